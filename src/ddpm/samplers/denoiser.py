@@ -1,0 +1,126 @@
+"""The Denoiser: the one interface that samplers, restoration and editing see.
+
+Given x_t and t it answers the predicted x_0 and ε. Labels, guidance, thresholding, number formats and the compute
+shape are handled inside, so that a sampler is only its formula.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ddpm.errors import UserError
+from ddpm.process.gaussian import GaussianProcess
+
+# (x_t, t as (N,), labels as (N,) or None) -> (N, C, H, W), or (N, 2C, H, W) where the variance is learned
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Clip = Literal["static", "dynamic"] | None
+
+DYNAMIC_QUANTILE = 0.995  # Saharia et al. 2022, section 2.3 and appendix D
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of x_t. Always x_t = √ᾱ_t x_0 + √(1-ᾱ_t) epsilon, also after clipping.
+
+    `variance_fraction`: only where the variance is learned, log Σ = fraction·log β + (1-fraction)·log β̃.
+    """
+
+    x_0: Tensor
+    epsilon: Tensor
+    variance_fraction: Tensor | None = None
+
+
+class Denoiser:
+    """Any network as a denoiser.
+
+    Args:
+        network: callable (x_t, t (N,), labels (N,) or None) -> what `process.prediction` names.
+        process: schedule, prediction and variance.
+        labels: class index of each image (N,), or None for an unconditional network.
+        null_label: the class index that means "no class"; guidance other than 1 needs it.
+        guidance: W of classifier-free guidance, out = null + W·(class - null); 1 is off, 0 unconditional.
+        guidance_rescale: φ of Lin et al. 2024, eq. 15-16; pulls the standard deviation back to the unguided one.
+        clip: "static" limits the predicted x_0 to [-1, 1]; "dynamic" (Imagen) to its own 99.5% quantile, then rescales;
+            None leaves it.
+        batch_size: every forward runs at exactly this many images, the last batch padded, so that an image's bits do
+            not depend on how many are drawn with it. None: the batch as it comes.
+        dtype: what the network computes in; predictions come back in x_t's dtype.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        process: GaussianProcess,
+        *,
+        labels: Tensor | None = None,
+        null_label: int | None = None,
+        guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+        clip: Clip = "static",
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        if guidance != 1 and (labels is None or null_label is None):
+            raise UserError("guidance needs a class-conditional model that was trained with classes dropped")
+        self.network, self.process, self.schedule = network, process, process.schedule
+        self.labels, self.null_label = labels, null_label
+        self.guidance, self.guidance_rescale = guidance, guidance_rescale
+        self.clip, self.batch_size, self.dtype = clip, batch_size, dtype
+
+    def __call__(self, x_t: Tensor, t: float) -> Prediction:
+        """Predict x_0 and ε of x_t (N, C, H, W) at one timestep t, which may be fractional."""
+        output = self._in_batches(x_t, t).to(x_t.dtype)
+        fraction = None
+        if self.process.learns_variance:
+            output, raw = output.chunk(2, dim=1)
+            fraction = (raw + 1) / 2
+        x_0 = self._limit(self.process.predicted_x_0(output, x_t, t))
+        return Prediction(x_0, self.process.epsilon_from_x_0(x_0, x_t, t), fraction)
+
+    def _in_batches(self, x_t: Tensor, t: float) -> Tensor:
+        """Run the network over chunks of exactly `batch_size` images, padding the last."""
+        n, size = len(x_t), self.batch_size or len(x_t)
+        if n == size:
+            return self._guided(x_t, t, self.labels)
+        outputs = []
+        for start in range(0, n, size):
+            index = torch.arange(start, start + size, device=x_t.device).clamp(max=n - 1)
+            labels = None if self.labels is None else self.labels[index]
+            outputs.append(self._guided(x_t[index], t, labels))
+        return torch.cat(outputs)[:n]
+
+    def _guided(self, x_t: Tensor, t: float, labels: Tensor | None) -> Tensor:
+        """The network's answer, with classifier-free guidance (Ho & Salimans 2022) in one batch of both halves."""
+        x = x_t if self.dtype is None else x_t.to(self.dtype)
+        times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
+        if labels is None or self.guidance == 1:
+            return self.network(x, times, labels)
+        null = torch.full_like(labels, self.null_label)
+        if self.guidance == 0:
+            return self.network(x, times, null)
+        both = self.network(torch.cat([x, x]), torch.cat([times, times]), torch.cat([labels, null]))
+        conditional, unconditional = both.float().chunk(2)
+        guided = unconditional + self.guidance * (conditional - unconditional)
+        if self.process.learns_variance:  # guidance moves the mean; the variance stays the class's own
+            channels = x.shape[1]
+            guided = torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
+        return self._rescaled(guided, conditional)
+
+    def _rescaled(self, guided: Tensor, conditional: Tensor) -> Tensor:
+        if self.guidance_rescale == 0:
+            return guided
+        axes = tuple(range(1, guided.ndim))
+        factor = conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+        return guided * (self.guidance_rescale * factor + 1 - self.guidance_rescale)
+
+    def _limit(self, x_0: Tensor) -> Tensor:
+        if self.clip == "static":
+            return x_0.clamp(-1, 1)
+        if self.clip == "dynamic":
+            bound = x_0.flatten(1).float().abs().quantile(DYNAMIC_QUANTILE, dim=1).clamp(min=1)
+            bound = bound.to(x_0.dtype).reshape(-1, *[1] * (x_0.ndim - 1))
+            return x_0.clamp(-bound, bound) / bound
+        return x_0
