@@ -1,4 +1,7 @@
-"""The two errors that the command line turns into one line and an exit code."""
+"""The two errors that the command line turns into one line and an exit code, and the way to ask for an extra."""
+
+import importlib
+from types import ModuleType
 
 
 class UserError(Exception):
@@ -7,3 +10,11 @@ class UserError(Exception):
 
 class RunStopped(Exception):
     """The run itself had to stop (loss not finite, no space left on the disk); what was saved stays. Exit code 1."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or say which command installs it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"this needs {module.split('.')[0]}: pip install 'ddpm[{extra}]'") from error
