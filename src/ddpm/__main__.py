@@ -1,0 +1,5 @@
+"""`python -m ddpm` is `ddpm`."""
+
+from ddpm.cli import main
+
+main()

@@ -1,0 +1,263 @@
+"""Model: a trained network with its process, labels and provenance. Load it, draw from it, save it."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.errors import UserError
+from ddpm.hardware import Precision, compute_dtype, default_device
+from ddpm.interop import diffusers as diffusers_format
+from ddpm.interop import hub
+from ddpm.process.gaussian import GaussianProcess
+from ddpm.randomness import ImageNoise
+from ddpm.samplers import find_sampler
+from ddpm.samplers.denoiser import Clip, Denoiser
+from ddpm.samplers.step import Step
+from ddpm.samplers.timesteps import Spacing, timestep_grid
+
+BUNDLED = {"digits": Path(__file__).parent / "assets" / "digits_model"}
+
+Labels = int | str | Sequence[int] | None
+
+
+class Model:
+    """A network that is done training, and all it needs to be used.
+
+    Args:
+        network: module (x_t (N,C,H,W), t (N,), labels (N,) or None) -> prediction; taken over, set to eval mode.
+        process: schedule, prediction, variance.
+        image_shape: (C, H, W).
+        class_names: one name a class for a class-conditional network, else None.
+        null_label: the label that means "no class" where classes were dropped in training, else None.
+        provenance: data, configuration, figures; travels in ddpm.json.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: GaussianProcess,
+        *,
+        image_shape: Sequence[int],
+        class_names: Sequence[str] | None = None,
+        null_label: int | None = None,
+        provenance: dict[str, Any] | None = None,
+    ):
+        self.network = network.eval().requires_grad_(False)
+        self.process = process
+        self.image_shape = tuple(image_shape)
+        self.class_names = list(class_names) if class_names is not None else None
+        self.null_label = null_label
+        self.provenance = provenance or {}
+        self._compute_networks: dict[torch.dtype, nn.Module] = {}
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes one may ask for; None for an unconditional model."""
+        return None if self.class_names is None else len(self.class_names)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> "Model":
+        """Move the network; returns the model."""
+        self.network.to(device)
+        self._compute_networks.clear()
+        return self
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """Twelve hexadecimal digits that name the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    @property
+    def default_batch_size(self) -> int:
+        """Images a forward pass: 16 of 32×32 on a CPU, 16 times as many on an accelerator, fewer for larger images."""
+        _, height, width = self.image_shape
+        per_device = 16 if self.device.type == "cpu" else 256
+        return max(1, min(per_device, per_device * 1024 // (height * width)))
+
+    def denoiser(
+        self,
+        labels: Tensor | None = None,
+        *,
+        guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+        clip: Clip = "static",
+        batch_size: int | None = None,
+        precision: Precision = "auto",
+    ) -> Denoiser:
+        """The model as the one interface that samplers, restoration and editing see; see `Denoiser`.
+
+        `labels` (N,) goes with the N images that will be denoised. A class-conditional model without labels answers
+        for its null class.
+        """
+        if labels is None and self.num_classes is not None and self.null_label is not None:
+            network = _Unlabelled(self._network_in(precision), self.null_label)
+        else:
+            network = self._network_in(precision)
+        if labels is None and self.num_classes is not None and self.null_label is None:
+            raise UserError("this model was trained with classes and without dropping them: it needs labels")
+        return Denoiser(
+            network,
+            self.process,
+            labels=None if labels is None else labels.to(self.device),
+            null_label=self.null_label,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            clip=clip,
+            batch_size=batch_size,
+            dtype=compute_dtype(precision, self.device),
+        )
+
+    def _network_in(self, precision: Precision) -> nn.Module:
+        """The network with its weights in the compute format; converted once and kept."""
+        dtype = compute_dtype(precision, self.device)
+        if dtype not in self._compute_networks:
+            network = copy.deepcopy(self.network).to(dtype=dtype, memory_format=torch.channels_last)
+            self._compute_networks[dtype] = network
+        return self._compute_networks[dtype]
+
+    def sample(self, num: int = 16, **options) -> Tensor:
+        """Draw images 0 … num-1 of a seed: float32 (num, C, H, W) in [-1, 1] on the CPU. Options: `sample_batches`."""
+        if num < 1:
+            raise UserError(f"the number of images must be at least 1, not {num}")
+        return torch.cat([images for _, images in self.sample_batches(range(num), **options)])
+
+    def sample_batches(
+        self,
+        indices: Sequence[int],
+        *,
+        sampler: str = "dpm++",
+        steps: int = 20,
+        spacing: Spacing | None = None,
+        labels: Labels = None,
+        guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+        clip: Clip = "static",
+        seed: int = 0,
+        batch_size: int | None = None,
+        precision: Precision = "auto",
+        callback: Callable[[Step], None] | None = None,
+        **sampler_options,
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Draw the images `indices` of a seed, a batch at a time: yields (indices, images on the CPU in [-1, 1]).
+
+        Image i is the same whichever others are drawn with it: its noise is its own, and every forward pass runs at
+        one padded shape of `batch_size` images. At one shape its bits are equal; another shape moves float32 by less
+        than 1/255.
+
+        Args:
+            sampler, steps, spacing: see `ddpm.samplers`; `sampler_options` go to the sampler (e.g. eta=1.0).
+            labels: a class, a list of classes that images take in turn, or None: all classes in turn.
+            guidance: classifier-free guidance, 1 is off, 0 unconditional.
+            clip: "static", "dynamic" or None, see `Denoiser`.
+            precision: number format of the network; "fp32" for comparisons across machines.
+            callback: called after every sampling step of every batch.
+        """
+        chosen = find_sampler(sampler)
+        size = batch_size or self.default_batch_size
+        if size < 1:
+            raise UserError(f"the batch size must be at least 1, not {size}")
+        timesteps = timestep_grid(self.process.schedule, steps, spacing or chosen.spacing)
+        classes = self.resolve_labels(labels)
+        for block in blocks(indices, size):
+            batch_labels = None if classes is None else torch.tensor([classes[i % len(classes)] for i in block])
+            denoiser = self.denoiser(
+                batch_labels,
+                guidance=guidance,
+                guidance_rescale=guidance_rescale,
+                clip=clip,
+                batch_size=size,
+                precision=precision,
+            )
+            noise = ImageNoise.of_seed(seed, block, self.image_shape, device=self.device)
+            images = chosen(denoiser, noise(), timesteps, noise=noise, callback=callback, **sampler_options)
+            yield block, images.float().clamp(-1, 1).cpu()
+
+    def resolve_labels(self, labels: Labels) -> list[int] | None:
+        """The list of classes that images take in turn, from a class, "all", a name, a list or None."""
+        if self.num_classes is None:
+            if labels is not None:
+                raise UserError("this model was trained without classes: it takes no labels")
+            return None
+        if labels is None or labels == "all":
+            return list(range(self.num_classes))
+        chosen = [labels] if isinstance(labels, int | str) else list(labels)
+        return [self._label_index(label) for label in chosen]
+
+    def _label_index(self, label: int | str) -> int:
+        if label in self.class_names:
+            return self.class_names.index(label)
+        if isinstance(label, int) and 0 <= label < self.num_classes:
+            return label
+        names = ", ".join(self.class_names[:12]) + (", …" if self.num_classes > 12 else "")
+        raise UserError(f"no class {label!r}; the model knows 0 to {self.num_classes - 1} ({names})")
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write a Diffusers pipeline folder; `dtype` stores the weights in another format (e.g. torch.float16)."""
+        extra = {"class_names": self.class_names, "null_label": self.null_label, "provenance": self.provenance}
+        diffusers_format.save_folder(
+            folder, self.network, self.process, image_shape=self.image_shape, extra=extra, dtype=dtype
+        )
+
+
+class _Unlabelled(nn.Module):
+    """A class-conditional network that is asked without labels: every image gets the null class."""
+
+    def __init__(self, network: nn.Module, null_label: int):
+        super().__init__()
+        self.network, self.null_label = network, null_label
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return self.network(x_t, t, torch.full((len(x_t),), self.null_label, device=x_t.device))
+
+
+def blocks(indices: Sequence[int], size: int) -> Iterator[list[int]]:
+    """`indices` cut where index // size changes, so that an image keeps its place in the batch whoever draws it."""
+    block: list[int] = []
+    for index in indices:
+        if block and (index // size != block[0] // size):
+            yield block
+            block = []
+        block.append(index)
+    if block:
+        yield block
+
+
+def load(name: str | Path, *, device: torch.device | str | None = None) -> Model:
+    """A model from a bundled name ("digits"), a run directory, a Diffusers folder, or a Hub id ("user/name").
+
+    A folder that has a bundled model's name is reached as "./digits". Device: the best there is, unless given.
+    """
+    parts = diffusers_format.load_folder(find_model(name))
+    known = {key: parts.extra.get(key) for key in ("class_names", "null_label", "provenance")}
+    rows = parts.network.num_classes if known["class_names"] is None else None
+    if rows:
+        known["class_names"] = [str(label) for label in range(rows)]
+    model = Model(parts.network, parts.process, image_shape=parts.image_shape, **known)
+    return model.to(device or default_device())
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder that holds the model called `name`."""
+    if str(name) in BUNDLED:
+        return BUNDLED[str(name)]
+    path = Path(name).expanduser()
+    if (path / "model").is_dir():
+        return path / "model"
+    if path.exists():
+        return path
+    if hub.looks_like_id(str(name)):
+        return hub.download(str(name))
+    raise UserError(f"no model at {name}: give a run directory, a Diffusers folder, a Hub id (user/name), or 'digits'")
