@@ -6,6 +6,7 @@ tensor (N,) with one for each image.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ddpm.errors import UserError
 from ddpm.process.schedule import NoiseSchedule
+from ddpm.process.tables import TimestepTable
 
 PredictionName = Literal["epsilon", "x_0", "v"]
 VarianceName = Literal["fixed_small", "fixed_large", "learned_range"]
@@ -43,12 +45,28 @@ class GaussianProcess:
     def learns_variance(self) -> bool:
         return self.variance == "learned_range"
 
+    @cached_property
+    def log_variance(self) -> Tensor:
+        """log Σ_t of the reverse process at each timestep, float64 (T,); β̃'s, the lower end, where it is learned.
+
+        Index 0 takes index 1's β̃, since β̃_0 = 0; `fixed_large` is the log of [β̃_1, β_1, β_2, ...] as in Ho et al.
+        """
+        smallest = self.schedule.posterior_log_variance
+        if self.variance == "fixed_large":
+            return torch.cat([smallest[:1], self.schedule.betas[1:].log()])
+        return smallest
+
+    @cached_property
+    def _signal_noise_table(self) -> TimestepTable:
+        alphas_cumprod = self.schedule.alphas_cumprod
+        return TimestepTable(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+
     def signal_noise(self, t: Timestep, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """(√ᾱ_t, √(1-ᾱ_t)), as floats for one t, or (N, 1, 1, 1) in `like`'s dtype and device for a tensor of them."""
         if not isinstance(t, Tensor):
             return self.schedule.signal_noise(t)
-        alpha_bar = gather(self.schedule.alphas_cumprod, t)
-        return expand(alpha_bar.sqrt(), like), expand((1 - alpha_bar).sqrt(), like)
+        signal, sigma = self._signal_noise_table(t, like)
+        return signal, sigma
 
     def q_sample(self, x_0: Tensor, t: Timestep, noise: Tensor) -> Tensor:
         """x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε (eq. 4)."""
@@ -110,14 +128,3 @@ class Posterior:
         x_0_weight = math.sqrt(self.alpha_bar_prev) * self.beta / (1 - self.alpha_bar)
         x_t_weight = math.sqrt(1 - self.beta) * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
         return x_0_weight * x_0 + x_t_weight * x_t
-
-
-def gather(table: Tensor, t: Tensor) -> Tensor:
-    """table[t] for an integer tensor t (N,): float64 on t's device (float32 where the device has no float64)."""
-    values = table[t.cpu()] if t.device.type == "mps" else table.to(t.device)[t]
-    return values.to(torch.float32).to(t.device) if t.device.type == "mps" else values
-
-
-def expand(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) values as (N, 1, 1, 1), in `like`'s dtype and device."""
-    return values.to(like.device, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
