@@ -1,0 +1,61 @@
+# `make demo` and `make test` set everything up by themselves, in .venv, from the pinned versions in requirements.lock.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
+
+.PHONY: help demo test check bench torture fuzz lock clean
+help:
+	@echo "make demo     install, draw digits with the bundled model, train one from scratch (about five minutes)"
+	@echo "make test     install everything, lint, check types, run the whole test suite"
+	@echo "make bench    compare speed with other libraries on this machine"
+	@echo "make torture  kill training runs 100 times and compare what they end with"
+	@echo "make fuzz     feed hostile files to every reader"
+	@echo "make lock     resolve the pinned versions again"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/.core
+
+$(VENV)/.peers: $(VENV)/.dev
+	$(PIP) --editable '.[dev,peers]'
+	touch $@
+
+demo: $(VENV)/.core
+	mkdir -p demo
+	$(BIN)/ddpm sample digits --labels all --num 100 --columns 10 --out demo/bundled.png --overwrite
+	rm -rf demo/run
+	$(BIN)/ddpm train digits --out demo/run
+	$(BIN)/ddpm sample demo/run --labels all --num 100 --columns 10 --out demo/samples.png --overwrite
+	@echo "Look at demo/bundled.png (the bundled model) and demo/samples.png (the one just trained)."
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.cpu
+
+torture: $(VENV)/.dev
+	$(BIN)/python -m tests.campaigns.torture
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.campaigns.fuzz
+
+lock: $(VENV)/.dev
+	$(BIN)/uv pip compile --universal --all-extras --no-header --no-annotate --no-emit-index-url --python-version 3.11 \
+	    pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf demo

@@ -1,0 +1,7 @@
+"""Denoising diffusion probabilistic models: train, sample, watch, judge, restore and edit."""
+
+from ddpm.model import Model, load
+from ddpm.randomness import image_generator
+from ddpm.viewing.pictures import save_grid
+
+__all__ = ["Model", "image_generator", "load", "save_grid"]

@@ -1,0 +1,137 @@
+"""Draw many images to a file or a folder: in batches, over several processes, and again from where it was killed.
+
+Batch b belongs to process b mod P, and is written beside and renamed when it is done, so what is there is whole and
+no process waits for another. Whichever finishes last puts the parts together.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm.errors import UserError
+from ddpm.hardware import process_rank
+from ddpm.model import Model
+from ddpm.pixels import to_float, to_uint8
+from ddpm.viewing.pictures import save_grid
+
+
+SETTINGS = "settings.json"
+Batch = tuple[list[int], Tensor]
+
+
+def generate(
+    model: Model, out: Path, *, num: int, overwrite: bool = False, columns: int | None = None, **options: Any
+) -> None:
+    """Draw images 0 … num-1 to `out`: a grid (.png), an array (.npz: `arr_0`, uint8, N,H,W,C), or a folder of PNGs.
+
+    `options` go to `Model.sample_batches`. What is there is kept: an `out` of other settings is an error unless
+    `overwrite`; one of the same settings that was not finished is finished.
+    """
+    if num < 1:
+        raise UserError(f"the number of images must be at least 1, not {num}")
+    size = options.pop("batch_size", None) or model.default_batch_size
+    settings = {"num": num, "batch_size": size, "weights": model.weights_hash, **options}
+    as_folder = out.suffix == ""
+    if out.suffix not in ("", ".png", ".npz"):
+        raise UserError(f"cannot write {out.name}: give a name ending in .png (a grid) or .npz, or a folder")
+    parts = out if as_folder else out.with_name(out.name + ".parts")
+    prepare(out, parts, settings, overwrite)
+    for indices, images in missing_batches(model, parts, num, size, options):
+        pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
+        (write_pngs if as_folder else write_array)(parts, indices, pixels)
+    if not as_folder:
+        assemble(out, parts, num, size, columns)
+
+
+def prepare(out: Path, parts: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make the parts folder, and see that whatever is there already belongs to the same settings."""
+    note = parts / SETTINGS
+    text = json.dumps(settings, indent=1, sort_keys=True, default=str)
+    with locked(out):
+        if note.exists() and note.read_text() == text:
+            return
+        occupied = out.exists() and (out.is_file() or any(out.iterdir()))
+        if occupied and not overwrite:
+            raise UserError(f"{out} exists: give another --out, or --overwrite")
+        if note.exists():  # ours, of other settings, and allowed to go
+            shutil.rmtree(parts)
+        parts.mkdir(parents=True, exist_ok=True)
+        write_whole(note, text.encode())
+
+
+def missing_batches(model: Model, parts: Path, num: int, size: int, options: dict[str, Any]) -> Iterator[Batch]:
+    """Draw this process's batches that are not in `parts` yet, with a progress bar on the first process."""
+    rank, processes = process_rank()
+    starts = range(rank * size, num, processes * size)
+    todo = [start for start in starts if not part_file(parts, min(start + size, num) - 1).exists()]
+    for start in tqdm(todo, unit="batch", desc="sampling", disable=rank != 0 or len(todo) < 2):
+        indices = range(start, min(start + size, num))
+        yield from model.sample_batches(indices, batch_size=size, **options)
+
+
+def part_file(parts: Path, last_index: int) -> Path:
+    """The file that says, by being there, that the batch ending with this image is done."""
+    return parts / f"{last_index:06d}.npy" if parts.suffix == ".parts" else parts / f"{last_index:06d}.png"
+
+
+def write_pngs(folder: Path, indices: list[int], pixels: np.ndarray) -> None:
+    """One PNG an image, named by its index; the batch's last image, written last, marks it done."""
+    for index, image in zip(indices, pixels, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, format="png")
+        write_whole(folder / f"{index:06d}.png", buffer.getvalue())
+
+
+def write_array(parts: Path, indices: list[int], pixels: np.ndarray) -> None:
+    """A batch as one .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, pixels)
+    write_whole(part_file(parts, indices[-1]), buffer.getvalue())
+
+
+def assemble(out: Path, parts: Path, num: int, size: int, columns: int | None) -> None:
+    """Put the parts together once all are there; a process that finds some missing leaves it to a later one."""
+    with locked(out):
+        files = [part_file(parts, min(start + size, num) - 1) for start in range(0, num, size)]
+        if not all(file.exists() for file in files):
+            return
+        pixels = np.concatenate([np.load(file) for file in files])
+        if out.suffix == ".png":
+            images = to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            save_grid(images, out, columns=columns, overwrite=True)
+        else:
+            buffer = io.BytesIO()
+            np.savez(buffer, arr_0=pixels)
+            write_whole(out, buffer.getvalue())
+        shutil.rmtree(parts)
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """One process at a time; the kernel frees a dead process's lock. It is the folder's own, so nothing is left behind."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside and rename, so that the file is never half there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(data)
+    beside.replace(path)
