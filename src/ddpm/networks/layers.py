@@ -1,0 +1,158 @@
+"""The layers of the U-Net. Parameters are kept in float32 and cast to the activations' dtype where they are used
+(as in EDM), so that the caller chooses the precision by the dtype of the image and no autocast is needed.
+
+Attribute names follow Diffusers, so that its `state_dict` is ours.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm.networks.config import NetworkConfig
+from ddpm.networks.dropout import Dropout
+from ddpm.networks.norm import GroupNorm
+
+# Ho et al. write "zero" for a variance scale of 1e-10, so the layer starts near zero but not at a saddle
+NEAR_ZERO = 1e-5
+
+
+def _xavier(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
+    """Ho et al.'s initialisation: uniform with variance gain² · 2 / (fan_in + fan_out), biases zero."""
+    nn.init.xavier_uniform_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+
+
+class Linear(nn.Linear):
+    def __init__(self, inputs: int, outputs: int, gain: float = 1.0):
+        super().__init__(inputs, outputs)
+        _xavier(self, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class Conv(nn.Conv2d):
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0, gain: float = 1.0):
+        super().__init__(inputs, outputs, kernel, stride, padding)
+        _xavier(self, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride, self.padding)
+
+
+def sinusoid(t: Tensor, channels: int, freq_shift: float, flip_sin_to_cos: bool) -> Tensor:
+    """Encode timesteps (N,), fractional or not, as (N, channels) in float32 (Vaswani et al. 2017, section 3.5)."""
+    half = channels // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
+    angles = t.float()[:, None] * exponent.exp()
+    waves = [angles.cos(), angles.sin()] if flip_sin_to_cos else [angles.sin(), angles.cos()]
+    return F.pad(torch.cat(waves, dim=1), (0, channels % 2))
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers on the sinusoid, (N, channels) -> (N, 4·channels)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.linear_1 = Linear(channels, 4 * channels)
+        self.linear_2 = Linear(4 * channels, 4 * channels)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(waves)))
+
+
+class Downsample(nn.Module):
+    """Halve the image by a stride-2 convolution."""
+
+    def __init__(self, channels: int, padding: int):
+        super().__init__()
+        self.conv = Conv(channels, channels, 3, stride=2, padding=padding)
+        self.pads_right_and_below = padding == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pads_right_and_below else x)
+
+
+class Upsample(nn.Module):
+    """Double the image by its nearest pixel, then convolve."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = Conv(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(doubled(x))
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Every pixel four times."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def halved(x: Tensor) -> Tensor:
+    """The mean of every 2×2 pixels."""
+    return F.avg_pool2d(x, 2)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, conditioning, norm, SiLU, dropout, conv, and the sum with the input.
+
+    Args:
+        embedding: width of the embedding of t and the class.
+        layer: the block's number, which tells its dropout masks from the others'.
+        resample: None, or `halved` or `doubled`, done between the first SiLU and convolution.
+    """
+
+    def __init__(self, config: NetworkConfig, inputs: int, outputs: int, embedding: int, layer: int, resample=None):
+        super().__init__()
+        self.scale_shift = config.conditioning == "scale_shift"
+        self.resample = resample
+        self.norm1 = GroupNorm(config.groups, inputs, config.norm_eps)
+        self.conv1 = Conv(inputs, outputs, 3, padding=1)
+        self.time_emb_proj = Linear(embedding, outputs * (2 if self.scale_shift else 1))
+        self.norm2 = GroupNorm(config.groups, outputs, config.norm_eps)
+        self.dropout = Dropout(config.dropout, layer)
+        self.conv2 = Conv(outputs, outputs, 3, padding=1, gain=NEAR_ZERO)
+        self.conv_shortcut = Conv(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
+        """x (N, inputs, H, W); embedding (N, embedding) after its SiLU, float32 -> (N, outputs, H', W')."""
+        h = self.norm1(x)
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
+        condition = self.time_emb_proj(embedding)
+        if self.scale_shift:
+            scale, shift = condition.chunk(2, dim=1)
+            h = self.norm2(h, scale=scale, shift=shift)
+        else:
+            h = self.norm2(h, added=condition)
+        h = self.conv2(self.dropout(h, dropout_keys))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a feature map, added to it (Vaswani et al. 2017)."""
+
+    def __init__(self, config: NetworkConfig, channels: int, norm: bool = True):
+        super().__init__()
+        self.heads = channels // (config.head_dim or channels)
+        self.group_norm = GroupNorm(config.groups, channels, config.norm_eps, silu=False) if norm else None
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.to_out = nn.ModuleList([Linear(channels, channels, gain=NEAR_ZERO)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) -> the same shape."""
+        n, channels, height, width = x.shape
+        h = x if self.group_norm is None else self.group_norm(x)
+        tokens = h.permute(0, 2, 3, 1).reshape(n, height * width, channels)
+        q, k, v = (
+            layer(tokens).reshape(n, height * width, self.heads, -1).transpose(1, 2)
+            for layer in (self.to_q, self.to_k, self.to_v)
+        )
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height, width, channels)
+        return x + self.to_out[0](h).permute(0, 3, 1, 2)
