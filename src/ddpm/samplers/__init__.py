@@ -1,0 +1,75 @@
+"""Samplers, by name. A new one is a function like these in a file of its own, and one line here."""
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ddpm.errors import UserError
+from ddpm.samplers.ancestral import ancestral
+from ddpm.samplers.ddim import ddim
+from ddpm.samplers.denoiser import Clip, Denoiser, Network, Prediction
+from ddpm.samplers.dpm_solver import dpm_solver, dpm_solver_sde
+from ddpm.samplers.heun import heun
+from ddpm.samplers.step import Callback, Noise, Sampler, Step
+from ddpm.samplers.timesteps import Spacing, timestep_grid
+from ddpm.samplers.unipc import unipc
+
+__all__ = [
+    "SAMPLERS",
+    "Callback",
+    "Clip",
+    "Denoiser",
+    "Network",
+    "Noise",
+    "Prediction",
+    "Sampler",
+    "SamplerSpec",
+    "Spacing",
+    "Step",
+    "find_sampler",
+    "timestep_grid",
+]
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler and what choosing one takes to know."""
+
+    function: Sampler
+    evaluations_per_step: int = 1
+    spacing: Spacing = "trailing"
+
+    def __call__(self, denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], **options: Any) -> Tensor:
+        """Run it; UserError for an option that it does not take."""
+        known = inspect.signature(self.function).parameters
+        for option in options:
+            if option not in known:
+                raise UserError(f"the sampler {self.function.__name__} takes no option {option!r}")
+        return self.function(denoiser, x_T, timesteps, **options)
+
+    def evaluations(self, steps: int) -> int:
+        """Network evaluations of a run down to the data; guidance doubles the work of each."""
+        return self.evaluations_per_step * (steps - 1) + 1
+
+
+SAMPLERS: dict[str, SamplerSpec] = {
+    "ancestral": SamplerSpec(ancestral),
+    "ddim": SamplerSpec(ddim),
+    "dpm++": SamplerSpec(dpm_solver),
+    "dpm++sde": SamplerSpec(dpm_solver_sde),
+    "unipc": SamplerSpec(unipc),
+    "heun": SamplerSpec(heun, evaluations_per_step=2),
+}
+
+
+def find_sampler(name: str) -> SamplerSpec:
+    """The sampler of this name; UserError with the nearest one otherwise."""
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    near = difflib.get_close_matches(name, SAMPLERS, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SAMPLERS)}"
+    raise UserError(f"no sampler named {name!r}; {hint}")

@@ -1,0 +1,61 @@
+"""Which timesteps a sampler visits: S steps need S+1 numbers, the last of them -1, the data."""
+
+import math
+from typing import Literal, get_args
+
+import numpy as np
+
+from ddpm.errors import UserError
+from ddpm.process.schedule import NoiseSchedule
+
+Spacing = Literal["trailing", "leading", "uniform", "quadratic", "log_snr"]
+
+
+def timestep_grid(schedule: NoiseSchedule, steps: int, spacing: Spacing = "trailing") -> list[float]:
+    """S+1 strictly falling timesteps for exactly S steps, 1 ≤ S ≤ T, the last -1.
+
+    - trailing: every T/S-th, counted down from T-1 (Lin et al. 2024, table 2).
+    - leading: multiples of ⌊T/S⌋; the first lies below T-1, the last is 0 (Diffusers' default).
+    - uniform: from T-1 to 0, both included (Diffusers' `linspace`).
+    - quadratic: the grid of the DDIM paper's CIFAR-10 results (Song et al. 2021, appendix D.2), from 0.8·T to 0.
+      Its whole numbers coincide near 0 once S > √(0.8·T) + 1; there each is moved up to the next free one.
+    - log_snr: uniform in log-SNR from T-1 to 0, fractional (Lu et al. 2022). Where no signal is left at T-1
+      (zero terminal SNR), the uniform part starts at T-2.
+    """
+    T = schedule.timesteps
+    if not 1 <= steps <= T:
+        raise UserError(f"{steps} steps asked for, but this process has {T} timesteps: choose 1 to {T}")
+    match spacing:
+        case "trailing":
+            grid = [round(T - i * T / steps) - 1 for i in range(steps)]
+        case "leading":
+            grid = [i * (T // steps) for i in reversed(range(steps))]
+        case "uniform":
+            grid = [round(t) for t in np.linspace(T - 1, 0, steps)]
+        case "quadratic":
+            grid = _quadratic(T, steps)
+        case "log_snr":
+            grid = _uniform_log_snr(schedule, steps)
+        case _:
+            raise UserError(f"no spacing named {spacing!r}; there are {', '.join(get_args(Spacing))}")
+    return [*map(float, grid), -1.0]
+
+
+def _quadratic(T: int, steps: int) -> list[int]:
+    rising: list[int] = []
+    for root in np.linspace(0, math.sqrt(0.8 * T), steps):
+        rising.append(max(int(root**2), rising[-1] + 1 if rising else 0))
+    return rising[::-1]
+
+
+def _uniform_log_snr(schedule: NoiseSchedule, steps: int) -> list[float]:
+    last = schedule.timesteps - 1
+    start = last - 1 if schedule.zero_terminal_snr else last
+    count = steps - (last - start)
+    values = np.linspace(schedule.log_snr(start), schedule.log_snr(0), max(count, 0))
+    grid = [schedule.t_from_log_snr(float(value)) for value in values]
+    if count >= 1:
+        grid[0] = float(start)
+    if count >= 2:
+        grid[-1] = 0.0
+    return [float(last), *grid] if start < last else grid
