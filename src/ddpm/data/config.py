@@ -1,0 +1,52 @@
+"""What a data set is and how its images are brought to one size: the `data` section of a configuration."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from ddpm.data.limits import SMALLEST_SIDE
+
+Side = Annotated[int, Field(ge=SMALLEST_SIDE, le=4096)]
+Level = Annotated[int, Field(ge=0, le=255)]
+
+
+class DataConfig(BaseModel, extra="forbid"):
+    """The `data` section.
+
+    source: a name, `hf:user/set`, or a path; `:test` at its end names a split.
+    image_size: the side of a square, or [height, width].
+    channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
+    random_flip: mirror each image left to right with probability 1/2, drawn anew each time.
+    labels: whether the set's classes are used.
+    fit: `crop` fills the frame and cuts what stands over, `pad` shows all of the image on the background.
+    background: grey level or [r, g, b] behind transparent pixels and padding, 0..255.
+    streaming: read the source in its own order through a shuffle buffer, for sets too large to index.
+    shuffle_buffer: how many images the buffer holds.
+    """
+
+    source: str = "digits"
+    image_size: Side | tuple[Side, Side] = 28
+    channels: Annotated[int, Field(ge=1, le=4)] = 3
+    random_flip: bool = False
+    labels: bool = False
+    fit: Literal["crop", "pad"] = "crop"
+    background: Level | tuple[Level, Level, Level] = 255
+    streaming: bool = False
+    shuffle_buffer: Annotated[int, Field(ge=1)] = 4096
+
+    @field_validator("source")
+    @classmethod
+    def _not_empty(cls, source: str) -> str:
+        if not source.strip():
+            raise ValueError("a data source is a name, hf:user/set, or a path")
+        return source
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, *self.size)
