@@ -26,7 +26,6 @@ from ddpm.model import Model
 from ddpm.pixels import to_float, to_uint8
 from ddpm.viewing.pictures import save_grid
 
-
 SETTINGS = "settings.json"
 Batch = tuple[list[int], Tensor]
 
@@ -43,9 +42,9 @@ def generate(
         raise UserError(f"the number of images must be at least 1, not {num}")
     size = options.pop("batch_size", None) or model.default_batch_size
     settings = {"num": num, "batch_size": size, "weights": model.weights_hash, **options}
-    as_folder = out.suffix == ""
-    if out.suffix not in ("", ".png", ".npz"):
-        raise UserError(f"cannot write {out.name}: give a name ending in .png (a grid) or .npz, or a folder")
+    as_folder = out.suffix not in (".png", ".npz")
+    if out.suffix in (".jpg", ".jpeg"):
+        raise UserError(f"cannot write {out.name}: JPEG changes pixels; name a .png, a .npz or a folder")
     parts = out if as_folder else out.with_name(out.name + ".parts")
     prepare(out, parts, settings, overwrite)
     for indices, images in missing_batches(model, parts, num, size, options):
@@ -120,7 +119,7 @@ def assemble(out: Path, parts: Path, num: int, size: int, columns: int | None) -
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """One process at a time; the kernel frees a dead process's lock. It is the folder's own, so nothing is left behind."""
+    """One process at a time, by a lock on the folder itself, which the kernel frees when its holder dies."""
     out.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(out.parent, os.O_RDONLY)
     try:

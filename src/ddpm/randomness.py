@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def derive_seed(*words: int | str) -> int:
-    """A 63-bit seed from any words, e.g. ``derive_seed(seed, "training", step, position)``; the same on every machine."""
+    """A 63-bit seed from any words, e.g. `derive_seed(seed, "training", step, position)`, alike on every machine."""
     digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
