@@ -1,0 +1,122 @@
+"""Where evaluations keep what is dear to compute: rows in chunks, named by the content that they were made from.
+
+A chunk is written beside its name and renamed, so what is there is whole: a killed evaluation goes on with the chunks
+that are missing, and processes that share the folder need no other word between them.
+"""
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm.errors import RunStopped
+from ddpm.generation import write_whole
+from ddpm.hardware import process_rank
+
+SETTINGS = "settings.json"
+PATIENCE = 3600.0  # seconds without a new chunk after which the other processes are taken for dead
+
+
+def cache_folder() -> Path:
+    """$DDPM_CACHE, else $XDG_CACHE_HOME/ddpm, else ~/.cache/ddpm."""
+    if "DDPM_CACHE" in os.environ:
+        return Path(os.environ["DDPM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "ddpm")
+
+
+def content_key(settings: dict[str, Any]) -> str:
+    """Twenty hexadecimal digits that name these settings and no others."""
+    return hashlib.blake2b(_as_text(settings).encode(), digest_size=10).hexdigest()
+
+
+class Chunks:
+    """An array of `total` rows that is computed in chunks of `chunk`, each in a file of its own.
+
+    Reading maps the files into memory: `rows[3:700]` and `rows[[5, 9]]` load no more than they return.
+    """
+
+    def __init__(self, kind: str, settings: dict[str, Any], total: int, chunk: int):
+        self.folder = cache_folder() / "evaluation" / f"{kind}-{content_key(settings)}"
+        self.total, self.chunk = total, chunk
+        self._maps: dict[int, np.ndarray] = {}
+        self._claim(settings)
+
+    def _claim(self, settings: dict[str, Any]) -> None:
+        """Note what the folder belongs to; one of other settings would mean wrong figures, so it ends the run."""
+        note = self.folder / SETTINGS
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not note.exists():
+            write_whole(note, _as_text(settings).encode())
+        elif note.read_text() != _as_text(settings):
+            raise RunStopped(f"{self.folder} was made with other settings than its name says: remove it")
+
+    def __len__(self) -> int:
+        return self.total
+
+    @property
+    def starts(self) -> list[int]:
+        return list(range(0, self.total, self.chunk))
+
+    def bounds(self, start: int) -> range:
+        """The rows of the chunk that begins at `start`."""
+        return range(start, min(start + self.chunk, self.total))
+
+    def path(self, start: int) -> Path:
+        rows = self.bounds(start)
+        return self.folder / f"{rows.start:08d}-{rows.stop:08d}.npy"
+
+    def write(self, start: int, rows: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, rows)
+        write_whole(self.path(start), buffer.getbuffer())
+
+    def missing(self, starts: list[int] | None = None) -> list[int]:
+        return [start for start in (self.starts if starts is None else starts) if not self.path(start).exists()]
+
+    def mine(self) -> list[int]:
+        """This process's chunks: a contiguous share."""
+        rank, processes = process_rank()
+        starts = self.starts
+        return starts[rank * len(starts) // processes : (rank + 1) * len(starts) // processes]
+
+    def wait(self) -> None:
+        """Return when every chunk is there, whoever makes it."""
+        missing, since = len(self.missing()), time.monotonic()
+        while missing:
+            time.sleep(0.5)
+            left = len(self.missing())
+            if left < missing:
+                missing, since = left, time.monotonic()
+            elif time.monotonic() - since > PATIENCE:
+                raise RunStopped(
+                    f"other processes left {missing} chunks of {self.folder} unmade: run the command again"
+                )
+
+    def __getitem__(self, rows: slice | np.ndarray | list[int]) -> np.ndarray:
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(self.total))
+        rows = np.asarray(rows)
+        if len(rows) == 0:
+            return self._map(0)[:0]
+        parts = [self._map(int(chunk)) for chunk in rows // self.chunk]
+        return np.stack([part[row % self.chunk] for part, row in zip(parts, rows, strict=True)])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The chunks in order."""
+        for start in self.starts:
+            yield self._map(start // self.chunk)
+
+    def _map(self, number: int) -> np.ndarray:
+        if number not in self._maps:
+            self._maps[number] = np.load(self.path(number * self.chunk), mmap_mode="r", allow_pickle=False)
+        return self._maps[number]
+
+
+def _as_text(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,57 @@
+"""What computes a frozen network: OpenVINO on a CPU where it is installed, which is twice as fast, else PyTorch."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Engine:
+    """float32 (N, ...) -> float32 (N, D) on the CPU."""
+
+    name: str
+    run: Callable[[Tensor], np.ndarray]
+
+    def __call__(self, batch: Tensor) -> np.ndarray:
+        return self.run(batch)
+
+
+def compile_network(network: nn.Module, shape: Sequence[int], device: torch.device) -> Engine:
+    """The fastest engine there is for a network of one input (N, *shape). Always float32: bf16 moves FID by percents."""
+    if device.type == "cpu":
+        try:
+            return _openvino(network, shape)
+        except ModuleNotFoundError:
+            pass
+    return _torch(network, device)
+
+
+def _openvino(network: nn.Module, shape: Sequence[int]) -> Engine:
+    import openvino
+
+    with warnings.catch_warnings():  # of the tracer, about PyTorch's own deprecations
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(network, example_input=torch.zeros(1, *shape), input=[-1, *shape])
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    return Engine("openvino", lambda batch: compiled(np.ascontiguousarray(batch.numpy()))[0].copy())
+
+
+def _torch(network: nn.Module, device: torch.device) -> Engine:
+    network = network.to(device, memory_format=torch.channels_last).eval()
+
+    @torch.inference_mode()
+    def run(batch: Tensor) -> np.ndarray:
+        batch = batch.to(device).contiguous(memory_format=torch.channels_last)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return network(batch).float().cpu().numpy()
+
+    return Engine("torch", run)

@@ -1,0 +1,99 @@
+"""The images that are judged or compared with: a data set's, or a model's as they are drawn."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.data.dataset import ImageDataset
+from ddpm.evaluation.cache import Chunks, content_key
+from ddpm.model import Model
+from ddpm.pixels import to_uint8
+from ddpm.samplers import find_sampler
+
+CHUNK = 512
+
+
+class ImageSet(Protocol):
+    """uint8 images by number, with what names them.
+
+    title: for tables; fingerprint: hash of the content; shape: (C, H, W); chunk: how many are worked on at once;
+    labels: int64 (N,) or None; class_names: one a class, or None.
+    """
+
+    title: str
+    fingerprint: str
+    shape: tuple[int, int, int]
+    chunk: int
+    labels: Tensor | None
+    class_names: list[str] | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Tensor: ...
+
+
+class DatasetImages:
+    """A data set, or the first `num` images of it in an order that mixes its classes."""
+
+    chunk = CHUNK
+
+    def __init__(self, dataset: ImageDataset, title: str, num: int | None = None):
+        self.dataset, self.title, self.shape = dataset, title, tuple(dataset.image_shape)
+        whole = num is None or num >= len(dataset)
+        self.order = torch.arange(len(dataset)) if whole else _mixed(len(dataset))[:num]
+        self.fingerprint = dataset.fingerprint if whole else f"{dataset.fingerprint}/{num}"
+        self.class_names = dataset.class_names
+        self.labels = dataset.batch(self.order)[1] if dataset.class_names else None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
+        return self.dataset.batch(self.order[rows])[0]
+
+
+class GeneratedImages:
+    """Images 0 … num-1 of a model's seed, drawn when first asked for and kept on the disk.
+
+    `options` go to `Model.sample_batches`. More images of the same settings go on from those that are there.
+    """
+
+    def __init__(self, model: Model, num: int, title: str, **options: Any):
+        self.model, self.title, self.shape = model, title, model.image_shape
+        size = options.pop("batch_size", None) or model.default_batch_size
+        self.chunk = -(-CHUNK // size) * size  # whole batches, so that no forward pass is padded but the last
+        self.options = {"sampler": "dpm++", "steps": 20, "seed": 0, "guidance": 1.0, "clip": "static", **options}
+        self.options["batch_size"] = size
+        chosen = model.resolve_labels(self.options.get("labels"))
+        self.labels = None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in range(num)])
+        self.class_names = model.class_names
+        self.settings = {
+            "weights": model.weights_hash,
+            "device": model.device.type,
+            "precision": "auto",
+            **self.options,
+            "labels": chosen,
+        }
+        self.fingerprint = content_key(self.settings)
+        self.chunks = Chunks("images", self.settings, num, self.chunk)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations an image."""
+        return find_sampler(self.options["sampler"]).evaluations(self.options["steps"])
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
+        numbers = np.arange(len(self))[rows]
+        for start in self.chunks.missing(sorted({int(number) // self.chunk * self.chunk for number in numbers})):
+            drawn = self.model.sample_batches(self.chunks.bounds(start), **self.options)
+            self.chunks.write(start, torch.cat([to_uint8(images) for _, images in drawn]).numpy())
+        return torch.from_numpy(self.chunks[numbers])
+
+
+def _mixed(size: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,43 @@
+"""Two figures that need no pairs of images: the Inception Score, and the drift of the mean colour."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SPLITS, SEED = 10, 2020  # torch-fidelity's
+
+
+@dataclass(frozen=True)
+class InceptionScore:
+    """Mean and standard deviation over splits."""
+
+    mean: float
+    std: float
+
+
+def inception_score(logits: np.ndarray, *, splits: int = SPLITS, seed: int = SEED) -> InceptionScore:
+    """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016) of logits (n, K), shuffled and split as torch-fidelity does."""
+    logits = np.float64(logits)[np.random.RandomState(seed).permutation(len(logits))]
+    log_p = logits - logits.max(axis=1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    bounds = [i * len(log_p) // splits for i in range(splits + 1)]
+    scores = []
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        part, p = log_p[start:stop], np.exp(log_p[start:stop])
+        scores.append(np.exp((p * (part - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
+    return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Generated mean minus real mean of each channel, in levels of 0..255, with its standard error."""
+
+    levels: list[float]
+    standard_errors: list[float]
+
+
+def channel_drift(generated: np.ndarray, real: np.ndarray) -> Drift:
+    """From each image's channel means (n, C) in levels of 0..255."""
+    generated, real = np.float64(generated), np.float64(real)
+    variance = sum(means.var(axis=0, ddof=1) / len(means) for means in (generated, real))
+    return Drift((generated.mean(axis=0) - real.mean(axis=0)).tolist(), np.sqrt(variance).tolist())
