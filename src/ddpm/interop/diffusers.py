@@ -1,0 +1,179 @@
+"""Diffusers' pipeline folder is the model format: written and read here, without Diffusers.
+
+model_index.json, unet/ (config.json, safetensors), scheduler/scheduler_config.json, and ddpm.json for what Diffusers
+has no word for. Folders of other ages are read too: configuration and weights at the root, attention named
+query/key/value/proj_attn, a DDIM or other scheduler inside, half precision, shards.
+"""
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from ddpm.errors import RunStopped, UserError
+from ddpm.interop.card import model_card
+from ddpm.interop.folder import (
+    WEIGHTS,
+    ModelFolder,
+    Weights,
+    checked,
+    exact_float32,
+    replace_folder,
+    safetensors_in,
+    write_json,
+)
+from ddpm.interop.scheduler_config import to_process, to_scheduler
+from ddpm.interop.unet_config import OURS, UNET2D, obstacle, to_our_config, to_unet2d
+from ddpm.networks import UNet
+from ddpm.process.gaussian import GaussianProcess
+
+DIFFUSERS_VERSION = "0.30.0"  # the words used here are those of this version and later
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
+
+
+@dataclass(frozen=True)
+class LoadedParts:
+    """What a model folder holds; `extra` is its ddpm.json, empty for a folder that Diffusers wrote."""
+
+    network: UNet
+    process: GaussianProcess
+    image_shape: tuple[int, int, int]
+    extra: dict[str, Any]
+
+
+class Extra(BaseModel):
+    """The fields of ddpm.json that must fit the network; whatever else is there is handed on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    class_names: list[str] | None = None
+    null_label: int | None = Field(None, ge=0)
+    provenance: dict[str, Any] | None = None
+
+
+def save_folder(
+    folder: str | Path,
+    network: UNet,
+    process: GaussianProcess,
+    *,
+    image_shape: tuple[int, int, int],
+    extra: dict[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a pipeline folder, beside and renamed, in the place of a model folder that was there.
+
+    Args:
+        image_shape: (C, H, W).
+        extra: class names, null label, provenance, as JSON values; becomes ddpm.json and the model card.
+        dtype: of the stored weights, e.g. torch.float16; None keeps the network's.
+
+    A network that `UNet2DModel` cannot express is saved in the same layout under our own class name, with a warning.
+    """
+    if tuple(image_shape) != (network.in_channels, *network.image_size):
+        raise ValueError(f"a network for {(network.in_channels, *network.image_size)} cannot draw {tuple(image_shape)}")
+    reason = obstacle(network)
+    if reason:
+        warnings.warn(f"{folder}: Diffusers cannot open this network ({reason}); ddpm can", stacklevel=2)
+    stamp = {"_diffusers_version": DIFFUSERS_VERSION}
+
+    def write(beside: Path) -> None:
+        config, scheduler = to_unet2d(network), to_scheduler(process)
+        library = ["ddpm.networks", OURS] if reason else ["diffusers", UNET2D]
+        index = {"_class_name": "DDPMPipeline", **stamp, "scheduler": ["diffusers", "DDPMScheduler"], "unet": library}
+        write_json(beside / "model_index.json", index)
+        write_json(beside / "unet" / "config.json", {**config, **stamp})
+        write_json(beside / "scheduler" / "scheduler_config.json", {**scheduler, **stamp})
+        write_json(beside / "ddpm.json", extra)
+        card = model_card(network, process, extra, diffusers=not reason)
+        (beside / "README.md").write_text(card, encoding="utf-8")
+        tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
+        try:
+            save_file(tensors, beside / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise RunStopped(f"the weights could not be written to {folder}: {error}") from error
+
+    replace_folder(Path(folder), write)
+
+
+def load_folder(folder: str | Path) -> LoadedParts:
+    """Open a pipeline folder of any age; only JSON and safetensors are read, and nothing outside the folder.
+
+    Raises:
+        UserError: in one line, what is missing, does not fit or cannot be expressed.
+    """
+    files = ModelFolder(Path(folder))
+    return assemble(files, safetensors_in(files, unet_prefix(files)))
+
+
+def unet_prefix(files: ModelFolder) -> str:
+    """Where the network lies: "unet/", or the root in old folders."""
+    if files.find("unet/config.json"):
+        return "unet/"
+    if files.find("config.json"):
+        return ""
+    raise UserError(f"{files.path} is no model folder: it has neither unet/config.json nor config.json")
+
+
+def assemble(files: ModelFolder, weights: Weights) -> LoadedParts:
+    """Network and process as a folder's configuration says, with these weights in them."""
+    prefix = unet_prefix(files)
+    config = to_our_config(files.json(f"{prefix}config.json") or {}, f"{files.path}/{prefix}config.json")
+    channels, out_channels = config.in_channels, config.out_channels
+    if out_channels not in (channels, 2 * channels):
+        raise UserError(f"{files.path}: a network with {channels} channels in and {out_channels} out is no DDPM")
+    scheduler = files.json("scheduler/scheduler_config.json", "scheduler_config.json")
+    if scheduler is None:
+        raise UserError(f"{files.path} has no scheduler/scheduler_config.json, which says what noise it was trained on")
+    process = to_process(scheduler, out_channels == 2 * channels, f"{files.path}: scheduler_config.json")
+
+    with torch.device("meta"):  # no memory until the file is known to hold these very tensors
+        network = UNet(config.network, config.image_size, channels, out_channels, config.num_classes)
+    fill(network, weights)
+    extra = files.json("ddpm.json") or {}
+    _check_labels(extra, config.num_classes, f"{files.path}/ddpm.json")
+    return LoadedParts(network.eval(), process, (channels, *config.image_size), extra)
+
+
+def _check_labels(extra: dict[str, Any], rows: int | None, where: str) -> None:
+    known = checked(Extra, extra, where)
+    if known.class_names is not None:
+        classes = len(known.class_names) + (known.null_label is not None)
+        if classes != rows:
+            raise UserError(
+                f"{where} names {classes} classes (null class included), but the network has {rows or 'none'}"
+            )
+    if known.null_label is not None and known.null_label >= (rows or 0):
+        raise UserError(f"{where}: null_label is {known.null_label}, but the network has {rows or 'no'} classes")
+
+
+def fill(network: UNet, weights: Weights) -> None:
+    """Give a network on the meta device its weights, in float32; every name and shape must fit."""
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    sources: dict[str, str] = {}
+    for source in weights.shapes:
+        name = OLD_NAME.sub(lambda match: OLD_NAMES[match[0]], source)
+        if name in sources:
+            raise UserError(f"{weights.where} holds both {source} and {sources[name]}")
+        sources[name] = source
+    for what, names in (("lacks", expected.keys() - sources), ("should not hold", sources.keys() - expected)):
+        if names:
+            first, more = min(names), f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"{weights.where} does not fit its configuration: it {what} {first}{more}")
+    for name, shape in expected.items():
+        found = weights.shapes[sources[name]]
+        if _without_pixels(found, len(shape)) != shape:
+            raise UserError(f"{weights.where} does not fit its configuration: {name} is {found}, not {shape}")
+    state = {name: exact_float32(weights.read(sources[name])).reshape(shape) for name, shape in expected.items()}
+    network.load_state_dict(state, assign=True)
+
+
+def _without_pixels(shape: tuple[int, ...], dimensions: int) -> tuple[int, ...]:
+    """A 1×1 convolution's shape as the linear layer's it is, where one is wanted (attention, in some old files)."""
+    return shape[:dimensions] if all(side == 1 for side in shape[dimensions:]) else shape

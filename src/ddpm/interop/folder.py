@@ -1,0 +1,182 @@
+"""Model folders as files: read what a stranger may have made, write so that it is never half there."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ddpm.errors import UserError
+
+MAX_JSON_BYTES = 16 * 2**20
+WEIGHTS = "diffusion_pytorch_model"
+VARIANTS = ("", ".fp16", ".bf16")
+SHARD = re.compile(rf"{WEIGHTS}(\.\w+)?-\d{{5}}-of-\d{{5}}\.safetensors")
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+class ModelFolder:
+    """A folder from which only fixed names are read.
+
+    A link that leaves the folder is an error; in the Hub's cache, where every file is a link into the repository's
+    `blobs`, links to there are followed.
+    """
+
+    def __init__(self, path: Path):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder")
+        self.path, self.root = path, path.resolve()
+        self.homes = [self.root]
+        if self.root.parent.name == "snapshots":
+            self.homes.append(self.root.parent.parent / "blobs")
+
+    def find(self, *names: str) -> Path | None:
+        """The first of these files that is there."""
+        for name in names:
+            file = self.root / name
+            if file.is_file():
+                if not any(file.resolve().is_relative_to(home) for home in self.homes):
+                    raise UserError(f"{self.path / name} is a link out of its folder: put the file itself there")
+                return file
+        return None
+
+    def json(self, *names: str) -> dict[str, Any] | None:
+        """The first of these JSON files that is there, as a dict."""
+        file = self.find(*names)
+        return None if file is None else read_json(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of at most 16 MiB."""
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise UserError(f"{file} is larger than {MAX_JSON_BYTES >> 20} MiB: that is no configuration")
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file} should hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def checked(model: type[Checked], values: dict[str, Any], where: str) -> Checked:
+    """`values` as `model`, or one line that names the first field that is wrong."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {field + ': ' if field else ''}{message}") from None
+
+
+class Weights:
+    """Named tensors whose shapes are known before any is read.
+
+    Args:
+        where: what an error message calls them.
+        shapes: shape of each tensor.
+        read: name -> tensor.
+    """
+
+    def __init__(self, where: str, shapes: dict[str, tuple[int, ...]], read: Callable[[str], Tensor]):
+        self.where, self.shapes, self.read = where, shapes, read
+
+    @classmethod
+    def of_tensors(cls, where: str, tensors: dict[str, Tensor]) -> "Weights":
+        return cls(where, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
+
+    @classmethod
+    def of_safetensors(cls, *files: Path) -> "Weights":
+        """The tensors of one file, or of all shards of one model."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        handles = {}
+        for file in files:
+            try:
+                handle = safe_open(file, "pt")
+            except SafetensorError as error:
+                raise UserError(f"{file} is not a safetensors file, and is opened as nothing else: {error}") from None
+            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                shapes[name] = tuple(handle.get_slice(name).get_shape())
+                handles[name] = handle
+        return cls(str(files[0]), shapes, lambda name: handles[name].get_tensor(name))
+
+
+def safetensors_in(folder: ModelFolder, prefix: str) -> Weights:
+    """The weights of a folder, whole or in shards; pickled ones are named and left alone."""
+    whole = folder.find(*(f"{prefix}{WEIGHTS}{variant}.safetensors" for variant in VARIANTS))
+    if whole is not None:
+        return Weights.of_safetensors(whole)
+    index = folder.json(f"{prefix}{WEIGHTS}.safetensors.index.json")
+    if index is not None:
+        return Weights.of_safetensors(*shards(folder, prefix, index))
+    pickled = pickle_in(folder, prefix)
+    if pickled is not None:
+        raise UserError(
+            f"{folder.path} holds pickled weights ({pickled.name}), and opening a pickle can run code: "
+            f"ddpm convert {folder.path} NEW_FOLDER makes safetensors of it"
+        )
+    raise UserError(f"{folder.path} holds no weights: there should be {prefix}{WEIGHTS}.safetensors")
+
+
+def shards(folder: ModelFolder, prefix: str, index: dict[str, Any]) -> list[Path]:
+    """The files that an index names: only shards of this model, beside the index."""
+    weight_map = index.get("weight_map")
+    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    files = [folder.find(prefix + name) for name in names if SHARD.fullmatch(name)]
+    found = [file for file in files if file is not None]
+    if not found or len(found) < len(names):
+        raise UserError(f"{folder.path / prefix}: the weights' index names files that are not there")
+    return found
+
+
+def pickle_in(folder: ModelFolder, prefix: str) -> Path | None:
+    """The pickled weights of a folder, if it has some."""
+    return folder.find(*(f"{prefix}{WEIGHTS}{variant}.bin" for variant in VARIANTS), f"{prefix}pytorch_model.bin")
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside `folder`, then put it in its place; a model folder that was there goes.
+
+    Raises:
+        UserError: something is there that is no model folder.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not (folder.is_dir() and (is_model(folder) or not any(folder.iterdir()))):
+        raise UserError(f"{folder} exists and is no model folder: give another name")
+    beside, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (beside, old):  # of a process that was killed while it wrote
+        shutil.rmtree(leftover, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        write(beside)
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder looks like one that `save_folder` or Diffusers wrote."""
+    return any((folder / name).is_file() for name in ("model_index.json", "ddpm.json"))
+
+
+def write_json(file: Path, values: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + os.linesep, encoding="utf-8")
+
+
+def exact_float32(tensor: Tensor) -> Tensor:
+    """A float32 copy that no longer depends on the file it came from."""
+    return tensor.to(torch.float32, copy=True)

@@ -1,0 +1,69 @@
+"""Models on the Hugging Face Hub: names to folders, folders to repositories."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from ddpm.errors import UserError
+from ddpm.interop.folder import WEIGHTS
+
+ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TEXT = ["model_index.json", "ddpm.json", "README.md", "config.json", "unet/config.json", "scheduler_config.json"]
+TEXT += ["scheduler/scheduler_config.json"]
+SAFE = [f"{WEIGHTS}.safetensors", f"{WEIGHTS}-*-of-*.safetensors", f"{WEIGHTS}.safetensors.index.json"]
+HALF = [f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.bf16.safetensors"]
+PICKLED = [f"{WEIGHTS}.bin"]
+
+
+def looks_like_id(name: str) -> bool:
+    """Whether `name` could be a repository on the Hub: "user/name"."""
+    return ID.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
+def download(name: str, *, pickled: bool = False) -> Path:
+    """The folder of a Hub model, fetched unless it is in the cache; only files that a model folder has.
+
+    `pickled` also fetches .bin weights where there are no others, for `ddpm convert`.
+    """
+    for patterns in (SAFE, HALF, PICKLED) if pickled else (SAFE, HALF):
+        both = [prefix + pattern for pattern in patterns for prefix in ("", "unet/")]
+        with one_line(name):
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=TEXT + both))
+        if any(next(folder.glob(pattern), None) for pattern in both):
+            return folder
+    raise UserError(f"{name} has no safetensors weights; if it has pickled ones, ddpm convert {name} FOLDER reads them")
+
+
+def upload(folder: Path, name: str, *, private: bool) -> str:
+    """Make the repository `name` where there is none, put a model folder in it, and return its address."""
+    if not looks_like_id(name):
+        raise UserError(f"a Hub model is named user/name, not {name!r}")
+    api = huggingface_hub.HfApi()
+    with one_line(name):
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a ddpm model")
+    return str(address)
+
+
+@contextmanager
+def one_line(name: str) -> Iterator[None]:
+    """The Hub's errors as one line that says what would be right."""
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise UserError(f"{name} is gated: ask for access on its page, then `hf auth login`") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(f"no folder {name} here, nor on the Hub (a private one needs `hf auth login`)") from None
+    except errors.LocalEntryNotFoundError:
+        raise UserError(f"no folder {name} here, and the Hub cannot be reached: check name and network") from None
+    except errors.HFValidationError as error:
+        raise UserError(f"{name} is no name of a Hub model: {error}") from None
+    except errors.LocalTokenNotFoundError:
+        raise UserError("the Hub does not know who you are: `hf auth login`") from None
+    except (errors.HfHubHTTPError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{name}: the Hub did not answer as it should: {first}") from None
