@@ -1,0 +1,277 @@
+"""The degradations: each an orthogonal change of basis and a set of singular values."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddpm.errors import UserError
+from ddpm.restoration.operator import SpectralOperator, check_image_shape
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns RGB into grey
+
+
+class Denoising(SpectralOperator):
+    """H = 1: the image is only noisy."""
+
+    def __init__(self, image_shape: Sequence[int]):
+        super().__init__(image_shape, image_shape, torch.ones(check_image_shape(image_shape)))
+
+    def V(self, coordinates: Tensor) -> Tensor:
+        return coordinates
+
+    Vt = U = Ut = V
+
+
+class Inpainting(SpectralOperator):
+    """Only the pixels where `known` is true are seen; y has the image's shape, with 0 elsewhere.
+
+    `known`: bool (H, W) for all channels, or (C, H, W).
+    """
+
+    def __init__(self, image_shape: Sequence[int], known: Tensor):
+        shape = check_image_shape(image_shape)
+        if tuple(known.shape) not in (shape, shape[1:]):
+            raise UserError(f"the mask is {_size(known.shape)}, the image {_size(shape)}: they must agree")
+        known = known.bool().expand(shape)
+        if not known.any():
+            raise UserError("the mask leaves no pixel known: there is nothing to restore the image from")
+        super().__init__(shape, shape, known.double())
+
+    @property
+    def known(self) -> Tensor:
+        """Bool (C, H, W)."""
+        return self.singulars > 0
+
+    @classmethod
+    def random(cls, image_shape: Sequence[int], lost: float, seed: int = 0) -> "Inpainting":
+        """Each pixel lost with probability `lost`, the same in every channel."""
+        if not 0 < lost < 1:
+            raise UserError(f"the share of pixels lost must lie between 0 and 1, not at {lost}")
+        _, height, width = check_image_shape(image_shape)
+        draw = torch.rand(height, width, generator=torch.Generator().manual_seed(seed))
+        return cls(image_shape, draw >= lost)
+
+    def V(self, coordinates: Tensor) -> Tensor:
+        return coordinates
+
+    Vt = V
+
+    def U(self, coordinates: Tensor) -> Tensor:
+        return coordinates * self.known
+
+    Ut = U
+
+
+class CircularBlur(SpectralOperator):
+    """Convolution with any kernel (h, w), or one a channel (C, h, w), the image continued periodically.
+
+    The Fourier basis is complex, but the Hartley transform, Re F - Im F, is real, orthogonal and its own inverse,
+    and diagonalises HᵀH, whose symbol |k̂|² is even: it is V. What is left of H is its phase, k̂/|k̂|, a real
+    orthogonal convolution: U = phase · V.
+    """
+
+    phase: Tensor
+
+    def __init__(self, image_shape: Sequence[int], kernel: Tensor):
+        channels, height, width = check_image_shape(image_shape)
+        for one in kernel.unbind() if kernel.ndim == 3 else [kernel]:
+            check_kernel(one, (height, width))
+        rows, columns = kernel.shape[-2:]
+        padded = torch.zeros(*kernel.shape[:-2], height, width, dtype=torch.float64)
+        padded[..., :rows, :columns] = kernel
+        symbol = torch.fft.fft2(padded.roll((-(rows // 2), -(columns // 2)), (-2, -1)))
+        gain = symbol.abs()
+        super().__init__(image_shape, image_shape, gain.expand(channels, height, width))
+        # where the gain is only rounding error its phase need not be Hermitian; any phase will do there, so take 1
+        phase = torch.where(gain > 1e-12 * gain.max(), symbol / gain, torch.ones_like(symbol))
+        self.register_buffer(
+            "phase", torch.view_as_real(phase).float()
+        )  # `.to(dtype)` would drop a complex buffer's half
+
+    def V(self, coordinates: Tensor) -> Tensor:
+        spectrum = torch.fft.fft2(coordinates, norm="ortho")
+        return spectrum.real - spectrum.imag
+
+    Vt = V
+
+    def U(self, coordinates: Tensor) -> Tensor:
+        return self._filter(self.V(coordinates), torch.view_as_complex(self.phase))
+
+    def Ut(self, y: Tensor) -> Tensor:
+        return self.Vt(self._filter(y, torch.view_as_complex(self.phase).conj()))
+
+    @staticmethod
+    def _filter(images: Tensor, symbol: Tensor) -> Tensor:
+        return torch.fft.ifft2(torch.fft.fft2(images) * symbol).real
+
+
+class Separable(SpectralOperator):
+    """Y = A X Bᵀ in every channel: super-resolution and separable blurs, with any boundary. See `resampling`.
+
+    `rows`: A (h, H). `columns`: B (w, W). The singular values are all products of one of A with one of B.
+    """
+
+    def __init__(self, image_shape: Sequence[int], rows: Tensor, columns: Tensor):
+        channels, height, width = check_image_shape(image_shape)
+        if rows.shape[1] != height or columns.shape[1] != width:
+            raise UserError(
+                f"matrices for {rows.shape[1]}×{columns.shape[1]} images, but the image is {height}×{width}"
+            )
+        u_rows, s_rows, v_rows = padded_svd(rows)
+        u_columns, s_columns, v_columns = padded_svd(columns)
+        singulars = torch.outer(s_rows, s_columns).expand(channels, height, width)
+        super().__init__(image_shape, (channels, len(rows), len(columns)), singulars)
+        for name, matrix in {"ur": u_rows, "vr": v_rows, "uc": u_columns, "vc": v_columns}.items():
+            self.register_buffer(name, matrix.float())
+
+    def V(self, coordinates: Tensor) -> Tensor:
+        return self.vr @ coordinates @ self.vc.T
+
+    def Vt(self, x: Tensor) -> Tensor:
+        return self.vr.T @ x @ self.vc
+
+    def U(self, coordinates: Tensor) -> Tensor:
+        return self.ur @ coordinates @ self.uc.T
+
+    def Ut(self, y: Tensor) -> Tensor:
+        return self.ur.T @ y @ self.uc
+
+
+class Channels(SpectralOperator):
+    """A matrix (m, C) applied to the channels of every pixel; `Channels.grey` is what colourisation undoes."""
+
+    def __init__(self, image_shape: Sequence[int], matrix: Tensor):
+        channels, height, width = check_image_shape(image_shape)
+        if matrix.ndim != 2 or matrix.shape[1] != channels:
+            raise UserError(f"the channel matrix must have {channels} columns, but its shape is {tuple(matrix.shape)}")
+        u, singulars, v = padded_svd(matrix)
+        super().__init__(image_shape, (len(matrix), height, width), singulars[:, None, None].expand(image_shape))
+        self.register_buffer("u", u.float())
+        self.register_buffer("v", v.float())
+
+    @classmethod
+    def grey(cls, image_shape: Sequence[int]) -> "Channels":
+        """The grey value of a colour image, as Pillow computes it."""
+        if image_shape[0] != 3:
+            raise UserError(f"colourisation needs a model of colour images; this one has {image_shape[0]} channels")
+        return cls(image_shape, torch.tensor([LUMA]))
+
+    def V(self, coordinates: Tensor) -> Tensor:
+        return mix(self.v, coordinates)
+
+    def Vt(self, x: Tensor) -> Tensor:
+        return mix(self.v.T, x)
+
+    def U(self, coordinates: Tensor) -> Tensor:
+        return mix(self.u, coordinates)
+
+    def Ut(self, y: Tensor) -> Tensor:
+        return mix(self.u.T, y)
+
+
+class WalshHadamard(SpectralOperator):
+    """Compressed sensing: `count` random Walsh-Hadamard coefficients of each channel, y (C, count).
+
+    The pixels are shuffled first. Their number need not be a power of two: the shuffled pixels are cut into blocks
+    whose lengths are (784 = 512 + 256 + 16), each with its own transform, so that any size has an orthogonal one.
+    """
+
+    def __init__(self, image_shape: Sequence[int], count: int, seed: int = 0):
+        channels, height, width = check_image_shape(image_shape)
+        pixels = height * width
+        if not 1 <= count <= pixels:
+            raise UserError(f"{count} measurements asked for; an image of {pixels} pixels allows 1 to {pixels}")
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(pixels, generator=generator)
+        rows = torch.randperm(pixels, generator=generator)[:count].sort().values
+        singulars = torch.zeros(pixels).index_fill(0, rows, 1.0)
+        super().__init__(image_shape, (channels, count), singulars.reshape(height, width).expand(image_shape))
+        self.lengths = [1 << bit for bit in reversed(range(pixels.bit_length())) if pixels >> bit & 1]
+        self.register_buffer("order", order)
+        self.register_buffer("inverse_order", order.argsort())
+        self.register_buffer("rows", rows)
+
+    def V(self, coordinates: Tensor) -> Tensor:
+        shuffled = self._transform(coordinates.flatten(2))
+        return shuffled[..., self.inverse_order].unflatten(2, self.image_shape[1:])
+
+    def Vt(self, x: Tensor) -> Tensor:
+        return self._transform(x.flatten(2)[..., self.order]).unflatten(2, self.image_shape[1:])
+
+    def U(self, coordinates: Tensor) -> Tensor:
+        return coordinates.flatten(2)[..., self.rows]
+
+    def Ut(self, y: Tensor) -> Tensor:
+        spread = y.new_zeros(*y.shape[:2], math.prod(self.image_shape[1:]))
+        spread[..., self.rows] = y
+        return spread.unflatten(2, self.image_shape[1:])
+
+    def _transform(self, pixels: Tensor) -> Tensor:
+        return torch.cat([hadamard(block) for block in pixels.split(self.lengths, dim=-1)], dim=-1)
+
+
+class Dense(SpectralOperator):
+    """Any matrix (m, C·H·W) on the flattened image; its decomposition costs O(n³) once and n² numbers to keep."""
+
+    def __init__(self, image_shape: Sequence[int], matrix: Tensor):
+        shape = check_image_shape(image_shape)
+        if matrix.ndim != 2 or matrix.shape[1] != math.prod(shape):
+            raise UserError(f"the matrix must have {math.prod(shape)} columns, but its shape is {tuple(matrix.shape)}")
+        u, singulars, v = padded_svd(matrix)
+        super().__init__(shape, (len(matrix),), singulars.reshape(shape))
+        self.register_buffer("u", u.float())
+        self.register_buffer("v", v.float())
+
+    def V(self, coordinates: Tensor) -> Tensor:
+        return (coordinates.flatten(1) @ self.v.T).unflatten(1, self.image_shape)
+
+    def Vt(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) @ self.v).unflatten(1, self.image_shape)
+
+    def U(self, coordinates: Tensor) -> Tensor:
+        return coordinates.flatten(1) @ self.u.T
+
+    def Ut(self, y: Tensor) -> Tensor:
+        return (y @ self.u).unflatten(1, self.image_shape)
+
+
+def padded_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (m, n), Σ (n,) and V (n, n) of a matrix (m, n), float64, filled up with zeros where m < n."""
+    m, n = matrix.shape
+    u, singulars, vt = torch.linalg.svd(matrix.double(), full_matrices=True)
+    rank = min(m, n)
+    padded_u, padded_s = u.new_zeros(m, n), u.new_zeros(n)
+    padded_u[:, :rank], padded_s[:rank] = u[:, :rank], singulars[:rank]
+    return padded_u, padded_s, vt.T.contiguous()
+
+
+def mix(matrix: Tensor, images: Tensor) -> Tensor:
+    """A matrix applied to the channels of every pixel."""
+    return torch.einsum("oc,nchw->nohw", matrix, images)
+
+
+def hadamard(values: Tensor) -> Tensor:
+    """The orthonormal Walsh-Hadamard transform of the last axis, whose length is a power of two; its own inverse."""
+    length, step = values.shape[-1], 1
+    while step < length:
+        pairs = values.unflatten(-1, (-1, 2, step))
+        first, second = pairs.unbind(-2)
+        values = torch.stack([first + second, first - second], dim=-2).flatten(-3)
+        step *= 2
+    return values / math.sqrt(length)
+
+
+def check_kernel(kernel: Tensor, image_size: Sequence[int]) -> None:
+    """Refuse what cannot blur an image of this size."""
+    if kernel.ndim != 2 or kernel.numel() == 0:
+        raise UserError(f"a blur kernel is a matrix (height, width), not of shape {tuple(kernel.shape)}")
+    if not bool(torch.isfinite(kernel).all()) or not bool(kernel.any()):
+        raise UserError("the blur kernel must hold finite numbers that are not all 0")
+    if kernel.shape[0] > image_size[0] or kernel.shape[1] > image_size[1]:
+        raise UserError(f"the kernel, {_size(kernel.shape)}, is larger than the image, {_size(image_size)}")
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
