@@ -52,7 +52,7 @@ class SamplerSpec:
         return self.function(denoiser, x_T, timesteps, **options)
 
     def evaluations(self, steps: int) -> int:
-        """Network evaluations of a run down to the data; guidance doubles the work of each."""
+        """Network evaluations of a run down to the data: S, and 2S-1 for Heun; guidance doubles the work of each."""
         return self.evaluations_per_step * (steps - 1) + 1
 
 

@@ -95,14 +95,14 @@ class Denoiser:
     def _guided(self, x_t: Tensor, t: float, labels: Tensor | None) -> Tensor:
         """The network's answer, with classifier-free guidance (Ho & Salimans 2022) in one batch of both halves."""
         x = x_t if self.dtype is None else x_t.to(self.dtype)
-        times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
+        times = torch.full((len(x),), t, dtype=torch.promote_types(x_t.dtype, torch.float32), device=x.device)
         if labels is None or self.guidance == 1:
             return self.network(x, times, labels)
         null = torch.full_like(labels, self.null_label)
         if self.guidance == 0:
             return self.network(x, times, null)
         both = self.network(torch.cat([x, x]), torch.cat([times, times]), torch.cat([labels, null]))
-        conditional, unconditional = both.float().chunk(2)
+        conditional, unconditional = both.to(x_t.dtype).chunk(2)
         guided = unconditional + self.guidance * (conditional - unconditional)
         if self.process.learns_variance:  # guidance moves the mean; the variance stays the class's own
             channels = x.shape[1]

@@ -9,6 +9,10 @@ from torch import Tensor
 from ddpm.samplers.denoiser import Denoiser
 from ddpm.samplers.step import Callback, Noise, Step
 
+# EDM starts at σ = 80, Ho's linear schedule at 157. A cosine or zero-terminal-SNR schedule goes on to 2·10⁴ or ∞, where
+# x_t says nothing of the image and the trapezoid blows the difference of two guesses up by as much.
+SIGMA_MAX = 200.0
+
 
 @torch.no_grad()
 def heun(
@@ -21,15 +25,15 @@ def heun(
 ) -> Tensor:
     """Trapezoidal steps of d(x/√ᾱ) = ε̂ d(√(1-ᾱ)/√ᾱ), EDM's ODE in its own variables; see `Sampler`.
 
-    Deterministic, second order. Two network evaluations a step, but one where the step ends at the data or starts
-    where no signal is left, as Euler's (which is DDIM's): 2S-1 for S steps down to the data.
+    Deterministic, second order. Two network evaluations a step but the last, which ends at the data and is Euler's
+    (that is, DDIM's): 2S-1 for S steps. A step from beyond `SIGMA_MAX` is Euler's as well, and saves one more.
     """
     steps, x_t = len(timesteps) - 1, x_T
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         prediction = denoiser(x_t, t)
         (signal, sigma), (signal_prev, sigma_prev) = map(denoiser.schedule.signal_noise, (t, t_prev))
         x_prev = signal_prev * prediction.x_0 + sigma_prev * prediction.epsilon
-        if signal > 0 and sigma_prev > 0:
+        if sigma_prev > 0 and sigma <= SIGMA_MAX * signal:
             change = denoiser(x_prev, t_prev).epsilon - prediction.epsilon
             x_prev = x_prev + 0.5 * (sigma_prev - signal_prev * sigma / signal) * change
         if callback:

@@ -1,0 +1,176 @@
+"""Denoiser: guidance, rescale, thresholding, and the padded compute shape."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpm.errors import UserError
+from ddpm.process.gaussian import GaussianProcess
+from ddpm.process.schedule import NoiseSchedule, make_betas
+from ddpm.randomness import ImageNoise
+from ddpm.samplers import SAMPLERS, Denoiser, find_sampler, timestep_grid
+
+SCHEDULE = NoiseSchedule(make_betas("linear", 50, 1e-3, 0.2))
+NULL = 3
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class ConvNetwork(nn.Module):
+    """A small class-conditional network with what a U-Net's forward is made of."""
+
+    def __init__(self, channels: int = 3, out_channels: int = 3):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.first = nn.Conv2d(channels, 16, 3, padding=1)
+            self.norm = nn.GroupNorm(4, 16)
+            self.classes = nn.Embedding(NULL + 1, 16)
+            self.last = nn.Conv2d(16, out_channels, 3, padding=1)
+        self.batch_sizes: list[int] = []
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        self.batch_sizes.append(len(x_t))
+        hidden = self.first(x_t) + torch.sin(t / 7)[:, None, None, None]
+        if labels is not None:
+            hidden = hidden + self.classes(labels)[:, :, None, None]
+        return self.last(torch.nn.functional.silu(self.norm(hidden)))
+
+
+@pytest.fixture
+def network() -> ConvNetwork:
+    return ConvNetwork().requires_grad_(False)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x_0"])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5, -1.0])
+def test_guidance_moves_the_answer_along_class_minus_null(network, guidance, prediction):
+    process = GaussianProcess(SCHEDULE, prediction)
+    x_t, labels = random(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
+    answer = Denoiser(network, process, labels=labels, null_label=NULL, guidance=guidance, clip=None)(x_t, 20.0)
+    time = torch.full((4,), 20.0)
+    conditional, null = network(x_t, time, labels), network(x_t, time, torch.full_like(labels, NULL))
+    expected = process.predicted_x_0(null + guidance * (conditional - null), x_t, 20.0)
+    torch.testing.assert_close(answer.x_0, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.4, 1.0])
+def test_guidance_rescale_is_diffusers(network, rescale):
+    module = pytest.importorskip("diffusers.guiders.guider_utils")
+    x_t, labels, time = random(2, 3, 8, 8), torch.tensor([0, 2]), torch.full((2,), 30.0)
+    conditional, null = network(x_t, time, labels), network(x_t, time, torch.full_like(labels, NULL))
+    guided = module.rescale_noise_cfg(null + 4 * (conditional - null), conditional, guidance_rescale=rescale)
+    denoiser = Denoiser(
+        network,
+        GaussianProcess(SCHEDULE),
+        labels=labels,
+        null_label=NULL,
+        guidance=4.0,
+        guidance_rescale=rescale,
+        clip=None,
+    )
+    torch.testing.assert_close(denoiser(x_t, 30.0).epsilon, guided, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_leaves_the_learned_variance_to_the_class():
+    network = ConvNetwork(out_channels=6).requires_grad_(False)
+    process = GaussianProcess(SCHEDULE, "epsilon", "learned_range")
+    x_t, labels = random(2, 3, 8, 8), torch.tensor([0, 1])
+    answer = Denoiser(network, process, labels=labels, null_label=NULL, guidance=3.0)(x_t, 9.0)
+    raw = network(x_t, torch.full((2,), 9.0), labels)[:, 3:]
+    torch.testing.assert_close(answer.variance_fraction, (raw + 1) / 2)
+
+
+def test_guidance_without_classes_is_refused(network):
+    with pytest.raises(UserError, match="class-conditional"):
+        Denoiser(network, GaussianProcess(SCHEDULE), guidance=2.0)
+    with pytest.raises(UserError, match="class-conditional"):
+        Denoiser(network, GaussianProcess(SCHEDULE), labels=torch.tensor([0]), guidance=2.0)
+
+
+@pytest.mark.parametrize("ratio_above", [False, True])
+def test_dynamic_thresholding_is_diffusers(ratio_above):
+    diffusers = pytest.importorskip("diffusers")
+    x_0 = random(3, 3, 8, 8) * (2.0 if ratio_above else 0.2)
+    reference = diffusers.DDPMScheduler(thresholding=True, sample_max_value=1e9)._threshold_sample(x_0)
+    denoiser = Denoiser(lambda x, t, labels: x_0, GaussianProcess(SCHEDULE, "x_0"), clip="dynamic")
+    torch.testing.assert_close(denoiser(random(3, 3, 8, 8), 20.0).x_0, reference)
+
+
+@pytest.mark.parametrize("clip", ["static", "dynamic", None])
+@pytest.mark.parametrize("t", [0.0, 12.5, 49.0])
+def test_x_0_and_epsilon_belong_together_also_after_clipping(network, clip, t):
+    x_t = random(2, 3, 8, 8)
+    answer = Denoiser(network, GaussianProcess(SCHEDULE), clip=clip)(x_t, t)
+    signal, sigma = SCHEDULE.signal_noise(t)
+    torch.testing.assert_close(signal * answer.x_0 + sigma * answer.epsilon, x_t, rtol=1e-5, atol=1e-5)
+    if clip:
+        assert answer.x_0.abs().max() <= 1
+
+
+def test_double_precision_stays_double(network):
+    network.double()
+    x_t, labels = random(2, 3, 8, 8).double(), torch.tensor([0, 1])
+    guided = Denoiser(network, GaussianProcess(SCHEDULE), labels=labels, null_label=NULL, guidance=2.0, clip=None)
+    assert guided(x_t, 1 / 3).x_0.dtype == torch.float64
+    time = torch.full((2,), 1 / 3, dtype=torch.float64)
+    c, n = network(x_t, time, labels), network(x_t, time, torch.full_like(labels, NULL))
+    torch.testing.assert_close(guided(x_t, 1 / 3).epsilon, 2 * c - n, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_image_does_not_depend_on_how_many_are_drawn_with_it(network, name, guidance):
+    """Equal to the bit, at one padded compute shape."""
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+
+    def draw(indices: list[int]) -> Tensor:
+        denoiser = Denoiser(
+            network,
+            GaussianProcess(SCHEDULE),
+            labels=labels[indices],
+            null_label=NULL,
+            guidance=guidance,
+            batch_size=4,
+        )
+        noise = ImageNoise.of_seed(5, indices, (3, 8, 8))
+        return SAMPLERS[name](denoiser, noise(), timestep_grid(SCHEDULE, 9), noise=noise)
+
+    seven = draw([0, 1, 2, 3, 4, 5, 6])
+    assert set(network.batch_sizes) == {4 if guidance == 1 else 8}
+    assert torch.equal(draw([0, 1, 2]), seven[:3])
+    assert torch.equal(draw([5]), seven[5:6])
+    assert torch.equal(draw([6, 2]), seven[[6, 2]])
+    assert not torch.equal(seven[0], seven[3])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_network_evaluations_and_steps_are_as_announced(network, name, steps):
+    seen = []
+    noise = ImageNoise.of_seed(0, [0], (3, 8, 8))
+    SAMPLERS[name](
+        Denoiser(network, GaussianProcess(SCHEDULE)),
+        noise(),
+        timestep_grid(SCHEDULE, steps),
+        noise=noise,
+        callback=seen.append,
+    )
+    assert len(network.batch_sizes) == SAMPLERS[name].evaluations(steps)
+    assert [step.index for step in seen] == list(range(steps))
+    assert all(step.steps == steps for step in seen)
+    for before, after in itertools.pairwise(seen):
+        assert after.t == before.t_prev
+
+
+def test_unknown_names_and_options_are_refused(network):
+    with pytest.raises(UserError, match=r"did you mean dpm\+\+"):
+        find_sampler("dpm+")
+    with pytest.raises(UserError, match="ancestral, ddim"):
+        find_sampler("zzz")
+    with pytest.raises(UserError, match="no option 'eta'"):
+        SAMPLERS["unipc"](Denoiser(network, GaussianProcess(SCHEDULE)), random(1, 3, 8, 8), [5.0, -1.0], eta=1.0)
