@@ -1,4 +1,4 @@
-"""A small image classifier: it reads digits, lends its features, and is what the classification accuracy score trains."""
+"""A small image classifier: it reads digits, lends its features, and the classification accuracy score trains it."""
 
 import torch
 import torch.nn.functional as F

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def tf1_bilinear(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize float32 images (N, C, H, W); output pixel i reads source position i·in/out, beyond the edge the last pixel.
+    """Resize float32 images (N, C, H, W): output pixel i reads source position i·in/out, past the edge the last pixel.
 
     The order of operations is TensorFlow's (`resize_bilinear_op.cc`): along the rows first, then the columns. Every
     other order rounds differently.

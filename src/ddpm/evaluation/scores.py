@@ -1,6 +1,7 @@
 """Two figures that need no pairs of images: the Inception Score, and the drift of the mean colour."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def inception_score(logits: np.ndarray, *, splits: int = SPLITS, seed: int = SEE
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
     bounds = [i * len(log_p) // splits for i in range(splits + 1)]
     scores = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         part, p = log_p[start:stop], np.exp(log_p[start:stop])
         scores.append(np.exp((p * (part - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))

@@ -1,0 +1,165 @@
+"""The metrics' arithmetic against torch-fidelity, pytorch-fid, prdc and torchmetrics on the same features."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prdc import compute_prdc
+from pytorch_fid.fid_score import calculate_frechet_distance
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+from torchmetrics.image.inception import InceptionScore as TorchmetricsScore
+
+from ddpm.errors import UserError
+from ddpm.evaluation.frechet import Moments, frechet_distance, load_moments, moments_of
+from ddpm.evaluation.kernel import kernel_distance, squared_discrepancy
+from ddpm.evaluation.manifold import manifold_metrics
+from ddpm.evaluation.scores import channel_drift, inception_score
+
+
+def features(n: int, d: int = 24, seed: int = 0, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
+    """Skewed, correlated, non-negative features, as pooled activations are."""
+    random = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(d, d)) / np.sqrt(d)
+    return np.maximum(scale * random.normal(size=(n, d)) @ mixing + 0.3 + shift, 0)
+
+
+def moments(x: np.ndarray, block: int = 37) -> Moments:
+    return moments_of(x[start : start + block] for start in range(0, len(x), block))
+
+
+def test_moments_in_blocks_are_numpys_mean_and_covariance():
+    x = features(301) + 1000  # a large mean is where sums of squares cancel
+    found = moments(x)
+    assert found.n == 301
+    np.testing.assert_allclose(found.mu, x.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(found.sigma, np.cov(x, rowvar=False), atol=1e-11)
+
+
+@pytest.mark.parametrize(("n_a", "n_b"), [(400, 300), (400, 20)], ids=["full rank", "fewer images than dimensions"])
+def test_frechet_distance_is_torch_fidelitys(n_a, n_b):
+    a, b = features(n_a), features(n_b, seed=1, shift=0.2)
+    ours = frechet_distance(moments(a), moments(b))
+    statistics = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+    theirs = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_frechet_distance_is_pytorch_fids():
+    a, b = features(500), features(500, seed=1, scale=1.5)
+    theirs = calculate_frechet_distance(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(theirs, abs=1e-3)
+
+
+@given(
+    st.lists(st.floats(-3, 3), min_size=3, max_size=3),
+    st.lists(st.floats(0.01, 4), min_size=3, max_size=3),
+    st.lists(st.floats(0.01, 4), min_size=3, max_size=3),
+)
+@settings(max_examples=40, deadline=None)
+def test_frechet_distance_of_axis_aligned_gaussians_is_the_closed_form(mean, variance_a, variance_b):
+    a = Moments(np.zeros(3), np.diag(variance_a), 100)
+    b = Moments(np.array(mean), np.diag(variance_b), 100)
+    expected = np.square(mean).sum() + np.square(np.sqrt(variance_a) - np.sqrt(variance_b)).sum()
+    assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(expected, abs=1e-9)
+
+
+def test_moments_survive_their_file(tmp_path):
+    found = moments(features(50))
+    found.save(tmp_path / "m.npz")
+    again = load_moments(tmp_path / "m.npz")
+    assert again.n == 50
+    assert frechet_distance(found, again) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "complaint"),
+    [
+        ({"mu": np.zeros(3)}, "has no sigma"),
+        ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"\(D, D\)"),
+        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
+    ],
+)
+def test_moments_that_are_none_are_refused(tmp_path, arrays, complaint):
+    np.savez(tmp_path / "m.npz", **arrays)
+    with pytest.raises(UserError, match=complaint):
+        load_moments(tmp_path / "m.npz")
+
+
+def test_features_of_two_networks_are_not_compared():
+    with pytest.raises(UserError, match="same feature network"):
+        frechet_distance(moments(features(50, d=8)), moments(features(50, d=9)))
+
+
+def test_kernel_distance_is_torch_fidelitys_on_the_same_subsets():
+    a, b = features(300), features(250, seed=1, shift=0.1)
+    ours = kernel_distance(a, b, subsets=7, subset_size=100)
+    theirs = kid_features_to_metric(
+        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=7, kid_subset_size=100, verbose=False
+    )
+    assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-10)
+    assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-10)
+
+
+def test_kernel_distance_is_unbiased_where_frechet_is_not():
+    """Two draws of one distribution: KID averages to zero at any n, the Fréchet distance only as n grows."""
+    small = [squared_discrepancy(features(20, seed=s), features(20, seed=1000 + s)) for s in range(300)]
+    assert abs(np.mean(small)) < 4 * np.std(small) / np.sqrt(300)
+    assert frechet_distance(moments(features(30)), moments(features(30, seed=1))) > 1
+
+
+def test_kernel_subsets_shrink_to_the_smaller_set():
+    found = kernel_distance(features(60), features(50, seed=1), subsets=2)
+    assert found.subset_size == 50
+
+
+def test_precision_and_recall_are_torch_fidelitys():
+    real, generated = features(220), features(180, seed=1, shift=0.25)
+    ours = manifold_metrics(real, generated)
+    theirs = prc_features_to_metric(
+        torch.from_numpy(generated), torch.from_numpy(real), prc_neighborhood=3, verbose=False
+    )
+    assert (ours.precision, ours.recall) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)
+    assert 0.05 < ours.recall < 0.95
+    assert 0.05 < ours.precision < 0.95
+
+
+def test_all_four_are_prdcs():
+    real, generated = features(230), features(190, seed=1, shift=0.15)
+    ours = manifold_metrics(real, generated, k_precision=5, k_density=5)
+    theirs = compute_prdc(real, generated, nearest_k=5)
+    assert {name: getattr(ours, name) for name in theirs} == pytest.approx(theirs)
+
+
+def test_manifold_ticks_as_often_as_it_says():
+    from ddpm.evaluation.manifold import blocks_needed
+
+    ticks = []
+    manifold_metrics(features(1200, d=4), features(1100, d=4, seed=1), tick=lambda: ticks.append(1))
+    assert len(ticks) == blocks_needed(1200, 1100)
+
+
+def test_inception_score_is_torch_fidelitys_and_torchmetrics():
+    logits = 3 * np.random.default_rng(0).normal(size=(503, 17))
+    ours = inception_score(logits)
+    theirs = isc_features_to_metric(torch.from_numpy(logits))
+    assert ours.mean == pytest.approx(theirs["inception_score_mean"], rel=1e-12)
+    assert ours.std == pytest.approx(theirs["inception_score_std"], rel=1e-9)
+    torchmetrics = TorchmetricsScore(feature=torch.nn.Identity(), splits=1)
+    torchmetrics.inception.num_features = 17
+    torchmetrics.features = [torch.from_numpy(logits)]
+    assert inception_score(logits, splits=1).mean == pytest.approx(torchmetrics.compute()[0].item(), rel=1e-9)
+
+
+def test_drift_finds_a_tint_and_its_error_covers_no_tint():
+    real = np.random.default_rng(0).normal(128, 30, (400, 3))
+    same = np.random.default_rng(1).normal(128, 30, (400, 3))
+    drift = channel_drift(same, real)
+    assert all(abs(level) < 4 * error for level, error in zip(drift.levels, drift.standard_errors, strict=True))
+    assert drift.standard_errors == pytest.approx([30 * np.sqrt(2 / 400)] * 3, rel=0.1)
+    tinted = channel_drift(same + np.array([12, 0, 0]), real)
+    assert tinted.levels[0] - drift.levels[0] == pytest.approx(12)
