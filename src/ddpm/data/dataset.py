@@ -1,23 +1,18 @@
-"""A data set ready for use: uint8 images of one shape, with labels, a fingerprint and a report of what was skipped."""
+"""Data sets ready for use: uint8 images of one shape, with labels, a fingerprint and a report of what was skipped."""
 
+import functools
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from os import cpu_count
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ddpm.data.arrays import Arrays
-from ddpm.data.config import DataConfig
-from ddpm.data.decode import decode, in_mode, to_tensor
-from ddpm.data.fit import fit
 from ddpm.data.limits import BrokenFile
-from ddpm.data.records import Records
+from ddpm.data.parallel import workers
 from ddpm.errors import UserError
 from ddpm.randomness import derive_seed
 
@@ -32,14 +27,21 @@ class Report:
     """
 
     source: str
-    sizes: Counter = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    _names: set[str] = field(default_factory=set, repr=False)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Count a file once, however often it is met."""
+        if name not in self._names:
+            self._names.add(name)
+            self.skipped.append((name, reason))
 
     def summary(self) -> str:
         """The skipped files in a few lines, or an empty string."""
         if not self.skipped:
             return ""
-        lines = [f"skipped {len(self.skipped):,} files of {self.source}:"]
+        lines = [f"skipped {len(self.skipped):,} file{'s' * (len(self.skipped) > 1)} of {self.source}:"]
         lines += [f"  {name}: {reason}" for name, reason in self.skipped[:NAMED]]
         if len(self.skipped) > NAMED:
             lines.append(f"  and {len(self.skipped) - NAMED:,} more")
@@ -65,17 +67,24 @@ class ImageDataset:
         raise NotImplementedError
 
     def draw(self, seed: int, numbers: range) -> tuple[Tensor, Tensor | None]:
-        """The images that come at these places in the endless shuffled order of `seed`.
+        """The images that come at these places in the endless shuffled order of `seed`, as `batch` gives them.
 
         Each epoch is a fresh permutation, a function of (seed, epoch) alone, so any place is found without replaying.
         """
         return self.batch(epoch_order(len(self), seed, numbers))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where reading has come to; empty for a set whose order needs no memory."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+
 
 class MemoryDataset(ImageDataset):
     """A set that is decoded once and kept as uint8.
 
-    `images` (N, C, H, W) and `labels` (N,) may be moved to an accelerator; `batch` answers where they are.
+    `images` (N, C, H, W) and `labels` (N,) or None may be moved to an accelerator; `batch` answers where they are.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None, class_names: list[str] | None, report: Report):
@@ -97,6 +106,54 @@ class MemoryDataset(ImageDataset):
         return self
 
 
+class LazyDataset(ImageDataset):
+    """A set too large for memory: an image is decoded each time it is asked for.
+
+    A file that turns out broken is replaced by the next one that is not, the same for everybody, and reported once.
+
+    Args:
+        load: index -> uint8 (C, H, W), or BrokenFile; called from several threads.
+        name: index -> how the image is called in a report.
+        count: how many there are.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Tensor],
+        name: Callable[[int], str],
+        count: int,
+        labels: Tensor | None,
+        class_names: list[str] | None,
+        report: Report,
+        image_shape: tuple[int, int, int],
+        fingerprint: str,
+    ):
+        self.load, self.name, self.count = load, name, count
+        self.labels, self.class_names, self.report = labels, class_names, report
+        self.image_shape, self.fingerprint = image_shape, fingerprint
+        self._broken: set[int] = set()
+        self._pool = ThreadPoolExecutor(workers())
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
+        found, images = zip(*self._pool.map(self._next_whole, torch.as_tensor(indices).tolist()), strict=True)
+        return torch.stack(images), None if self.labels is None else self.labels[list(found)]
+
+    def _next_whole(self, index: int) -> tuple[int, Tensor]:
+        for step in range(self.count):
+            candidate = (index + step) % self.count
+            if candidate in self._broken:
+                continue
+            try:
+                return candidate, self.load(candidate)
+            except BrokenFile as error:
+                self._broken.add(candidate)
+                self.report.skip(self.name(candidate), str(error))
+        raise UserError(f"{self.report.source} holds no image that can be used")
+
+
 def epoch_order(size: int, seed: int, numbers: range) -> Tensor:
     """Which image comes at each place of the endless order: epoch g // size, its permutation at g % size."""
     places = torch.arange(numbers.start, numbers.stop, numbers.step)
@@ -107,91 +164,9 @@ def epoch_order(size: int, seed: int, numbers: range) -> Tensor:
     return indices
 
 
-_last_permutations: dict[tuple[int, int, int], Tensor] = {}
-
-
+@functools.lru_cache(maxsize=2)  # this epoch's and the last one's: a batch may straddle both
 def _permutation(size: int, seed: int, epoch: int) -> Tensor:
-    key = (size, seed, epoch)
-    if key not in _last_permutations:
-        while len(_last_permutations) > 1:  # this epoch's and the last one's; a batch may straddle both
-            _last_permutations.pop(next(iter(_last_permutations)), None)
-        generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-        _last_permutations[key] = torch.randperm(size, generator=generator)
-    return _last_permutations[key]
-
-
-def from_arrays(arrays: Arrays, config: DataConfig) -> MemoryDataset:
-    """A stored array at the configuration's size and channels, in memory."""
-    count, height, width, channels = arrays.images.shape
-    report = Report(config.source, Counter({(height, width): count}))
-    if channels == config.channels and (height, width) == config.size:
-        images = torch.from_numpy(np.array(arrays.images.transpose(0, 3, 1, 2), order="C"))
-    else:
-        if channels not in (1, 2, 3, 4):
-            raise UserError(f"{config.source} holds images of {channels} channels; 1 to 4 are understood")
-
-        def convert(index: int) -> Tensor:
-            pixels = arrays.images[index]
-            image = in_mode(
-                Image.fromarray(pixels[..., 0] if channels == 1 else pixels), config.channels, config.background
-            )
-            return to_tensor(fit(image, config.size, config.fit, config.background))
-
-        images = torch.empty(count, *config.image_shape, dtype=torch.uint8)
-        with ThreadPoolExecutor(cpu_count()) as pool:
-            for row, image in zip(images, pool.map(convert, range(count), chunksize=64), strict=True):
-                row.copy_(image)
-    return MemoryDataset(images, _labels(arrays, config), _names(arrays, config), report)
-
-
-def from_records(records: Records, config: DataConfig) -> MemoryDataset:
-    """Encoded files, decoded in parallel and kept; the broken ones are left out and reported."""
-    report = Report(config.source, skipped=list(records.skipped))
-
-    def load(index: int) -> tuple[Tensor, tuple[int, int]] | str:
-        try:
-            image = decode(records.read(index), config.channels, config.background)
-            return to_tensor(fit(image, config.size, config.fit, config.background)), (image.height, image.width)
-        except BrokenFile as error:
-            return str(error)
-
-    images = torch.empty(len(records), *config.image_shape, dtype=torch.uint8)
-    kept = []
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        for index, loaded in enumerate(pool.map(load, range(len(records)))):
-            if isinstance(loaded, str):
-                report.skipped.append((records.names[index], loaded))
-            else:
-                images[len(kept)], size = loaded
-                report.sizes[size] += 1
-                kept.append(index)
-    if not kept:
-        raise UserError(_nothing_left(config.source, report))
-    labels = _labels(records, config)
-    return MemoryDataset(images[: len(kept)], None if labels is None else labels[kept], _names(records, config), report)
-
-
-def _labels(found: Arrays | Records, config: DataConfig) -> Tensor | None:
-    if not config.labels:
-        return None
-    if found.labels is None:
-        raise UserError(
-            f"{config.source} has no classes: put its images in one sub-folder a class, or set labels: false"
-        )
-    return torch.from_numpy(found.labels)
-
-
-def _names(found: Arrays | Records, config: DataConfig) -> list[str] | None:
-    if not config.labels:
-        return None
-    return found.class_names or [str(number) for number in range(int(found.labels.max()) + 1)]
-
-
-def _nothing_left(source: str, report: Report) -> str:
-    if not report.skipped:
-        return f"{source} holds no images"
-    name, reason = report.skipped[0]
-    return f"{source} holds no image that can be used: all {len(report.skipped):,} files are broken ({name}: {reason})"
+    return torch.randperm(size, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
 
 
 def _content_hash(images: Tensor, labels: Tensor | None) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm.data.arrays import Arrays
-from ddpm.data.limits import MOST_MEMORY_BYTES, check_array
+from ddpm.data.limits import check_array, read_bounded
+from ddpm.data.stored import Arrays
 from ddpm.errors import UserError
 
 UINT8 = 8
@@ -25,29 +25,26 @@ def read_idx(path: Path) -> np.ndarray:
     """
     zipped = path.suffix == ".gz"
     try:
+        stored = path.stat().st_size
         with gzip.open(path) if zipped else path.open("rb") as file:
             magic = file.read(4)
             if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] != UINT8 or not 1 <= magic[3] <= 4:
-                raise UserError(f"{path} is not an IDX file of bytes (it starts with {magic.hex(' ') or 'nothing'})")
+                raise UserError(f"{path} is not an IDX file of bytes: it starts with {magic.hex(' ') or 'nothing'}")
             extents = file.read(4 * magic[3])
             if len(extents) < 4 * magic[3]:
                 raise UserError(f"{path} ends inside its header")
             shape = struct.unpack(f">{magic[3]}I", extents)
-            size = check_array(path, shape, path.stat().st_size)
+            size = check_array(path, shape, 1, stored, zipped)
             if zipped:
-                if size > MOST_MEMORY_BYTES:
-                    raise UserError(
-                        f"{path} unpacks to {size:,} bytes: gunzip it first, plain IDX is read from the disk"
-                    )
-                data = _read_exactly(file, size)
-                if len(data) != size or file.read(1):
+                data = read_bounded(file, size + 1)
+                if len(data) != size:
                     raise UserError(f"{path} does not hold the {size:,} bytes that its header announces")
                 return np.frombuffer(data, np.uint8).reshape(shape)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     header = 4 + 4 * len(shape)
-    if path.stat().st_size != header + size:
-        raise UserError(f"{path} holds {path.stat().st_size - header:,} bytes where its header announces {size:,}")
+    if stored != header + size:
+        raise UserError(f"{path} holds {stored - header:,} bytes where its header announces {size:,}")
     return np.memmap(path, np.uint8, "r", header, shape)
 
 
@@ -80,19 +77,5 @@ def open_idx(images_path: Path, class_names: list[str] | None = None) -> Arrays:
 def _labels_path(images_path: Path) -> Path | None:
     stem = images_path.name.removesuffix(".gz")
     name = stem.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
-    if name == stem:
-        return None
     candidates = (images_path.with_name(name + ending) for ending in ("", ".gz"))
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _read_exactly(file, size: int) -> bytes:
-    """At most `size` bytes, taken piece by piece, so that only what is really there costs memory."""
-    pieces = []
-    while size:
-        piece = file.read(min(size, 1 << 20))
-        if not piece:
-            break
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
+    return None if name == stem else next((path for path in candidates if path.is_file()), None)

@@ -1,5 +1,9 @@
 """What a file may cost: bounds checked against headers before anything is allocated or decoded."""
 
+import math
+import os
+from pathlib import Path
+
 from ddpm.errors import UserError
 
 SMALLEST_SIDE = 8  # pixels; a smaller image has nothing to teach a U-Net
@@ -7,6 +11,7 @@ MOST_PIXELS = 2**26  # of one image: 8192 x 8192
 MOST_FILE_BYTES = 2**28  # of one encoded image
 MOST_MEMORY_BYTES = 2**32  # a decoded set up to this size stays in memory, a larger one is decoded as it is used
 MOST_DEFLATE_RATIO = 1100  # deflate cannot pack tighter than about 1032 to 1
+MOST_CLASSES = 2**16
 
 
 class BrokenFile(Exception):
@@ -21,11 +26,27 @@ def check_size(height: int, width: int) -> None:
         raise BrokenFile(f"{width}x{height} is more than {MOST_PIXELS:,} pixels")
 
 
-def check_array(path, shape: tuple[int, ...], stored_bytes: int) -> int:
-    """The bytes of a uint8 array that a header announces, refused where the file cannot possibly hold them."""
-    size = 1
-    for extent in shape:
-        size *= int(extent)
-    if size <= 0 or size > stored_bytes * MOST_DEFLATE_RATIO:
-        raise UserError(f"{path}: its header announces {'x'.join(map(str, shape))} bytes, which the file does not hold")
+def check_array(path: Path, shape: tuple[int, ...], itemsize: int, stored_bytes: int, zipped: bool) -> int:
+    """The bytes of the array that a header announces, refused where the file cannot hold them."""
+    size = math.prod(shape) * itemsize
+    if not 0 < size <= stored_bytes * (MOST_DEFLATE_RATIO if zipped else 1):
+        raise UserError(
+            f"{path}: its header announces {'x'.join(map(str, shape))} values, which the file does not hold"
+        )
+    if zipped and size > MOST_MEMORY_BYTES:
+        raise UserError(f"{path} unpacks to {size:,} bytes; a set that large is read from plain files")
     return size
+
+
+def read_bounded(file, size: int) -> bytearray:
+    """At most `size` bytes, taken piece by piece, so that only what is really there costs memory."""
+    data = bytearray()
+    while len(data) < size and (piece := file.read(min(size - len(data), 1 << 20))):
+        data += piece
+    return data
+
+
+def printable(name: str) -> str:
+    """A file's name as it may be shown and stored: valid UTF-8 and no control characters."""
+    name = os.fsencode(name).decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "�" for letter in name)

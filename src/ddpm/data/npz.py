@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm.data.arrays import Arrays
-from ddpm.data.limits import MOST_DEFLATE_RATIO, MOST_MEMORY_BYTES
+from ddpm.data.limits import check_array, read_bounded
+from ddpm.data.stored import Arrays
 from ddpm.errors import UserError
 
 MOST_HEADER_BYTES = 10_000
@@ -24,7 +24,7 @@ def open_npz(path: Path) -> Arrays:
             labels = _read_member(path, archive, "arr_1.npy") if "arr_1.npy" in names else None
     except UserError:
         raise
-    except Exception as error:  # zipfile raises half a dozen kinds on a damaged archive
+    except Exception as error:  # zipfile and numpy raise half a dozen kinds on a damaged archive
         raise UserError(f"{path} is not a readable .npz file: {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(f"{path}: arr_0 is {images.dtype} with {images.ndim} dimensions; it should be uint8 N,H,W,C")
@@ -40,27 +40,16 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     info = archive.getinfo(name)
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in read_header:
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MOST_HEADER_BYTES)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file, max_header_size=MOST_HEADER_BYTES)
+        else:
             raise UserError(f"{path}: {name} is of .npy version {version}; 1.0 and 2.0 are read")
-        shape, fortran, dtype = read_header[version](file, max_header_size=MOST_HEADER_BYTES)
-        if dtype.hasobject:
-            raise UserError(f"{path}: {name} holds pickled objects, which are never loaded")
-        size = dtype.itemsize
-        for extent in shape:
-            size *= int(extent)
-        if not 0 <= size <= min(info.file_size, info.compress_size * MOST_DEFLATE_RATIO):
-            raise UserError(f"{path}: {name} announces {size:,} bytes, which the file does not hold")
-        if size > MOST_MEMORY_BYTES:
-            raise UserError(
-                f"{path}: {name} unpacks to {size:,} bytes; keep a set that large as a folder or tar shards"
-            )
-        array = np.empty(size, np.uint8)
-        filled = 0
-        while filled < size:
-            piece = file.read(min(size - filled, 1 << 20))
-            if not piece:
-                raise UserError(f"{path}: {name} ends before its {size:,} bytes")
-            array[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
-            filled += len(piece)
-    return array.view(dtype).reshape(shape, order="F" if fortran else "C")
+        if dtype.kind not in "iufb":
+            raise UserError(f"{path}: {name} holds {dtype}, not numbers")
+        size = check_array(path, shape, dtype.itemsize, min(info.compress_size, path.stat().st_size), zipped=True)
+        data = read_bounded(file, size + 1)
+    if len(data) != size:
+        raise UserError(f"{path}: {name} does not hold the {size:,} bytes that its header announces")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")

@@ -1,19 +1,27 @@
 """From what the user writes, a SOURCE, to the set it names.
 
-A name (`digits` is built in; others are looked for under $DDPM_DATA), or a path; `:test` at the end names a split.
+A name (`digits` is built in; others are looked for under $DDPM_DATA, then on the Hub), `hf:user/set`, or a path;
+`:test` at the end names a split.
 """
 
 import difflib
 import os
 from pathlib import Path
 
-from ddpm.data.arrays import Arrays
-from ddpm.data.cifar import find_cifar_binary, open_cifar_binary
+from pydantic import ValidationError
+
+from ddpm.data.archives import open_tar, open_zip, shard_paths
+from ddpm.data.cifar import open_cifar
 from ddpm.data.config import DataConfig
-from ddpm.data.dataset import ImageDataset, from_arrays, from_records
+from ddpm.data.dataset import ImageDataset
+from ddpm.data.folder import open_folder
+from ddpm.data.hub import open_hub, open_parquet, stream_hub, stream_parquet
 from ddpm.data.idx import find_idx, open_idx
 from ddpm.data.npz import open_npz
-from ddpm.data.records import Records, open_folder
+from ddpm.data.opening import make_ready
+from ddpm.data.shards import Shards, TarShards
+from ddpm.data.stored import Arrays, Stored
+from ddpm.data.stream import StreamDataset
 from ddpm.errors import UserError
 
 DIGITS = Path(__file__).parent.parent / "assets" / "digits.npz"
@@ -30,92 +38,136 @@ FASHION_NAMES = [
     "Bag",
     "Ankle boot",
 ]
-FOLDERS = {
+CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion_mnist": FASHION_NAMES}
+FOLDERS = {  # under $DDPM_DATA, where it is not the name itself
     "cifar10": ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py"),
     "cifar100": ("cifar100", "cifar-100-binary", "cifar-100-python"),
 }
-CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion_mnist": FASHION_NAMES}
-KNOWN = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
+ON_THE_HUB = {
+    "mnist": "ylecun/mnist",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+}
 
 
 def open_dataset(source: str | DataConfig, **options) -> ImageDataset:
     """Open a SOURCE, or the `data` section of a configuration.
 
     Args:
-        source: a name, a path, or a DataConfig that says everything.
-        options: the other fields of DataConfig: image_size, channels, labels, fit, background.
+        source: a name, `hf:user/set`, a path, or a DataConfig that says everything.
+        options: the other fields of DataConfig: image_size, channels, labels, fit, background, streaming.
 
     Raises UserError for anything missing, empty or unreadable as a whole; single broken files are in `.report`.
     """
-    config = source if isinstance(source, DataConfig) else DataConfig(source=source, **options)
-    found = find_source(config.source)
-    return from_arrays(found, config) if isinstance(found, Arrays) else from_records(found, config)
+    try:
+        config = source if isinstance(source, DataConfig) else DataConfig(source=source, **options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    if config.streaming:
+        return StreamDataset(find_shards(config.source), config)
+    return make_ready(find_stored(config.source), config)
 
 
-def find_source(source: str) -> Arrays | Records:
-    """What a SOURCE names, as it is stored."""
+def find_stored(source: str) -> Stored:
+    """The set a SOURCE names, as it is stored."""
+    if source.startswith("hf:"):
+        return open_hub(source)
     name, split = split_of(source)
     if name == "digits":
         if split not in (None, "train"):
             raise UserError("digits has only a train split; mnist:test holds digits that are not among them")
         arrays = open_npz(DIGITS)
         return Arrays(arrays.images, arrays.labels, DIGIT_NAMES)
-    folder = _under_data(name)
-    if folder is not None:
-        return open_path(folder, split, CLASS_NAMES.get(name))
-    path = Path(name).expanduser()
-    if path.exists():
-        return open_path(path, split)
-    raise UserError(_not_found(name))
-
-
-def open_path(path: Path, split: str | None = None, class_names: list[str] | None = None) -> Arrays | Records:
-    """A file or folder in any of the layouts that are read."""
     try:
-        if path.is_dir():
-            return _open_directory(path, split, class_names)
+        if path := _place(name):
+            return _open_path(path, split, CLASS_NAMES.get(name))
+        if shards := _shards_of(name, ".tar"):
+            return open_tar(shards)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".npz"):
-        return open_npz(path)
-    if "-ubyte" in name or name.endswith(".idx"):
-        return open_idx(path, class_names)
-    raise UserError(f"{path} is not a folder of images, nor IDX, CIFAR batches, .npz, .zip or .tar")
+        raise UserError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
+    return open_hub(_hub_source(name, split))
+
+
+def find_shards(source: str) -> Shards:
+    """The same for streaming: Hub sets, parquet files and tar shards."""
+    if source.startswith("hf:"):
+        return stream_hub(source)
+    name, split = split_of(source)
+    place = str(_place(name) or name)
+    if paths := _shards_of(place, ".tar"):
+        return TarShards(paths)
+    if paths := _shards_of(place, ".parquet"):
+        return stream_parquet(paths)
+    if _place(name) or name == "digits":
+        raise UserError(f"{source} is not streamed: tar shards, parquet files and hf: are; set streaming: false")
+    return stream_hub(_hub_source(name, split))
 
 
 def split_of(source: str) -> tuple[str, str | None]:
     """`mnist:test` is ("mnist", "test"); a path that exists as it is written is left whole."""
     head, colon, tail = source.rpartition(":")
-    if colon and head and tail.isalnum() and not Path(source).exists():
+    if colon and head and tail.isidentifier() and not Path(source).exists():
         return head, tail
     return source, None
 
 
-def _open_directory(folder: Path, split: str | None, class_names: list[str] | None) -> Arrays | Records:
-    images = find_idx(folder, split or "train")
-    if images is not None:
+def _place(name: str) -> Path | None:
+    """Where a name or path lies on this machine, or None."""
+    try:
+        if (data := os.environ.get("DDPM_DATA")) and Path(name).name == name:
+            for folder in FOLDERS.get(name, (name,)):
+                if (path := Path(data, folder)).exists():
+                    return path
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a null byte, or of no known user
+        raise UserError(f"{name[:80]!r} is no data source: {error}") from error
+
+
+def _open_path(path: Path, split: str | None, class_names: list[str] | None) -> Stored:
+    if path.is_dir():
+        return _open_directory(path, split, class_names)
+    if not path.is_file():
+        raise UserError(f"{path} is neither a file nor a folder")
+    name = path.name.lower()
+    if name.endswith(".npz"):
+        return open_npz(path)
+    if name.endswith(".zip"):
+        return open_zip(path)
+    if name.endswith(".tar"):
+        return open_tar([path])
+    if name.endswith(".parquet"):
+        return open_parquet([path])
+    if "ubyte" in name or name.removesuffix(".gz").endswith(".idx"):
+        return open_idx(path, class_names)
+    raise UserError(f"{path} is not a folder of images, nor IDX, .npz, .zip, .tar or .parquet")
+
+
+def _open_directory(folder: Path, split: str | None, class_names: list[str] | None) -> Stored:
+    """What a folder holds: MNIST's files, CIFAR's, tar shards, parquet files, or images."""
+    if images := find_idx(folder, split or "train"):
         return open_idx(images, class_names)
-    binary = find_cifar_binary(folder, split or "train")
-    if binary is not None:
-        return open_cifar_binary(*binary)
+    if arrays := open_cifar(folder, split or "train"):
+        return arrays
+    if shards := shard_paths(str(folder), ".tar"):
+        return open_tar(shards)
+    if files := shard_paths(str(folder), ".parquet"):
+        return open_parquet(files)
     return open_folder(folder, split)
 
 
-def _under_data(name: str) -> Path | None:
+def _shards_of(name: str, ending: str) -> list[Path]:
+    return shard_paths(name, ending) if name.endswith(ending) or Path(name).is_dir() else []
+
+
+def _hub_source(name: str, split: str | None) -> str:
+    """`hf:…` for a name known to be on the Hub; any other name is an error that names what is near."""
+    if name in ON_THE_HUB:
+        return f"hf:{ON_THE_HUB[name]}:{split or 'train'}"
     data = os.environ.get("DDPM_DATA")
-    if not data or Path(name).name != name:
-        return None
-    candidates = (Path(data, folder) for folder in FOLDERS.get(name, (name,)))
-    return next((path for path in candidates if path.exists()), None)
-
-
-def _not_found(name: str) -> str:
-    where = (
-        f"nothing by that name under DDPM_DATA={os.environ['DDPM_DATA']}"
-        if "DDPM_DATA" in os.environ
-        else "DDPM_DATA is not set"
-    )
-    near = difflib.get_close_matches(name, KNOWN, 1)
+    where = f"nothing by that name under DDPM_DATA={data}" if data else "DDPM_DATA is not set"
+    near = difflib.get_close_matches(name, ["digits", *ON_THE_HUB], 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"there is no data source {name!r}: no such path, and {where}{hint}"
+    raise UserError(f"there is no data source {name!r}: no such path, and {where}{hint}")

@@ -1,0 +1,199 @@
+"""Images inside a .zip, or inside tar shards as WebDataset writes them. Nothing is ever unpacked onto the disk."""
+
+import glob
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ddpm.data.decode import ENDINGS
+from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable, read_bounded
+from ddpm.data.stored import Records, classes_from_paths
+from ddpm.errors import UserError
+
+MOST_LABEL_BYTES = 20  # of a .cls file
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_SHARDS = 100_000
+
+
+def open_zip(path: Path) -> Records:
+    """Every image in a zip, in the order of their names; folders are classes, below a folder that all share."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # zipfile raises half a dozen kinds on a damaged archive
+        raise UserError(f"{path} is not a readable .zip file: {error}") from error
+    members = [member for member in archive.infolist() if _is_image(member.filename) and not member.is_dir()]
+    if sum(member.compress_size for member in members) > path.stat().st_size:
+        raise UserError(f"{path} is refused: its entries overlap, as those of a zip bomb do")
+    members.sort(key=lambda member: member.filename)
+    skipped = [(printable(m.filename), reason) for m in members if (reason := _zip_trouble(m))]
+    members = [member for member in members if not _zip_trouble(member)]
+
+    def read(index: int) -> bytes:
+        try:
+            with archive.open(members[index]) as file:
+                return bytes(read_bounded(file, MOST_FILE_BYTES + 1))
+        except Exception as error:
+            raise BrokenFile(str(error) or type(error).__name__) from error
+
+    names = [printable(member.filename) for member in members]
+    return Records(names, read, *classes_from_paths(_below_shared_folder(names)), skipped)
+
+
+def shard_paths(source: str, ending: str = ".tar") -> list[Path]:
+    """The files that `set.tar`, `set-{000..099}.tar`, `set-*.tar` or a folder of them names, in order."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return sorted(path.glob(f"*{ending}"))
+    if path.exists():
+        return [path]
+    if braces := BRACES.search(source):
+        first, last = int(braces[1]), int(braces[2])
+        if last - first >= MOST_SHARDS:
+            raise UserError(f"{source} names more than {MOST_SHARDS:,} shards")
+        numbers = (str(number).zfill(len(braces[1])) for number in range(first, last + 1))
+        return [Path(source[: braces.start()] + number + source[braces.end() :]).expanduser() for number in numbers]
+    return sorted(Path(found) for found in glob.glob(str(path)) if found.endswith(ending))
+
+
+@dataclass(frozen=True, slots=True)
+class TarImage:
+    """Where in a shard an image lies, and its class where a .cls file beside it gives one."""
+
+    name: str
+    offset: int
+    size: int
+    label: int | None
+
+
+def open_tar(shards: list[Path]) -> Records:
+    """Index plain tar shards, so that any image is one read away.
+
+    Members that share a name up to the first dot are one sample (WebDataset): `0001.jpg` and its class `0001.cls`.
+    Without .cls files, folders are classes.
+    """
+    skipped: list[tuple[str, str]] = []
+    names, labels = [], []
+    where = []
+    for number, shard in enumerate(shards):
+        for image in scan_tar(shard, lambda name, reason: skipped.append((name, reason))):
+            names.append(image.name)
+            labels.append(image.label)
+            where.append((number, image.offset, image.size))
+    table = np.array(where, np.int64).reshape(-1, 3)  # 24 bytes an image, where tuples would take 150
+
+    def read(index: int) -> bytes:
+        number, offset, size = table[index].tolist()
+        return read_tar_image(shards[number], offset, size)
+
+    if names and None not in labels:
+        return Records(names, read, np.array(labels, np.int64), None, skipped)
+    return Records(names, read, *classes_from_paths(_below_shared_folder(names)), skipped)
+
+
+def scan_tar(shard: Path, skip: Callable[[str, str], None]) -> Iterator[TarImage]:
+    """The images of one shard in their order, from the headers; `skip(name, reason)` is told of what is damaged."""
+    sample: list[tuple[str, int, int]] = []
+    key, label = None, None
+    for member in _members(shard, skip):
+        name = printable(member.name)
+        if _key(name) != key:
+            yield from (TarImage(*image, label) for image in sample)
+            sample, key, label = [], _key(name), None
+        if name.endswith(".cls"):
+            label = _class_number(shard, member)
+        elif _is_image(name):
+            reason = _tar_trouble(member, shard)
+            if reason:
+                skip(f"{shard.name}/{name}", reason)
+            else:
+                sample.append((name, member.offset_data, member.size))
+    yield from (TarImage(*image, label) for image in sample)
+
+
+def read_tar_image(shard: Path, offset: int, size: int) -> bytes:
+    """The bytes of one indexed image."""
+    try:
+        with shard.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    except OSError as error:
+        raise BrokenFile(error.strerror or str(error)) from error
+
+
+def _members(shard: Path, skip: Callable[[str, str], None]) -> Iterator[tarfile.TarInfo]:
+    try:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            last = -1
+            while (member := archive.next()) is not None:
+                archive.members = []  # tarfile keeps every header it has seen
+                if member.offset <= last:
+                    raise tarfile.ReadError("its headers run in a circle")
+                last = member.offset
+                yield member
+            file.seek(archive.offset)
+            if any(file.read(tarfile.BLOCKSIZE)):
+                skip(shard.name, f"it is damaged from byte {archive.offset:,} on")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no shard {shard}") from error
+    except Exception as error:  # damaged headers raise anything at all
+        if shard.suffix != ".tar" or str(error).startswith("file could not be opened"):
+            raise UserError(f"{shard} is not a plain .tar file (a compressed one is decompressed first)") from error
+        skip(shard.name, str(error) or type(error).__name__)
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.name.lower().endswith(ENDINGS) and not path.name.startswith(".") and "__MACOSX" not in path.parts
+
+
+def _leaves(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts
+
+
+def _zip_trouble(member: zipfile.ZipInfo) -> str | None:
+    if _leaves(member.filename):
+        return "its name leads out of the archive"
+    if member.flag_bits & 1:
+        return "it is encrypted"
+    if member.file_size > MOST_FILE_BYTES:
+        return f"it unpacks to more than {MOST_FILE_BYTES:,} bytes"
+    return None
+
+
+def _tar_trouble(member: tarfile.TarInfo, shard: Path) -> str | None:
+    if _leaves(member.name):
+        return "its name leads out of the archive"
+    if not member.isreg() or member.sparse is not None:
+        return "it is not a regular file"
+    if member.size > MOST_FILE_BYTES:
+        return f"it is larger than {MOST_FILE_BYTES:,} bytes"
+    if member.offset_data + member.size > os.path.getsize(shard):
+        return "the archive ends before it does"
+    return None
+
+
+def _class_number(shard: Path, member: tarfile.TarInfo) -> int | None:
+    if not member.isreg() or member.size > MOST_LABEL_BYTES:
+        return None
+    text = read_tar_image(shard, member.offset_data, member.size).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _key(name: str) -> str:
+    folder, _, base = name.rpartition("/")
+    return f"{folder}/{base.split('.', 1)[0]}"
+
+
+def _below_shared_folder(names: list[str]) -> list[str]:
+    """Names without the folder that all are in: an archive of `flowers/` has `flowers/rose/`, `flowers/lily/`."""
+    names = [name.removeprefix("./") for name in names]
+    while names and all("/" in name for name in names) and len({name.split("/", 1)[0] for name in names}) == 1:
+        names = [name.split("/", 1)[1] for name in names]
+    return names

@@ -1,0 +1,62 @@
+"""A folder of images; its immediate sub-folders are the classes."""
+
+import os
+from pathlib import Path
+
+from ddpm.data.decode import ENDINGS
+from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable
+from ddpm.data.stored import Records, classes_from_paths
+from ddpm.errors import UserError
+
+SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
+
+
+def open_folder(folder: Path, split: str | None) -> Records:
+    """Every image below a folder, in the order of their paths.
+
+    A folder that is divided into train and test (or val) gives the split asked for, train by default. Hidden files are
+    passed over; links that leave the folder, and what is no regular file, are skipped and reported.
+    """
+    root = _split_folder(folder, split).resolve()
+    paths, skipped = [], []
+    for where, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(files):
+            if name.startswith(".") or not name.lower().endswith(ENDINGS):
+                continue
+            path = os.path.join(where, name)
+            try:
+                _check_inside(path, root)
+                paths.append(path)
+            except BrokenFile as error:
+                skipped.append((printable(os.path.relpath(path, root)), str(error)))
+
+    def read(index: int) -> bytes:
+        try:
+            _check_inside(paths[index], root)
+            with open(paths[index], "rb") as file:
+                return file.read(MOST_FILE_BYTES + 1)
+        except OSError as error:
+            raise BrokenFile(error.strerror or str(error)) from error
+
+    names = [printable(os.path.relpath(path, root)) for path in paths]
+    return Records(names, read, *classes_from_paths(names), skipped)
+
+
+def _check_inside(path: str, root: Path) -> None:
+    """Only regular files below the root: no links to elsewhere, no pipes that would never end."""
+    if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
+        raise BrokenFile("it is a link that leaves the folder")
+    if not os.path.isfile(path):
+        raise BrokenFile("it is not a regular file")
+
+
+def _split_folder(folder: Path, split: str | None) -> Path:
+    below = {path.name.lower(): path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()}
+    if split is None:
+        divided = below and all(any(name in names for names in SPLITS.values()) for name in below)
+        return next((below[name] for name in SPLITS["train"] if divided and name in below), folder)
+    found = next((below[name] for name in SPLITS.get(split, (split,)) if name in below), None)
+    if found is None:
+        raise UserError(f"{folder} has no split {split!r}; it holds {', '.join(sorted(below)[:8]) or 'no folders'}")
+    return found

@@ -1,0 +1,250 @@
+"""Sets of the Hugging Face Hub, and parquet files, through the `datasets` library.
+
+`hf:user/set/configuration:split?column=value,value&column=value`; all but `user/set` may be left out. Images are asked
+for undecoded and pass through our own decoder; code in a repository is never run.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile
+from ddpm.data.shards import Encoded
+from ddpm.data.stored import Records
+from ddpm.errors import RunStopped, UserError, require
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
+LABEL_COLUMNS = ("label", "labels", "class", "cls")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """What follows `hf:`, taken apart. filters: column -> the values wanted."""
+
+    path: str
+    configuration: str | None
+    split: str
+    filters: dict[str, list[str]]
+
+
+def parse_hub(source: str) -> HubName:
+    """`hf:user/set/configuration:split?column=value,value` taken apart."""
+    name, _, query = source.removeprefix("hf:").partition("?")
+    name, _, split = name.partition(":")
+    filters = {}
+    for part in filter(None, query.split("&")):
+        column, equals, values = part.partition("=")
+        if not equals or not column or not values:
+            raise UserError(f"{source}: a row filter reads ?column=value,value, not ?{query}")
+        filters[unquote(column)] = [unquote(value) for value in values.split(",")]
+    parts = name.split("/")
+    if Path(name).exists() or len(parts) < 3:
+        path, configuration = name, None
+    else:
+        path, configuration = "/".join(parts[:2]), "/".join(parts[2:])
+    if not path:
+        raise UserError(f"{source} names no data set; it should read hf:user/set")
+    return HubName(path, configuration, split or "train", filters)
+
+
+def open_hub(source: str) -> Records:
+    """A Hub set, fetched once into the library's cache and read from there at random."""
+    hub = parse_hub(source)
+    return _records(source, _load(source, hub.path, hub.configuration, split=hub.split), hub.filters)
+
+
+def open_parquet(paths: list[Path]) -> Records:
+    """Local parquet files as one set."""
+    return _records(str(paths[0]), _load(str(paths[0]), "parquet", data_files=_named(paths), split="train"), {})
+
+
+def stream_hub(source: str) -> "HubShards":
+    """A Hub set as a stream: nothing is kept on the disk."""
+    hub = parse_hub(source)
+    return HubShards(source, _load(source, hub.path, hub.configuration, split=hub.split, streaming=True), hub.filters)
+
+
+def stream_parquet(paths: list[Path]) -> "HubShards":
+    """Local parquet files as a stream; each file is a shard."""
+    loaded = _load(str(paths[0]), "parquet", data_files=_named(paths), split="train", streaming=True)
+    return HubShards(str(paths[0]), loaded, {})
+
+
+class HubShards:
+    """A streamed set of `datasets`, shard by shard."""
+
+    def __init__(self, source: str, loaded: Any, filters: dict[str, list[str]]):
+        features = loaded.features or loaded._resolve_features().features
+        self.columns = Columns(source, features, filters, loaded.info.builder_name)
+        self.loaded = self.columns.undecoded(loaded)
+        self.class_names = self.columns.class_names
+        self.names = [f"shard {number}" for number in range(self.loaded.num_shards)]
+        split = (loaded.info.splits or {}).get(str(loaded.split)) if not filters else None
+        self.count = split.num_examples if split is not None and split.num_examples else None
+
+    def rows(self, shard: int, start: int, skip: Callable[[str, str], None]) -> Iterator[Encoded]:
+        part = self.loaded.shard(num_shards=len(self.names), index=shard)
+        try:
+            for number, row in enumerate(part.skip(start) if start else part, start):
+                if not self.columns.wanted(row):
+                    continue
+                name = f"{self.names[shard]} row {number}"
+                try:
+                    yield Encoded(name, self.columns.data(row), self.columns.label(row), number + 1)
+                except BrokenFile as error:
+                    skip(name, str(error))
+        except Exception as error:  # the library and its network layers raise dozens of kinds
+            raise RunStopped(f"{self.columns.source} broke off in {self.names[shard]}: {_first_line(error)}") from error
+
+
+class Columns:
+    """Which columns hold the image and its class, and which rows are wanted.
+
+    Attributes: image, label_column (or None), class_names (or None where only the rows could tell).
+    """
+
+    def __init__(self, source: str, features: Any, filters: dict[str, list[str]], builder: str | None):
+        self.source, self.features, self.builder = source, features, builder
+        datasets = _datasets()
+        self.image = self._image_column(datasets)
+        labelled = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        self.label_column = next((name for name in [*labelled, *LABEL_COLUMNS] if name in features), None)
+        self.filters = {column: self._values(column, values) for column, values in filters.items()}
+        names = self._listed(self.label_column)
+        chosen = self.filters.get(self.label_column)
+        self.class_names = [name for name in names if name in chosen] if names and chosen else chosen or names
+        self._number = {name: number for number, name in enumerate(self.class_names or [])}
+
+    def undecoded(self, loaded: Any) -> Any:
+        """The same set, its images as they are stored."""
+        datasets = _datasets()
+        if isinstance(self.features[self.image], datasets.Image):
+            return loaded.cast_column(self.image, datasets.Image(decode=False))
+        return loaded
+
+    def wanted(self, row: dict[str, Any]) -> bool:
+        return all(self.key(column, row[column]) in values for column, values in self.filters.items())
+
+    def data(self, row: dict[str, Any]) -> bytes:
+        """The encoded image in a row. Raises BrokenFile."""
+        cell = row[self.image]
+        if isinstance(cell, bytes):
+            return cell
+        if isinstance(cell, dict) and cell.get("bytes") is not None:
+            return cell["bytes"]
+        if isinstance(cell, dict) and cell.get("path") and self.builder == "imagefolder":
+            return _fetch(cell["path"])  # a path that the library found; one written in a data file is not followed
+        raise BrokenFile("the row holds no image")
+
+    def label(self, row: dict[str, Any]) -> int | None:
+        if self.label_column is None:
+            return None
+        return self._number.get(self.key(self.label_column, row[self.label_column]))
+
+    def key(self, column: str, value: Any) -> str:
+        """A cell as filters and class names write it: the class's name where the set has names."""
+        names = self._listed(column)
+        return names[value] if names and isinstance(value, int) and 0 <= value < len(names) else str(value)
+
+    def _listed(self, column: str | None) -> list[str] | None:
+        return getattr(self.features.get(column), "names", None) if column else None
+
+    def _values(self, column: str, values: list[str]) -> list[str]:
+        if column not in self.features:
+            near = difflib.get_close_matches(column, self.features, 1)
+            raise UserError(f"{self.source} has no column {column!r}; it has {', '.join(near or self.features)}")
+        names = self._listed(column)
+        if names:
+            values = [names[int(v)] if v not in names and v.isdigit() and int(v) < len(names) else v for v in values]
+            for value in values:
+                if value not in names:
+                    near = difflib.get_close_matches(value, names, 1)
+                    raise UserError(
+                        f"{self.source}: {column} is never {value!r}; it can be {', '.join(near or names[:20])}"
+                    )
+        return values
+
+    def _image_column(self, datasets: ModuleType) -> str:
+        for name, feature in self.features.items():
+            if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
+                return name
+        for name in IMAGE_COLUMNS:
+            if getattr(self.features.get(name), "dtype", None) in ("binary", "large_binary"):
+                return name
+        raise UserError(f"{self.source} has no column of images; it has {', '.join(self.features)}")
+
+
+def _records(source: str, loaded: Any, filters: dict[str, list[str]]) -> Records:
+    columns = Columns(source, loaded.features, filters, loaded.info.builder_name)
+    kept = np.ones(len(loaded), bool)
+    for column, values in columns.filters.items():
+        kept &= np.array([columns.key(column, value) in values for value in loaded[column]], bool)
+    if filters and not kept.any():
+        wanted = " and ".join(f"{column} {' or '.join(values)}" for column, values in filters.items())
+        raise UserError(f"{source}: no row has {wanted}")
+    rows = np.flatnonzero(kept)
+    labels, class_names = None, columns.class_names
+    if columns.label_column is not None:
+        keys = [columns.key(columns.label_column, value) for value in loaded[columns.label_column]]
+        keys = [keys[row] for row in rows]
+        class_names = class_names or sorted(set(keys), key=_numbers_first)
+        number = {name: index for index, name in enumerate(class_names)}
+        labels = np.array([number.get(key, -1) for key in keys], np.int64)
+    images = columns.undecoded(loaded.select_columns([columns.image]))
+
+    def read(index: int) -> bytes:
+        return columns.data(images[int(rows[index])])
+
+    return Records(_RowNames(rows), read, labels, class_names)
+
+
+class _RowNames:
+    """`row 17`, without a string for each of millions of rows."""
+
+    def __init__(self, rows: np.ndarray):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> str:
+        return f"row {self.rows[index]}"
+
+
+def _load(source: str, path: str, configuration: str | None = None, **options) -> Any:
+    datasets = _datasets()
+    try:
+        return datasets.load_dataset(path, configuration, **options)
+    except Exception as error:  # the library and its network layers raise dozens of kinds
+        raise UserError(f"{source} cannot be opened through the datasets library: {_first_line(error)}") from error
+
+
+def _datasets() -> ModuleType:
+    return require("datasets", "data")
+
+
+def _fetch(path: str) -> bytes:
+    try:
+        with require("fsspec", "data").open(path, "rb") as file:
+            return file.read(MOST_FILE_BYTES + 1)
+    except Exception as error:  # local, http and archive layers each have their own kinds
+        raise BrokenFile(str(error) or type(error).__name__) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _named(paths: list[Path]) -> list[str]:
+    return [str(path) for path in paths]
+
+
+def _numbers_first(key: str) -> tuple[bool, int, str]:
+    number = key.lstrip("-").isdigit()
+    return (not number, int(key) if number else 0, key)
