@@ -14,10 +14,12 @@ class NetworkConfig(BaseModel):
 
     Args:
         channels: width of the first level, and of the sinusoid that encodes t.
+        time_channels: width of that sinusoid where it is another; the embedding of t has four times as many.
         channel_mult: width of each level, as a multiple of `channels`; each further level halves the image.
         blocks: residual blocks a level on the way down; one more on the way up.
         attention: the feature-map sizes that have self-attention (of a non-square map, its shorter side).
         head_dim: channels an attention head; null is one head over all channels.
+        heads: attention heads at every width, in place of `head_dim` (`num_heads` of Dhariwal & Nichol).
         dropout: probability, between the second norm and the second convolution of a block.
         groups: of the group norms.
         norm_eps: ε of the group norms.
@@ -34,10 +36,12 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     channels: int = Field(128, ge=1)
+    time_channels: int | None = Field(None, ge=2)
     channel_mult: list[int | float] = Field([1, 2, 2, 2], min_length=1)
     blocks: int = Field(2, ge=1)
     attention: list[int] = [16]
     head_dim: int | None = Field(None, ge=1)
+    heads: int | None = Field(None, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     groups: int = Field(32, ge=1)
     norm_eps: float = Field(1e-6, gt=0)
@@ -57,12 +61,20 @@ class NetworkConfig(BaseModel):
                 raise ValueError(f"a level of {width} channels does not divide into {self.groups} groups")
             if self.head_dim and width % self.head_dim:
                 raise ValueError(f"a level of {width} channels does not divide into heads of {self.head_dim}")
+            if self.heads and width % self.heads:
+                raise ValueError(f"a level of {width} channels does not divide into {self.heads} heads")
+        if self.heads and self.head_dim:
+            raise ValueError("give head_dim or heads, not both")
         return self
 
     @property
     def widths(self) -> list[int]:
         """Channels of each level, from the full image down."""
         return [round(self.channels * multiple) for multiple in self.channel_mult]
+
+    def heads_over(self, width: int) -> int:
+        """Heads of an attention over `width` channels."""
+        return self.heads or (width // self.head_dim if self.head_dim else 1)
 
     def level_sizes(self, image_size: ImageSize) -> list[ImageSize]:
         """(height, width) of each level's feature map, from the full image down.

@@ -138,7 +138,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: NetworkConfig, channels: int, norm: bool = True):
         super().__init__()
-        self.heads = channels // (config.head_dim or channels)
+        self.heads = config.heads_over(channels)
         self.group_norm = GroupNorm(config.groups, channels, config.norm_eps, silu=False) if norm else None
         self.to_q = Linear(channels, channels)
         self.to_k = Linear(channels, channels)

@@ -63,13 +63,14 @@ class UNet(nn.Module):
         self.config, self.image_size = config, image_size
         self.in_channels, self.out_channels, self.num_classes = in_channels, out_channels, num_classes
         widths, attended = config.widths, config.attention_levels(image_size)
-        embedding, layer = 4 * widths[0], count()
+        self.time_channels = config.time_channels or widths[0]
+        embedding, layer = 4 * self.time_channels, count()
 
         def block(inputs: int, outputs: int, resample: Callable[[Tensor], Tensor] | None = None) -> ResidualBlock:
             return ResidualBlock(config, inputs, outputs, embedding, next(layer), resample)
 
         self.conv_in = Conv(in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(widths[0])
+        self.time_embedding = TimeEmbedding(self.time_channels)
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, embedding)
 
         skips, width = [widths[0]], widths[0]
@@ -162,7 +163,7 @@ class UNet(nn.Module):
                 if labels is not None
                 else "this network is class-conditional: give labels"
             )
-        waves = sinusoid(t, self.config.widths[0], self.config.freq_shift, self.config.flip_sin_to_cos)
+        waves = sinusoid(t, self.time_channels, self.config.freq_shift, self.config.flip_sin_to_cos)
         embedding = self.time_embedding(waves.to(torch.promote_types(x_t.dtype, torch.float32)))
         if self.class_embedding is not None and labels is not None:
             embedding = embedding + self.class_embedding(labels).to(embedding.dtype)
