@@ -1,0 +1,76 @@
+"""`ddpm train`: train or fine-tune a model, or go on with a run."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddpm.errors import UserError
+from ddpm.training import Config, load_config, train as run_training
+from ddpm.training.dry_run import dry_run
+
+# Every field of a configuration is a flag, so Click is told to leave those it does not know to `parse_overrides`.
+CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+def train(
+    context: typer.Context,
+    preset: Annotated[str | None, typer.Argument(help="a preset (see `ddpm presets`) or a YAML file")] = None,
+    data: Annotated[str | None, typer.Option(help="SOURCE: a name, hf:user/set, or a path")] = None,
+    out: Annotated[Path | None, typer.Option(help="run directory; default runs/PRESET")] = None,
+    init: Annotated[str | None, typer.Option(help="fine-tune this model")] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with the run in this directory")] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="say what the run would cost, and stop")] = False,
+    overwrite: Annotated[bool, typer.Option(help="begin afresh where --out holds a run")] = False,
+) -> None:
+    """Train a model. Any field of the configuration is a flag: --training.steps 1000 --network.attention [16, 8]."""
+    overrides = parse_overrides(context.args)
+    if data is not None:
+        overrides["data.source"] = data
+    if resume is not None:
+        if preset is not None or out is not None or init is not None or overwrite:
+            raise UserError("--resume takes everything from the run: give no preset, --out, --init or --overwrite")
+        config, folder = resumed(resume, overrides), resume
+    elif preset is None:
+        raise UserError("name a preset or a YAML file (ddpm presets lists them), or --resume a run")
+    else:
+        config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
+    if dry:
+        print(dry_run(config, init=init))
+        return
+    run_training(config, folder, init=init, resume=resume is not None, overwrite=overwrite, evaluator=None)
+    print(folder)
+
+
+def resumed(run: Path, overrides: dict[str, Any]) -> Config:
+    """A run's own configuration; only how it is trained, and where its data lie, may change on the way."""
+    for name in overrides:
+        if not name.startswith("training.") and name != "data.source":
+            raise UserError(f"--{name} cannot change in a run that goes on; only training.* and --data can")
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"no run in {run} to go on with: it has no config.yaml")
+    return load_config(run / "config.yaml", overrides)
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, str]:
+    """`--section.field VALUE` and `--section.field=VALUE`, in turn; a value in brackets may be several words."""
+    overrides: dict[str, str] = {}
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        match = re.fullmatch(r"--([A-Za-z_]\w*\.\w+)(?:=(.*))?", word, re.DOTALL)
+        if match is None:
+            raise UserError(
+                f"{word!r} is not understood: flags are those of `ddpm train --help` and --section.field VALUE"
+            )
+        name, value = match.groups()
+        if value is None:
+            if not words or re.match(r"--[A-Za-z]", words[0]):
+                raise UserError(f"--{name} needs a value, as in --training.steps 1000")
+            value = words.pop(0)
+            while value.count("[") > value.count("]") and words:  # [16, 8] typed without quotes
+                value += " " + words.pop(0)
+        overrides[name] = value
+    return overrides

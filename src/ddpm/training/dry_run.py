@@ -1,0 +1,53 @@
+"""`--dry-run`: what a run would cost, measured by a few of its own steps."""
+
+import statistics
+import time
+from pathlib import Path
+
+
+from ddpm.networks.flops import count_flops
+from ddpm.training.config import Config
+from ddpm.training.interrupt import StopRequest
+from ddpm.training.processes import launch
+from ddpm.training.run import Run
+
+WARM_UP, MEASURED = 2, 5
+
+
+def dry_run(config: Config, *, init: str | Path | None = None) -> str:
+    """A page of figures: parameters, FLOPs, memory, speed and time. Nothing is written."""
+    accelerator = launch()
+    run = Run(config, Path(), accelerator, init=init, resume=False, evaluator=None)
+    loop, training = run.loop, run.config.training
+    seconds = []
+    for step in range(WARM_UP + MEASURED):
+        begin = time.monotonic()
+        loop.step(step, loop.batches.at(step).to(loop.engine.device), StopRequest()).read()
+        seconds.append(time.monotonic() - begin)
+    a_step = statistics.median(seconds[WARM_UP:])
+    speed = training.batch_size / a_step
+    forward = count_flops(run.network)
+    images = training.steps * training.batch_size
+    return "\n".join(
+        [
+            f"parameters          {sum(p.numel() for p in run.network.parameters()):,}",
+            f"FLOPs an image      {forward / 1e9:.3g} G forward, {3 * forward / 1e9:.3g} G forward and backward",
+            f"memory              {run.memory.total(loop.micro_batch) / 2**30:.2f} GiB",
+            f"engine              {loop.engine}",
+            f"speed               {speed:,.1f} images/s ({3 * forward * speed / 1e9:,.0f} GFLOP/s)",
+            f"training            {training.steps:,} steps, {images:,} images, {images / len(run.dataset):,.1f} epochs",
+            f"time                {duration(training.steps * a_step)}",
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """Days, hours, minutes and seconds, the two largest that matter."""
+    units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
+    for index, (size, name) in enumerate(units):
+        if seconds >= size or size == 1:
+            whole, rest = divmod(round(seconds), size)
+            if index + 1 == len(units):
+                return f"{whole} {name}"
+            return f"{whole} {name} {rest // units[index + 1][0]} {units[index + 1][1]}"
+    return "0 s"

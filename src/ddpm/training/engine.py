@@ -1,0 +1,148 @@
+"""What the hardware decides, once, at the start: number format, memory order, compilation, images in memory at once."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from ddpm.errors import UserError
+from ddpm.hardware import compute_dtype
+from ddpm.networks.unet import UNet
+from ddpm.training.config import TrainingConfig
+
+MEMORY_SHARE = 0.5  # of the machine's memory that a micro-batch chosen here may fill
+TRANSIENT = 1.4  # measured: activations held for the backward pass, and what comes and goes beside them
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a run computes.
+
+    micro_batch: images of this process that are in memory at once; smaller ones are accumulated to the batch.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    micro_batch: int
+    processes: int
+
+    def __str__(self) -> str:
+        kind = f"cpu, {torch.get_num_threads()} threads" if self.device.type == "cpu" else device_name(self.device)
+        compiled = "compiled" if self.compile else "not compiled"
+        ranks = f", {self.processes} processes" if self.processes > 1 else ""
+        return f"{kind}{ranks}, {NAMES[self.dtype]}, channels-last, {compiled}, micro-batch {self.micro_batch}"
+
+    @property
+    def scales_loss(self) -> bool:
+        """fp16 alone underflows without a loss scale."""
+        return self.dtype == torch.float16
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run holds, in bytes: whatever the batch (`fixed`), and for each image of a micro-batch (`an_image`)."""
+
+    fixed: int
+    an_image: int
+
+    def total(self, micro_batch: int) -> int:
+        return self.fixed + micro_batch * self.an_image
+
+
+def choose_engine(
+    config: TrainingConfig, network: UNet, dataset_bytes: int, device: torch.device, processes: int
+) -> tuple[Engine, Memory]:
+    """The engine of a run, and what it will hold in memory.
+
+    `auto` takes the largest micro-batch that keeps to half of the memory; the choice rests on the memory that the
+    machine has, not on what happens to be free, so that the same machine always makes the same one.
+
+    Raises UserError for a run that cannot fit.
+    """
+    dtype = compute_dtype(config.precision, device)
+    share = config.batch_size // processes
+    if share < 1:
+        raise UserError(
+            f"training.batch_size {config.batch_size} is less than one image for each of {processes} processes"
+        )
+    largest = -(-config.batch_size // processes)
+    memory = measure_memory(network, dtype, dataset_bytes)
+    neighbours = local_processes() if device.type == "cpu" else 1
+    has = total_memory(device) // neighbours
+    if config.micro_batch == "auto":
+        micro = max(1, min(largest, int(MEMORY_SHARE * has - memory.fixed) // memory.an_image))
+        micro = -(-largest // -(-largest // micro))  # as equal parts as that many allow
+    else:
+        micro = min(config.micro_batch, largest)
+    if memory.total(micro) > has:
+        raise UserError(
+            f"this run would need {memory.total(micro) / GIB:.1f} GiB of memory and there are {has / GIB:.1f}: take a "
+            f"smaller {'network or image' if micro == 1 else 'training.micro_batch'}, or network.gradient_checkpointing"
+        )
+    compiled = device.type == "cuda" if config.compile == "auto" else config.compile
+    return Engine(device, dtype, compiled, micro, processes), memory
+
+
+def measure_memory(network: UNet, dtype: torch.dtype, dataset_bytes: int) -> Memory:
+    """Weights, gradients, Adam's two moments, the average and its copy for previews; and one image's activations."""
+    parameters = sum(p.numel() for p in network.parameters())
+    fixed = parameters * 4 * 6 + dataset_bytes
+    return Memory(fixed, int(TRANSIENT * activation_bytes(network, dtype)))
+
+
+def activation_bytes(network: UNet, dtype: torch.dtype) -> int:
+    """What autograd keeps of one image until its backward pass, counted on a forward pass."""
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    alive: list[Tensor] = []  # an address is only a name while its tensor lives
+    device = next(network.parameters()).device
+    x = torch.zeros(1, network.in_channels, *network.image_size, device=device, dtype=dtype)
+    labels = None if network.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        network(x, torch.zeros(1, device=device), labels, torch.zeros(1, dtype=torch.int64, device=device))
+    return sum(kept.values()) - cast_bytes(network, dtype)
+
+
+def cast_bytes(network: nn.Module, dtype: torch.dtype) -> int:
+    """Half-precision copies of the weights, which a forward pass keeps once, not once an image."""
+    if dtype == torch.float32:
+        return 0
+    return sum(2 * p.numel() for p in network.parameters() if p.ndim > 1)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that this machine (or the container it is) or accelerator has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return min(psutil.virtual_memory().total, container_limit())
+
+
+def container_limit(path: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """The memory a Linux container may use; no limit reads "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 1 << 62
+
+
+def local_processes() -> int:
+    """Processes of this run on this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

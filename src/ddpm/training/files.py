@@ -1,0 +1,68 @@
+"""Writing so that nothing is ever half there: beside, flushed to the disk, renamed."""
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddpm.errors import RunStopped
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+CHUNK = 1 << 22
+
+
+@contextlib.contextmanager
+def writing(what: str, kept: str) -> Iterator[None]:
+    """Turn a disk that cannot be written into one line: what was being written, and what is still good (`kept`)."""
+    try:
+        yield
+    except SafetensorError as error:  # safetensors hides the system's error inside its own
+        raise RunStopped(f"could not write {what}: {error}; {kept}") from error
+    except OSError as error:
+        reason = "no space left on the disk" if error.errno in NO_SPACE else error.strerror or str(error)
+        raise RunStopped(f"could not write {what}: {reason}; {kept}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file by one whole new one."""
+    beside = path.with_name(f".{path.name}.writing")
+    with beside.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, on the disk when this returns."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable, as `fsync` on the files alone does not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,120 @@
+"""When numbers go wrong: the batch is set aside, the step skipped, and after a few in a row the run says why it stops."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.errors import RunStopped
+from ddpm.training.batches import Batch
+from ddpm.training.files import write_tensors, write_text
+
+
+class Health:
+    """Counts the skipped steps of a run and sets their batches aside in RUN/set_aside/.
+
+    Args:
+        folder: RUN/set_aside.
+        skip_at_most: skipped steps in a row that a run survives.
+    """
+
+    def __init__(self, folder: Path, skip_at_most: int):
+        self.folder, self.skip_at_most = folder, skip_at_most
+        self.skipped = self.in_a_row = 0
+
+    def good(self) -> None:
+        self.in_a_row = 0
+
+    def bad(self) -> bool:
+        """Count a skipped step; True where it was one too many."""
+        self.skipped += 1
+        self.in_a_row += 1
+        return self.in_a_row > self.skip_at_most
+
+    def set_aside(self, batch: Batch, seed: int, step: int, rank: int) -> Path:
+        """Keep a batch (this process's part) for a look at leisure."""
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"{step:06d}-{rank}.safetensors"
+        write_tensors(path, batch.tensors())
+        write_text(path.with_suffix(".json"), json.dumps({"seed": seed, "step": step, "images": len(batch)}))
+        return path
+
+    def stopped(self, diagnoses: list[str], rate: float) -> RunStopped:
+        """The one line with which a run that cannot go on ends; `diagnoses`: what each process found."""
+        cause = diagnoses[0] if diagnoses else "computed once more all is finite, so the machine itself may be at fault"
+        return RunStopped(
+            f"{self.in_a_row} steps in a row had a loss or gradient that is not finite: {cause}; the learning rate was "
+            f"{rate:.2g}; their batches are in {self.folder}, the last good checkpoint in "
+            f"{self.folder.parent / 'checkpoints'}; a smaller training.learning_rate or training.precision fp32 may help"
+        )
+
+
+def diagnose(network: nn.Module, losses_of: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> str | None:
+    """Where the numbers of a batch first go wrong: a layer's output or a parameter's gradient, and at which t.
+
+    `losses_of`: (network, batch) -> the loss of each image (n,). None where all is finite.
+    """
+    bad_inputs = [name for name, tensor in batch.tensors().items() if not finite(tensor)]
+    if bad_inputs:
+        return f"the batch itself holds numbers that are not finite ({', '.join(bad_inputs)})"
+    bad_weights = [name for name, p in network.named_parameters() if not finite(p)]
+    if bad_weights:
+        return f"the weights of {layer_of(bad_weights[0])} are not finite"
+    found: list[str] = []
+
+    def watch(name: str):
+        def hook(module: nn.Module, inputs, output) -> None:
+            if isinstance(output, Tensor) and not finite(output) and not found:
+                found.append(name)
+
+        return hook
+
+    hooks = [m.register_forward_hook(watch(name)) for name, m in network.named_modules() if not list(m.children())]
+    try:
+        losses = losses_of(network, batch)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    if found or not finite(losses):
+        t = batch.t[~torch.isfinite(losses.detach())]
+        where = f"the output of layer {found[0]}" if found else "the loss"
+        return f"{where} is not finite, for images at t = {span(t)}"
+    network.zero_grad()
+    losses.sum().backward()
+    bad = [name for name, p in network.named_parameters() if p.grad is not None and not finite(p.grad)]
+    network.zero_grad()
+    if bad:  # the backward pass goes from the last layer to the first
+        return f"the gradient of {layer_of(bad[-1])} is not finite (t = {span(batch.t)})"
+    return None
+
+
+def finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def layer_of(parameter: str) -> str:
+    return "layer " + parameter.rpartition(".")[0]
+
+
+def span(t: Tensor) -> str:
+    """A few timesteps in full, many by their range."""
+    values = sorted(set(t.tolist()))
+    if len(values) <= 6:
+        return ", ".join(map(str, values))
+    return f"{values[0]} to {values[-1]}"
+
+
+@torch.no_grad()
+def weight_norm(parameters: list[Tensor]) -> float:
+    """‖θ‖."""
+    return float(torch.nn.utils.get_total_norm(parameters))
+
+
+@torch.no_grad()
+def ema_drift(parameters: list[Tensor], averages: list[Tensor]) -> float:
+    """‖θ_EMA - θ‖ / ‖θ‖: how far the average trails; it falls as training settles."""
+    distance = float(torch.nn.utils.get_total_norm(torch._foreach_sub(parameters, averages)))
+    return distance / max(weight_norm(parameters), math.ulp(1.0))

@@ -1,0 +1,78 @@
+"""Starting from a trained model: `--init`."""
+
+import torch
+from torch import Tensor
+
+from ddpm.errors import UserError
+from ddpm.model import Model
+from ddpm.networks.config import NetworkConfig
+from ddpm.networks.unet import UNet
+from ddpm.process.config import ProcessConfig
+from ddpm.training.config import Config
+
+CLASS_ROWS = "class_embedding.weight"
+TIME_BIAS = "time_embedding.linear_2.bias"
+PROCESS_FIELDS = ("prediction", "variance")
+
+
+def adopt(config: Config, model: Model) -> Config:
+    """The configuration with the model's network and process in place of its own.
+
+    A trained network means something only in its own architecture and process; the objective stays as configured.
+    Attention stays at its levels, which at another image size have another resolution.
+    """
+    if not isinstance(model.network, UNet):
+        raise UserError("only a model of this package's network can be trained on")
+    channels = model.image_shape[0]
+    if channels != config.data.channels:
+        raise UserError(f"the given model draws images of {channels} channels: set data.channels {channels}")
+    trained: NetworkConfig = model.network.config
+    attended = trained.attention_levels(model.network.image_size)
+    sides = [min(size) for size in trained.level_sizes(config.data.size)]
+    attention = [side for side, attends in zip(sides, attended, strict=True) if attends]
+    network = trained.model_copy(update={"attention": attention, "dropout": config.network.dropout})
+    return config.model_copy(update={"network": network, "process": process_of(config.process, model)})
+
+
+def process_of(config: ProcessConfig, model: Model) -> ProcessConfig:
+    """The model's schedule, prediction and variance with the configured objective."""
+    fields = config.model_dump(exclude={"schedule", "timesteps", "beta_start", "beta_end", "zero_terminal_snr"})
+    betas = model.process.schedule.betas
+    fields |= {"prediction": model.process.prediction, "variance": model.process.variance}
+    if len(config.schedule_object().betas) == len(betas) and torch.equal(config.schedule_object().betas, betas):
+        return config.model_copy(update={name: fields[name] for name in PROCESS_FIELDS})
+    return ProcessConfig(**(fields | {"betas": betas.tolist()}))
+
+
+def copy_weights(network: UNet, model: Model, class_names: list[str] | None, null_label: int | None) -> None:
+    """Give `network` the model's weights, so that its first prediction is the model's.
+
+    Classes are matched by name. A class the model does not know starts as its null class (or, without one, as the
+    mean of its classes); a network without classes takes the model's null class as its only one; a network with
+    classes starts from an unconditional model with all of them alike.
+    """
+    weights = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    known = weights.pop(CLASS_ROWS, None)
+    base = None if known is None else base_row(known, model)
+    if network.class_embedding is not None:
+        rows = torch.zeros_like(network.class_embedding.weight)
+        if known is not None:
+            rows[:] = base
+            for index, name in enumerate(class_names or []):
+                if name in (model.class_names or []):
+                    rows[index] = known[model.class_names.index(name)]
+            if null_label is not None:
+                rows[null_label] = base
+        weights[CLASS_ROWS] = rows
+    elif base is not None:  # a class is added to the time embedding's last layer, so its row is a bias there
+        weights[TIME_BIAS] = weights[TIME_BIAS] + base
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise UserError(f"the given model's weights do not fit this configuration: {first}") from None
+
+
+def base_row(rows: Tensor, model: Model) -> Tensor:
+    """What stands for no class in particular."""
+    return rows[model.null_label] if model.null_label is not None else rows.mean(0)

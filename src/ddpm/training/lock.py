@@ -1,0 +1,32 @@
+"""One run a directory: a lock that the kernel frees when its process dies."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from ddpm.errors import UserError
+
+
+class RunLock:
+    """Held from `__init__` to `release`, or to the death of the process, however it dies.
+
+    The lock is `flock`'s, on the open file, so a leftover file locks nothing; the file's text only tells who holds it.
+    """
+
+    def __init__(self, run: Path):
+        self._handle = (run / ".lock").open("a+")
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._handle.seek(0)
+            holder = self._handle.read(200).strip() or "another process"
+            self._handle.close()
+            raise UserError(f"{run} is being trained by {holder}; stop that run first, or give another --out") from None
+        self._handle.truncate(0)
+        self._handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._handle.flush()
+
+    def release(self) -> None:
+        """Let the next run in. The file stays: removing it could take it from under a run that just opened it."""
+        self._handle.close()

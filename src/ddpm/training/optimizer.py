@@ -1,0 +1,83 @@
+"""Adam, the learning rate's course, clipping and the loss scale, without a word to the host."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.training.config import TrainingConfig
+
+GROW_AFTER = 2000  # steps without overflow before the loss scale doubles (Micikevicius et al. 2018, section 3.2)
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Of step 0, 1, …: linear over the warm-up, then constant, or down to 0 at `steps` in a line or a half cosine."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    fall = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return config.learning_rate * fall[config.decay]
+
+
+class Optimizer:
+    """Adam on float32 parameters, in one fused pass.
+
+    A step whose loss or gradient is not finite leaves parameters and moments as they were; the decision is taken on
+    the device. With `scales_loss` (fp16) the loss is scaled up before the backward pass, and the scale adapts.
+    """
+
+    def __init__(self, network: nn.Module, clip: float | None, scales_loss: bool = False):
+        self.named = dict(network.named_parameters())
+        self.parameters = list(self.named.values())
+        device = self.parameters[0].device
+        self.clip, self.scales_loss = clip, scales_loss
+        self.scale = torch.tensor(2.0**16 if scales_loss else 1.0, device=device)
+        self.good_steps = torch.tensor(0.0, device=device)
+        self.adam = torch.optim.Adam(self.parameters, fused=True)
+
+    def zero_grad(self) -> None:
+        self.adam.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, loss: Tensor) -> Tensor:
+        """Clip and take one step if `loss` and all gradients are finite; returns the gradient's norm before clipping."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) / self.scale
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        factor = 1 / self.scale
+        if self.clip is not None:
+            factor = factor * (self.clip / (norm + 1e-6)).clamp(max=1)
+        if self.clip is not None or self.scales_loss:
+            torch._foreach_mul_(gradients, factor)
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate
+        self.adam.found_inf = (~finite).float()  # fused Adam skips the step where this is 1
+        self.adam.step()
+        if self.scales_loss:
+            self.good_steps = torch.where(finite, self.good_steps + 1, 0)
+            grown = torch.where(self.good_steps == GROW_AFTER, self.scale * 2, self.scale)
+            self.scale = torch.where(finite, grown, self.scale / 2)
+            self.good_steps = self.good_steps % GROW_AFTER
+        return norm
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Adam's moments and step counts under the parameters' names, and the loss scale."""
+        state = {"loss_scale": self.scale, "loss_scale.good_steps": self.good_steps}
+        for name, parameter in self.named.items():
+            for key, value in self.adam.state[parameter].items():
+                state[f"{name}.{key}"] = value
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The moments take the memory order of their parameters, as the fused kernel expects of them."""
+        self.scale, self.good_steps = (
+            state[key].to(self.scale.device) for key in ("loss_scale", "loss_scale.good_steps")
+        )
+        for name, parameter in self.named.items():
+            if f"{name}.step" in state:
+                self.adam.state[parameter] = {
+                    "step": state[f"{name}.step"].to(parameter.device),
+                    "exp_avg": torch.empty_like(parameter).copy_(state[f"{name}.exp_avg"]),
+                    "exp_avg_sq": torch.empty_like(parameter).copy_(state[f"{name}.exp_avg_sq"]),
+                }

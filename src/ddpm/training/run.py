@@ -1,0 +1,358 @@
+"""A run directory from its first step to its last: put together, gone on with, saved."""
+
+import contextlib
+import copy
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from importlib.metadata import version
+from ddpm.data import Loader, open_dataset
+from ddpm.data.dataset import ImageDataset
+from ddpm.errors import RunStopped, UserError
+from ddpm.model import Model, load
+from ddpm.networks.flops import count_flops
+from ddpm.networks.unet import UNet
+from ddpm.randomness import derive_seed
+from ddpm.training.batches import Batches
+from ddpm.training.checkpoint import Checkpoint, Checkpoints
+from ddpm.training.config import Config, load_config
+from ddpm.training.engine import choose_engine
+from ddpm.training.files import write_text, writing
+from ddpm.training.health import Health
+from ddpm.training.initial import adopt, copy_weights
+from ddpm.training.interrupt import deferred_signals
+from ddpm.training.lock import RunLock
+from ddpm.training.loop import Loop
+from ddpm.training.preview import channel_drift, channel_means, draw_preview, save_preview
+from ddpm.training.processes import launch, lost_peer, on_main
+from ddpm.training.tracking import Tracking
+
+# (model with the averaged weights) -> figures; the first decides which checkpoint is best, and lower is better.
+# Called in every process at once; it may share the work out through torch.distributed.
+Evaluator = Callable[[Model], dict[str, float]]
+
+
+def train(
+    config: Config,
+    out: str | Path,
+    *,
+    init: str | Path | Model | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    evaluator: Evaluator | None = None,
+) -> Path:
+    """Train in the run directory `out`; returns it, with the averaged weights in out/model.
+
+    Args:
+        config: see `load_config`.
+        init: a model whose weights, network and process the run starts from.
+        resume: go on from the newest good checkpoint in `out`.
+        overwrite: begin afresh where `out` holds a run already.
+        evaluator: called every `training.evaluate_every` steps.
+
+    Raises:
+        UserError: what was asked for is not possible.
+        RunStopped: numbers that are not finite, no space left, a lost process; what was saved stays.
+        KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
+    """
+    accelerator, out = launch(), Path(out)
+    lock = on_main(accelerator, lambda: claim(out, resume, overwrite))
+    try:
+        with deferred_signals() as request:
+            run = Run(config, out, accelerator, init=init, resume=resume, evaluator=evaluator)
+            try:
+                run.open()
+                signal = run.loop.run(request, run.log, run.after_step)
+                if signal is not None:
+                    run.checkpoint()
+                    accelerator.print(f"saved at step {run.loop.progress.step:,}; go on: ddpm train --resume {out}")
+                    request.leave(signal)
+            except RunStopped as error:
+                if accelerator.is_main_process:
+                    raise
+                raise SystemExit(1) from error
+            except RuntimeError as error:
+                if not lost_peer(error):
+                    raise
+                raise RunStopped(
+                    f"process {accelerator.process_index} lost another process of the run; the last good checkpoint "
+                    f"is in {out / 'checkpoints'}; go on: ddpm train --resume {out}"
+                ) from error
+            finally:
+                run.close()
+    finally:
+        if lock is not None:
+            lock.release()
+    return out
+
+
+def claim(out: Path, resume: bool, overwrite: bool) -> RunLock:
+    """Make the run directory and take its lock."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out names a directory")
+    occupied = (out / "config.yaml").exists()
+    if resume and not occupied:
+        raise UserError(f"no run in {out} to go on with: it has no config.yaml")
+    if out.is_dir() and not occupied and any(path.name != ".lock" for path in out.iterdir()):
+        raise UserError(f"{out} holds something that is not a run; give another --out")
+    if occupied and not resume and not overwrite:
+        raise UserError(f"{out} holds a run already: go on with --resume {out}, give another --out, or --overwrite")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return RunLock(out)
+    except OSError as error:
+        raise UserError(f"cannot write in {out}: {error.strerror or error}") from error
+
+
+def empty(out: Path) -> None:
+    """Remove a run, all but its lock."""
+    for path in out.iterdir():
+        if path.name != ".lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+class Run:
+    """A loop and everything around it that is written to the run directory.
+
+    Nothing is written before `open`: what is wrong with the configuration, the data or the given model shows before.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        out: Path,
+        accelerator: Accelerator,
+        *,
+        init: str | Path | Model | None,
+        resume: bool,
+        evaluator: Evaluator | None,
+    ):
+        self.out, self.accelerator, self.evaluator, self.resume = out, accelerator, evaluator, resume
+        self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep)
+        self.tracking: Tracking | None = None
+        self.best: dict[str, float] | None = None
+        checkpoint = self.checkpoints.newest(accelerator.print) if resume else None
+        if init is not None:
+            init = init if isinstance(init, Model) else load(init, device="cpu")
+            config = adopt(config, init)
+        self.config, training = config, config.training
+        self.dataset = open_dataset(config.data)
+        if self.dataset.report.skipped:
+            accelerator.print(self.dataset.report.summary())
+        self.network, self.null_label = build_network(config, self.dataset)
+        if init is not None:
+            copy_weights(self.network, init, self.dataset.class_names, self.null_label)
+        self.network.to(device=accelerator.device, memory_format=torch.channels_last)
+        engine, self.memory = choose_engine(
+            training, self.network, dataset_bytes(self.dataset), accelerator.device, accelerator.num_processes
+        )
+        self.loader = Loader(
+            self.dataset, training.batch_size, training.seed, config.data.random_flip, device=accelerator.device
+        )
+        batches = Batches(
+            self.loader,
+            config.process.draw(),
+            seed=training.seed,
+            global_batch=training.batch_size,
+            null_label=self.null_label,
+            class_drop=training.class_drop if self.null_label is not None else 0.0,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+        health = Health(out / "set_aside", training.skip_at_most)
+        self.loop = Loop(training, config.process, self.network, batches, engine, accelerator, health)
+        self.averaged = copy.deepcopy(self.network)  # where the averaged weights are put to be drawn with and saved
+        self.means = channel_means(self.dataset)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        accelerator.print(self.summary())
+
+    def summary(self) -> str:
+        """What is trained, and how it is computed."""
+        parameters = sum(p.numel() for p in self.network.parameters())
+        engine = self.loop.engine
+        return (
+            f"network: {parameters:,} parameters, {count_flops(self.network) / 1e9:.2f} GFLOP an image\n"
+            f"data: {len(self.dataset):,} images of {self.config.data.source}\n"
+            f"engine: {engine}, about {self.memory.total(engine.micro_batch) / 2**30:.1f} GiB"
+        )
+
+    def open(self) -> None:
+        """Write what a run begins with, or cut its logs back to the checkpoint it goes on from."""
+        step = self.loop.progress.step
+
+        def begin() -> None:
+            with writing("the run directory", f"nothing is lost in {self.out}"):
+                if not self.resume:
+                    empty(self.out)
+                write_text(self.out / "config.yaml", self.config.to_yaml())
+                (self.out / "samples").mkdir(exist_ok=True)
+                shown = self.config.model_dump(mode="json")
+                self.tracking = Tracking(self.out, self.config.training.track, step, shown)
+
+        on_main(self.accelerator, begin)
+
+    def close(self) -> None:
+        if self.tracking is not None:
+            self.tracking.close()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """One line to the trackers."""
+
+        def write() -> None:
+            if self.tracking is not None:
+                with writing("metrics.jsonl", self._kept()):
+                    self.tracking.log(record)
+
+        on_main(self.accelerator, write)
+
+    def after_step(self, done: int) -> None:
+        """Whatever is due after a step."""
+        training = self.config.training
+        last = done == training.steps
+        model = None
+        if training.preview_every and (done % training.preview_every == 0 or last):
+            model = self.model()
+            self.preview(model, done)
+        if self.evaluator and training.evaluate_every and (done % training.evaluate_every == 0 or last):
+            self.evaluate(model or self.model(), done)
+        if done % training.checkpoint_every == 0 or last:
+            self.checkpoint()
+
+    def model(self) -> Model:
+        """The averaged weights as a model."""
+        self.loop.ema.copy_to(self.averaged)
+        progress = self.loop.progress
+        return Model(
+            self.averaged,
+            self.config.process.process(),
+            image_shape=self.config.data.image_shape,
+            class_names=self.dataset.class_names,
+            null_label=self.null_label,
+            provenance={
+                "ddpm": version("ddpm"),
+                "config": self.config.model_dump(mode="json"),
+                "data": {"images": len(self.dataset), "fingerprint": self.dataset.fingerprint},
+                "steps": progress.step,
+                "images": progress.step * self.config.training.batch_size,
+                "seconds": round(progress.seconds, 1),
+                "engine": str(self.loop.engine),
+            },
+        )
+
+    def preview(self, model: Model, step: int) -> None:
+        """RUN/samples/NNNNNN.png, and how far its colours lie from the data's."""
+        training = self.config.training
+        images = draw_preview(model, training.preview_images, training.preview_steps, training.seed, self.accelerator)
+
+        def keep() -> None:
+            with writing("the preview", self._kept()):
+                save_preview(images, self.out / "samples", step)
+                self.tracking.log({"step": step, **channel_drift(images, self.means)})
+
+        on_main(self.accelerator, keep)
+
+    def evaluate(self, model: Model, step: int) -> None:
+        """Ask the evaluator; the best so far is kept in RUN/best, and its checkpoint is spared."""
+        figures = self.evaluator(model)
+        name = next(iter(figures))
+        better = self.best is None or figures[name] < self.best[name]
+        if better:
+            self.best = {"step": step, **figures}
+
+        def keep() -> None:
+            with writing("the evaluation", self._kept()):
+                self.tracking.log({"step": step, **figures})
+                if better:
+                    save_model(model, self.out / "best")
+
+        on_main(self.accelerator, keep)
+        if better:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Save all that is needed to go on, and the model."""
+        step = self.loop.progress.step
+        model = self.model()
+
+        def save() -> None:
+            with writing(f"checkpoint {step:06d}", self._kept()):
+                self.tracking.sync()
+                spare = self.best["step"] if self.best else None
+                self.checkpoints.save(step, self.loop.tensors(), self._state(), spare)
+                save_model(model, self.out / "model")
+
+        on_main(self.accelerator, save)
+
+    def _state(self) -> dict[str, Any]:
+        data = {"fingerprint": self.dataset.fingerprint, "images": len(self.dataset)}
+        engine = {"description": str(self.loop.engine), "torch": torch.__version__}
+        return {
+            **self.loop.state(),
+            "seed": self.config.training.seed,
+            "data": data,
+            "engine": engine,
+            "best": self.best,
+        }
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state, say = checkpoint.state, self.accelerator.print
+        try:
+            self.loop.restore(checkpoint.parts, state)
+        except (RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"checkpoint {checkpoint.path} is of another configuration: {reason}") from None
+        self.best = state["best"]
+        say(f"going on from step {self.loop.progress.step:,} ({checkpoint.path})")
+        if state["data"]["fingerprint"] != self.dataset.fingerprint:
+            say("the data are no longer those of the checkpoint: the run goes on, but not as it would have")
+        now = {"description": str(self.loop.engine), "torch": torch.__version__}
+        if state["engine"] != now:
+            say(f"the checkpoint was computed on {state['engine']['description']}: expect other rounding")
+
+    def _kept(self) -> str:
+        steps = self.checkpoints.steps()
+        return (
+            f"the newest good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "there was no checkpoint"
+        )
+
+
+def build_network(config: Config, dataset: ImageDataset) -> tuple[UNet, int | None]:
+    """The network, initialised from the seed, and its null class (the last row) where classes are dropped."""
+    classes = len(dataset.class_names) if dataset.class_names is not None else None
+    null_label = classes if classes is not None and config.training.class_drop > 0 else None
+    rows = None if classes is None else classes + (null_label is not None)
+    channels = config.data.channels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.training.seed, "weights"))
+        outputs = channels * (2 if config.process.process().learns_variance else 1)
+        return UNet(config.network, config.data.size, channels, outputs, rows), null_label
+
+
+def dataset_bytes(dataset: ImageDataset) -> int:
+    """What a data set takes in memory; one that is read as it goes takes next to nothing."""
+    images = getattr(dataset, "images", None)
+    return images.nbytes if isinstance(images, torch.Tensor) else 0
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write a model folder, each file beside and renamed, so that it can be read at any moment."""
+    beside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save(beside)
+    for path in sorted(beside.rglob("*")):
+        target = folder / path.relative_to(beside)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    shutil.rmtree(beside)

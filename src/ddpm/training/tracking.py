@@ -1,0 +1,79 @@
+"""What a run tells of itself: metrics.jsonl always, TensorBoard and Weights & Biases through accelerate."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+from ddpm.errors import require
+from ddpm.training.files import write_text
+
+
+class Tracking:
+    """One line a call of `log` in RUN/metrics.jsonl, and the same numbers to the other trackers asked for.
+
+    Args:
+        run: the run directory.
+        trackers: "tensorboard" and "wandb". TensorBoard is left out where it is not installed.
+        step: the run goes on from here; what an interrupted run logged beyond it is cut away.
+        config: shown beside the curves.
+        name: of the run, for wandb.
+    """
+
+    def __init__(self, run: Path, trackers: list[str], step: int, config: dict[str, Any]):
+        self.path = run / "metrics.jsonl"
+        cut_back(self.path, step)
+        self._handle = self.path.open("a", encoding="utf-8")
+        self._others: list[GeneralTracker] = []
+        if "tensorboard" in trackers and importlib.util.find_spec("tensorboard"):
+            self._others.append(TensorBoardTracker("tensorboard", run, purge_step=step + 1))
+        if "wandb" in trackers:
+            require("wandb", "track")
+            self._others.append(
+                WandBTracker("ddpm", dir=str(run), name=run.name, id=wandb_id(run), resume="allow", config=config)
+            )
+        for tracker in self._others:
+            tracker.start()
+
+    def log(self, values: dict[str, float | int | str]) -> None:
+        """Write one record; it must hold "step"."""
+        self._handle.write(json.dumps(values) + "\n")
+        self._handle.flush()
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for tracker in self._others:
+            tracker.log(numbers, step=numbers["step"])
+
+    def sync(self) -> None:
+        """On the disk, so that a checkpoint never knows more than the log."""
+        os.fsync(self._handle.fileno())
+
+    def close(self) -> None:
+        self._handle.close()
+        for tracker in self._others:
+            tracker.finish()
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Keep the records up to `step`; a last line that a kill cut short goes too."""
+    if path.exists():
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if record_step(line) <= step]
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def record_step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def wandb_id(run: Path) -> str:
+    """The run's name at wandb, kept in the run directory so that a resumed run is the same one there."""
+    path = run / "wandb_id"
+    if not path.exists():
+        write_text(path, os.urandom(4).hex())
+    return path.read_text().strip()
