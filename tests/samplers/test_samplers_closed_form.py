@@ -303,3 +303,31 @@ def test_clipped_samplers_stay_in_range(name, clip):
     wide = Mixture([-0.9, 0.9], 0.4)
     drawn = SAMPLERS[name](wide.denoiser(LINEAR, clip=clip), noise(), timestep_grid(LINEAR, 12), noise=noise)
     assert drawn.abs().max() <= 1
+
+
+@pytest.mark.parametrize("schedule", [ZERO_SNR, LINEAR, COSINE], ids=["zero_snr", "linear", "cosine"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_five_coarse_steps_do_not_blow_up(name, schedule):
+    """Also from where hardly any signal is left, unclipped: a cosine schedule starts at σ = 20,000."""
+    prediction = "v" if schedule.zero_terminal_snr else "epsilon"
+    x_T = images(torch.linspace(-3, 3, 41, dtype=torch.float64))
+    answer = SAMPLERS[name](GAUSSIAN.denoiser(schedule, prediction), x_T, timestep_grid(schedule, 5), noise=no_noise)
+    exact = 0.3 + 0.2 * x_T
+    assert (answer - exact).abs().max() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("ancestral", {}), ("ddim", {"eta": 1.0}), ("ddim", {"eta": 0.2}), ("dpm++sde", {})]
+)
+def test_noise_is_drawn_once_a_step_except_down_to_the_data(name, options):
+    draws = 0
+
+    def noise():
+        nonlocal draws
+        draws += 1
+        return torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+
+    for timesteps, expected in (([900.0, 500.0, 200.0, -1.0], 2), ([900.0, 500.0, 200.0, 10.0], 3)):
+        draws = 0
+        SAMPLERS[name](GAUSSIAN.denoiser(LINEAR), images(torch.ones(1).double()), timesteps, noise=noise, **options)
+        assert draws == expected
