@@ -46,7 +46,7 @@ def make(path: Path = WEIGHTS) -> None:
     offsets = torch.tensor([0, *(len(data.class_names) for data in opened)]).cumsum(0).tolist()
     shifted = torch.cat([part + offset for part, offset in zip(labels, offsets, strict=False)])
     model = train_classifier(torch.cat(images), shifted, len(names), epochs=EPOCHS, progress="builtin")
-    weights = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    weights = {key: value.contiguous() for key, value in model.half().state_dict().items()}
     save_file(weights, path, metadata={"class_names": json.dumps(names)})
     for source, offset in zip(SOURCES, offsets, strict=False):
         test = open_dataset(f"{source}:test", image_size=SIDE, channels=3, labels=True)

@@ -54,7 +54,7 @@ class Features:
 def extract(images: ImageSet, network: FeatureNetwork, progress: bool = True) -> Features:
     """Features of all `images`; those that are in the cache are not computed again.
 
-    Every process computes its share; all return when all shares are there.
+    Every process computes its share; the first returns when all shares are there.
     """
     settings = {"images": images.fingerprint, "network": network.fingerprint, "transform": network.transform}
     chunks = Chunks("features", settings, len(images), images.chunk)
@@ -70,7 +70,8 @@ def extract(images: ImageSet, network: FeatureNetwork, progress: bool = True) ->
                 parts.append(np.hstack([*network(batch), batch.double().mean((2, 3)).numpy()]).astype(np.float32))
                 bar.update(len(batch))
             chunks.write(start, np.concatenate(parts))
-    chunks.wait()
+    if process_rank()[0] == 0:
+        chunks.wait()
     d, k = network.dimensions, network.dimensions + network.classes
     columns = (Columns(chunks, part) for part in (slice(0, d), slice(d, k), slice(k, None)))
     return Features(chunks, *columns, dimensions=d)

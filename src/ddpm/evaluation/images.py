@@ -5,9 +5,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ddpm.data.dataset import ImageDataset
 from ddpm.evaluation.cache import Chunks, content_key
+from ddpm.hardware import process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_uint8
 from ddpm.samplers import find_sampler
@@ -31,6 +33,9 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
+    def prepare(self, progress: bool) -> None:
+        """Make this process's share of what is not there yet; the first process returns when all of it is."""
+
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor: ...
 
 
@@ -50,18 +55,21 @@ class DatasetImages:
     def __len__(self) -> int:
         return len(self.order)
 
+    def prepare(self, progress: bool) -> None:
+        pass
+
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
         return self.dataset.batch(self.order[rows])[0]
 
 
 class GeneratedImages:
-    """Images 0 … num-1 of a model's seed, drawn when first asked for and kept on the disk.
+    """Images 0 … num-1 of a model's seed, drawn by `prepare` and kept on the disk.
 
     `options` go to `Model.sample_batches`. More images of the same settings go on from those that are there.
     """
 
-    def __init__(self, model: Model, num: int, title: str, **options: Any):
-        self.model, self.title, self.shape = model, title, model.image_shape
+    def __init__(self, model: Model, num: int, **options: Any):
+        self.model, self.title, self.shape = model, f"model {model.weights_hash}", model.image_shape
         size = options.pop("batch_size", None) or model.default_batch_size
         self.chunk = -(-CHUNK // size) * size  # whole batches, so that no forward pass is padded but the last
         self.options = {"sampler": "dpm++", "steps": 20, "seed": 0, "guidance": 1.0, "clip": "static", **options}
@@ -87,12 +95,21 @@ class GeneratedImages:
     def __len__(self) -> int:
         return len(self.chunks)
 
+    def prepare(self, progress: bool) -> None:
+        missing, first = self.chunks.missing(self.chunks.mine()), process_rank()[0] == 0
+        num = sum(len(self.chunks.bounds(start)) for start in missing)
+        with tqdm(total=num, desc="sampling", unit="image", disable=not (progress and first and missing)) as bar:
+            for start in missing:
+                parts = []
+                for indices, images in self.model.sample_batches(self.chunks.bounds(start), **self.options):
+                    parts.append(to_uint8(images))
+                    bar.update(len(indices))
+                self.chunks.write(start, torch.cat(parts).numpy())
+        if first:
+            self.chunks.wait()
+
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
-        numbers = np.arange(len(self))[rows]
-        for start in self.chunks.missing(sorted({int(number) // self.chunk * self.chunk for number in numbers})):
-            drawn = self.model.sample_batches(self.chunks.bounds(start), **self.options)
-            self.chunks.write(start, torch.cat([to_uint8(images) for _, images in drawn]).numpy())
-        return torch.from_numpy(self.chunks[numbers])
+        return torch.from_numpy(self.chunks[rows])
 
 
 def _mixed(size: int) -> Tensor:

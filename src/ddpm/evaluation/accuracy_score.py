@@ -1,0 +1,72 @@
+"""Classification accuracy score (Ravuri & Vinyals 2019): a classifier that has seen only samples reads real images.
+
+It falls when samples of a class look like another, and when a class's variety is missing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpm.errors import UserError
+from ddpm.evaluation.classifier import accuracy, prepare, train_classifier
+from ddpm.evaluation.images import ImageSet
+from ddpm.hardware import default_device
+from ddpm.pixels import to_uint8
+
+STEPS = 3000  # of 128 images, at most 40 epochs
+
+
+@dataclass(frozen=True)
+class AccuracyScore:
+    """Accuracy on real test images after training on samples, and after training on as many real training images."""
+
+    generated: float
+    real: float
+
+
+def classification_accuracy_score(
+    generated: ImageSet, training: ImageSet, test: ImageSet, progress: bool = True
+) -> AccuracyScore:
+    """Train on `generated`, and on as many of `training` for comparison; read `test`. All three have labels."""
+    names = test.class_names
+    test_images, test_labels = small(test), test.labels
+    epochs = max(1, min(40, STEPS * 128 // len(generated)))
+    scores = []
+    for images, title in ((generated, "samples"), (training, "real images")):
+        rows = spread(len(images), len(generated))
+        classifier = train_classifier(
+            small(images, rows),
+            matched(images, names)[rows],
+            len(names),
+            epochs=epochs,
+            device=default_device(),
+            progress=f"classifier of {title}" if progress else None,
+        )
+        scores.append(accuracy(classifier, test_images, test_labels))
+    return AccuracyScore(*scores)
+
+
+def spread(size: int, num: int) -> Tensor:
+    """At most `num` of `size` rows, in order, chosen so that a set sorted by class keeps its mixture."""
+    if num >= size:
+        return torch.arange(size)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:num].sort().values
+
+
+def small(images: ImageSet, rows: Tensor | None = None) -> Tensor:
+    """The images as the classifier sees them, uint8 (n, 3, 32, 32), read a chunk at a time."""
+    rows = torch.arange(len(images)) if rows is None else rows
+    return torch.cat([to_uint8(prepare(images[part.numpy()])) for part in rows.split(images.chunk)])
+
+
+def matched(images: ImageSet, names: list[str]) -> Tensor:
+    """The labels of `images` as numbers of `names`. Classes that are only numbered are matched by number."""
+    if images.class_names == names or images.class_names == [str(number) for number in range(len(names))]:
+        return images.labels
+    if set(images.class_names) - set(names):
+        raise UserError(
+            f"the classes of {images.title} ({', '.join(images.class_names[:5])}, …) are not those of the real set "
+            f"({', '.join(names[:5])}, …)"
+        )
+    return torch.tensor([names.index(name) for name in images.class_names])[images.labels]

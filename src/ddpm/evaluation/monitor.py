@@ -1,0 +1,49 @@
+"""The evaluator that training calls: two figures on few images, with the features that come with the package."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.distributed
+
+from ddpm.data import DataConfig, open_dataset
+from ddpm.evaluation.features import FeatureNetwork, load_features
+from ddpm.evaluation.frechet import frechet_distance, moments_of
+from ddpm.evaluation.kernel import kernel_distance
+from ddpm.hardware import process_rank
+from ddpm.model import Model
+from ddpm.pixels import to_uint8
+
+SUBSETS, SUBSET_SIZE = 20, 250
+
+
+def training_evaluator(data: DataConfig, num: int = 500, steps: int = 20) -> Callable[[Model], dict[str, float]]:
+    """A function of the model that draws `num` images, always of one seed, and compares them with as many real ones.
+
+    It returns {"kid_builtin", "distance_builtin"}; lower is better, and KID, being unbiased, decides which checkpoint
+    is best. Called in every process at once: each draws its share and all get the same figures.
+    """
+    network = load_features("builtin")
+    real: list[np.ndarray] = []  # filled at the first call, so that a run that never evaluates reads nothing twice
+
+    def evaluate(model: Model) -> dict[str, float]:
+        if not real:
+            images, _ = open_dataset(data).draw(0, range(num))
+            real.append(network(images)[0])
+        generated = _generated_features(model, network, num, steps)
+        kid = kernel_distance(generated, real[0], subsets=SUBSETS, subset_size=SUBSET_SIZE)
+        distance = frechet_distance(moments_of([generated]), moments_of(real))
+        return {"kid_builtin": kid.mean, "distance_builtin": distance}
+
+    return evaluate
+
+
+def _generated_features(model: Model, network: FeatureNetwork, num: int, steps: int) -> np.ndarray:
+    rank, processes = process_rank()
+    share = range(rank * num // processes, (rank + 1) * num // processes)
+    parts = [network(to_uint8(images))[0] for _, images in model.sample_batches(share, steps=steps)]
+    if processes > 1 and torch.distributed.is_initialized():
+        shares: list[list[np.ndarray]] = [[] for _ in range(processes)]
+        torch.distributed.all_gather_object(shares, parts)
+        parts = [part for share in shares for part in share]
+    return np.concatenate(parts)

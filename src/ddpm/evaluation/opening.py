@@ -1,0 +1,124 @@
+"""From what the user writes to the two sides of a comparison: a model, images, or ready moments."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ddpm.data import open_dataset
+from ddpm.data.decode import FORMATS
+from ddpm.data.limits import BrokenFile
+from ddpm.data.sources import find_stored, split_of
+from ddpm.data.stored import Arrays, Stored
+from ddpm.errors import UserError
+from ddpm.evaluation.frechet import Moments, load_moments
+from ddpm.evaluation.images import DatasetImages
+from ddpm.model import Model, load
+
+MODEL_FILES = ("model_index.json", "model", "unet", "config.json", "config.yaml")
+GREY = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
+
+
+def open_judged(source: str) -> Model | DatasetImages:
+    """A model by any name `ddpm.load` knows, or a folder or file of images."""
+    path = Path(source).expanduser()
+    is_model = path.is_dir() and any((path / name).exists() for name in MODEL_FILES)
+    if path.exists() and not is_model:
+        if is_moments(path):
+            raise UserError(f"{source} holds moments, which go with --data; judge a model, a folder or .npz of images")
+        return open_images(source)
+    return load(source)
+
+
+def open_reference(source: str, judged: Model | DatasetImages) -> DatasetImages | Moments:
+    """Ready moments, or real images of the size and channels that are judged.
+
+    Beside a model, images are brought to its size as its training data was; images that were drawn before must have the
+    reference's own size, since whoever drew them chose how.
+    """
+    if is_moments(Path(source).expanduser()):
+        return load_moments(Path(source).expanduser())
+    if isinstance(judged, Model):
+        return open_images(source, trained_with(judged))
+    reference = open_images(source)
+    if reference.shape != judged.shape:
+        raise UserError(
+            f"{judged.title} holds {describe(judged.shape)} images and {source} {describe(reference.shape)} ones: "
+            "bring them to one size and kind first"
+        )
+    return reference
+
+
+def open_test(source: str | None, data: str, judged: Model | DatasetImages) -> DatasetImages | None:
+    """Held-out images: what was asked for, else the test split of `data`, else none."""
+    name, split = split_of(data)
+    if source is None and split is not None:
+        return None
+    try:
+        opened = open_reference(source or f"{name}:test", judged)
+    except UserError:
+        if source is not None:
+            raise
+        return None
+    if isinstance(opened, Moments):
+        raise UserError(f"--test takes images, and {source} holds moments")
+    return opened
+
+
+def open_images(source: str, options: dict[str, Any] | None = None) -> DatasetImages:
+    """A data set with its classes, if it has any, at its own size unless `options` (of DataConfig) say otherwise."""
+    stored = find_stored(source)
+    height, width, channels = native_shape(stored, source)
+    if options is None:
+        options = {"image_size": (height, width), "channels": channels}
+    elif channels != options["channels"] and source != options["source"]:
+        raise UserError(
+            f"{source} holds {'grey' if channels == 1 else 'colour'} images, and the model draws "
+            f"{'grey' if options['channels'] == 1 else 'colour'} ones"
+        )
+    labels = stored.labels is not None
+    dataset = open_dataset(**{**options, "source": source, "labels": labels})
+    if len(dataset.report.sizes) > 1 and "fit" not in options:
+        raise UserError(f"{source} holds images of {len(dataset.report.sizes)} sizes: bring them to one size first")
+    if note := dataset.report.summary():
+        print(note)
+    return DatasetImages(dataset, source)
+
+
+def trained_with(model: Model) -> dict[str, Any]:
+    """How images are brought to the model's shape: as its training data was, where that is known."""
+    data = (model.provenance.get("config") or {}).get("data") or {}
+    channels, height, width = model.image_shape
+    kept = {key: data[key] for key in ("fit", "background") if key in data}
+    return {"fit": "crop", **kept, "source": data.get("source"), "image_size": (height, width), "channels": channels}
+
+
+def native_shape(stored: Stored, source: str) -> tuple[int, int, int]:
+    """(height, width, channels) of the first image that can be read."""
+    if isinstance(stored, Arrays):
+        return stored.images.shape[1:]
+    for index in range(len(stored)):
+        try:
+            with Image.open(io.BytesIO(stored.read(index)), formats=FORMATS) as image:
+                channels = 1 if image.mode in GREY else 3
+            size = stored.image(index, channels, 255)
+        except (BrokenFile, OSError):
+            continue
+        return size.height, size.width, channels
+    raise UserError(f"{source} holds no image that can be read")
+
+
+def is_moments(path: Path) -> bool:
+    """Whether a file is an .npz with mu or sigma and no images."""
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return bool({"mu.npy", "sigma.npy"} & set(archive.namelist()))
+
+
+def describe(shape: tuple[int, int, int]) -> str:
+    """`32×32 colour`."""
+    channels, height, width = shape
+    return f"{height}×{width} {'grey' if channels == 1 else 'colour'}"
