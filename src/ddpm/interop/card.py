@@ -1,5 +1,6 @@
 """The model card: README.md of a model folder, from what is known of the model."""
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,21 +12,31 @@ from ddpm.process.gaussian import GaussianProcess
 def model_card(network: UNet, process: GaussianProcess, extra: dict[str, Any], *, diffusers: bool) -> str:
     """Markdown with the Hub's front matter.
 
-    Of `extra["provenance"]` it shows `data`, `training` (time, machine, images, command), `metrics` and `config`, each
-    a dict of JSON values, and `limits`, a text; what is not there is left out.
+    Of `extra["provenance"]` it shows `data`, `config` and `metrics`, each a dict of JSON values, `limits`, a text, and
+    every plain value (time, steps, machine, ...) under "Training"; what is not there is left out.
     """
-    provenance = extra.get("provenance") or {}
+    provenance = dict(extra.get("provenance") or {})
+    limits = provenance.pop("limits", None) or _limits(network)
+    config = provenance.get("config") or {}
+    source = {"source": config["data"]["source"]} if "source" in config.get("data", {}) else {}
     sections = [
         _front_matter(diffusers),
         f"# A DDPM for {_size(network)} images\n\n{_summary(network, process, extra)}",
         _usage(network, diffusers),
-        _table("Data", provenance.get("data")),
-        _table("Training", provenance.get("training")),
-        _table("Metrics", provenance.get("metrics")),
-        _configuration(provenance.get("config")),
-        "## Limits\n\n" + (provenance.get("limits") or _limits(network)),
+        _table("Data", {**source, **(provenance.get("data") or {})}),
+        _table("Training", {key: value for key, value in provenance.items() if not isinstance(value, dict)}),
+        _table("Metrics", provenance.get("metrics") or {}),
+        _configuration(config),
+        f"## Limits\n\n{limits}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def add_samples(card: Path, caption: str) -> None:
+    """Show samples.png, which lies beside the card, before its first section."""
+    text = card.read_text(encoding="utf-8")
+    picture = f"![Samples](samples.png)\n\n{caption}\n\n"
+    card.write_text(text.replace("## Use\n", f"{picture}## Use\n", 1), encoding="utf-8")
 
 
 def _front_matter(diffusers: bool) -> str:
@@ -74,7 +85,7 @@ def _usage(network: UNet, diffusers: bool) -> str:
     return "\n".join(lines)
 
 
-def _table(title: str, values: dict[str, Any] | None) -> str:
+def _table(title: str, values: dict[str, Any]) -> str:
     if not values:
         return ""
     rows = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in values.items())
@@ -86,7 +97,7 @@ def _cell(value: Any) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _configuration(config: dict[str, Any] | None) -> str:
+def _configuration(config: dict[str, Any]) -> str:
     if not config:
         return ""
     return f"## Configuration\n\n```yaml\n{yaml.safe_dump(config, sort_keys=False, default_flow_style=None)}```"

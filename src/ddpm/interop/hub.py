@@ -24,6 +24,11 @@ def looks_like_id(name: str) -> bool:
     return ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
+def check_id(name: str) -> None:
+    if not looks_like_id(name):
+        raise UserError(f"a Hub model is named user/name, not {name!r}")
+
+
 def download(name: str, *, pickled: bool = False) -> Path:
     """The folder of a Hub model, fetched unless it is in the cache; only files that a model folder has.
 
@@ -40,8 +45,7 @@ def download(name: str, *, pickled: bool = False) -> Path:
 
 def upload(folder: Path, name: str, *, private: bool) -> str:
     """Make the repository `name` where there is none, put a model folder in it, and return its address."""
-    if not looks_like_id(name):
-        raise UserError(f"a Hub model is named user/name, not {name!r}")
+    check_id(name)
     api = huggingface_hub.HfApi()
     with one_line(name):
         address = api.create_repo(name, private=private, exist_ok=True)

@@ -70,6 +70,10 @@ def obstacle(network: UNet) -> str | None:
     config = network.config
     if config.mid_attention and not config.mid_attention_norm and config.conditioning == "add":
         return "attention in the middle without a group norm, where t is an added bias"
+    if config.time_channels not in (None, config.widths[0]):
+        return f"t encoded in {config.time_channels} channels before a first level of {config.widths[0]}"
+    if len(_head_dims(network)) > 1 and config.heads not in (None, 1):
+        return f"{config.heads} attention heads over different widths"
     return None
 
 
@@ -102,7 +106,9 @@ def to_unet2d(network: UNet) -> dict[str, Any]:
         "upsample_type": config.resample,
         "dropout": config.dropout,
         "act_fn": "silu",
-        "attention_head_dim": config.head_dim,
+        "attention_head_dim": min(_head_dims(network), default=None)
+        if config.heads not in (None, 1)
+        else config.head_dim,
         "norm_num_groups": config.groups,
         # left out, Diffusers gives the middle a norm with an added bias and none with scale and shift
         "attn_norm_num_groups": config.groups if config.mid_attention_norm else None,
@@ -112,6 +118,16 @@ def to_unet2d(network: UNet) -> dict[str, Any]:
         "class_embed_type": None,
         "num_class_embeds": network.num_classes,
     }
+
+
+def _head_dims(network: UNet) -> set[int]:
+    """The widths of all attention heads."""
+    config = network.config
+    attended = zip(config.widths, config.attention_levels(network.image_size), strict=True)
+    widths = {width for width, attention in attended if attention}
+    if config.mid_attention:
+        widths.add(config.widths[-1])
+    return {width // config.heads_over(width) for width in widths}
 
 
 def _outside(network: UNet) -> dict[str, Any]:

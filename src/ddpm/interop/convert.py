@@ -1,0 +1,97 @@
+"""Weights of other ages and makers as a model folder. Here alone are pickles opened, and only as plain tensors."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ddpm.errors import UserError
+from ddpm.interop.diffusers import LoadedParts, assemble, save_folder, unet_prefix
+from ddpm.interop.folder import ModelFolder, Weights, pickle_in, safetensors_in
+from ddpm.interop.openai import from_openai, parse_flags
+from ddpm.interop.openai_names import is_openai
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+WRAPPERS = ("state_dict", "model", "ema", "unet")
+PREFIXES = ("module.", "model.", "unet.")
+
+
+def convert(source: Path, destination: Path, *, flags: str | None = None, overwrite: bool = False) -> LoadedParts:
+    """Write `source` as a Diffusers pipeline folder and return what it holds.
+
+    Args:
+        source: a model folder of any age, with safetensors or pickled weights; or a weights file: Diffusers' (its
+            config.json beside it) or improved-/guided-diffusion's.
+        flags: for the latter, their scripts' flags, e.g. "--image_size 64 --num_head_channels 64".
+    """
+    if destination.exists() and not overwrite:
+        raise UserError(f"{destination} exists: give another folder, or --overwrite")
+    if not source.exists():
+        raise UserError(f"nothing to convert at {source}")
+    parts = read_folder(source) if source.is_dir() else read_file(source, flags)
+    if "provenance" not in parts.extra:
+        training = {"converted from": source.name, **({"flags": flags} if flags else {})}
+        parts = replace(parts, extra={**parts.extra, "provenance": {"training": training}})
+    save_folder(destination, parts.network, parts.process, image_shape=parts.image_shape, extra=parts.extra)
+    return parts
+
+
+def read_folder(source: Path) -> LoadedParts:
+    """A model folder; pickled weights are opened where there are no others."""
+    files = ModelFolder(source)
+    prefix = unet_prefix(files)
+    pickled = pickle_in(files, prefix)
+    try:
+        weights = safetensors_in(files, prefix)
+    except UserError:
+        if pickled is None:
+            raise
+        weights = Weights.of_tensors(str(pickled), read_tensors(pickled))
+    return assemble(files, weights)
+
+
+def read_file(source: Path, flags: str | None) -> LoadedParts:
+    """A file of weights, whichever of the known kinds it is."""
+    tensors = read_tensors(source)
+    if is_openai(tensors):
+        return from_openai(tensors, parse_flags(flags or ""), source.name)
+    if "conv_in.weight" not in tensors:
+        known = "Diffusers' UNet2DModel, improved-diffusion and guided-diffusion"
+        raise UserError(f"{source} holds weights of an unknown kind ({min(tensors)}, ...); known are {known}")
+    home = source.resolve().parent
+    return assemble(ModelFolder(home.parent if home.name == "unet" else home), Weights.of_tensors(str(source), tensors))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickle that holds nothing but tensors and plain values."""
+    if file.suffix == ".safetensors":
+        return dict(load_file(file))
+    if file.suffix not in PICKLES:
+        raise UserError(f"{file} is no file of weights: they end in .safetensors, {', '.join(PICKLES)}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{file} holds more than tensors (its pickle could run code), so it was not opened") from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{file} is no PyTorch file: {str(error).splitlines()[0]}") from None
+    return state_dict_in(content, file)
+
+
+def state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
+    """The tensors of a loaded file: as they are, in a trainer's wrapper, or under a prefix that all names share."""
+    if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), {})
+    tensors = {}
+    if isinstance(content, Mapping):
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{file} holds no weights")
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
