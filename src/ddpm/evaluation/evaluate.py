@@ -11,7 +11,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.comparison import Comparison
 from ddpm.evaluation.features import FeatureNetwork, load_features
 from ddpm.evaluation.frechet import Moments
-from ddpm.evaluation.images import GeneratedImages
+from ddpm.evaluation.images import DatasetImages, GeneratedImages
 from ddpm.evaluation.metrics import DEFAULT, METRICS, find_metric
 from ddpm.evaluation.opening import describe, open_judged, open_reference, open_test
 from ddpm.evaluation.report import Report
@@ -22,7 +22,7 @@ NUM = 10_000
 
 
 def evaluate(
-    judged: str | Model,
+    judged: str | Model | DatasetImages,
     data: str,
     *,
     metrics: Sequence[str] | None = None,

@@ -6,6 +6,7 @@ TorchScript file that takes float32 N x 3 x 299 x 299 in [-1, 1) and answers N x
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +100,10 @@ def _builtin(device: torch.device) -> FeatureNetwork:
 def _inception(device: torch.device) -> FeatureNetwork:
     """torch-fidelity's network, which has logits; the TorchScript file under $DDPM_DATA where only that is there."""
     cached = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS_FILE)
-    at_hand = Path(os.environ.get("DDPM_DATA", "."), "inception", TORCHSCRIPT_FILE)
-    if not cached.exists() and at_hand.exists():
-        return _torchscript(at_hand, device, name="inception")
+    if not cached.exists() and (data := os.environ.get("DDPM_DATA")):
+        at_hand = Path(data, "inception", TORCHSCRIPT_FILE)
+        if at_hand.exists():
+            return _torchscript(at_hand, device, name="inception")
     module = require("torch_fidelity.feature_extractor_inceptionv3", "eval")
     if not cached.exists():
         _download(module.URL_INCEPTION_V3, cached)
@@ -136,7 +138,9 @@ def _download(url: str, path: Path) -> None:
 
 def _torchscript(path: Path, device: torch.device, name: str | None = None) -> FeatureNetwork:
     try:
-        script = torch.jit.load(path, map_location=device).eval()
+        with warnings.catch_warnings():  # TorchScript is deprecated, and is what feature networks are passed around as
+            warnings.simplefilter("ignore", FutureWarning)
+            script = torch.jit.load(path, map_location=device).eval()
         with torch.inference_mode():
             answer = script(torch.zeros(2, 3, SIDE, SIDE, device=device))
     except (RuntimeError, ValueError, torch.jit.Error) as error:

@@ -1,0 +1,108 @@
+"""`ddpm evaluate`: judge a model, or images drawn before, against real images."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddpm.cli.options import parse_clip, parse_labels
+from ddpm.errors import UserError
+from ddpm.evaluation.evaluate import evaluate as run_evaluation
+from ddpm.evaluation.metrics import METRICS
+from ddpm.evaluation.opening import open_judged
+from ddpm.evaluation.sweep import plot_points, save_points, table
+from ddpm.evaluation.sweep import sweep as run_sweep
+from ddpm.model import Model
+
+
+def evaluate(
+    judged: Annotated[str, typer.Argument(metavar="MODEL", help="a model, or a folder or .npz of images")],
+    data: Annotated[str, typer.Option(help="real images: SOURCE; or an .npz of ready moments: mu, sigma, n")],
+    metrics: Annotated[str | None, typer.Option(help=f"some of {', '.join(METRICS)}; default: all quick ones")] = None,
+    features: Annotated[str, typer.Option(help="inception, builtin, or a TorchScript file")] = "inception",
+    num: Annotated[int | None, typer.Option(help="images the model draws; default 10,000")] = None,
+    test: Annotated[str | None, typer.Option(help="real images not trained on; default: the data's test split")] = None,
+    sampler: Annotated[str | None, typer.Option(help="default dpm++; several, with commas, for --sweep")] = None,
+    steps: Annotated[str | None, typer.Option(help="default 20; for --sweep evaluations an image, with commas")] = None,
+    spacing: Annotated[str | None, typer.Option(help="trailing, leading, uniform, quadratic or log_snr")] = None,
+    eta: Annotated[float | None, typer.Option(help="ddim only: 0 deterministic, 1 as noisy as ancestral")] = None,
+    labels: Annotated[str | None, typer.Option(help="classes taken in turn: 3, or 0,1,2, or all")] = None,
+    guidance: Annotated[float | None, typer.Option(help="classifier-free guidance; 1, the default, is off")] = None,
+    clip: Annotated[str | None, typer.Option(help="predicted x_0: static (default), dynamic or none")] = None,
+    seed: Annotated[int | None, typer.Option(help="default 0")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32")] = None,
+    force: Annotated[bool, typer.Option(help="compute a biased FID and label it")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="quality against network evaluations")] = False,
+    out: Annotated[Path, typer.Option(help="JSON; pictures take its name")] = Path("evaluation.json"),
+    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+) -> None:
+    """Judge a model, or images drawn before, against real images."""
+    if out.suffix != ".json":
+        raise UserError(f"cannot write {out.name}: give a name ending in .json")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists: give another --out, or --overwrite")
+    sampling = {
+        "spacing": spacing,
+        "eta": eta,
+        "labels": parse_labels(labels),
+        "guidance": guidance,
+        "seed": seed,
+        "batch_size": batch_size,
+        "precision": precision,
+    }
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    if clip is not None:
+        sampling["clip"] = parse_clip(clip)
+    options = {"features": features, "num": num, "test": test, "force": force, **sampling}
+    names = None if metrics is None else split(metrics)
+    if sweep:
+        draw_sweep(judged, data, out, names, sampler, steps, options)
+        return
+    one = {"sampler": sampler, "steps": None if steps is None else number("--steps", steps)}
+    options |= {name: value for name, value in one.items() if value is not None}
+    report = run_evaluation(judged, data, metrics=names, pictures=out.with_suffix(""), **options)
+    if report is not None:
+        report.save(out)
+        print(report.table())
+        print(f"written to {out}")
+
+
+def draw_sweep(
+    judged: str,
+    data: str,
+    out: Path,
+    metrics: list[str] | None,
+    sampler: str | None,
+    steps: str | None,
+    options: dict[str, Any],
+) -> None:
+    """One figure for every sampler at every number of evaluations: a table, JSON and a picture."""
+    model = open_judged(judged)
+    if not isinstance(model, Model):
+        raise UserError(f"--sweep draws with a model, and {judged} holds images")
+    if metrics is not None and len(metrics) != 1:
+        raise UserError("--sweep takes one metric, e.g. --metrics kid")
+    chosen: dict[str, Any] = {"metric": metrics[0]} if metrics else {}
+    if sampler is not None:
+        chosen["samplers"] = split(sampler)
+    if steps is not None:
+        chosen["evaluations"] = [number("--steps", word) for word in split(steps)]
+    points = run_sweep(model, data, **chosen, **options)
+    if points:
+        save_points(points, out)
+        plot_points(points, out.with_suffix(".png"))
+        print(table(points))
+        print(f"written to {out} and {out.with_suffix('.png')}")
+
+
+def split(text: str) -> list[str]:
+    """`a, b` as ["a", "b"]."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def number(flag: str, text: str) -> int:
+    """A count that is at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"{flag} takes whole numbers from 1, not {text!r}; several, with commas, go with --sweep")
+    return int(text)
