@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from ddpm.data.limits import SMALLEST_SIDE
+from ddpm.errors import UserError
 
 Side = Annotated[int, Field(ge=SMALLEST_SIDE, le=4096)]
 Level = Annotated[int, Field(ge=0, le=255)]
@@ -50,3 +51,12 @@ class DataConfig(BaseModel, extra="forbid"):
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return (self.channels, *self.size)
+
+
+def checked_config(source: str, **options) -> DataConfig:
+    """A DataConfig from plain arguments; what is wrong with them is a UserError of one line."""
+    try:
+        return DataConfig(source=source, **options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error

@@ -73,8 +73,8 @@ class ImageDataset:
         """
         return self.batch(epoch_order(len(self), seed, numbers))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where reading has come to; empty for a set whose order needs no memory."""
+    def state_dict(self, number: int) -> dict[str, Any]:
+        """What it takes to go on from place `number` of the order; empty for a set whose order needs no memory."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

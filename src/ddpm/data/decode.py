@@ -12,6 +12,9 @@ from torch import Tensor
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, check_size
 from ddpm.errors import UserError
 
+# Pillow warns of odd metadata; here the pixels decide. `catch_warnings` would silence one call, but not among threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 # What Pillow may be asked to open. Not EPS (runs Ghostscript), nor the formats nobody keeps photographs in.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -55,12 +58,10 @@ def decode(data: bytes, channels: int, background=255) -> Image.Image:
     if len(data) > MOST_FILE_BYTES:
         raise BrokenFile(f"the file is larger than {MOST_FILE_BYTES:,} bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                check_size(image.height, image.width)
-                image.load()
-                return in_mode(_turned(image), channels, background)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_size(image.height, image.width)
+            image.load()
+            return in_mode(_turned(image), channels, background)
     except BrokenFile:
         raise
     except Image.DecompressionBombError as error:

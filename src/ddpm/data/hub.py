@@ -48,7 +48,7 @@ def parse_hub(source: str) -> HubName:
         path, configuration = name, None
     else:
         path, configuration = "/".join(parts[:2]), "/".join(parts[2:])
-    if not path:
+    if not path or (path[0] in "/.~" and not Path(path).exists()):
         raise UserError(f"{source} names no data set; it should read hf:user/set")
     return HubName(path, configuration, split or "train", filters)
 

@@ -20,6 +20,8 @@ from ddpm.errors import UserError
 
 def make_ready(stored: Stored, config: DataConfig) -> MemoryDataset | LazyDataset:
     """Decode a set into memory, or, where it is larger than MOST_MEMORY_BYTES, arrange for that image by image."""
+    if isinstance(stored, Arrays) and not 1 <= stored.images.shape[3] <= 4:
+        raise UserError(f"{config.source} holds images of {stored.images.shape[3]} channels; 1 to 4 are understood")
     report = Report(config.source, skipped=list(stored.skipped))
     if len(stored) == 0:
         raise UserError(_nothing_left(report))

@@ -8,11 +8,9 @@ import difflib
 import os
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ddpm.data.archives import open_tar, open_zip, shard_paths
 from ddpm.data.cifar import open_cifar
-from ddpm.data.config import DataConfig
+from ddpm.data.config import DataConfig, checked_config
 from ddpm.data.dataset import ImageDataset
 from ddpm.data.folder import open_folder
 from ddpm.data.hub import open_hub, open_parquet, stream_hub, stream_parquet
@@ -60,11 +58,7 @@ def open_dataset(source: str | DataConfig, **options) -> ImageDataset:
 
     Raises UserError for anything missing, empty or unreadable as a whole; single broken files are in `.report`.
     """
-    try:
-        config = source if isinstance(source, DataConfig) else DataConfig(source=source, **options)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    config = source if isinstance(source, DataConfig) else checked_config(source, **options)
     if config.streaming:
         return StreamDataset(find_shards(config.source), config)
     return make_ready(find_stored(config.source), config)
@@ -166,6 +160,8 @@ def _hub_source(name: str, split: str | None) -> str:
     """`hf:…` for a name known to be on the Hub; any other name is an error that names what is near."""
     if name in ON_THE_HUB:
         return f"hf:{ON_THE_HUB[name]}:{split or 'train'}"
+    if os.sep in name:
+        raise UserError(f"there is no file or folder {name}")
     data = os.environ.get("DDPM_DATA")
     where = f"nothing by that name under DDPM_DATA={data}" if data else "DDPM_DATA is not set"
     near = difflib.get_close_matches(name, ["digits", *ON_THE_HUB], 1)

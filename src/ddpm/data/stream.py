@@ -98,9 +98,9 @@ class StreamDataset(ImageDataset):
         images, labels = zip(*self._decoders.map(lambda asked: self._next_whole(*asked), wanted), strict=True)
         return torch.stack(images), torch.tensor(labels) if self.config.labels else None
 
-    def state_dict(self) -> dict[str, Any]:
-        """The start of the block in use, as plain numbers."""
-        place = self._block.place if self._block else self._starts[-1]
+    def state_dict(self, number: int) -> dict[str, Any]:
+        """The start of the block that image `number` is in, as plain numbers."""
+        place = [start for start in self._starts if start.first <= number][-1]
         return {"seed": self._seed, "place": asdict(place), "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,82 @@
+"""`ddpm data`: what a source holds, and how its images look once they are ready for training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from ddpm.data import ImageDataset
+from ddpm.data.config import checked_config
+from ddpm.data.opening import make_ready
+from ddpm.data.sources import find_stored
+from ddpm.data.stored import Arrays
+from ddpm.errors import UserError
+from ddpm.pixels import to_float
+from ddpm.viewing.pictures import save_grid
+
+SHEET = 10  # images a row, and classes or rows at most
+SIZE = 64  # of images whose files may each have another size
+
+
+def data(
+    source: Annotated[str, typer.Argument(help="a name, hf:user/set, or a path; NAME:test is a split")],
+    image_size: Annotated[int | None, typer.Option(help="side in pixels; default: as stored, or 64")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 to 4; default: as stored, or 3")] = None,
+    fit: Annotated[str, typer.Option(help="crop or pad")] = "crop",
+    out: Annotated[Path, typer.Option(help="the contact sheet")] = Path("contact_sheet.png"),
+    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+) -> None:
+    """Count a source's images, sizes, classes and broken files, and draw a contact sheet."""
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists already; choose another name or pass --overwrite")
+    stored = find_stored(source)
+    stored_size = stored.images.shape[1:3] if isinstance(stored, Arrays) else (SIZE, SIZE)
+    stored_channels = stored.images.shape[3] if isinstance(stored, Arrays) else 3
+    config = checked_config(
+        source,
+        image_size=image_size or stored_size,
+        channels=channels or stored_channels,
+        labels=stored.labels is not None,
+        fit=fit,
+    )
+    dataset = make_ready(stored, config)
+    images, _ = dataset.batch(_shown(dataset))
+    save_grid(to_float(images), out, columns=SHEET, overwrite=overwrite)
+    for name, value in _facts(source, dataset).items():
+        print(f"{name:<12}{value}")
+    print(f"{'sheet':<12}{out}")
+    if dataset.report.skipped:
+        print(dataset.report.summary())
+
+
+def _facts(source: str, dataset: ImageDataset) -> dict[str, str]:
+    channels, height, width = dataset.image_shape
+    sizes = dataset.report.sizes.most_common(4)
+    stored = ", ".join(f"{w}x{h}: {count:,}" for (h, w), count in sizes)
+    more = len(dataset.report.sizes) - len(sizes)
+    facts = {
+        "source": source,
+        "images": f"{len(dataset):,}",
+        "stored as": stored + (f", and {more:,} other sizes" if more else ""),
+        "ready as": f"{width}x{height}, {channels} channel{'s' * (channels > 1)}",
+        "fingerprint": dataset.fingerprint,
+    }
+    if dataset.class_names is not None:
+        counts = torch.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist()
+        named = [f"{name} {count:,}" for name, count in zip(dataset.class_names, counts, strict=True)]
+        facts["classes"] = f"{len(named)}: " + ", ".join(named[:100]) + (", ..." if len(named) > 100 else "")
+    return facts
+
+
+def _shown(dataset: ImageDataset) -> Tensor:
+    """Images spread evenly over the set: a row for each of the first classes, or a square."""
+    if dataset.class_names is None:
+        return _spread(torch.arange(len(dataset)), min(SHEET * SHEET, len(dataset)))
+    classes = torch.unique(dataset.labels)[:SHEET].tolist()
+    return torch.cat([_spread(torch.nonzero(dataset.labels == number)[:, 0], SHEET) for number in classes])
+
+
+def _spread(indices: Tensor, count: int) -> Tensor:
+    return indices[torch.linspace(0, len(indices) - 1, count).round().long()]

@@ -1,0 +1,484 @@
+"""Every SOURCE, written here by hand from its description and read back."""
+
+import gzip
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm.data import DataConfig, LazyDataset, open_dataset
+from ddpm.data import opening as opening_module
+from ddpm.errors import UserError
+
+datasets = pytest.importorskip("datasets")
+
+
+def as_array(dataset) -> np.ndarray:
+    """(N, H, W, C)"""
+    return dataset.batch(range(len(dataset)))[0].permute(0, 2, 3, 1).numpy()
+
+
+def opened(source, **options):
+    return open_dataset(str(source), **{"image_size": 16, **options})
+
+
+# ---- names
+
+
+def test_digits_is_built_in():
+    digits = open_dataset("digits", image_size=28, channels=1, labels=True)
+    assert len(digits) == 10_000
+    assert digits.image_shape == (1, 28, 28)
+    assert digits.class_names == list("0123456789")
+    assert torch.bincount(digits.labels).tolist() == [1000] * 10
+    with pytest.raises(UserError, match="only a train split"):
+        open_dataset("digits:test")
+
+
+def test_a_name_is_looked_for_under_the_data_folder(tmp_path, image_folder, monkeypatch):
+    image_folder(["x.png"], where="mine")
+    monkeypatch.setenv("DDPM_DATA", str(tmp_path))
+    assert len(opened("mine")) == 1
+    with pytest.raises(UserError, match="did you mean cifar10"):
+        opened("cifar1O")
+
+
+def test_an_unknown_name_says_what_is_near():
+    with pytest.raises(UserError, match=r"'digitz'.*DDPM_DATA is not set; did you mean digits"):
+        opened("digitz")
+    with pytest.raises(UserError, match="there is no file or folder /no/where"):
+        opened("/no/where")
+    for source in ("\0", "x" * 5000, "~nobody-of-that-name/x"):
+        with pytest.raises(UserError):
+            opened(source)
+
+
+@pytest.mark.parametrize("name", ["cifar-10-batches-bin", "cifar10"])
+def test_cifar10_under_either_folder_name(tmp_path, monkeypatch, name):
+    write_cifar_binary(tmp_path / name, "test_batch.bin", 4)
+    monkeypatch.setenv("DDPM_DATA", str(tmp_path))
+    assert len(opened("cifar10:test", image_size=32)) == 4
+
+
+# ---- folders
+
+
+def test_folder_without_classes(image_folder, pixels):
+    folder = image_folder(["b.png", "a.PNG", "deep/c.png", ".hidden.png", "notes.txt.png"])
+    dataset = opened(folder)
+    assert (as_array(dataset) == np.stack([pixels(seed) for seed in (1, 0, 4, 2)])).all()
+    assert dataset.report.skipped == []
+    with pytest.raises(UserError, match="no classes"):
+        opened(folder, labels=True)
+
+
+def test_sub_folders_are_classes(image_folder):
+    folder = image_folder(["dog/1.png", "cat/2.png", "dog/deep/3.png", "bird/4.png"])
+    dataset = opened(folder, labels=True)
+    assert dataset.class_names == ["bird", "cat", "dog"]
+    assert dataset.labels.tolist() == [0, 1, 2, 2]
+    assert opened(folder).labels is None
+    assert opened(folder).class_names is None
+
+
+def test_a_divided_folder_gives_the_split_asked_for(image_folder):
+    folder = image_folder(["train/a/1.png", "train/b/2.png", "val/a/3.png"])
+    assert len(opened(folder)) == 2
+    assert opened(folder, labels=True).class_names == ["a", "b"]
+    assert len(opened(f"{folder}:test")) == 1
+    assert len(opened(f"{folder}:val")) == 1
+    with pytest.raises(UserError, match="no split 'dev'; it holds train, val"):
+        opened(f"{folder}:dev")
+
+
+def test_broken_files_are_skipped_counted_and_named(image_folder):
+    folder = image_folder(["cat/1.png", "cat/2.png", "dog/3.png"])
+    (folder / "cat" / "1.png").write_bytes(b"not an image")
+    Image.new("L", (5, 5)).save(folder / "dog" / "tiny.png")
+    dataset = opened(folder, labels=True)
+    assert len(dataset) == 2
+    assert dataset.labels.tolist() == [0, 1]
+    assert dict(dataset.report.skipped) == {
+        "cat/1.png": "it is not an image",
+        "dog/tiny.png": "5x5 is smaller than 8 pixels",
+    }
+    assert dataset.report.summary().splitlines()[0] == f"skipped 2 files of {folder}:"
+    assert "  cat/1.png: it is not an image" in dataset.report.summary()
+
+
+def test_a_long_list_of_broken_files_is_cut(tmp_path):
+    for number in range(25):
+        (tmp_path / f"{number:02}.png").write_bytes(b"x")
+    Image.new("L", (16, 16)).save(tmp_path / "good.png")
+    assert opened(tmp_path).report.summary().splitlines()[-1] == "  and 15 more"
+
+
+def test_a_folder_with_nothing_usable(tmp_path):
+    with pytest.raises(UserError, match="holds no images"):
+        opened(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no image that can be used: 1 were skipped, a\.png: it is not an image"):
+        opened(tmp_path)
+
+
+def test_sizes_are_counted_and_non_square_sizes_come_out(image_folder):
+    folder = image_folder(["a.png", "b.png"], height=20, width=30)
+    dataset = opened(folder, image_size=(16, 24), channels=1)
+    assert dataset.image_shape == (1, 16, 24)
+    assert dataset.report.sizes == {(20, 30): 2}
+
+
+# ---- arrays
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_idx(tmp_path, write_idx, zipped, split):
+    images = np.random.default_rng(0).integers(0, 256, (7, 16, 16), dtype=np.uint8)
+    labels = np.arange(7, dtype=np.uint8)
+    prefix = {"train": "train", "test": "t10k"}[split]
+    for array, name in ((images, "images-idx3"), (labels, "labels-idx1")):
+        path = write_idx(tmp_path / f"{prefix}-{name}-ubyte", array)
+        if zipped:
+            Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    dataset = opened(f"{tmp_path}:{split}" if split == "test" else tmp_path, channels=1, labels=True)
+    assert (as_array(dataset)[..., 0] == images).all()
+    assert dataset.labels.tolist() == labels.tolist()
+    alone = opened(tmp_path / f"{prefix}-images-idx3-ubyte{'.gz' * zipped}", channels=1)
+    assert alone.fingerprint == opened(f"{tmp_path}:{split}", channels=1).fingerprint
+
+
+def test_npz(tmp_path, pixels):
+    images = np.stack([pixels(seed) for seed in range(5)])
+    np.savez(tmp_path / "plain.npz", images)
+    np.savez_compressed(tmp_path / "classes.npz", images, np.array([2, 0, 1, 2, 2]))
+    np.savez(tmp_path / "grey.npz", images[..., 0])
+    np.savez(tmp_path / "fortran.npz", np.asfortranarray(images))
+    assert (as_array(opened(tmp_path / "plain.npz")) == images).all()
+    assert (as_array(opened(tmp_path / "fortran.npz")) == images).all()
+    assert (as_array(opened(tmp_path / "grey.npz", channels=1))[..., 0] == images[..., 0]).all()
+    dataset = opened(tmp_path / "classes.npz", labels=True)
+    assert dataset.labels.tolist() == [2, 0, 1, 2, 2]
+    assert dataset.class_names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((2, 16, 16, 3), np.uint8)}, "holds images; the images should be in arr_0"),
+        ({"arr_0": np.zeros((2, 16, 16, 3), np.float32)}, "arr_0 is float32"),
+        ({"arr_0": np.zeros((2, 16), np.uint8)}, "2 dimensions"),
+        ({"arr_0": np.zeros((2, 16, 16, 5), np.uint8)}, "5 channels"),
+        ({"arr_0": np.zeros((2, 4, 16, 3), np.uint8)}, "smaller than 8"),
+        ({"arr_0": np.zeros((0, 16, 16, 3), np.uint8)}, "announces 0x16x16x3"),
+        ({"arr_0": np.zeros((2, 16, 16, 3), np.uint8), "arr_1": np.zeros(3, int)}, "one integer label for each of 2"),
+        ({"arr_0": np.zeros((2, 16, 16, 3), np.uint8), "arr_1": np.array([0, -1])}, "labels from -1 to 0"),
+        (
+            {"arr_0": np.zeros((2, 16, 16, 3), np.uint8), "arr_1": np.array([0, 10**12])},
+            "labels from 0 to 1000000000000",
+        ),
+    ],
+)
+def test_npz_of_the_wrong_kind(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path / "x.npz", labels="arr_1" in arrays)
+
+
+def write_cifar_binary(folder: Path, name: str, count: int, label_bytes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(count)
+    images = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+    labels = rng.integers(0, 10, (count, label_bytes), dtype=np.uint8)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(np.concatenate([labels, images.reshape(count, -1)], 1).tobytes())
+    return images.transpose(0, 2, 3, 1), labels[:, -1]
+
+
+def test_cifar_binary(tmp_path):
+    parts = [write_cifar_binary(tmp_path, f"data_batch_{number}.bin", number + 1) for number in (1, 2, 3)]
+    dataset = opened(tmp_path, image_size=32, labels=True)
+    assert (as_array(dataset) == np.concatenate([images for images, _ in parts])).all()
+    assert dataset.labels.tolist() == np.concatenate([labels for _, labels in parts]).tolist()
+    assert dataset.class_names[:3] == ["airplane", "automobile", "bird"]
+
+
+def test_cifar100_binary_takes_the_fine_label(tmp_path):
+    images, labels = write_cifar_binary(tmp_path, "train.bin", 5, label_bytes=2)
+    (tmp_path / "fine_label_names.txt").write_text("\n".join(f"kind{number}" for number in range(100)))
+    dataset = opened(tmp_path, image_size=32, labels=True)
+    assert (as_array(dataset) == images).all()
+    assert dataset.labels.tolist() == labels.tolist()
+    assert dataset.class_names[99] == "kind99"
+
+
+def python2_batch(images: np.ndarray, labels: list[int]) -> bytes:
+    """A batch as Python 2's cPickle wrote the published files: protocol 2, byte strings, numpy.core."""
+
+    def short(text: bytes) -> bytes:
+        return b"U" + bytes([len(text)]) + text
+
+    def integer(value: int) -> bytes:
+        return b"J" + value.to_bytes(4, "little", signed=True)
+
+    flat = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    dtype = (
+        b"cnumpy\ndtype\nq\x09("
+        + short(b"u1")
+        + b"K\x00K\x01tR(K\x03"
+        + short(b"|")
+        + b"NNN"
+        + integer(-1) * 2
+        + b"K\x00tb"
+    )
+    array = b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85" + short(b"b") + b"\x87R"
+    state = b"(K\x01" + integer(flat.shape[0]) + integer(flat.shape[1]) + b"\x86" + dtype + b"\x89"
+    state += b"T" + len(flat.tobytes()).to_bytes(4, "little") + flat.tobytes() + b"tb"
+    numbers = b"]q\x05(" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    head = b"\x80\x02}q\x01(" + short(b"batch_label") + b"q\x02" + short(b"training batch 1 of 5") + b"q\x03"
+    return head + short(b"labels") + b"q\x04" + numbers + short(b"data") + b"q\x06" + array + state + b"u."
+
+
+def test_cifar_python_as_published(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8), [3, 1, 4, 1, 5, 9]
+    batch = python2_batch(images, labels)
+    unpickled = pickle.loads(batch, encoding="bytes")  # numpy agrees that this is such a file
+    assert (unpickled[b"data"] == images.transpose(0, 3, 1, 2).reshape(6, -1)).all()
+    (tmp_path / "data_batch_1").write_bytes(batch)
+    (tmp_path / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"k{n}" for n in range(10)]}, protocol=2))
+    dataset = opened(tmp_path, image_size=32, labels=True)
+    assert (as_array(dataset) == images).all()
+    assert dataset.labels.tolist() == labels
+    assert dataset.class_names[9] == "k9"
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_cifar_python_written_by_python_3(tmp_path, protocol):
+    flat = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
+    (tmp_path / "train").write_bytes(pickle.dumps({"data": flat, "fine_labels": [0, 99, 5, 5]}, protocol))
+    (tmp_path / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"k{n}" for n in range(100)]}, protocol))
+    dataset = opened(tmp_path, image_size=32, labels=True)
+    assert (as_array(dataset) == flat.reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)).all()
+    assert dataset.labels.tolist() == [0, 99, 5, 5]
+
+
+# ---- archives
+
+
+@pytest.mark.parametrize("top", ["", "flowers/"])
+def test_zip(tmp_path, pixels, encode, top):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for seed, name in enumerate(["rose/2.png", "lily/1.png", "rose/3.png", "__MACOSX/rose/2.png", "readme.txt"]):
+            archive.writestr(top + name, encode(pixels(seed)))
+    dataset = opened(tmp_path / "set.zip", labels=True)
+    assert dataset.class_names == ["lily", "rose"]
+    assert dataset.labels.tolist() == [0, 1, 1]
+    assert (as_array(dataset) == np.stack([pixels(seed) for seed in (1, 0, 2)])).all()
+
+
+def test_tar_shards_with_cls_files(tmp_path, pixels, encode, write_tar):
+    for shard in range(3):
+        members = {}
+        for number in range(4):
+            seed = 4 * shard + number
+            members |= {
+                f"{seed:04}.cls": str(seed % 3).encode(),
+                f"{seed:04}.png": encode(pixels(seed)),
+                f"{seed:04}.json": b"{}",
+            }
+        write_tar(tmp_path / f"set-{shard:03}.tar", members)
+    for source in (tmp_path, tmp_path / "set-{000..002}.tar", tmp_path / "set-*.tar"):
+        dataset = opened(source, labels=True)
+        assert (as_array(dataset) == np.stack([pixels(seed) for seed in range(12)])).all()
+        assert dataset.labels.tolist() == [seed % 3 for seed in range(12)]
+    assert len(opened(tmp_path / "set-001.tar")) == 4
+    with pytest.raises(UserError, match="no shard"):
+        opened(tmp_path / "set-{000..003}.tar")
+
+
+def test_tar_without_cls_files_takes_folders_as_classes(tmp_path, pixels, encode, write_tar):
+    path = write_tar(
+        tmp_path / "x.tar",
+        {"./s/a/1.v1.png": encode(pixels(0)), "./s/a/1.v2.png": encode(pixels(1)), "./s/b/3.png": encode(pixels(2))},
+    )
+    dataset = opened(path, labels=True)
+    assert dataset.class_names == ["a", "b"]
+    assert dataset.labels.tolist() == [0, 0, 1]
+
+
+# ---- the datasets library
+
+
+def hub_set(folder: Path, pixels, count: int = 12) -> Path:
+    rows = {
+        "img": [Image.fromarray(pixels(seed)) for seed in range(count)],
+        "coarse": [f"c{seed % 2}" for seed in range(count)],
+        "label": [seed % 3 for seed in range(count)],
+    }
+    features = datasets.Features(
+        {
+            "img": datasets.Image(),
+            "coarse": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["cat", "dog", "eel"]),
+        }
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    table = datasets.Dataset.from_dict(rows, features=features)
+    half = count // 2
+    table.select(range(half)).to_parquet(folder / "train-0.parquet")
+    table.select(range(half, count)).to_parquet(folder / "train-1.parquet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
+    datasets.disable_progress_bars()
+
+
+def test_hub_set(tmp_path, pixels):
+    folder = hub_set(tmp_path / "hub", pixels)
+    dataset = opened(f"hf:{folder}", labels=True)
+    assert dataset.class_names == ["cat", "dog", "eel"]
+    assert (as_array(dataset) == np.stack([pixels(seed) for seed in range(12)])).all()
+    assert dataset.labels.tolist() == [seed % 3 for seed in range(12)]
+    assert opened(folder, labels=True).fingerprint == dataset.fingerprint  # the same parquet files, as a path
+
+
+@pytest.mark.parametrize(
+    ("query", "rows", "class_names"),
+    [
+        ("label=dog", lambda n: n % 3 == 1, ["dog"]),
+        ("label=eel,cat", lambda n: n % 3 != 1, ["cat", "eel"]),
+        ("label=2,0", lambda n: n % 3 != 1, ["cat", "eel"]),
+        ("coarse=c1", lambda n: n % 2 == 1, ["cat", "dog", "eel"]),
+        ("coarse=c1&label=dog,eel", lambda n: n % 2 == 1 and n % 3 != 0, ["dog", "eel"]),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_row_filter(tmp_path, pixels, query, rows, class_names, streaming):
+    source = f"hf:{hub_set(tmp_path / 'hub', pixels)}?{query}"
+    dataset = opened(source, labels=True, streaming=streaming)
+    wanted = [number for number in range(12) if rows(number)]
+    if streaming:
+        images, labels = dataset.draw(0, range(len(wanted)))
+    else:
+        images, labels = dataset.batch(range(len(dataset)))
+    expected = {pixels(n).tobytes(): ["cat", "dog", "eel"][n % 3] for n in wanted}
+    found = {
+        image.permute(1, 2, 0).numpy().tobytes(): dataset.class_names[label]
+        for image, label in zip(images, labels, strict=True)
+    }
+    assert dataset.class_names == class_names
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("labl=dog", "no column 'labl'; it has label"),
+        ("label=dgo", "label is never 'dgo'; it can be dog"),
+        ("coarse=c7", "no row has coarse c7"),
+        ("label", "a row filter reads"),
+        ("label=", "a row filter reads"),
+    ],
+)
+def test_row_filters_that_make_no_sense(tmp_path, pixels, query, message):
+    with pytest.raises(UserError, match=message):
+        opened(f"hf:{hub_set(tmp_path / 'hub', pixels)}?{query}")
+
+
+def test_hub_set_of_loose_files(image_folder):
+    folder = image_folder([f"{kind}/{n}.png" for kind in ("ape", "bee") for n in range(3)])
+    for streaming in (False, True):
+        dataset = opened(f"hf:{folder}", labels=True, streaming=streaming)
+        assert dataset.class_names == ["ape", "bee"]
+        _, labels = dataset.draw(0, range(6))
+        assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_missing_hub_set_is_one_line(tmp_path):
+    for source in (f"hf:{tmp_path / 'nothing-here'}", "hf:", "hf:?a=b"):
+        with pytest.raises(UserError, match="names no data set"):
+            opened(source)
+    datasets.Dataset.from_dict({"a": [1]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="no column of images; it has a"):
+        opened(tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").write_bytes(b"not parquet")
+    with pytest.raises(UserError, match="cannot be opened through the datasets library"):
+        opened(tmp_path / "x.parquet")
+
+
+# ---- common to all
+
+
+def test_every_layout_of_the_same_images_is_the_same_set(tmp_path, image_folder, pixels, encode, write_tar):
+    """One fingerprint: what counts is the pixels, not how they were stored."""
+    names = [f"{number}.png" for number in range(4)]
+    folder = image_folder(names)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in names:
+            archive.write(folder / name, name)
+    write_tar(tmp_path / "x.tar", {name: (folder / name).read_bytes() for name in names})
+    np.savez(tmp_path / "x.npz", np.stack([pixels(seed) for seed in range(4)]))
+    prints = {
+        opened(source).fingerprint for source in (folder, tmp_path / "x.zip", tmp_path / "x.tar", tmp_path / "x.npz")
+    }
+    assert len(prints) == 1
+    assert opened(folder, channels=1).fingerprint not in prints
+
+
+def test_a_set_too_large_for_memory_is_decoded_as_it_is_used(image_folder, monkeypatch):
+    folder = image_folder([f"{kind}/{n}.png" for kind in "ab" for n in range(10)])
+    (folder / "a" / "3.png").write_bytes(b"broken")
+    in_memory = opened(folder, labels=True)
+    monkeypatch.setattr(opening_module, "MOST_MEMORY_BYTES", 100)
+    lazy = opened(folder, labels=True)
+    assert isinstance(lazy, LazyDataset)
+    assert len(lazy) == 20
+    images, labels = lazy.batch(torch.tensor([0, 3, 19, 3]))
+    assert (images == in_memory.images[[0, 3, 18, 3]]).all()  # image 3 is broken: the next stands in for it
+    assert labels.tolist() == [0, 0, 1, 0]
+    assert lazy.report.skipped == [("a/3.png", "it is not an image")]
+
+
+def test_a_large_lazy_set_with_nothing_usable(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"x")
+    monkeypatch.setattr(opening_module, "MOST_MEMORY_BYTES", 100)
+    with pytest.raises(UserError, match="no image that can be used"):
+        opened(tmp_path).batch([0])
+
+
+def test_options_are_checked_in_one_line():
+    for options, message in [
+        ({"image_size": 7}, "image_size"),
+        ({"image_size": (32, 4)}, "image_size"),
+        ({"channels": 5}, "channels"),
+        ({"fit": "stretch"}, "fit"),
+        ({"background": [1, 2]}, "background"),
+        ({"colour": 1}, "colour"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            open_dataset("digits", **options)
+    assert DataConfig(source="x", image_size=[32, 64]).image_shape == (3, 32, 64)
+
+
+def test_folders_and_files_of_no_known_kind(tmp_path, write_idx):
+    (tmp_path / "x.xyz").write_bytes(b"")
+    with pytest.raises(UserError, match="is not a folder of images"):
+        opened(tmp_path / "x.xyz")
+    with pytest.raises(UserError, match="images have N, H, W"):
+        opened(write_idx(tmp_path / "images-idx2-ubyte", np.zeros((9, 9), np.uint8)))
+    with pytest.raises(UserError, match="is not streamed"):
+        opened("digits", streaming=True)
+    buffer = io.BytesIO()
+    Image.new("L", (16, 16)).save(buffer, "PNG")
+    (tmp_path / "lone.png").write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match="is not a folder"):
+        opened(tmp_path / "lone.png")
