@@ -1,0 +1,219 @@
+"""Bits/dim by the variational bound, its terms by timestep, and the rate-distortion curve of progressive coding.
+
+The bound of Ho et al. 2020, eq. 5, on held-out images: a code of that length transmits them without loss. Few images
+get every timestep; many get some timesteps each, one from every stratum of neighbouring timesteps, weighted by the
+stratum's size. That is unbiased for each image, so the standard error is simply that of the images' mean.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm.errors import UserError, require
+from ddpm.hardware import Precision
+from ddpm.model import Model
+from ddpm.pixels import to_float
+from ddpm.process.likelihood import VariationalBound
+from ddpm.process.timesteps import StratifiedDraw
+from ddpm.randomness import ImageNoise, derive_seed
+
+LEAST_TIMESTEPS = 10  # an image, however many images there are
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one stratum of timesteps contributes: all timesteps in first..last; a single one where first = last.
+
+    `bits`: its sum of terms of the bound, bits/dim. `rmse`: of the predicted x_0 given x_t, on the 0..255 scale.
+    """
+
+    first: int
+    last: int
+    bits: float
+    rmse: float
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The variational bound on the negative log-likelihood of `images` images.
+
+    `bits_per_dim` ± `standard_error`, over the images. `dims`: dimensions of one image as its data set has it; where
+    the model saw it padded or grey as colour, the bits are still counted per dimension of the original (an upper
+    bound, since the original is part of what is coded). `prior`: L_T. `terms`: from t = 0, which is L_0, upwards.
+    """
+
+    bits_per_dim: float
+    standard_error: float
+    images: int
+    timesteps_per_image: int
+    dims: int
+    prior: float
+    terms: list[Term]
+
+    @property
+    def rate_distortion(self) -> list[tuple[float, float]]:
+        """(bits/dim received, RMSE on the 0..255 scale) of progressive coding, from the first bit to lossless.
+
+        Whoever has received x_T … x_t predicts x_0 from x_t (Ho et al. 2020, section 4.3). A wide stratum counts as
+        received halfway.
+        """
+        curve, received = [], self.prior
+        for term in reversed(self.terms):
+            size = term.last - term.first + 1
+            curve.append((received + term.bits * (size - 1) / (2 * size), term.rmse))
+            received += term.bits
+        return [*curve, (received, 0.0)]
+
+
+def evaluate_likelihood(
+    model: Model,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    seed: int = 0,
+    budget: int = 50_000,
+    data_dims: int | None = None,
+    batch_size: int | None = None,
+    precision: Precision = "fp32",
+    progress: bool = True,
+) -> Likelihood:
+    """Bound the model's negative log-likelihood of held-out images.
+
+    Args:
+        images: uint8 (N, C, H, W), of the model's height and width; grey ones for a colour model are repeated.
+        labels: int64 (N,) where the model is class-conditional and its class is to be told; else None.
+        seed: of timesteps and noise, which belong to an image's index here.
+        budget: network evaluations, one image at one timestep each. All T timesteps where N·T fit in, else budget/N
+            stratified ones an image, at least ten.
+        data_dims: dimensions of an image before it was padded or made colour; by default those of `images`.
+        batch_size: images a forward pass; the model's own by default.
+    """
+    count = len(images)
+    if count < 2:
+        raise UserError("the likelihood needs at least two images, for its standard error")
+    dims = data_dims or images[0].numel()
+    images = _fit(images, model)
+    timesteps = model.process.schedule.timesteps
+    strata = make_strata(timesteps, min(timesteps, max(LEAST_TIMESTEPS, budget // count)))
+    chosen = _draw_timesteps(strata, count, seed)  # (N, K)
+    bits, squared_error = torch.zeros(2, *chosen.shape, dtype=torch.float64)
+    size = batch_size or model.default_batch_size
+    bound = VariationalBound(model.process)
+    with tqdm(total=chosen.numel(), desc="likelihood", unit="image", disable=not progress) as bar:
+        for t, rows, columns in _batches(chosen, size):
+            batch_labels = None if labels is None else labels[rows]
+            x_0 = to_float(images[rows]).to(model.device)
+            term, error = _term(model, bound, x_0, batch_labels, t, rows, seed, precision)
+            bits[rows, columns], squared_error[rows, columns] = term.double().cpu(), error.double().cpu()
+            bar.update(len(rows))
+    prior = bound.prior(to_float(images)).double()
+    return _summary(bits, squared_error, prior, strata, images[0].numel(), dims)
+
+
+def make_strata(timesteps: int, count: int) -> list[range]:
+    """`count` runs of neighbouring timesteps that together are 0..T-1, wider in proportion to t.
+
+    The terms fall about as 1/t, so this gives strata of like weight. t = 0, the decoder's term, is always alone.
+    """
+    strata, first = [], 0
+    for left in range(count, 0, -1):
+        ratio = (timesteps / first) ** (1 / left) if first else 1
+        last = timesteps if left == 1 else min(max(first + 1, round(first * ratio)), timesteps - left + 1)
+        strata.append(range(first, last))
+        first = last
+    return strata
+
+
+def plot_likelihood(result: Likelihood, path: str | Path) -> None:
+    """Three panels, after figure 5 of Ho et al. 2020: bits by timestep, RMSE by timestep, RMSE by bits received."""
+    figure = require("matplotlib.figure", "eval").Figure(figsize=(12, 3.6), layout="constrained")
+    by_timestep, by_step, curve = figure.subplots(1, 3)
+    middle = [(term.first + term.last) / 2 + 1 for term in result.terms]
+    per_timestep = [term.bits / (term.last - term.first + 1) for term in result.terms]
+    by_timestep.loglog(middle, per_timestep, ".-")
+    by_timestep.set(xlabel="t + 1", ylabel="bits/dim of one timestep")
+    by_timestep.set_title(f"{result.bits_per_dim:.3f} ± {result.standard_error:.3f} bits/dim")
+    by_step.plot(middle, [term.rmse for term in result.terms], ".-")
+    by_step.set(xlabel="t + 1", ylabel="RMSE of the predicted x_0 (0..255)", ylim=(0, None))
+    rates, distortions = zip(*result.rate_distortion, strict=True)
+    curve.plot(rates, distortions, ".-")
+    curve.set(xlabel="rate (bits/dim received)", ylabel="distortion (RMSE, 0..255)", xlim=(0, None), ylim=(0, None))
+    for axes in (by_timestep, by_step, curve):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def _fit(images: Tensor, model: Model) -> Tensor:
+    channels, height, width = model.image_shape
+    if images.shape[1] == 1 and channels == 3:
+        images = images.expand(-1, 3, -1, -1)
+    if tuple(images.shape[1:]) != model.image_shape:
+        theirs = "×".join(map(str, images.shape[1:]))
+        raise UserError(f"the images are {theirs} but the model makes {channels}×{height}×{width} (C×H×W)")
+    return images
+
+
+def _draw_timesteps(strata: list[range], count: int, seed: int) -> Tensor:
+    """One timestep from every stratum for every image, int64 (N, K); over the images each stratum is covered evenly."""
+    key, everyone = derive_seed(seed, "likelihood"), torch.arange(count)
+    columns = [
+        stratum.start + StratifiedDraw(len(stratum)).draw(key, k, everyone, count)[0]
+        for k, stratum in enumerate(strata)
+    ]
+    return torch.stack(columns, dim=1)
+
+
+def _batches(chosen: Tensor, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(t, images, strata) of all that was drawn, by timestep, at most `size` images at a time."""
+    order = chosen.flatten().argsort(stable=True)
+    values, counts = chosen.flatten()[order].unique_consecutive(return_counts=True)
+    for t, pairs in zip(values.tolist(), order.split(counts.tolist()), strict=True):
+        for block in pairs.split(size):
+            yield t, block // chosen.shape[1], block % chosen.shape[1]
+
+
+@torch.no_grad()
+def _term(
+    model: Model,
+    bound: VariationalBound,
+    x_0: Tensor,
+    labels: Tensor | None,
+    t: int,
+    indices: Tensor,
+    seed: int,
+    precision: Precision,
+) -> tuple[Tensor, Tensor]:
+    """(term of the bound at t in bits/dim, mean squared error of the predicted x_0) of each image."""
+    streams = [torch.Generator().manual_seed(derive_seed(seed, "likelihood", index, t)) for index in indices.tolist()]
+    noise = ImageNoise(streams, x_0.shape[1:], device=x_0.device)()
+    prediction = model.denoiser(labels, precision=precision)(model.process.q_sample(x_0, t, noise), t)
+    times = torch.full((len(x_0),), t, device=x_0.device)
+    term = bound.term(prediction.x_0, x_0, times, prediction.variance_fraction)
+    return term, (prediction.x_0 - x_0).square().flatten(1).mean(1)
+
+
+def _summary(
+    bits: Tensor, squared_error: Tensor, prior: Tensor, strata: list[range], model_dims: int, dims: int
+) -> Likelihood:
+    sizes = torch.tensor([len(stratum) for stratum in strata], dtype=torch.float64)
+    scale = model_dims / dims
+    by_stratum = bits * sizes * scale
+    totals = by_stratum.sum(1) + prior * scale
+    rmse = squared_error.mean(0).sqrt() * 127.5
+    return Likelihood(
+        bits_per_dim=float(totals.mean()),
+        standard_error=float(totals.std()) / math.sqrt(len(totals)),
+        images=len(totals),
+        timesteps_per_image=len(strata),
+        dims=dims,
+        prior=float(prior.mean()) * scale,
+        terms=[
+            Term(stratum.start, stratum.stop - 1, sum_, error)
+            for stratum, sum_, error in zip(strata, by_stratum.mean(0).tolist(), rmse.tolist(), strict=True)
+        ],
+    )

@@ -1,0 +1,192 @@
+"""Bits/dim of models whose likelihood is known: Gaussian pixels and the exact network for them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributions import Normal
+
+from ddpm.errors import UserError
+from ddpm.evaluation.likelihood import evaluate_likelihood, make_strata, plot_likelihood
+from ddpm.model import Model
+from ddpm.pixels import to_float, to_uint8
+from ddpm.process.gaussian import GaussianProcess
+from ddpm.process.schedule import NoiseSchedule, make_betas
+
+MEAN, STD, T = 0.1, 0.25, 40
+SCHEDULE = NoiseSchedule(make_betas("linear", T, 0.01, 0.6))
+
+
+class ExactNetwork(nn.Module):
+    """Predicts x_0 and the reverse variance exactly for pixels N(mean of the class, STD²)."""
+
+    def __init__(self, means=(MEAN,)):
+        super().__init__()
+        self.means = nn.Parameter(torch.tensor(means))
+        before = SCHEDULE.alphas_cumprod_prev * STD**2 + 1 - SCHEDULE.alphas_cumprod_prev
+        exact = (before * SCHEDULE.betas / ((1 - SCHEDULE.betas) * before + SCHEDULE.betas)).log()
+        low, high = SCHEDULE.posterior_log_variance, SCHEDULE.betas.log()
+        self.register_buffer("raw", 2 * (exact - low) / (high - low) - 1)
+
+    def forward(self, x_t, t, labels):
+        mean = self.means[labels if labels is not None else torch.zeros_like(t, dtype=torch.long)]
+        t, mean = t.long(), mean.reshape(-1, 1, 1, 1)
+        alpha_bar = SCHEDULE.alphas_cumprod.to(x_t.dtype)[t].reshape(-1, 1, 1, 1)
+        gain = alpha_bar.sqrt() * STD**2 / (alpha_bar * STD**2 + 1 - alpha_bar)
+        x_0 = mean + gain * (x_t - alpha_bar.sqrt() * mean)
+        return torch.cat([x_0, self.raw.to(x_t.dtype)[t].reshape(-1, 1, 1, 1).expand_as(x_t)], 1)
+
+
+def model_of(network=None, shape=(1, 8, 8), variance="learned_range", **labels):
+    process = GaussianProcess(SCHEDULE, "x_0", variance)
+    return Model(network or ExactNetwork(), process, image_shape=shape, **labels)
+
+
+def pixels(count, shape=(1, 8, 8), mean=MEAN, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return to_uint8(mean + STD * torch.randn(count, *shape, generator=generator))
+
+
+def exact_bits(images):
+    """-log2 p of each image, by dimension, for levels well inside the range."""
+    log_p = Normal(MEAN, STD).log_prob(to_float(images, torch.float64)) + math.log(2 / 255)
+    return -log_p.flatten(1).mean(1) / math.log(2)
+
+
+def evaluate(model, images, labels=None, **options):
+    return evaluate_likelihood(model, images, labels, progress=False, **options)
+
+
+def test_all_timesteps_reach_the_exact_likelihood():
+    images = pixels(60)
+    result = evaluate(model_of(), images, budget=60 * T)
+    assert result.timesteps_per_image == T
+    assert result.images == 60
+    assert result.dims == 64
+    exact = exact_bits(images)
+    assert result.bits_per_dim == pytest.approx(exact.mean().item(), abs=0.03)
+    least = exact.std().item() / 60**0.5  # what the images alone spread; the noise in x_t adds to it
+    assert least < result.standard_error < 2 * least
+    assert result.bits_per_dim == pytest.approx(result.prior + sum(term.bits for term in result.terms))
+
+
+def test_stratified_timesteps_are_unbiased_and_know_their_error():
+    """Other seeds, same images: what is left of the difference is the timesteps' and noise's own spread."""
+    images = pixels(100)
+    full = evaluate(model_of(), images, budget=100 * T)
+    parts = [evaluate(model_of(), images, budget=1000, seed=seed) for seed in range(8)]
+    assert parts[0].timesteps_per_image == 10
+    values = torch.tensor([part.bits_per_dim for part in parts])
+    assert values.unique().numel() == 8
+    assert abs(values.mean() - full.bits_per_dim) < 4 * values.std() / 8**0.5 + 1e-3
+    assert values.std() < parts[0].standard_error
+    assert evaluate(model_of(), images, budget=1000, seed=3) == parts[3]
+
+
+def test_the_batch_size_changes_nothing():
+    images = pixels(20)
+    one, other = (evaluate(model_of(), images, budget=200, batch_size=size) for size in (3, 64))
+    assert one.bits_per_dim == pytest.approx(other.bits_per_dim, abs=1e-5)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_a_worse_model_has_a_higher_bound(variance):
+    """Fixed variances are worse than the exact one, and a network that knows nothing is worse still."""
+
+    class Blind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x_t, t, labels):
+            return torch.zeros_like(x_t)
+
+    class MeanOnly(ExactNetwork):
+        def forward(self, x_t, t, labels):
+            return super().forward(x_t, t, labels).chunk(2, 1)[0]
+
+    images = pixels(30)
+    exact = evaluate(model_of(), images).bits_per_dim
+    fixed = evaluate(model_of(MeanOnly(), variance=variance), images).bits_per_dim
+    blind = evaluate(model_of(Blind(), variance=variance), images).bits_per_dim
+    assert exact < fixed < blind
+
+
+def test_labels_reach_the_network():
+    model = model_of(ExactNetwork((0.5, -0.5)), class_names=["light", "dark"])
+    labels = torch.tensor([0, 1]).repeat(10)
+    images = torch.cat([pixels(1, mean=0.5 - label, seed=i) for i, label in enumerate(labels.tolist())])
+    right = evaluate(model, images, labels)
+    wrong = evaluate(model, images, 1 - labels)
+    assert right.bits_per_dim < wrong.bits_per_dim - 1
+    with pytest.raises(UserError, match="needs labels"):
+        evaluate(model, images)
+
+
+def test_grey_in_colour_and_padding_count_the_original_s_dimensions():
+    grey = pixels(20)
+    colour = model_of(shape=(3, 8, 8))
+    tripled = evaluate(colour, grey.expand(-1, 3, -1, -1))
+    result = evaluate(colour, grey)
+    assert result.dims == 64
+    assert tripled.dims == 192
+    assert result.bits_per_dim == pytest.approx(3 * tripled.bits_per_dim)
+    assert result.standard_error == pytest.approx(3 * tripled.standard_error)
+    padded = evaluate(colour, grey, data_dims=32)
+    assert padded.bits_per_dim == pytest.approx(2 * result.bits_per_dim)
+    assert padded.bits_per_dim == pytest.approx(padded.prior + sum(term.bits for term in padded.terms))
+
+
+def test_rate_distortion_is_the_posterior_s_spread():
+    images = pixels(200)
+    result = evaluate(model_of(), images, budget=200 * T)
+    curve = result.rate_distortion
+    assert curve[0][0] == pytest.approx(result.prior)
+    assert curve[-1] == (pytest.approx(result.bits_per_dim), 0.0)
+    rates, distortions = zip(*curve, strict=True)
+    assert list(rates) == sorted(rates)
+    alpha_bar = SCHEDULE.alphas_cumprod.flip(0)
+    spread = STD * ((1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)).sqrt() * 127.5
+    torch.testing.assert_close(torch.tensor(distortions[:-1]).double(), spread, rtol=0.03, atol=0)
+    # What remains to be sent once x_0's first noisy version is known: ½ log2(2πe Var) + log2 of the bin.
+    remaining = 0.5 * math.log2(2 * math.pi * math.e * (distortions[-2] / 127.5) ** 2) - math.log2(2 / 255)
+    assert result.terms[0].bits == pytest.approx(remaining, abs=0.05)
+
+
+def test_a_wide_stratum_lies_on_the_same_curve():
+    images = pixels(200)
+    rates, distortions = zip(*evaluate(model_of(), images, budget=200 * T).rate_distortion, strict=True)
+    coarse = evaluate(model_of(), images, budget=2000)
+    curve = torch.tensor(list(zip(rates, distortions, strict=True)))
+    for rate, distortion in coarse.rate_distortion[:-2]:
+        nearest = (curve - torch.tensor([rate, distortion])).abs() / torch.tensor([1.0, 32.0])
+        assert nearest.sum(1).min() < 0.15
+
+
+@given(st.integers(2, 1200), st.data())
+def test_strata_partition_the_timesteps(timesteps, data):
+    count = data.draw(st.integers(1 if timesteps == 2 else 2, timesteps))
+    strata = make_strata(timesteps, count)
+    assert len(strata) == count
+    assert [t for stratum in strata for t in stratum] == list(range(timesteps))
+    if count > 1:
+        assert strata[0] == range(1)
+
+
+def test_the_plot_is_a_picture(tmp_path):
+    from PIL import Image
+
+    plot_likelihood(evaluate(model_of(), pixels(4)), tmp_path / "nll.png")
+    with Image.open(tmp_path / "nll.png") as picture:
+        assert picture.width > 1000
+        assert len(picture.convert("L").getcolors()) > 10
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="1×6×8"):
+        evaluate(model_of(), pixels(4, (1, 6, 8)))
+    with pytest.raises(UserError, match="two images"):
+        evaluate(model_of(), pixels(1))
