@@ -1,26 +1,34 @@
 """The command line: one file a verb. Here they are gathered, and errors become one line and an exit code."""
 
-import difflib
 import errno
 import os
 import sys
+from typing import Any
 
-import click
 import typer
 
+from ddpm.cli.convert import convert
+from ddpm.cli.data import data
+from ddpm.cli.presets import presets
+from ddpm.cli.push import push
+from ddpm.cli.restore import restore
 from ddpm.cli.sample import sample
+from ddpm.cli.train import CONTEXT, train
 from ddpm.errors import RunStopped, UserError
 
 app = typer.Typer(
     name="ddpm",
     help="Denoising diffusion probabilistic models: train, sample, watch, judge, restore and edit.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command()(sample)
+app.command(context_settings=CONTEXT)(train)
+for verb in (sample, restore, data, presets, convert, push):
+    app.command()(verb)
 
+# Typer has brought its own copy of Click since 0.20; what it exports leads to the class in either case
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -33,15 +41,15 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors go to stderr as one line."""
     command = typer.main.get_command(app)
     try:
-        return command.main(arguments, prog_name="ddpm", standalone_mode=False) or 0
-    except (click.exceptions.Abort, KeyboardInterrupt):
+        return command.main(arguments or ["--help"], prog_name="ddpm", standalone_mode=False) or 0
+    except (typer.Abort, KeyboardInterrupt):
         return complain("interrupted", 130)
-    except click.exceptions.Exit as exit_request:
+    except typer.Exit as exit_request:
         return exit_request.exit_code
-    except click.UsageError as error:
-        return complain(usage_line(error, command), 2)
-    except (UserError, click.ClickException) as error:
-        return complain(getattr(error, "message", str(error)), 2)
+    except UsageError as error:
+        return complain(usage_line(error), 2)
+    except UserError as error:
+        return complain(str(error), 2)
     except RunStopped as error:
         return complain(str(error), 1)
     except BrokenPipeError:
@@ -58,13 +66,7 @@ def complain(message: str, code: int) -> int:
     return code
 
 
-def usage_line(error: click.UsageError, command: click.Command) -> str:
-    """Click's message, with the nearest verb where the verb was unknown and the way to the help."""
-    message = error.format_message()
-    if isinstance(command, click.Group) and error.ctx is not None and error.ctx.command is command:
-        attempt = next((word for word in error.ctx.protected_args + error.ctx.args if not word.startswith("-")), "")
-        near = difflib.get_close_matches(attempt, command.commands, n=1)
-        if near and "ean" not in message:
-            message += f" Did you mean {near[0]!r}?"
-    path = error.ctx.command_path if error.ctx else "ddpm"
-    return f"{message} See '{path} --help'."
+def usage_line(error: Any) -> str:
+    """Click's message, which names the nearest verb or option, and the way to the help."""
+    message = error.format_message().rstrip(".?")
+    return f"{message}; see '{error.ctx.command_path if error.ctx else 'ddpm'} --help'"
