@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ddpm.errors import UserError
-from ddpm.training import Config, load_config, train as run_training
+from ddpm.training import Config, load_config
+from ddpm.training import train as run_training
 from ddpm.training.dry_run import dry_run
 
 # Every field of a configuration is a flag, so Click is told to leave those it does not know to `parse_overrides`.

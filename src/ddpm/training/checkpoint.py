@@ -77,7 +77,7 @@ class Checkpoints:
         self.sweep()
         for step in self.steps()[: -self.keep]:
             if step != spare:
-                # renamed first: a kill in the middle of the removal must not leave a folder that looks like a checkpoint
+                # renamed first: a kill in the middle of the removal must not leave what looks like a checkpoint
                 doomed = self.path(step).rename(self.folder / f".removed-{step:06d}")
                 shutil.rmtree(doomed, ignore_errors=True)
 

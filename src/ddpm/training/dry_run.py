@@ -4,7 +4,6 @@ import statistics
 import time
 from pathlib import Path
 
-
 from ddpm.networks.flops import count_flops
 from ddpm.training.config import Config
 from ddpm.training.interrupt import StopRequest

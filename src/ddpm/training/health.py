@@ -1,4 +1,4 @@
-"""When numbers go wrong: the batch is set aside, the step skipped, and after a few in a row the run says why it stops."""
+"""When numbers go wrong: the batch is set aside, the step skipped, and after a few in a row the run says why it ends."""
 
 import json
 import math
@@ -48,7 +48,7 @@ class Health:
         return RunStopped(
             f"{self.in_a_row} steps in a row had a loss or gradient that is not finite: {cause}; the learning rate was "
             f"{rate:.2g}; their batches are in {self.folder}, the last good checkpoint in "
-            f"{self.folder.parent / 'checkpoints'}; a smaller training.learning_rate or training.precision fp32 may help"
+            f"{self.folder.parent / 'checkpoints'}; a smaller training.learning_rate or fp32 may help"
         )
 
 

@@ -40,7 +40,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, learning_rate: float, loss: Tensor) -> Tensor:
-        """Clip and take one step if `loss` and all gradients are finite; returns the gradient's norm before clipping."""
+        """Clip and take one step if `loss` and all gradients are finite; returns the norm of the gradient before."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) / self.scale
         finite = torch.isfinite(norm) & torch.isfinite(loss)

@@ -1,19 +1,15 @@
 """A run directory from its first step to its last: put together, gone on with, saved."""
 
-import contextlib
 import copy
-import json
 import shutil
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from importlib.metadata import version
 from ddpm.data import Loader, open_dataset
 from ddpm.data.dataset import ImageDataset
 from ddpm.errors import RunStopped, UserError
@@ -23,7 +19,7 @@ from ddpm.networks.unet import UNet
 from ddpm.randomness import derive_seed
 from ddpm.training.batches import Batches
 from ddpm.training.checkpoint import Checkpoint, Checkpoints
-from ddpm.training.config import Config, load_config
+from ddpm.training.config import Config
 from ddpm.training.engine import choose_engine
 from ddpm.training.files import write_text, writing
 from ddpm.training.health import Health
