@@ -1,6 +1,7 @@
 """The methods by name, and which degradations each can undo."""
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ class Method:
     steps: int
     noisy: type | None
     noiseless: type
+
+    @property
+    def options(self) -> dict[str, float]:
+        """What the method may be told besides, with the values it takes otherwise."""
+        parameters = inspect.signature(self.run).parameters
+        return {name: p.default for name, p in parameters.items() if isinstance(p.default, int | float)}
 
     def check(self, operator: Callable[[Tensor], Tensor], sigma_y: float) -> None:
         """Refuse what the method cannot do, naming what can."""

@@ -30,6 +30,11 @@ class LinearOperator(nn.Module):
         self.image_shape, self.measurement_shape = tuple(image_shape), tuple(measurement_shape)
         self.notes: list[str] = []
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next((tensor.device for tensor in self.buffers()), torch.device("cpu"))
+
     def H(self, x: Tensor) -> Tensor:
         """H x, (N, *measurement_shape)."""
         raise NotImplementedError

@@ -1,0 +1,110 @@
+"""`ddpm restore`: undo noise, holes, low resolution, blur or lost colour with a trained model as the prior."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddpm.cli.options import parse_labels
+from ddpm.errors import UserError
+from ddpm.model import load
+from ddpm.restoration.items import Settings
+from ddpm.restoration.job import PICTURE, REPORT, restore_file, restore_folder
+from ddpm.restoration.methods import find_method
+from ddpm.restoration.report import COMPARED, Row, averages
+from ddpm.restoration.tasks import Task, number
+
+
+def restore(
+    model: Annotated[str, typer.Argument(help="'digits', a run directory, a Diffusers folder, or a Hub id")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="a picture, or a folder of them")],
+    task: Annotated[str, typer.Option(help="denoise, inpaint, superresolve, deblur or colorize")],
+    method: Annotated[str, typer.Option(help="ddrm, ddnm, repaint (inpainting only) or dps")] = "ddrm",
+    noise: Annotated[str, typer.Option(help="σ of the noise for images in [0, 1], or auto")] = "0",
+    scale: Annotated[int, typer.Option(help="superresolve: how many times larger")] = 2,
+    filter: Annotated[str, typer.Option(help="superresolve: what made it small, average or bicubic")] = "average",
+    mask: Annotated[
+        str | None, typer.Option(help="inpaint: a picture whose white part is lost, or half, or random:SHARE")
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="deblur: gaussian:SIGMA, box:SIZE, motion:LENGTH:DEGREES, or a file")
+    ] = None,
+    degrade: Annotated[bool, typer.Option(help="INPUT is clean: spoil it first, and print PSNR and SSIM")] = False,
+    samples: Annotated[int, typer.Option(help="draws from the posterior: writes their mean, themselves and std")] = 1,
+    steps: Annotated[int | None, typer.Option(help="steps; default: 20 ddrm, 100 ddnm, 250 repaint, 1000 dps")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=NUMBER for the method, e.g. eta=0.5, jump_repeats=5, scale=0.3")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="the class of every image; default: no class")] = None,
+    guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off")] = 1.0,
+    seed: Annotated[int, typer.Option(help="an image's result depends on the seed and its name alone")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
+    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="a .png, or a folder for a folder")] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+) -> None:
+    """Restore a picture or a folder of pictures."""
+    settings = Settings(
+        task=Task(task, scale=scale, filter=filter, mask=mask, kernel=kernel, seed=seed),
+        method=method,
+        noise=None if noise == "auto" else number(noise, "--noise"),
+        degrade=degrade,
+        samples=samples,
+        steps=steps,
+        labels=parse_labels(labels),
+        guidance=guidance,
+        seed=seed,
+        precision=precision,
+        batch_size=batch_size,
+        options=parse_options(option or [], method),
+    )
+    if not source.exists():
+        raise UserError(f"no picture or folder {source}")
+    prior = load(model)
+    if source.is_dir():
+        target = out or Path("restored")
+        rows = restore_folder(prior, source, target, settings, overwrite=overwrite)
+        report_folder(rows, target)
+    else:
+        target = out or Path("restored.png")
+        item, row = restore_file(prior, source, target, settings, overwrite=overwrite)
+        for note in item.operator.notes:
+            print(f"note: {note}")
+        if settings.noise is None:
+            print(f"estimated noise: {item.sigma:.4f}")
+        print_figures(row)
+        print(target)
+
+
+def report_folder(rows: list[Row], target: Path) -> None:
+    """Which pictures failed, the mean figures of the others, and where it all is."""
+    for row in rows:
+        if row["error"]:
+            print(f"left out: {row['name']}: {row['error']}")
+    print_figures(averages(rows))
+    print(f"{target} ({sum(not row['error'] for row in rows)} of {len(rows)} pictures, {REPORT}, {PICTURE})")
+
+
+def print_figures(row: Row) -> None:
+    """PSNR and SSIM of input, pseudo-inverse and result, where the original is known."""
+    if "psnr_result" not in row:
+        return
+    names = {"input": "input", "baseline": "pseudo-inverse", "result": "result"}
+    print(f"{'':16}{'PSNR':>8}{'SSIM':>9}")
+    for key in COMPARED:
+        similarity = row.get(f"ssim_{key}", "")
+        columns = f"{names[key]:16}{float(row[f'psnr_{key}']):8.2f}"
+        print(columns if similarity == "" else f"{columns}{float(similarity):9.4f}")
+
+
+def parse_options(words: list[str], method: str) -> dict[str, float]:
+    """NAME=NUMBER words as arguments of the method; whole numbers stay whole."""
+    known = find_method(method).options
+    options: dict[str, float] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in known:
+            raise UserError(f"{method} has no option {name!r}; it has {', '.join(known)}")
+        amount = number(value, f"--option {name}")
+        options[name] = int(amount) if amount == int(amount) and isinstance(known[name], int) else amount
+    return options

@@ -1,0 +1,114 @@
+"""One image on its way: read from a file and, where asked, degraded."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm.errors import UserError
+from ddpm.hardware import Precision
+from ddpm.model import Labels, Model
+from ddpm.randomness import derive_seed
+from ddpm.restoration.methods import check_sigma, find_method
+from ddpm.restoration.noise_level import estimate_noise
+from ddpm.restoration.operator import SpectralOperator
+from ddpm.restoration.operators import Inpainting
+from ddpm.restoration.posterior import PIXEL_SCALE
+from ddpm.restoration.tasks import Task, read_picture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `ddpm restore` is told; the fields that change a result are kept beside a folder's results."""
+
+    task: Task
+    method: str = "ddrm"
+    noise: float | None = 0.0  # σ in [0, 1] units; None: estimated from each image
+    degrade: bool = False
+    samples: int = 1
+    steps: int | None = None
+    labels: Labels = None
+    guidance: float = 1.0
+    seed: int = 0
+    precision: Precision = "auto"
+    batch_size: int | None = None
+    options: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        find_method(self.method)
+        if self.noise is not None:
+            check_sigma(self.noise)
+        elif self.degrade:
+            raise UserError("--degrade adds the noise itself: give --noise a number instead of auto")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for the note beside a folder's results."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A measurement y (on the CPU) with all that is known of it, and where its results go.
+
+    stem: the results' path without ending. sigma: the noise of y in [0, 1] units. original: (C, H, W), only where we
+    degraded it ourselves.
+    """
+
+    name: str
+    stem: Path
+    y: Tensor
+    operator: SpectralOperator
+    sigma: float
+    original: Tensor | None
+
+
+class Reader:
+    """Reads pictures as items; operators are shared between pictures of one shape."""
+
+    def __init__(self, model: Model, settings: Settings):
+        self.model, self.settings = model, settings
+        self.operators: dict[tuple[int, int, int], SpectralOperator] = {}
+
+    def read(self, path: Path, name: str, stem: Path) -> Item:
+        """A picture as the measurement it is, or spoilt first. Raises UserError where it cannot be restored."""
+        settings, channels = self.settings, self.model.image_shape[0]
+        grey = settings.task.name == "colorize" and not settings.degrade
+        picture = read_picture(path, 1 if grey else channels)
+        shape = settings.task.restored_shape(picture.shape, channels)
+        operator = self.operator(picture.shape if settings.degrade else shape, path)
+        if settings.degrade:
+            assert settings.noise is not None
+            y = degrade(picture, operator, settings.noise, derive_seed(settings.seed, "degrade", name))
+        else:
+            y = seen_part(operator, picture)
+        sigma = settings.noise
+        if sigma is None:
+            known = operator.known.cpu() if isinstance(operator, Inpainting) else None
+            sigma = estimate_noise(y, known) / PIXEL_SCALE
+        find_method(settings.method).check(operator, sigma)
+        return Item(name, stem, y, operator, sigma, picture if settings.degrade else None)
+
+    def operator(self, shape: Sequence[int], path: Path) -> SpectralOperator:
+        """The task's operator for images (C, H, W), on the model's device."""
+        _, height, width = self.model.image_shape
+        if shape[1] < height or shape[2] < width:
+            raise UserError(f"{path} makes {shape[1]}×{shape[2]} pixels, but this model needs {height}×{width} or more")
+        key = (shape[0], shape[1], shape[2])
+        if key not in self.operators:
+            self.operators[key] = self.settings.task.operator(key).to(self.model.device)
+        return self.operators[key]
+
+
+def degrade(image: Tensor, operator: SpectralOperator, sigma: float, seed: int) -> Tensor:
+    """y = H x + σ n of one image (C, H, W) in [-1, 1], σ in [0, 1] units; y comes back on the CPU."""
+    clean = operator.H(image[None].to(operator.device))[0].cpu()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    return seen_part(operator, clean + PIXEL_SCALE * sigma * noise)
+
+
+def seen_part(operator: SpectralOperator, y: Tensor) -> Tensor:
+    """y with its lost pixels 0, whatever stood there; other degradations lose none."""
+    return y * operator.known.cpu() if isinstance(operator, Inpainting) else y

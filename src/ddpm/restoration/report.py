@@ -1,0 +1,103 @@
+"""What a restoration leaves behind: pictures side by side, and one line of figures an image."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from ddpm.data.decode import read_image
+from ddpm.fidelity import psnr, ssim
+from ddpm.pixels import to_uint8
+from ddpm.restoration.items import Item
+from ddpm.restoration.posterior import PIXEL_SCALE, Restored
+from ddpm.viewing.pictures import make_grid, save_picture
+
+PICTURED = 16  # images in the report's picture
+UNCERTAINTY_WHITE = 0.25  # the standard deviation, in [0, 1] units, that an uncertainty map shows as white
+COMPARED = ("input", "baseline", "result")
+Row = dict[str, Any]
+
+
+def write_images(item: Item, restored: Restored) -> None:
+    """NAME.png (the mean), NAME_compare.png (original, input, baseline, result side by side), and where several
+    samples were drawn NAME_draws.png and NAME_std.png, the uncertainty: white is a deviation of 0.25 or more."""
+    baseline = pseudo_inverse(item)
+    strip = [as_picture(item), baseline, restored.mean]
+    if item.original is not None:
+        strip.insert(0, item.original[None])
+    if restored.samples.shape[1] > 1:
+        uncertainty = 2 * (restored.std / UNCERTAINTY_WHITE) - 1
+        strip.append(uncertainty)
+        save_picture(to_uint8(uncertainty[0]), Path(f"{item.stem}_std.png"), overwrite=True)
+        save_picture(make_grid(restored.samples[0]), Path(f"{item.stem}_draws.png"), overwrite=True)
+    save_picture(make_grid(torch.cat(strip), columns=len(strip)), Path(f"{item.stem}_compare.png"), overwrite=True)
+    save_picture(to_uint8(restored.mean[0]), Path(f"{item.stem}.png"), overwrite=True)
+
+
+def row_of(item: Item, restored: Restored, seconds: float) -> Row:
+    """An image's line of the report; residual: root mean square of H x̂ - y, in [0, 1] units, to compare with σ."""
+    operator = item.operator
+    misfit = operator.H(restored.mean.to(operator.device)) - item.y.to(operator.device)
+    residual = (misfit.square().sum() / operator.seen.sum()).sqrt() / PIXEL_SCALE
+    row: Row = {"name": item.name, "error": "", "sigma": round(item.sigma, 5)}
+    row |= {"residual": round(float(residual), 5), "spread": round(float(restored.std.mean()), 5)}
+    row |= {"seconds": round(seconds, 3)}
+    if item.original is not None:
+        for label, image in zip(COMPARED, (as_picture(item), pseudo_inverse(item), restored.mean), strict=True):
+            row[f"psnr_{label}"] = round(float(psnr(image, item.original[None])), 2)
+            large = min(item.original.shape[1:]) >= 11
+            row[f"ssim_{label}"] = round(float(ssim(image, item.original[None])), 4) if large else ""
+    return row
+
+
+def pseudo_inverse(item: Item) -> Tensor:
+    """H⁺y (1, C, H, W) on the CPU; what H does not see is 0, mid-grey."""
+    return item.operator.H_pinv(item.y[None].to(item.operator.device)).cpu().clamp(-1, 1)
+
+
+def as_picture(item: Item) -> Tensor:
+    """The measurement in the restored image's shape, (1, C, H, W), for the eye and for PSNR."""
+    channels, height, width = item.operator.image_shape
+    small = item.y[None].clamp(-1, 1)
+    return interpolate(small, size=(height, width), mode="nearest-exact").expand(1, channels, height, width)
+
+
+def read_report(path: Path) -> list[Row]:
+    """The rows of a report, or none."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_report(path: Path, rows: list[Row]) -> None:
+    """The rows as CSV, written beside and renamed, so that it is never half there."""
+    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
+    beside = path.with_name(f".{path.name}")
+    with beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    beside.replace(path)
+
+
+def write_picture(path: Path, stems: list[Path]) -> None:
+    """The first comparisons under each other."""
+    strips = [read_image(f"{stem}_compare.png") for stem in stems[:PICTURED]]
+    width = max(strip.shape[2] for strip in strips)
+    padded = [pad(strip, (0, width - strip.shape[2]), value=255) for strip in strips]
+    save_picture(torch.cat(padded, dim=1), path, overwrite=True)
+
+
+def averages(rows: list[Row]) -> dict[str, float]:
+    """The mean of every figure of the report over the images that have it."""
+    figures: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key not in ("name", "error") and value not in ("", None) and math.isfinite(float(value)):
+                figures.setdefault(key, []).append(float(value))
+    return {key: sum(values) / len(values) for key, values in figures.items()}

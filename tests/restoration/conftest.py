@@ -1,0 +1,43 @@
+"""A model whose images are Gaussian: its denoiser and every posterior are known in closed form."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+
+from gaussian_prior import GaussianPrior
+
+from ddpm.model import Model
+
+
+class GaussianNetwork(nn.Module):
+    """The closed form as a module with a parameter, so that a Model can hold it."""
+
+    def __init__(self, denoiser):
+        super().__init__()
+        self.denoiser, self.weight = denoiser, nn.Parameter(torch.ones(1))
+
+    def forward(self, x_t, t, labels):
+        return self.denoiser.network(x_t, t, labels)
+
+
+def gaussian_model(shape, **options):
+    prior = GaussianPrior.smooth(shape, deviation=0.3, **options)
+    denoiser = prior.denoiser()
+    return Model(GaussianNetwork(denoiser), denoiser.process, image_shape=shape), prior
+
+
+@pytest.fixture(scope="session")
+def grey():
+    """(model, prior) of 12×12 grey images."""
+    return gaussian_model((1, 12, 12))
+
+
+@pytest.fixture(scope="session")
+def colour():
+    """(model, prior) of 8×8 colour images."""
+    return gaussian_model((3, 8, 8))

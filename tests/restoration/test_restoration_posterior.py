@@ -1,0 +1,95 @@
+"""`restore`: whole batches, several draws, and independence of how they were batched."""
+
+import pytest
+import torch
+
+from ddpm.errors import UserError
+from ddpm.restoration import Channels, Denoising, Inpainting, estimate_noise, restore, saturation, superresolution
+
+
+def test_draws_their_mean_and_their_spread(grey):
+    model, prior = grey
+    x = prior.sample(4)
+    operator = superresolution(model.image_shape, 2)
+    y = operator.H(x)
+    restored = restore(model, y, operator, samples=6, precision="fp32")
+    assert restored.samples.shape == (4, 6, 1, 12, 12)
+    assert torch.allclose(restored.mean, restored.samples.mean(1))
+    assert torch.allclose(restored.std, restored.samples.std(1, correction=0) / 2)
+    assert restored.std.min() >= 0
+    assert restored.std.mean() > 1e-3
+    single = restore(model, y, operator, precision="fp32")
+    assert torch.equal(single.mean, single.samples[:, 0])
+    assert (restored.mean - x).square().mean() < (single.mean - x).square().mean()
+
+
+def test_an_images_draws_depend_on_its_name_and_the_seed_alone(grey):
+    model, prior = grey
+    operator = Inpainting(model.image_shape, torch.rand(12, 12, generator=torch.Generator().manual_seed(0)) < 0.3)
+    y = operator.H(prior.sample(5))
+    names = ["a", "b", "c", "d", "e"]
+    options = {"samples": 3, "precision": "fp32", "batch_size": 4, "method": "ddnm", "steps": 10}
+    together = restore(model, y, operator, names=names, **options)
+    alone = restore(model, y[3:4], operator, names=["d"], **options)
+    assert torch.equal(together.samples[3:4], alone.samples)
+    fewer = restore(model, y[3:4], operator, names=["d"], **{**options, "samples": 1})
+    assert torch.equal(fewer.samples[:, 0], alone.samples[:, 0])
+    other = restore(model, y[3:4], operator, names=["d"], seed=1, **options)
+    assert not torch.allclose(other.samples, alone.samples, atol=1e-2)
+
+
+def test_a_function_is_enough_for_dps(grey):
+    model, prior = grey
+    x = prior.sample(2)
+    restored = restore(model, saturation(1.5)(x), saturation(1.5), method="dps", steps=50, precision="fp32", scale=0.5)
+    assert restored.mean.shape == x.shape
+
+
+def test_colour(colour):
+    model, prior = colour
+    x = prior.sample(6)
+    operator = Channels.grey(model.image_shape)
+    restored = restore(model, operator.H(x), operator, samples=4, precision="fp32")
+    assert (operator.H(restored.samples[:, 0]) - operator.H(x)).abs().mean() < 0.02  # but where [-1, 1] ends
+    grey = operator.H_pinv(operator.H(x))
+    assert (restored.mean - x).square().mean() < (grey - x).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"samples": 0}, "at least 1"),
+        ({"noise": -1.0}, "at least 0"),
+        ({"noise": float("nan")}, "at least 0"),
+        ({"method": "magic"}, "no restoration method"),
+        ({"method": "repaint"}, "only inpaints"),
+        ({"labels": 3}, "without classes"),
+        ({"operator": Denoising((3, 12, 12)), "y": torch.zeros(1, 3, 12, 12)}, "1 channels"),
+        ({"y": torch.zeros(1, 1, 12, 13)}, "has shape"),
+        ({"operator": Denoising((1, 8, 12)), "y": torch.zeros(1, 1, 8, 12)}, "smaller than the model's"),
+        ({"steps": 2000}, "steps"),
+    ],
+)
+def test_bad_input_is_one_clear_line(grey, change, words):
+    arguments = {"y": torch.zeros(1, 1, 12, 12), "operator": Denoising((1, 12, 12)), **change}
+    with pytest.raises(UserError, match=words):
+        restore(grey[0], arguments.pop("y"), arguments.pop("operator"), **arguments)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.25, 0.5])
+def test_noise_is_estimated(sigma):
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 96), indexing="ij")
+    picture = (torch.sin(3 * rows) * torch.cos(4 * columns))[None].expand(3, 96, 96).clone()
+    picture[:, 30:60, 30:60] *= -1  # with edges
+    noisy = picture + sigma * torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+    assert estimate_noise(noisy) == pytest.approx(sigma, rel=0.1)
+    known = torch.rand(96, 96, generator=torch.Generator().manual_seed(1)) < 0.8
+    assert estimate_noise(noisy * known, known) == pytest.approx(sigma, rel=0.15)
+
+
+def test_noise_of_a_clean_picture_and_of_too_little():
+    assert estimate_noise(torch.zeros(1, 28, 28)) == 0
+    with pytest.raises(UserError, match="give its σ"):
+        estimate_noise(torch.zeros(1, 4, 4))
+    with pytest.raises(UserError, match="too few"):
+        estimate_noise(torch.zeros(1, 28, 28), torch.eye(28))

@@ -1,0 +1,36 @@
+"""PSNR and SSIM against scikit-image."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from ddpm.errors import UserError
+from ddpm.fidelity import psnr, ssim
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 20), (1, 11, 11)])
+def test_psnr_and_ssim_are_scikit_images(shape):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, *shape, generator=generator) * 2 - 1
+    y = (x + 0.3 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
+    for one, other, found_psnr, found_ssim in zip(x.double(), y.double(), psnr(y, x), ssim(y, x), strict=True):
+        a, b = one.numpy(), other.numpy()
+        assert float(found_psnr) == pytest.approx(peak_signal_noise_ratio(a, b, data_range=2))
+        expected = structural_similarity(
+            a, b, data_range=2, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        assert float(found_ssim) == pytest.approx(expected, abs=1e-6)
+
+
+def test_equal_images():
+    x = torch.rand(2, 1, 16, 16)
+    assert torch.equal(psnr(x, x), torch.full((2,), math.inf, dtype=torch.float64))
+    np.testing.assert_allclose(ssim(x, x), 1)
+
+
+def test_too_small_for_ssim():
+    with pytest.raises(UserError, match="11×11"):
+        ssim(torch.zeros(1, 1, 10, 20), torch.zeros(1, 1, 10, 20))
