@@ -43,13 +43,13 @@ def parse_hub(source: str) -> HubName:
         if not equals or not column or not values:
             raise UserError(f"{source}: a row filter reads ?column=value,value, not ?{query}")
         filters[unquote(column)] = [unquote(value) for value in values.split(",")]
-    parts = name.split("/")
-    if Path(name).exists() or len(parts) < 3:
+    local, parts = name.startswith(("/", ".")), name.split("/")
+    if not name or (local and not Path(name).exists()):
+        raise UserError(f"{source} names no data set; it should read hf:user/set")
+    if local or len(parts) < 3:
         path, configuration = name, None
     else:
         path, configuration = "/".join(parts[:2]), "/".join(parts[2:])
-    if not path or (path[0] in "/.~" and not Path(path).exists()):
-        raise UserError(f"{source} names no data set; it should read hf:user/set")
     return HubName(path, configuration, split or "train", filters)
 
 

@@ -1,0 +1,249 @@
+"""Streams: each image once an epoch, the same for any number of processes, found again exactly, in flat memory."""
+
+import io
+import itertools
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ddpm.data import DataConfig, Loader, Report, StreamDataset, open_dataset
+from ddpm.data.shards import Encoded
+from ddpm.data.stream import BlockReader, Place
+from ddpm.errors import RunStopped, UserError
+
+
+def png_of(number: int) -> bytes:
+    """An 8x8 image that says its number: red is number // 256, green number % 256."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number // 256, number % 256, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Numbered:
+    """Shards of the sizes given; image g of all has number g and class g % 3. `broken` numbers hold rubbish."""
+
+    class_names = ("a", "b", "c")
+
+    def __init__(self, sizes, broken=()):
+        self.sizes, self.broken = list(sizes), set(broken)
+        self.names = [str(number) for number in range(len(self.sizes))]
+        self.count = sum(self.sizes)
+        self.read = 0
+
+    def rows(self, shard, start, skip):
+        first = sum(self.sizes[:shard])
+        for row in range(start, self.sizes[shard]):
+            self.read += 1
+            data = b"rubbish" if first + row in self.broken else png_of(first + row)
+            yield Encoded(f"{shard}/{row}", data, (first + row) % 3, row + 1)
+
+
+def stream(sizes, buffer=16, broken=(), labels=False) -> StreamDataset:
+    return StreamDataset(Numbered(sizes, broken), DataConfig(image_size=8, labels=labels, shuffle_buffer=buffer))
+
+
+def numbers_of(images: torch.Tensor) -> list[int]:
+    """From uint8 images back to numbers."""
+    return (images[:, 0, 0, 0].int() * 256 + images[:, 1, 0, 0].int()).tolist()
+
+
+def drawn(dataset, start, stop, seed=0):
+    return numbers_of(dataset.draw(seed, range(start, stop))[0])
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.integers(1, 40), st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_blocks_hold_every_image_once_an_epoch(sizes, buffer, seed):
+    total = sum(sizes)
+    if total == 0:
+        return
+    reader, place, seen = BlockReader(Numbered(sizes), buffer, Report("numbered")), Place(), []
+    while len(seen) < 3 * total:
+        block = reader.block(seed, place)
+        assert block.place.first == len(seen)
+        seen += [block.rows[index].name for index in block.order]
+        place = block.following
+    for epoch in range(3):
+        assert len(set(seen[epoch * total : (epoch + 1) * total])) == total
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any),
+    st.integers(1, 20),
+    st.integers(1, 9),
+    st.integers(0, 12),
+)
+@settings(max_examples=40, deadline=None)
+def test_going_on_from_a_saved_place_is_exact(sizes, buffer, batch, stop):
+    straight = Loader(stream(sizes, buffer), batch, 5)
+    expected = [straight.batch(step, range(batch))[0] for step in range(stop + 6)]
+    first = Loader(stream(sizes, buffer), batch, 5)
+    for step in range(stop):
+        first.batch(step, range(batch))
+    state = json.loads(json.dumps(first.state_dict()))  # it survives a JSON checkpoint
+    second = Loader(stream(sizes, buffer), batch, 5)
+    second.load_state_dict(state)
+    for step in range(stop, stop + 6):
+        assert torch.equal(second.batch(step, range(batch))[0], expected[step])
+
+
+def test_going_on_does_not_replay():
+    sizes, steps = [100] * 20, 200
+    first = Loader(stream(sizes, buffer=50), 8, 0)
+    for step in range(steps):
+        first.batch(step, range(8))
+    second = stream(sizes, buffer=50)
+    loader = Loader(second, 8, 0)
+    loader.load_state_dict(first.state_dict())
+    loader.batch(steps, range(8))
+    loader._ahead.forget()
+    assert second.shards.read < 300  # of the 1,600 that had gone by
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_out_one_and_the_same_order(processes):
+    """And a run stopped on 4 goes on on 2: the saved place is the same on every process."""
+    whole = Loader(stream([9, 30, 17, 2]), 8, 1)
+    expected = [whole.batch(step, range(8))[0] for step in range(30)]
+    loaders = [Loader(stream([9, 30, 17, 2]), 8, 1) for _ in range(processes)]
+    share = 8 // processes
+    for step in range(30):
+        parts = [loader.batch(step, range(rank * share, (rank + 1) * share))[0] for rank, loader in enumerate(loaders)]
+        assert torch.equal(torch.cat(parts), expected[step])
+        states = [loader.state_dict() for loader in loaders]
+        assert all(state == states[0] for state in states)
+
+
+def test_any_number_may_be_asked_for_again():
+    dataset = stream([40, 40], buffer=10)
+    expected = drawn(stream([40, 40], buffer=10), 0, 160)
+    for start in (0, 100, 60, 150, 3, 90):
+        assert drawn(dataset, start, start + 10) == expected[start : start + 10]
+
+
+def test_seeds_and_epochs_have_orders_of_their_own():
+    orders = [drawn(stream([50] * 4), start, start + 200, seed) for seed in (0, 1) for start in (0, 200)]
+    assert all(sorted(order) == list(range(200)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    dataset = stream([50] * 4)
+    assert drawn(dataset, 0, 200, seed=0) == orders[0]
+    assert drawn(dataset, 0, 200, seed=1) == orders[2]
+
+
+def test_the_buffer_mixes():
+    """With shards read side by side and a buffer, neighbours in a batch come from all over the set."""
+    order = drawn(stream([100] * 8, buffer=400), 0, 400)
+    assert len({number // 100 for number in order[:40]}) == 8
+    assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(order)) < 20
+
+
+def test_labels_follow_their_images():
+    images, labels = stream([20, 13], labels=True).draw(0, range(33))
+    assert [number % 3 for number in numbers_of(images)] == labels.tolist()
+
+
+def test_broken_rows_are_replaced_alike_everywhere_and_reported_once():
+    broken = {3, 4, 17}
+    whole = stream([20, 13], broken=broken)
+    images, _ = whole.draw(0, range(66))
+    assert not broken & set(numbers_of(images))
+    assert len(whole.report.skipped) == 3
+    halves = stream([20, 13], broken=broken), stream([20, 13], broken=broken)
+    joined = [half.draw(0, range(rank, 66, 2))[0] for rank, half in enumerate(halves)]
+    assert torch.equal(joined[0], images[0::2])
+    assert torch.equal(joined[1], images[1::2])
+
+
+def test_streams_with_nothing_in_them():
+    with pytest.raises(UserError, match="holds no images"):
+        drawn(stream([0, 0]), 0, 1)
+    with pytest.raises(UserError, match="no usable image"):
+        drawn(stream([4], broken=range(4)), 0, 1)
+    with pytest.raises(UserError, match="no shards"):
+        stream([])
+
+
+def test_what_a_stream_cannot_do():
+    dataset = stream([4])
+    assert len(dataset) == 4
+    dataset.shards.count = None
+    with pytest.raises(UserError, match="not known before its end"):
+        len(dataset)
+    with pytest.raises(UserError, match="have no numbers"):
+        dataset.batch([0])
+    with pytest.raises(UserError, match="its shards or settings differ"):
+        dataset.load_state_dict(stream([4, 4]).state_dict(0))
+
+
+def test_tar_shards(tmp_path, write_tar):
+    for shard in range(5):
+        members = {f"{number:04}.png": png_of(number) for number in range(shard * 30, shard * 30 + 30)}
+        write_tar(tmp_path / f"{shard}.tar", members)
+    whole = bytearray((tmp_path / "3.tar").read_bytes())
+    dataset = open_dataset(str(tmp_path), image_size=8, streaming=True, shuffle_buffer=40)
+    assert sorted(drawn(dataset, 0, 150)) == list(range(150))
+    with pytest.raises(UserError, match="does not say which classes"):
+        open_dataset(str(tmp_path), image_size=8, streaming=True, labels=True)
+    (tmp_path / "3.tar").write_bytes(whole[: len(whole) // 2])
+    shortened = open_dataset(str(tmp_path), image_size=8, streaming=True, shuffle_buffer=40)
+    seen = set(drawn(shortened, 0, 140))
+    assert {*range(90), *range(120, 150)} <= seen <= set(range(150))
+    assert shortened.report.skipped
+
+
+def test_parquet_files(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
+    for shard in range(4):
+        numbers = range(shard * 25, shard * 25 + 25)
+        rows = {"image": [{"bytes": png_of(n), "path": None} for n in numbers], "label": [n % 2 for n in numbers]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{shard}.parquet")
+    options = {"image_size": 8, "streaming": True, "labels": True, "shuffle_buffer": 30}
+    dataset = open_dataset(str(tmp_path), **options)
+    images, labels = dataset.draw(0, range(100))
+    assert sorted(numbers_of(images)) == list(range(100))
+    assert [number % 2 for number in numbers_of(images)] == labels.tolist()
+    expected = dataset.draw(0, range(130, 190))[0]
+    again = open_dataset(str(tmp_path), **options)
+    again.load_state_dict(json.loads(json.dumps(dataset.state_dict(130))))
+    assert torch.equal(again.draw(0, range(130, 190))[0], expected)
+
+
+def test_a_stream_that_breaks_off_stops_the_run(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [{"bytes": png_of(n), "path": None} for n in range(20)]}
+    path = tmp_path / "x.parquet"
+    datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()})).to_parquet(path)
+    dataset = open_dataset(str(path), image_size=8, streaming=True)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(RunStopped, match="broke off"):
+        dataset.draw(0, range(5))
+
+
+def test_memory_stays_flat():
+    """60,000 images stream by; what the process holds at the end is what it held after the first 10,000."""
+    program = """
+        import resource, sys
+        sys.path.insert(0, sys.argv[1])
+        import test_data_stream
+        from test_data_stream import Numbered, DataConfig, StreamDataset
+        png = test_data_stream.png_of(1)
+        test_data_stream.png_of = lambda number: bytes(bytearray(png))
+        dataset = StreamDataset(Numbered([1000] * 30), DataConfig(image_size=8, shuffle_buffer=500))
+        peaks = []
+        for start in range(0, 60_000, 500):
+            dataset.draw(0, range(start, start + 20))
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        print(peaks[20], peaks[-1])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(__file__).rpartition("/")[0]]
+    early, late = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    scale = 1024 if sys.platform == "darwin" else 1
+    assert (late - early) / scale < 8 * 1024  # KiB
