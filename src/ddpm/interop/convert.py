@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpm.errors import UserError
@@ -35,8 +34,8 @@ def convert(source: Path, destination: Path, *, flags: str | None = None, overwr
         raise UserError(f"nothing to convert at {source}")
     parts = read_folder(source) if source.is_dir() else read_file(source, flags)
     if "provenance" not in parts.extra:
-        training = {"converted from": source.name, **({"flags": flags} if flags else {})}
-        parts = replace(parts, extra={**parts.extra, "provenance": {"training": training}})
+        origin = {"converted from": source.name, **({"flags": flags} if flags else {})}
+        parts = replace(parts, extra={**parts.extra, "provenance": origin})
     save_folder(destination, parts.network, parts.process, image_shape=parts.image_shape, extra=parts.extra)
     return parts
 
@@ -51,35 +50,36 @@ def read_folder(source: Path) -> LoadedParts:
     except UserError:
         if pickled is None:
             raise
-        weights = Weights.of_tensors(str(pickled), read_tensors(pickled))
+        weights = read_weights(pickled)
     return assemble(files, weights)
 
 
 def read_file(source: Path, flags: str | None) -> LoadedParts:
     """A file of weights, whichever of the known kinds it is."""
-    tensors = read_tensors(source)
-    if is_openai(tensors):
+    weights = read_weights(source)
+    if is_openai(weights.shapes):
+        tensors = {name: weights.read(name) for name in weights.shapes}
         return from_openai(tensors, parse_flags(flags or ""), source.name)
-    if "conv_in.weight" not in tensors:
+    if "conv_in.weight" not in weights.shapes:
         known = "Diffusers' UNet2DModel, improved-diffusion and guided-diffusion"
-        raise UserError(f"{source} holds weights of an unknown kind ({min(tensors)}, ...); known are {known}")
+        raise UserError(f"{source} holds weights of an unknown kind ({min(weights.shapes)}, ...); known are {known}")
     home = source.resolve().parent
-    return assemble(ModelFolder(home.parent if home.name == "unet" else home), Weights.of_tensors(str(source), tensors))
+    return assemble(ModelFolder(home.parent if home.name == "unet" else home), weights)
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a pickle that holds nothing but tensors and plain values."""
+def read_weights(file: Path) -> Weights:
+    """A .safetensors file, or a pickle that holds nothing but tensors and plain values."""
     if file.suffix == ".safetensors":
-        return dict(load_file(file))
+        return Weights.of_safetensors(file)
     if file.suffix not in PICKLES:
         raise UserError(f"{file} is no file of weights: they end in .safetensors, {', '.join(PICKLES)}")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{file} holds more than tensors (its pickle could run code), so it was not opened") from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{file} is no PyTorch file: {str(error).splitlines()[0]}") from None
-    return state_dict_in(content, file)
+    except Exception as error:  # a damaged file raises whatever its reader stumbled over
+        raise UserError(f"{file} is no file that PyTorch wrote ({type(error).__name__} while reading it)") from None
+    return Weights.of_tensors(str(file), state_dict_in(content, file))
 
 
 def state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:

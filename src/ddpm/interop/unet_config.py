@@ -15,7 +15,7 @@ OURS = "UNet"  # class name of a configuration that UNet2DModel has no words for
 Width = Annotated[int, Field(ge=1, le=65536)]
 Side = Annotated[int, Field(ge=1, le=65536)]
 Rows = Annotated[int, Field(ge=1, le=10_000_000)]
-Blocks = Annotated[int, Field(ge=1, le=64)]
+Blocks = Annotated[int, Field(ge=1, le=16)]
 
 Down = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
 Up = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
@@ -37,7 +37,7 @@ class UNet2DConfig(BaseModel):
     down_block_types: list[str] = ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"]
     mid_block_type: Literal["UNetMidBlock2D"] = "UNetMidBlock2D"
     up_block_types: list[str] = ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"]
-    block_out_channels: list[Width] = Field([224, 448, 672, 896], min_length=1, max_length=16)
+    block_out_channels: list[Width] = Field([224, 448, 672, 896], min_length=1, max_length=12)
     layers_per_block: Blocks = 2
     mid_block_scale_factor: float = Field(1, ge=1, le=1)
     downsample_padding: Literal[0, 1] = 1

@@ -1,0 +1,88 @@
+"""The Hub: names, the cache, and errors in one line; no network is needed."""
+
+import os
+import shutil
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from interop_cases import relative_difference, small_network
+
+from ddpm.errors import UserError
+from ddpm.interop import hub
+from ddpm.interop.diffusers import load_folder, save_folder
+from ddpm.process.config import ProcessConfig
+
+
+@pytest.mark.parametrize("name", ["google/ddpm-cifar10-32", "a/b", "user_1/x.y"])
+def test_ids(name):
+    assert hub.looks_like_id(name)
+
+
+@pytest.mark.parametrize("name", ["digits", "./a/b", "/a/b", "a/b/c", "../b", "a/..", "a/b--c", "a/ b", "", "a/b\n"])
+def test_no_ids(name):
+    assert not hub.looks_like_id(name)
+    with pytest.raises(UserError, match="user/name"):
+        hub.check_id(name)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The Hub's cache with one model, as snapshot_download lays it out."""
+    save_folder(tmp_path / "m", small_network(), ProcessConfig().process(), image_shape=(3, 8, 8), extra={})
+    repository = tmp_path / "hub" / "models--user--name"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    shutil.copytree(tmp_path / "m", snapshot)
+    (repository / "blobs").mkdir()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for number, file in enumerate(file for file in snapshot.rglob("*") if file.is_file()):
+        blob = file.rename(repository / "blobs" / f"{number:040x}")
+        file.symlink_to(os.path.relpath(blob, file.parent))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_cached_model_opens_offline(cache, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = hub.download("user/name")
+    assert folder.is_relative_to(cache)
+    assert relative_difference(load_folder(folder).network, small_network()) == 0
+
+
+def test_a_cached_model_opens_when_the_hub_does_not_answer(cache, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert hub.download("user/name").is_relative_to(cache)
+
+
+@pytest.mark.parametrize(("name", "value"), [("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:9")])
+def test_what_is_not_cached_is_one_line(cache, monkeypatch, name, value):
+    monkeypatch.setattr(constants, name, value)
+    with pytest.raises(UserError, match="user/other") as caught:
+        hub.download("user/other")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cached_model_without_safetensors_says_so(cache, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for file in cache.rglob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(UserError, match="ddpm convert user/name"):
+        hub.download("user/name")
+
+
+def test_upload_makes_the_repository_and_sends_the_folder(monkeypatch, tmp_path):
+    sent = []
+
+    class Api:
+        def create_repo(self, name, **options):
+            sent.append((name, options))
+            return f"https://hub/{name}"
+
+        def upload_folder(self, **options):
+            sent.append(options)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert hub.upload(tmp_path, "user/name", private=True) == "https://hub/user/name"
+    assert sent[0] == ("user/name", {"private": True, "exist_ok": True})
+    assert (sent[1]["repo_id"], sent[1]["folder_path"]) == ("user/name", tmp_path)

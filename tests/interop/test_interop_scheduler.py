@@ -1,0 +1,63 @@
+"""Schedules, predictions and variances in Diffusers' words, against its own schedulers."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from ddpm.interop.scheduler_config import to_process, to_scheduler
+from ddpm.process.config import ProcessConfig
+
+PROCESSES = {
+    "linear": {},
+    "other_ends": {"beta_start": 0.1 / 3, "beta_end": 0.5},
+    "quadratic": {"schedule": "quadratic", "beta_start": 1e-5},
+    "cosine": {"schedule": "cosine"},
+    "sigmoid": {"schedule": "sigmoid"},
+    "constant": {"schedule": "constant"},
+    "custom": {"betas": [0.1, 0.3, 0.2, 0.9]},
+    "zero_snr": {"zero_terminal_snr": True, "prediction": "v"},
+    "zero_snr_cosine": {"schedule": "cosine", "zero_terminal_snr": True, "prediction": "x_0"},
+    "zero_snr_other_ends": {"beta_end": 0.3, "zero_terminal_snr": True, "prediction": "v"},
+    "fixed_small": {"variance": "fixed_small", "prediction": "x_0"},
+    "learned_range": {"variance": "learned_range", "loss": "hybrid"},
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_round_trip_is_exact_and_diffusers_agrees(name):
+    fields = {**({} if name == "custom" else {"timesteps": 40}), **PROCESSES[name]}
+    process = ProcessConfig(**fields).process()
+    written = json.loads(json.dumps(to_scheduler(process)))
+    back = to_process(written, process.learns_variance, "here")
+    assert torch.equal(back.schedule.betas, process.schedule.betas)
+    assert (back.prediction, back.variance) == (process.prediction, process.variance)
+    theirs = DDPMScheduler.from_config(written)
+    assert torch.allclose(theirs.alphas_cumprod.double(), process.schedule.alphas_cumprod, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(DDIMScheduler.from_config(written).alphas_cumprod, theirs.alphas_cumprod)
+    theirs.set_timesteps(len(theirs.betas))
+    assert theirs.timesteps.tolist() == list(range(len(theirs.betas) - 1, -1, -1))
+
+
+def test_named_where_diffusers_has_a_name():
+    for name, word in (("linear", "linear"), ("quadratic", "scaled_linear"), ("cosine", "squaredcos_cap_v2")):
+        for zero in (False, True):
+            config = ProcessConfig(schedule=name, zero_terminal_snr=zero, prediction="v")
+            written = to_scheduler(config.process())
+            assert written["trained_betas"] is None
+            assert (written["beta_schedule"], written["rescale_betas_zero_snr"]) == (word, zero)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_theirs_is_read_as_they_mean_it(name, zero):
+    theirs = DDPMScheduler(60, beta_schedule=name, rescale_betas_zero_snr=zero, prediction_type="v_prediction")
+    process = to_process(dict(theirs.config), False, "here")
+    assert torch.allclose(process.schedule.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_variance_that_ddim_does_not_name():
+    config = dict(DDIMScheduler().config)
+    assert to_process(config, False, "here").variance == "fixed_small"
+    assert to_process(config, True, "here").variance == "learned_range"
