@@ -21,6 +21,7 @@ from ddpm.pixels import to_float
 from ddpm.process.likelihood import VariationalBound
 from ddpm.process.timesteps import StratifiedDraw
 from ddpm.randomness import ImageNoise, derive_seed
+from ddpm.viewing.files import written_beside
 
 LEAST_TIMESTEPS = 10  # an image, however many images there are
 
@@ -135,17 +136,18 @@ def plot_likelihood(result: Likelihood, path: str | Path) -> None:
     by_timestep, by_step, curve = figure.subplots(1, 3)
     middle = [(term.first + term.last) / 2 + 1 for term in result.terms]
     per_timestep = [term.bits / (term.last - term.first + 1) for term in result.terms]
-    by_timestep.loglog(middle, per_timestep, ".-")
+    by_timestep.loglog(middle, per_timestep, ".-", markersize=3)
     by_timestep.set(xlabel="t + 1", ylabel="bits/dim of one timestep")
     by_timestep.set_title(f"{result.bits_per_dim:.3f} ± {result.standard_error:.3f} bits/dim")
-    by_step.plot(middle, [term.rmse for term in result.terms], ".-")
+    by_step.plot(middle, [term.rmse for term in result.terms], ".-", markersize=3)
     by_step.set(xlabel="t + 1", ylabel="RMSE of the predicted x_0 (0..255)", ylim=(0, None))
     rates, distortions = zip(*result.rate_distortion, strict=True)
-    curve.plot(rates, distortions, ".-")
+    curve.plot(rates, distortions, ".-", markersize=3)
     curve.set(xlabel="rate (bits/dim received)", ylabel="distortion (RMSE, 0..255)", xlim=(0, None), ylim=(0, None))
     for axes in (by_timestep, by_step, curve):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    with written_beside(Path(path)) as beside:
+        figure.savefig(beside, dpi=150)
 
 
 def _fit(images: Tensor, model: Model) -> Tensor:

@@ -30,7 +30,6 @@ class VariationalBound:
         schedule = process.schedule
         # What multiplies x_0 in the posterior mean (eq. 7).
         mean_weight = schedule.alphas_cumprod_prev.sqrt() * schedule.betas / (1 - schedule.alphas_cumprod)
-        self.learns_variance = process.learns_variance
         self._table = TimestepTable(
             mean_weight, schedule.posterior_log_variance, schedule.betas.log(), process.log_variance
         )
@@ -46,7 +45,7 @@ class VariationalBound:
             variance_fraction: where the variance is learned, log Σ = fraction·log β + (1-fraction)·log β̃.
         """
         mean_weight, posterior_log_variance, log_beta, log_variance = self._table(t, x_0)
-        if self.learns_variance:
+        if variance_fraction is not None:
             log_variance = posterior_log_variance + variance_fraction * (log_beta - posterior_log_variance)
         squared = (mean_weight * (predicted_x_0 - x_0)) ** 2
         excess = posterior_log_variance - log_variance

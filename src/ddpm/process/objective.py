@@ -116,5 +116,6 @@ def loss_weights(
             on_epsilon = (min_snr_gamma / snr).clamp(max=1)
         case "p2":
             on_epsilon = (p2_k + snr) ** -p2_gamma
-    error_ratio = {"epsilon": 1.0, "x_0": snr, "v": alphas_cumprod}[process.prediction]  # |ε - ε̂|² over the error
-    return torch.where(snr > 0, on_epsilon * error_ratio, 1.0)
+    # |ε - ε̂|² over the error of what the network predicts.
+    ratios = {"epsilon": torch.ones_like(snr), "x_0": snr, "v": alphas_cumprod}
+    return torch.where(snr > 0, on_epsilon * ratios[process.prediction], 1.0)
