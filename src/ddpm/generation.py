@@ -4,11 +4,8 @@ Batch b belongs to process b mod P, and is written beside and renamed when it is
 no process waits for another. Whichever finishes last puts the parts together.
 """
 
-import contextlib
-import fcntl
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.errors import UserError
+from ddpm.files import locked, write_whole
 from ddpm.hardware import process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_float, to_uint8
@@ -40,7 +38,8 @@ def generate(
     """
     if num < 1:
         raise UserError(f"the number of images must be at least 1, not {num}")
-    size = options.pop("batch_size", None) or model.default_batch_size
+    asked = options.pop("batch_size", None)
+    size = model.default_batch_size if asked is None else asked
     settings = {"num": num, "batch_size": size, "weights": model.weights_hash, **options}
     as_folder = out.suffix not in (".png", ".npz")
     if out.suffix in (".jpg", ".jpeg"):
@@ -58,7 +57,7 @@ def prepare(out: Path, parts: Path, settings: dict[str, Any], overwrite: bool) -
     """Make the parts folder, and see that whatever is there already belongs to the same settings."""
     note = parts / SETTINGS
     text = json.dumps(settings, indent=1, sort_keys=True, default=str)
-    with locked(out):
+    with locked(out.parent):
         if note.exists() and note.read_text() == text:
             return
         occupied = out.exists() and (out.is_file() or any(out.iterdir()))
@@ -102,7 +101,7 @@ def write_array(parts: Path, indices: list[int], pixels: np.ndarray) -> None:
 
 def assemble(out: Path, parts: Path, num: int, size: int, columns: int | None) -> None:
     """Put the parts together once all are there; a process that finds some missing leaves it to a later one."""
-    with locked(out):
+    with locked(out.parent):
         files = [part_file(parts, min(start + size, num) - 1) for start in range(0, num, size)]
         if not all(file.exists() for file in files):
             return
@@ -115,22 +114,3 @@ def assemble(out: Path, parts: Path, num: int, size: int, columns: int | None) -
             np.savez(buffer, arr_0=pixels)
             write_whole(out, buffer.getvalue())
         shutil.rmtree(parts)
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """One process at a time, by a lock on the folder itself, which the kernel frees when its holder dies."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside and rename, so that the file is never half there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(data)
-    beside.replace(path)

@@ -166,7 +166,7 @@ class Model:
             callback: called after every sampling step of every batch.
         """
         chosen = find_sampler(sampler)
-        size = batch_size or self.default_batch_size
+        size = self.default_batch_size if batch_size is None else batch_size
         if size < 1:
             raise UserError(f"the batch size must be at least 1, not {size}")
         timesteps = timestep_grid(self.process.schedule, steps, spacing or chosen.spacing)

@@ -1,0 +1,120 @@
+"""Drawing to files: every kind of output, what is there is kept, and several processes do what one does."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm.errors import UserError
+from ddpm.generation import generate
+from ddpm.pixels import to_uint8
+
+OPTIONS = {"sampler": "ancestral", "steps": 3, "batch_size": 2, "precision": "fp32"}
+
+
+@pytest.fixture
+def expected(model) -> np.ndarray:
+    """uint8, N, H, W, C."""
+    return to_uint8(model.sample(5, **OPTIONS)).permute(0, 2, 3, 1).numpy()
+
+
+def read_folder(folder) -> np.ndarray:
+    return np.stack([np.array(Image.open(path))[..., None] for path in sorted(folder.glob("*.png"))])
+
+
+def test_array_and_folder_hold_the_samples(model, expected, tmp_path):
+    generate(model, tmp_path / "a.npz", num=5, **OPTIONS)
+    generate(model, tmp_path / "folder", num=5, **OPTIONS)
+    assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], expected)
+    assert np.array_equal(read_folder(tmp_path / "folder"), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "folder"]
+
+
+def test_grid_holds_the_samples(model, expected, tmp_path):
+    generate(model, tmp_path / "grid.png", num=5, columns=5, **OPTIONS)
+    grid = np.array(Image.open(tmp_path / "grid.png"))
+    height = grid.shape[0]
+    assert any(np.array_equal(grid[y : y + 8, x : x + 8], expected[3, ..., 0])
+               for y in range(height - 7) for x in range(grid.shape[1] - 7))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.npz", "grid.png", "folder"])
+def test_what_is_there_is_kept_unless_overwritten(model, tmp_path, name):
+    out = tmp_path / name
+    if name == "folder":
+        out.mkdir()
+        (out / "mine.txt").write_text("precious")
+    else:
+        out.write_text("precious")
+    with pytest.raises(UserError, match="exists"):
+        generate(model, out, num=2, **OPTIONS)
+    assert (out / "mine.txt" if out.is_dir() else out).read_text() == "precious"
+    generate(model, out, num=2, overwrite=True, **OPTIONS)
+    assert not out.is_dir() or (out / "mine.txt").read_text() == "precious"
+
+
+def test_a_folder_of_other_settings_is_not_mixed_with(model, tmp_path):
+    generate(model, tmp_path / "folder", num=4, **OPTIONS)
+    with pytest.raises(UserError, match="exists"):
+        generate(model, tmp_path / "folder", num=4, seed=1, **OPTIONS)
+    generate(model, tmp_path / "folder", num=2, overwrite=True, seed=1, **OPTIONS)
+    assert len(list((tmp_path / "folder").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize("name", ["a.npz", "folder"])
+def test_a_killed_run_goes_on_where_it_was(model, expected, tmp_path, name):
+    class Killed(Exception):
+        pass
+
+    drawn = []
+
+    def dying(step):
+        drawn.append(step)
+        if len(drawn) > 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        generate(model, tmp_path / name, num=5, callback=Bare(dying), **OPTIONS)
+    begun = len(drawn)
+    generate(model, tmp_path / name, num=5, callback=Bare(drawn.append), **OPTIONS)
+    assert len(drawn) - begun == 2 * OPTIONS["steps"]  # the first of three batches was done
+    found = np.load(tmp_path / name)["arr_0"] if name == "a.npz" else read_folder(tmp_path / name)
+    assert np.array_equal(found, expected)
+
+
+class Bare:
+    """A callback whose text is always the same, so that settings compare equal."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, step):
+        self.function(step)
+
+    def __str__(self):
+        return "callback"
+
+
+@pytest.mark.parametrize("name", ["a.npz", "folder"])
+def test_processes_share_the_work_to_the_bit(model, expected, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        generate(model, tmp_path / name, num=5, **OPTIONS)
+    found = np.load(tmp_path / name)["arr_0"] if name == "a.npz" else read_folder(tmp_path / name)
+    assert np.array_equal(found, expected)
+
+
+def test_jpeg_is_refused(model, tmp_path):
+    with pytest.raises(UserError, match="JPEG"):
+        generate(model, tmp_path / "a.jpg", num=1, **OPTIONS)
+
+
+def test_colour_channels_stay_in_place(tmp_path):
+    from conftest import tiny_model
+
+    model = tiny_model()
+    model.sample_batches = lambda indices, **_: iter([(list(indices), torch.tensor([1.0, -1, 0]).expand(8, 8, 3)
+                                                       .permute(2, 0, 1)[None])])  # fmt: skip
+    generate(model, tmp_path / "folder", num=1, **OPTIONS)
+    assert Image.open(tmp_path / "folder" / "000000.png").getpixel((0, 0)) == (255, 0, 128)

@@ -1,0 +1,104 @@
+"""Model: what is drawn depends on (seed, index, class) alone, and what is saved comes back."""
+
+import pytest
+import torch
+
+import ddpm
+from ddpm.errors import UserError
+from ddpm.model import blocks
+
+STOCHASTIC = {"sampler": "ancestral", "steps": 6, "precision": "fp32"}
+
+
+def test_an_image_is_the_same_whatever_is_drawn_with_it(conditional_model):
+    many = conditional_model.sample(11, batch_size=4, **STOCHASTIC)
+    few = conditional_model.sample(3, batch_size=4, **STOCHASTIC)
+    assert torch.equal(many[:3], few)
+    alone = dict(zip((7, 10), next_images(conditional_model, [7, 10]), strict=True))
+    assert torch.equal(alone[7], many[7])
+    assert torch.equal(alone[10], many[10])
+
+
+def next_images(model, indices):
+    return torch.cat([images for _, images in model.sample_batches(indices, batch_size=4, **STOCHASTIC)])
+
+
+def test_another_batch_size_moves_float32_by_less_than_a_pixel_level(conditional_model):
+    a = conditional_model.sample(6, batch_size=6, **STOCHASTIC)
+    b = conditional_model.sample(6, batch_size=2, **STOCHASTIC)
+    assert (a - b).abs().max() < 2 / 255
+
+
+def test_seeds_and_indices_give_different_images(model):
+    images = torch.cat([model.sample(2, seed=seed, **STOCHASTIC) for seed in (0, 1)]).flatten(1)
+    assert (torch.cdist(images, images) + torch.eye(4) > 0.1).all()
+
+
+def test_classes_take_turns(conditional_model):
+    one = conditional_model.sample(4, labels=1, batch_size=4, **STOCHASTIC)
+    turns = conditional_model.sample(4, batch_size=4, **STOCHASTIC)
+    named = conditional_model.sample(4, labels=["class 1"], batch_size=4, **STOCHASTIC)
+    assert torch.equal(one, named)
+    assert torch.equal(turns[1], one[1])
+    assert not torch.equal(turns[0], one[0])
+
+
+@pytest.mark.parametrize("labels", [3, -1, "dog", [0, 7]])
+def test_a_class_out_of_range_is_named(conditional_model, labels):
+    with pytest.raises(UserError, match="the model knows 0 to 2"):
+        conditional_model.sample(1, labels=labels)
+
+
+def test_an_unconditional_model_takes_no_labels(model):
+    with pytest.raises(UserError, match="without classes"):
+        model.sample(1, labels=0)
+    with pytest.raises(UserError, match="guidance"):
+        model.sample(1, guidance=2.0)
+
+
+def test_guidance_zero_is_the_null_class(conditional_model):
+    x = torch.randn(2, 1, 8, 8)
+    unguided = conditional_model.denoiser(precision="fp32")(x, 20).x_0
+    null = conditional_model.denoiser(torch.tensor([0, 1]), guidance=0.0, precision="fp32")(x, 20).x_0
+    assert torch.equal(unguided, null)
+
+
+@pytest.mark.parametrize("asked", [{"steps": 51}, {"steps": 0}, {"num": 0}, {"batch_size": 0}, {"sampler": "dpm+"}])
+def test_impossible_requests_are_user_errors(model, asked):
+    with pytest.raises(UserError):
+        model.sample(**{"num": 1, **asked})
+
+
+def test_saved_and_loaded_models_draw_the_same(conditional_model, tmp_path):
+    conditional_model.provenance = {"data": {"source": "none"}}
+    conditional_model.save(tmp_path / "model")
+    for given in (tmp_path, tmp_path / "model"):
+        again = ddpm.load(given, device="cpu")
+        assert again.class_names == conditional_model.class_names
+        assert again.provenance == {"data": {"source": "none"}}
+        assert again.weights_hash == conditional_model.weights_hash
+        assert torch.equal(again.sample(2, **STOCHASTIC), conditional_model.sample(2, **STOCHASTIC))
+
+
+def test_saving_in_half_precision_keeps_the_weights_to_its_rounding(model, tmp_path):
+    model.save(tmp_path / "half", dtype=torch.float16)
+    again = ddpm.load(tmp_path / "half", device="cpu")
+    for ours, theirs in zip(model.network.parameters(), again.network.parameters(), strict=True):
+        assert theirs.dtype == torch.float32
+        assert torch.equal(ours.half().float(), theirs)
+
+
+def test_the_callback_sees_every_step(model):
+    seen = []
+    model.sample(1, callback=lambda step: seen.append((step.index, step.t)), **STOCHASTIC)
+    assert [index for index, _ in seen] == list(range(6))
+    assert seen[0][1] == 49
+
+
+def test_blocks_cut_where_the_batch_number_changes():
+    assert list(blocks([0, 1, 2, 3, 4, 9], 4)) == [[0, 1, 2, 3], [4], [9]]
+
+
+def test_what_is_no_model_is_named():
+    with pytest.raises(UserError, match="no model at nowhere"):
+        ddpm.load("nowhere")
