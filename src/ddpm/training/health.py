@@ -1,4 +1,4 @@
-"""When numbers go wrong: the batch is set aside, the step skipped, and after a few in a row the run says why it ends."""
+"""When numbers go wrong: the batch is set aside, the step skipped; after a few in a row the run ends and says why."""
 
 import json
 import math

@@ -15,7 +15,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm.errors import RunStopped
+from ddpm.data.dataset import ImageDataset
+from ddpm.errors import RunStopped, UserError
 from ddpm.networks.ema import EMA
 from ddpm.networks.unet import UNet
 from ddpm.process.config import ProcessConfig
@@ -53,6 +54,14 @@ class Pending:
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.numbers.tolist()
+
+
+def size_of(dataset: ImageDataset) -> int | None:
+    """How many images a set holds, where it knows: a streamed one may not before its end."""
+    try:
+        return len(dataset)
+    except UserError:
+        return None
 
 
 class Clock:
@@ -122,16 +131,18 @@ class Loop:
                     record = self._record(clock)
                     bar.set_postfix_str(f"step {done:,} loss {record['loss']:.4f}")
                     log(record)
-                if stop:
-                    while pending:
-                        self._settle(pending.popleft())
-                    self._count_time(clock)
-                    return request.signal or signal.SIGTERM  # of another process, where this one was not asked
                 if pauses:
                     self._count_time(clock)
                     after_step(done)
                     self.network.train()
                     clock.restart()
+                if request.signal is not None and self.engine.processes == 1:  # several must agree first, in a step
+                    stop = True
+                if stop:
+                    while pending:
+                        self._settle(pending.popleft())
+                    self._count_time(clock)
+                    return request.signal or signal.SIGTERM  # of another process, where this one was not asked
         return None
 
     def step(self, step: int, batch: Batch, request: StopRequest) -> Pending:
@@ -238,7 +249,6 @@ class Loop:
         record = {
             "step": progress.step,
             "images": progress.step * self.config.batch_size,
-            "epoch": round(progress.step * self.config.batch_size / len(self.batches.loader.dataset), 4),
             "loss": progress.loss_sum / counted if progress.counted else math.nan,
             "gradient_norm": progress.norm_sum / counted if progress.counted else math.nan,
             "learning_rate": learning_rate(self.config, progress.step - 1),
@@ -248,6 +258,8 @@ class Loop:
             "images_per_second": round(steps * self.config.batch_size / max(seconds, 1e-9), 2),
             "seconds": round(progress.seconds, 2),
         }
+        if size := size_of(self.batches.loader.dataset):
+            record["epoch"] = round(record["images"] / size, 4)
         if self.engine.scales_loss:
             record["loss_scale"] = float(self.optimizer.scale)
         progress.loss_sum = progress.norm_sum = 0.0

@@ -8,10 +8,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from ddpm.data.dataset import ImageDataset
+from ddpm.data.stream import StreamDataset
 from ddpm.model import Model, blocks
 from ddpm.viewing.pictures import save_grid
 
-MEAN_OF = 4096  # images of the data set whose mean colour stands for all
+MEAN_OF = 1024  # images of the data set whose mean colour stands for all
 
 
 def draw_preview(model: Model, num: int, steps: int, seed: int, accelerator: Accelerator) -> Tensor | None:
@@ -32,14 +33,18 @@ def save_preview(images: Tensor, folder: Path, step: int) -> None:
     save_grid(images, folder / f"{step:06d}.png", overwrite=True)
 
 
-def channel_means(dataset: ImageDataset) -> Tensor:
-    """Mean of each channel in [-1, 1], over images spread evenly through the set."""
+def channel_means(dataset: ImageDataset) -> Tensor | None:
+    """Mean of each channel in [-1, 1], over images spread evenly through the set; None for one that is streamed."""
+    if isinstance(dataset, StreamDataset):
+        return None
     stride = max(1, len(dataset) // MEAN_OF)
     pixels, _ = dataset.batch(range(0, len(dataset), stride))
     return pixels.double().mean((0, 2, 3)).cpu() / 127.5 - 1
 
 
-def channel_drift(images: Tensor, means: Tensor) -> dict[str, float]:
+def channel_drift(images: Tensor, means: Tensor | None) -> dict[str, float]:
     """How far the mean of each channel of the previews lies from the data's: a colour tint shows here first."""
+    if means is None:
+        return {}
     drift = images.double().mean((0, 2, 3)) - means
     return {f"channel_{index}_drift": round(value, 5) for index, value in enumerate(drift.tolist())}

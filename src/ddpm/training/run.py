@@ -26,7 +26,7 @@ from ddpm.training.health import Health
 from ddpm.training.initial import adopt, copy_weights
 from ddpm.training.interrupt import deferred_signals
 from ddpm.training.lock import RunLock
-from ddpm.training.loop import Loop
+from ddpm.training.loop import Loop, size_of
 from ddpm.training.preview import channel_drift, channel_means, draw_preview, save_preview
 from ddpm.training.processes import launch, lost_peer, on_main
 from ddpm.training.tracking import Tracking
@@ -135,14 +135,15 @@ class Run:
         self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep)
         self.tracking: Tracking | None = None
         self.best: dict[str, float] | None = None
+        self.saved: int | None = None  # the step of the newest checkpoint
         checkpoint = self.checkpoints.newest(accelerator.print) if resume else None
         if init is not None:
             init = init if isinstance(init, Model) else load(init, device="cpu")
             config = adopt(config, init)
         self.config, training = config, config.training
         self.dataset = open_dataset(config.data)
-        if self.dataset.report.skipped:
-            accelerator.print(self.dataset.report.summary())
+        if skipped := self.dataset.report.summary():
+            accelerator.print(skipped)
         self.network, self.null_label = build_network(config, self.dataset)
         if init is not None:
             copy_weights(self.network, init, self.dataset.class_names, self.null_label)
@@ -174,10 +175,10 @@ class Run:
     def summary(self) -> str:
         """What is trained, and how it is computed."""
         parameters = sum(p.numel() for p in self.network.parameters())
-        engine = self.loop.engine
+        engine, images = self.loop.engine, size_of(self.dataset)
         return (
             f"network: {parameters:,} parameters, {count_flops(self.network) / 1e9:.2f} GFLOP an image\n"
-            f"data: {len(self.dataset):,} images of {self.config.data.source}\n"
+            f"data: {self.config.data.source}, {'streamed' if images is None else f'{images:,} images'}\n"
             f"engine: {engine}, about {self.memory.total(engine.micro_batch) / 2**30:.1f} GiB"
         )
 
@@ -236,7 +237,7 @@ class Run:
             provenance={
                 "ddpm": version("ddpm"),
                 "config": self.config.model_dump(mode="json"),
-                "data": {"images": len(self.dataset), "fingerprint": self.dataset.fingerprint},
+                "data": {"images": size_of(self.dataset), "fingerprint": self.dataset.fingerprint},
                 "steps": progress.step,
                 "images": progress.step * self.config.training.batch_size,
                 "seconds": round(progress.seconds, 1),
@@ -277,6 +278,9 @@ class Run:
     def checkpoint(self) -> None:
         """Save all that is needed to go on, and the model."""
         step = self.loop.progress.step
+        if step == self.saved:
+            return
+        self.saved = step
         model = self.model()
 
         def save() -> None:
@@ -289,7 +293,8 @@ class Run:
         on_main(self.accelerator, save)
 
     def _state(self) -> dict[str, Any]:
-        data = {"fingerprint": self.dataset.fingerprint, "images": len(self.dataset)}
+        number = self.loop.progress.step * self.config.training.batch_size
+        data = {"fingerprint": self.dataset.fingerprint, "position": self.dataset.state_dict(number)}
         engine = {"description": str(self.loop.engine), "torch": torch.__version__}
         return {
             **self.loop.state(),
@@ -307,6 +312,9 @@ class Run:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"checkpoint {checkpoint.path} is of another configuration: {reason}") from None
         self.best = state["best"]
+        self.saved = self.loop.progress.step
+        if state["data"]["position"]:
+            self.loader.load_state_dict(state["data"]["position"])
         say(f"going on from step {self.loop.progress.step:,} ({checkpoint.path})")
         if state["data"]["fingerprint"] != self.dataset.fingerprint:
             say("the data are no longer those of the checkpoint: the run goes on, but not as it would have")

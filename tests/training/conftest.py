@@ -1,0 +1,68 @@
+"""A run small enough to be trained in a test: 8×8 pictures of two classes, a network of some thousand parameters."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from ddpm.training import Config, load_config
+
+TINY = """
+data:     {source: SOURCE, image_size: 8, channels: 1, labels: true, random_flip: true}
+process:  {timesteps: 20, beta_start: 0.001, beta_end: 0.2}
+network:  {channels: 8, channel_mult: [1, 2], blocks: 1, attention: [4], groups: 4, dropout: 0.2}
+training: {steps: 8, batch_size: 8, learning_rate: 1.0e-3, warmup: 3, decay: cosine, ema: 0.9, precision: fp32,
+           checkpoint_every: 4, preview_every: 0, log_every: 1, track: []}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_yaml(tmp_path_factory) -> Path:
+    """A configuration file, with the data it names beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    draw = np.random.default_rng(0)
+    labels = np.arange(30) % 2
+    images = draw.integers(0, 100, (30, 8, 8, 1)) + 100 * labels[:, None, None, None]
+    np.savez(folder / "data.npz", images.astype(np.uint8), labels)
+    path = folder / "tiny.yaml"
+    path.write_text(TINY.replace("SOURCE", str(folder / "data.npz")))
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_yaml):
+    """tiny(steps=3, **{"process.timesteps": 5}) -> Config; a name without a section is a field of `training`."""
+
+    def make(**overrides) -> Config:
+        return load_config(
+            tiny_yaml, {name if "." in name else f"training.{name}": value for name, value in overrides.items()}
+        )
+
+    return make
+
+
+class RunFiles:
+    """What a run left behind, ready to be compared."""
+
+    @staticmethod
+    def records(run: Path, *keys: str) -> list[dict]:
+        """The lines of metrics.jsonl, or these keys of those that have them."""
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [{key: line[key] for key in keys} for line in lines if all(key in line for key in keys)]
+
+    @staticmethod
+    def tensors(run: Path, step: int) -> dict[str, bytes]:
+        """Every tensor of a checkpoint as bytes."""
+        folder = run / "checkpoints" / f"{step:06d}"
+        return {
+            f"{file.stem}/{name}": tensor.numpy().tobytes()
+            for file in sorted(folder.glob("*.safetensors"))
+            for name, tensor in load_file(file).items()
+        }
+
+
+@pytest.fixture
+def files() -> type[RunFiles]:
+    return RunFiles

@@ -1,0 +1,95 @@
+"""A run that was interrupted ends bit for bit as one that was not."""
+
+import shutil
+import signal
+
+import pytest
+
+from ddpm.training import train
+from ddpm.training.run import Run
+
+STEPS = 4
+VARIANTS = {
+    "plain": {},
+    "loss_aware": {"process.timestep_draw": "loss_aware", "process.timesteps": 2},
+    "learned_variance": {"process.variance": "learned_range", "process.loss": "hybrid"},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "micro_batch": {"micro_batch": 3},
+    "unconditional": {"data.labels": False, "process.timestep_draw": "stratified"},
+}
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """cut_off(config, run, step): train, resuming what is there, and be told to stop by SIGTERM after `step`."""
+    after_step = Run.after_step
+
+    def cut(config, run, step):
+        def told_to_stop(self, done):
+            after_step(self, done)
+            if done == step:
+                signal.raise_signal(signal.SIGTERM)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+            patch.setattr(Run, "after_step", told_to_stop)
+            train(config, run, resume=run.exists())
+        assert left.value.code == 128 + signal.SIGTERM
+
+    return cut
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resume_is_bitwise_from_every_step(tiny, files, tmp_path, cut_off, variant):
+    config = tiny(**VARIANTS[variant], steps=STEPS, checkpoint_every=1)
+    undisturbed = train(config, tmp_path / "undisturbed")
+    keys = ("step", "images", "loss", "gradient_norm", "learning_rate", "weight_norm", "ema_drift")
+    assert [record["step"] for record in files.records(undisturbed, *keys)] == list(range(1, STEPS + 1))
+    run = tmp_path / "run"
+    for step in range(1, STEPS):
+        cut_off(config, run, step)
+    train(config, run, resume=True)
+    assert files.tensors(run, STEPS) == files.tensors(undisturbed, STEPS)
+    assert files.records(run, *keys) == files.records(undisturbed, *keys)
+
+
+def test_resume_goes_back_to_the_checkpoint_and_cuts_the_log(tiny, files, tmp_path):
+    """A killed run has logged more than it saved."""
+    config = tiny(steps=5, checkpoint_every=2, log_every=1)
+    undisturbed = train(config, tmp_path / "undisturbed")
+    run = train(config, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "000005")
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')
+    train(config, run, resume=True)
+    assert files.records(run, "step", "loss") == files.records(undisturbed, "step", "loss")
+    assert files.tensors(run, 5) == files.tensors(undisturbed, 5)
+
+
+def test_the_sums_of_a_log_line_survive_a_resume_in_its_middle(tiny, files, tmp_path, cut_off):
+    config = tiny(steps=6, checkpoint_every=2, log_every=3)
+    undisturbed = train(config, tmp_path / "undisturbed")
+    cut_off(config, tmp_path / "run", 4)
+    run = train(config, tmp_path / "run", resume=True)
+    assert files.records(run, "step", "loss", "gradient_norm") == files.records(
+        undisturbed, "step", "loss", "gradient_norm"
+    )
+
+
+def test_a_finished_run_goes_on_when_given_more_steps(tiny, files, tmp_path):
+    run = train(tiny(steps=3, decay="constant"), tmp_path / "run")
+    train(tiny(steps=5, decay="constant"), run, resume=True)
+    at_once = train(tiny(steps=5, decay="constant"), tmp_path / "at_once")
+    assert files.tensors(run, 5) == files.tensors(at_once, 5)
+
+
+def test_same_seed_same_bytes(tiny, tmp_path):
+    """Weights and pictures of two runs of one configuration on one machine."""
+    config = tiny(steps=3, preview_every=3, preview_images=4, preview_steps=3)
+    one, two = train(config, tmp_path / "one"), train(config, tmp_path / "two")
+    for name in ("samples/000003.png", "model/unet/diffusion_pytorch_model.safetensors", "config.yaml"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert train(tiny(steps=3, seed=1), tmp_path / "three")
+    assert (one / "model/unet/diffusion_pytorch_model.safetensors").read_bytes() != (
+        tmp_path / "three/model/unet/diffusion_pytorch_model.safetensors"
+    ).read_bytes()
