@@ -4,7 +4,8 @@ import pytest
 from huggingface_hub import ModelCard
 from interop_cases import small_network
 
-from ddpm.interop.card import add_samples, model_card
+from ddpm.interop.card import add_metrics, add_samples, model_card
+from ddpm.interop.diffusers import load_folder, save_folder
 from ddpm.process.config import ProcessConfig
 
 PROVENANCE = {
@@ -48,15 +49,43 @@ def test_of_nothing_known_it_says_nothing():
     assert "## Limits" in text
 
 
-def test_samples(tmp_path):
-    file = tmp_path / "README.md"
-    file.write_text(model_card(small_network(), ProcessConfig().process(), {}, diffusers=True))
-    add_samples(file, "16 samples")
-    text = file.read_text()
-    assert text.index("samples.png)") < text.index("16 samples") < text.index("## Use")
+@pytest.fixture
+def folder(tmp_path):
+    process = ProcessConfig().process()
+    extra = {"class_names": None, "null_label": None, "provenance": PROVENANCE}
+    save_folder(tmp_path / "model", small_network(), process, image_shape=(3, 8, 8), extra=extra)
+    return tmp_path / "model"
 
 
-@pytest.mark.parametrize("limits", ["Only daisies."])
-def test_limits_can_be_told(limits):
-    text = model_card(small_network(), ProcessConfig().process(), {"provenance": {"limits": limits}}, diffusers=True)
-    assert text.rstrip().endswith(limits)
+def test_samples_are_put_in_once(folder, tmp_path):
+    (tmp_path / "grid.png").write_bytes(b"png")
+    for caption in ("first", "second"):
+        add_samples(folder, tmp_path / "grid.png", caption)
+    text = (folder / "README.md").read_text()
+    assert text.count("samples.png)") == 1
+    assert text.index("## Use") < text.index("second") < text.index("## Limits")
+    assert "first" not in text
+    assert (folder / "samples.png").read_bytes() == b"png"
+
+
+def test_metrics_are_merged_and_travel_on(folder):
+    add_metrics(folder, {"fid": 3.5, "kid": 0.25})
+    text = (folder / "README.md").read_text()
+    assert "| fid | 3.5 |" in text
+    assert "| kid | 0.25 |" in text
+    assert "12.3457" not in text
+    assert text.index("| kid") < text.index("## Configuration")
+    assert load_folder(folder).extra["provenance"]["metrics"] == {**PROVENANCE["metrics"], "fid": 3.5, "kid": 0.25}
+
+
+def test_metrics_of_a_folder_that_knew_nothing(tmp_path):
+    save_folder(tmp_path / "m", small_network(), ProcessConfig().process(), image_shape=(3, 8, 8), extra={})
+    add_metrics(tmp_path / "m", {"fid": 1.0})
+    assert "## Metrics\n\n| | |\n|---|---|\n| fid | 1 |\n\n## Limits" in (tmp_path / "m" / "README.md").read_text()
+    assert load_folder(tmp_path / "m").extra == {"provenance": {"metrics": {"fid": 1.0}}}
+
+
+def test_limits_can_be_told():
+    extra = {"provenance": {"limits": "Only daisies."}}
+    text = model_card(small_network(), ProcessConfig().process(), extra, diffusers=True)
+    assert text.rstrip().endswith("Only daisies.")

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from ddpm.interop import hub
-from ddpm.interop.card import add_samples
+from ddpm.interop.card import add_samples, address_card
 from ddpm.model import load
 from ddpm.viewing.pictures import save_grid
+
+STEPS = 20
 
 
 def push(
@@ -21,11 +23,12 @@ def push(
 ) -> None:
     """Upload a model to the Hub."""
     hub.check_id(name)
+    trained = load(model)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        trained = load(model)
+        folder, picture = Path(scratch) / "model", Path(scratch) / "samples.png"
         trained.save(folder)  # what a model folder holds, and nothing else that lies beside it
         if num:
-            save_grid(trained.sample(num, seed=seed), folder / "samples.png")
-            add_samples(folder / "README.md", f"{num} samples, seed {seed}, 20 steps of DPM-Solver++")
+            save_grid(trained.sample(num, sampler="dpm++", steps=STEPS, seed=seed), picture)
+            add_samples(folder, picture, f"Samples 0 to {num - 1} of seed {seed}, {STEPS} steps of DPM-Solver++.")
+        address_card(folder, name)
         print(hub.upload(folder, name, private=private))

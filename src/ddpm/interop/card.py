@@ -1,12 +1,18 @@
 """The model card: README.md of a model folder, from what is known of the model."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ddpm.interop.folder import read_json, write_json, write_text
 from ddpm.networks import UNet
 from ddpm.process.gaussian import GaussianProcess
+
+LAST = "## Limits"
+HERE = "THIS_FOLDER"
 
 
 def model_card(network: UNet, process: GaussianProcess, extra: dict[str, Any], *, diffusers: bool) -> str:
@@ -23,20 +29,44 @@ def model_card(network: UNet, process: GaussianProcess, extra: dict[str, Any], *
         _front_matter(diffusers),
         f"# A DDPM for {_size(network)} images\n\n{_summary(network, process, extra)}",
         _usage(network, diffusers),
-        _table("Data", {**source, **(provenance.get("data") or {})}),
-        _table("Training", {key: value for key, value in provenance.items() if not isinstance(value, dict)}),
-        _table("Metrics", provenance.get("metrics") or {}),
-        _configuration(config),
-        f"## Limits\n\n{limits}",
+        _section("Data", _table({**source, **(provenance.get("data") or {})})),
+        _section("Training", _table({key: value for key, value in provenance.items() if not isinstance(value, dict)})),
+        _section("Metrics", _table(provenance.get("metrics") or {})),
+        _section("Configuration", _configuration(config)),
+        f"{LAST}\n\n{limits}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def add_samples(card: Path, caption: str) -> None:
-    """Show samples.png, which lies beside the card, before its first section."""
+def add_samples(folder: Path, picture: Path, caption: str) -> None:
+    """Put a picture of samples into a model folder and show it in its card."""
+    shutil.copyfile(picture, folder / "samples.png")
+    _put_section(folder, "Samples", f"![samples](samples.png)\n\n{caption}")
+
+
+def add_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Add figures to a model folder: to its ddpm.json, where they travel on, and to its card."""
+    extra = read_json(folder / "ddpm.json")
+    provenance = extra.get("provenance") or {}
+    merged = {**(provenance.get("metrics") or {}), **metrics}
+    write_json(folder / "ddpm.json", {**extra, "provenance": {**provenance, "metrics": merged}})
+    _put_section(folder, "Metrics", _table(merged))
+
+
+def address_card(folder: Path, name: str) -> None:
+    """Let the card's examples load the model by its name on the Hub."""
+    card = folder / "README.md"
+    write_text(card, card.read_text(encoding="utf-8").replace(HERE, name))
+
+
+def _put_section(folder: Path, title: str, body: str) -> None:
+    """Replace a section of a card, or put it before the last one."""
+    card = folder / "README.md"
     text = card.read_text(encoding="utf-8")
-    picture = f"![Samples](samples.png)\n\n{caption}\n\n"
-    card.write_text(text.replace("## Use\n", f"{picture}## Use\n", 1), encoding="utf-8")
+    section = re.compile(rf"^## {title}\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
+    if section.search(text) is None:
+        text = text.replace(f"\n{LAST}", f"\n## {title}\n\n{LAST}", 1)
+    write_text(card, section.sub(lambda _: f"## {title}\n\n{body}\n\n", text, count=1))
 
 
 def _front_matter(diffusers: bool) -> str:
@@ -70,26 +100,28 @@ def _summary(network: UNet, process: GaussianProcess, extra: dict[str, Any]) -> 
 
 
 def _usage(network: UNet, diffusers: bool) -> str:
-    lines = ["## Use", "", "```python", "import ddpm", "", 'model = ddpm.load("THIS_FOLDER")']
+    lines = ["## Use", "", "```python", "import ddpm", "", f'model = ddpm.load("{HERE}")']
     lines += ["images = model.sample(16, seed=0)  # float32, N,C,H,W, in [-1, 1]"]
     lines += ['ddpm.save_grid(images, "samples.png")', "```", ""]
     if not diffusers:
         lines.append("Diffusers' `UNet2DModel` has no words for this network; only ddpm opens it.")
     elif network.num_classes is None:
-        lines.append('In Diffusers: `DDPMPipeline.from_pretrained("THIS_FOLDER")`.')
+        lines.append(f'In Diffusers: `DDPMPipeline.from_pretrained("{HERE}")`.')
     else:
         lines.append(
-            'In Diffusers: `UNet2DModel.from_pretrained("THIS_FOLDER", subfolder="unet")`, called with `class_labels` '
+            f'In Diffusers: `UNet2DModel.from_pretrained("{HERE}", subfolder="unet")`, called with `class_labels` '
             "(`DDPMPipeline` passes none)."
         )
     return "\n".join(lines)
 
 
-def _table(title: str, values: dict[str, Any]) -> str:
-    if not values:
-        return ""
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _table(values: dict[str, Any]) -> str:
     rows = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in values.items())
-    return f"## {title}\n\n| | |\n|---|---|\n{rows}"
+    return f"| | |\n|---|---|\n{rows}" if values else ""
 
 
 def _cell(value: Any) -> str:
@@ -98,9 +130,8 @@ def _cell(value: Any) -> str:
 
 
 def _configuration(config: dict[str, Any]) -> str:
-    if not config:
-        return ""
-    return f"## Configuration\n\n```yaml\n{yaml.safe_dump(config, sort_keys=False, default_flow_style=None)}```"
+    text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None)
+    return f"```yaml\n{text}```" if config else ""
 
 
 def _limits(network: UNet) -> str:

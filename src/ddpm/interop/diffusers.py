@@ -27,6 +27,7 @@ from ddpm.interop.folder import (
     replace_folder,
     safetensors_in,
     write_json,
+    write_text,
 )
 from ddpm.interop.scheduler_config import to_process, to_scheduler
 from ddpm.interop.unet_config import OURS, UNET2D, obstacle, to_our_config, to_unet2d
@@ -92,7 +93,7 @@ def save_folder(
         write_json(beside / "scheduler" / "scheduler_config.json", {**scheduler, **stamp})
         write_json(beside / "ddpm.json", extra)
         card = model_card(network, process, extra, diffusers=not reason)
-        (beside / "README.md").write_text(card, encoding="utf-8")
+        write_text(beside / "README.md", card)
         tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
         try:
             save_file(tensors, beside / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})

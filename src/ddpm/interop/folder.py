@@ -1,7 +1,6 @@
 """Model folders as files: read what a stranger may have made, write so that it is never half there."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -31,6 +30,8 @@ class ModelFolder:
     """
 
     def __init__(self, path: Path):
+        if path.is_file():
+            raise UserError(f"{path} is a file, no model folder: ddpm convert {path} NEW_FOLDER makes one of weights")
         if not path.is_dir():
             raise UserError(f"{path} is not a folder")
         self.path, self.root = path, path.resolve()
@@ -173,8 +174,15 @@ def is_model(folder: Path) -> bool:
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
+    write_text(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write beside and rename."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + os.linesep, encoding="utf-8")
+    beside = file.with_name(f".{file.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)
 
 
 def exact_float32(tensor: Tensor) -> Tensor:
