@@ -1,0 +1,91 @@
+"""`ddpm trace`: watch the reverse process of a model, the forward process of an image, or one after the other."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+from torch import Tensor
+
+from ddpm.cli.options import parse_clip, parse_labels
+from ddpm.data.decode import read_image, to_tensor
+from ddpm.data.fit import fit
+from ddpm.errors import UserError
+from ddpm.model import load
+from ddpm.pixels import to_float
+from ddpm.process.schedule import NoiseSchedule, make_betas
+from ddpm.tracing import trace_forward, trace_model
+from ddpm.viewing.pictures import to_pillow
+from ddpm.viewing.trajectory import check_animation
+
+LARGEST_FORWARD = 512  # pixels a side; without a model an image keeps its size up to this
+
+
+def trace(
+    model: Annotated[
+        str | None, typer.Argument(help="'digits', a run directory, a Diffusers folder, or a Hub id")
+    ] = None,
+    forward: Annotated[
+        Path | None, typer.Option(help="an image to turn into noise; with MODEL, which then starts from that noise")
+    ] = None,
+    num: Annotated[int, typer.Option(help="how many images, seen as a grid")] = 1,
+    labels: Annotated[str | None, typer.Option(help="classes taken in turn: 3, or 0,1,2, or names, or all")] = None,
+    guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 unconditional")] = 1.0,
+    sampler: Annotated[str, typer.Option(help="ancestral, ddim, dpm++, dpm++sde, unipc or heun")] = "ancestral",
+    steps: Annotated[int, typer.Option(help="sampling steps")] = 100,
+    spacing: Annotated[
+        str | None, typer.Option(help="trailing, leading, uniform, quadratic or log_snr; default: the sampler's own")
+    ] = None,
+    eta: Annotated[float | None, typer.Option(help="ddim only: 0 deterministic, 1 as noisy as ancestral")] = None,
+    clip: Annotated[str, typer.Option(help="limits on the predicted x_0: static, dynamic or none")] = "static",
+    seed: Annotated[int, typer.Option(help="image i of a seed is always the same image")] = 0,
+    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")] = "auto",
+    schedule: Annotated[
+        str, typer.Option(help="without MODEL: linear, quadratic, cosine, sigmoid or constant")
+    ] = "linear",
+    timesteps: Annotated[int, typer.Option(help="without MODEL: T")] = 1000,
+    frames: Annotated[int | None, typer.Option(help="frames to show; default: 60, or 10 in a strip")] = None,
+    frame_spacing: Annotated[str, typer.Option(help="frames evenly over the steps (uniform) or log_snr")] = "uniform",
+    fps: Annotated[float, typer.Option(help="frames a second")] = 15.0,
+    hold: Annotated[float, typer.Option(help="seconds for which the last frame stands still")] = 2.0,
+    columns: Annotated[int | None, typer.Option(help="columns of the grid")] = None,
+    out: Annotated[Path, typer.Option(help="NAME.gif, NAME.mp4, or NAME.png: a strip")] = Path("trace.gif"),
+    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+) -> None:
+    """Watch the denoising, the noising, or both."""
+    check_animation(out, fps=fps, overwrite=overwrite)
+    shown = {"frames": frames or (10 if out.suffix.lower() == ".png" else 60), "frame_spacing": frame_spacing}
+    if model is None:
+        if forward is None:
+            raise UserError("nothing to trace: give a MODEL, or --forward IMAGE, or both")
+        process = NoiseSchedule(make_betas(schedule, timesteps))
+        trajectory = trace_forward(process, prepared(forward), seed=seed, **shown)
+    else:
+        loaded = load(model)
+        trajectory = trace_model(
+            loaded,
+            image=None if forward is None else prepared(forward, loaded.image_shape),
+            num=num,
+            labels=parse_labels(labels),
+            guidance=guidance,
+            sampler=sampler,
+            steps=steps,
+            spacing=spacing,
+            clip=parse_clip(clip),
+            seed=seed,
+            precision=precision,
+            columns=columns,
+            **shown,
+            **({} if eta is None else {"eta": eta}),
+        )
+    print(trajectory.save(out, fps=fps, hold=hold, overwrite=overwrite))
+
+
+def prepared(path: Path, shape: tuple[int, int, int] | None = None) -> Tensor:
+    """The image file in [-1, 1], cropped to a model's (C, H, W); without one, at its own size if that is not large."""
+    if shape is not None:
+        image = to_pillow(read_image(path, shape[0]))
+        return to_float(to_tensor(fit(image, shape[1:])))
+    image = to_pillow(read_image(path, 3))
+    image.thumbnail((LARGEST_FORWARD, LARGEST_FORWARD), Image.Resampling.LANCZOS)
+    return to_float(to_tensor(image))
