@@ -117,7 +117,7 @@ def test_a_worse_model_has_a_higher_bound(variance):
 
 def test_labels_reach_the_network():
     model = model_of(ExactNetwork((0.5, -0.5)), class_names=["light", "dark"])
-    labels = torch.tensor([0, 1]).repeat(10)
+    labels = torch.arange(20) // 10
     images = torch.cat([pixels(1, mean=0.5 - label, seed=i) for i, label in enumerate(labels.tolist())])
     right = evaluate(model, images, labels)
     wrong = evaluate(model, images, 1 - labels)
@@ -137,6 +137,7 @@ def test_grey_in_colour_and_padding_count_the_original_s_dimensions():
     assert result.standard_error == pytest.approx(3 * tripled.standard_error)
     padded = evaluate(colour, grey, data_dims=32)
     assert padded.bits_per_dim == pytest.approx(2 * result.bits_per_dim)
+    assert padded.prior == pytest.approx(2 * result.prior)
     assert padded.bits_per_dim == pytest.approx(padded.prior + sum(term.bits for term in padded.terms))
 
 
