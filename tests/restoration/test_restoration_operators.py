@@ -177,8 +177,9 @@ def test_kernel_files(tmp_path):
     assert torch.allclose(kernels.from_file(tmp_path / "k.npy"), torch.tensor([[0.25, 0.75]]).double())
     assert torch.allclose(kernels.from_file(tmp_path / "k.png"), torch.tensor([[0, 0.25], [0.25, 0.5]]).double())
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    for name in ["missing.png", "bad.png"]:
-        with pytest.raises(UserError, match="kernel"):
+    (tmp_path / "bad.npy").write_bytes(b"no matrix")
+    for name, words in {"missing.png": "no kernel file", "bad.png": "not an image", "bad.npy": "cannot read"}.items():
+        with pytest.raises(UserError, match=words):
             kernels.from_file(tmp_path / name)
 
 

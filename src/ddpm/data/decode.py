@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, check_size
+from ddpm.data.limits import MOST_FILE_BYTES, SMALLEST_SIDE, BrokenFile, check_size
 from ddpm.errors import UserError
 
 # Pillow warns of odd metadata; here the pixels decide. `catch_warnings` would silence one call, but not among threads.
@@ -31,26 +31,27 @@ TURNS = {
 }
 
 
-def read_image(path: str | Path, channels: int = 3, background=255) -> Tensor:
+def read_image(path: str | Path, channels: int = 3, background=255, smallest: int = SMALLEST_SIDE) -> Tensor:
     """One image file as uint8 (channels, H, W), at its own size.
 
     The first frame of an animation; turned as its EXIF says; alpha flattened on `background` (a grey level or
     [r, g, b]) unless `channels` keeps it (2 or 4). 16-bit grey becomes the nearest of 256 levels; colour profiles are
     not applied.
 
-    Raises UserError where the file is missing, is no image, or is smaller or larger than `ddpm.data.limits` allow.
+    Raises UserError where the file is missing, is no image, or is smaller (than `smallest`) or larger than
+    `ddpm.data.limits` allow.
     """
     try:
         with Path(path).open("rb") as file:
             data = file.read(MOST_FILE_BYTES + 1)
-        return to_tensor(decode(data, channels, background))
+        return to_tensor(decode(data, channels, background, smallest))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except BrokenFile as error:
         raise UserError(f"{path} cannot be used as an image: {error}") from error
 
 
-def decode(data: bytes, channels: int, background=255) -> Image.Image:
+def decode(data: bytes, channels: int, background=255, smallest: int = SMALLEST_SIDE) -> Image.Image:
     """The encoded image as a Pillow image of mode L, LA, RGB or RGBA, at its own size.
 
     Raises BrokenFile, whatever is wrong. The header is judged before any pixel is decoded.
@@ -59,7 +60,7 @@ def decode(data: bytes, channels: int, background=255) -> Image.Image:
         raise BrokenFile(f"the file is larger than {MOST_FILE_BYTES:,} bytes")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            check_size(image.height, image.width)
+            check_size(image.height, image.width, smallest)
             image.load()
             return in_mode(_turned(image), channels, background)
     except BrokenFile:

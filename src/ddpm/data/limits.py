@@ -18,10 +18,10 @@ class BrokenFile(Exception):
     """One file that cannot be used; the message says why. It is skipped, counted and named."""
 
 
-def check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int, smallest: int = SMALLEST_SIDE) -> None:
     """Refuse an image that is too small to be of use or too large to be decoded safely."""
-    if min(height, width) < SMALLEST_SIDE:
-        raise BrokenFile(f"{width}x{height} is smaller than {SMALLEST_SIDE} pixels")
+    if min(height, width) < smallest:
+        raise BrokenFile(f"{width}x{height} is smaller than {smallest} pixels")
     if height * width > MOST_PIXELS:
         raise BrokenFile(f"{width}x{height} is more than {MOST_PIXELS:,} pixels")
 

@@ -12,8 +12,8 @@ from ddpm.restoration.job import restore_file, restore_folder
 from ddpm.restoration.methods import METHODS
 from ddpm.restoration.noise_level import estimate_noise
 from ddpm.restoration.operators import Channels, CircularBlur, Denoising, Dense, Inpainting, Separable, WalshHadamard
-from ddpm.restoration.resampling import separable_blur, superresolution
 from ddpm.restoration.posterior import Restored, restore
+from ddpm.restoration.resampling import separable_blur, superresolution
 from ddpm.restoration.tasks import Task
 
 __all__ = [

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from ddpm.data.decode import ENDINGS
 from ddpm.errors import UserError
+from ddpm.files import write_whole
 from ddpm.model import Model
 from ddpm.restoration.items import Item, Reader, Settings
-from ddpm.restoration.report import Row, read_report, row_of, write_images, write_picture, write_report
 from ddpm.restoration.posterior import Restored, restore
+from ddpm.restoration.report import Row, read_report, row_of, write_images, write_picture, write_report
 
 REPORT, PICTURE, SETTINGS = "report.csv", "report.png", "settings.json"
 
@@ -130,4 +131,4 @@ def prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
         raise UserError(f"{out} exists and holds something else: give another --out, or --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     (out / REPORT).unlink(missing_ok=True)
-    note.write_text(text)
+    write_whole(note, text.encode())

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ddpm.data.decode import read_image
 from ddpm.errors import UserError
 
 GAUSSIAN_REACH = 3.0  # standard deviations on each side; what lies outside weighs 0.3%
@@ -53,13 +53,13 @@ def from_file(path: str | Path) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no kernel file {path}; or give gaussian:SIGMA, box:SIZE or motion:LENGTH:DEGREES")
-    try:
-        if path.suffix == ".npy":
+    if path.suffix == ".npy":
+        try:
             values = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float64))
-        else:
-            values = torch.from_numpy(np.asarray(Image.open(path).convert("L"), dtype=np.float64))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the kernel {path}: {error}") from error
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"cannot read the kernel {path}: {error}") from error
+    else:
+        values = read_image(path, channels=1, smallest=1)[0].double()
     total = values.sum()
     if values.ndim != 2 or not torch.isfinite(total) or total.abs() < 1e-12:
         raise UserError(f"the kernel {path} must be a finite matrix whose sum is not 0")

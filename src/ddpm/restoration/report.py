@@ -1,6 +1,7 @@
 """What a restoration leaves behind: pictures side by side, and one line of figures an image."""
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch.nn.functional import interpolate, pad
 
 from ddpm.data.decode import read_image
 from ddpm.fidelity import psnr, ssim
+from ddpm.files import write_whole
 from ddpm.pixels import to_uint8
 from ddpm.restoration.items import Item
 from ddpm.restoration.posterior import PIXEL_SCALE, Restored
@@ -75,14 +77,13 @@ def read_report(path: Path) -> list[Row]:
 
 
 def write_report(path: Path, rows: list[Row]) -> None:
-    """The rows as CSV, written beside and renamed, so that it is never half there."""
+    """The rows as CSV; a column that a row lacks stays empty."""
     columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
-    beside = path.with_name(f".{path.name}")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    beside.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def write_picture(path: Path, stems: list[Path]) -> None:

@@ -38,6 +38,8 @@ class Task:
     def __post_init__(self):
         if self.name not in get_args(TaskName):
             raise UserError(f"no task named {self.name!r}; there are {', '.join(get_args(TaskName))}")
+        if self.scale < 2:
+            raise UserError(f"the scale must be a whole number from 2, not {self.scale}")
         if self.name == "inpaint" and self.mask is None:
             raise UserError("inpaint needs --mask: a picture whose white part is lost, half, or random:SHARE")
         if self.name == "deblur" and self.kernel is None:
@@ -71,7 +73,7 @@ class Task:
             return Inpainting.random(image_shape, number(self.mask.split(":")[1], "--mask random:SHARE"), self.seed)
         if not Path(self.mask).is_file():
             raise UserError(f"no mask {self.mask}: give a picture whose white part is lost, half, or random:SHARE")
-        known = read_image(self.mask, channels=1)[0] < 128
+        known = read_image(self.mask, channels=1, smallest=1)[0] < 128
         if known.all():
             raise UserError(f"the mask {self.mask} is empty: paint white what is to be restored")
         return Inpainting(image_shape, known)
@@ -100,8 +102,8 @@ KERNELS = {"gaussian": (1,), "box": (1,), "motion": (1, 2)}  # how many numbers 
 def read_picture(path: str | Path, channels: int) -> Tensor:
     """An image file as float (channels, H, W) in [-1, 1]; colour is not thrown away unasked."""
     if channels != 1:
-        return to_float(read_image(path, channels=channels))
-    colour = read_image(path, channels=3)
+        return to_float(read_image(path, channels=channels, smallest=1))
+    colour = read_image(path, channels=3, smallest=1)
     if (colour != colour[:1]).any():
         raise UserError(f"{path} is a colour picture, but grey is needed here: convert it first")
     return to_float(colour[:1])

@@ -1,0 +1,292 @@
+"""Files and folders: what is written, what a second call keeps, what a bad picture does, and the command line."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm import cli
+from ddpm.data.decode import read_image
+from ddpm.errors import UserError
+from ddpm.model import Model
+from ddpm.networks.config import NetworkConfig
+from ddpm.networks.unet import UNet
+from ddpm.pixels import to_float, to_uint8
+from ddpm.process.gaussian import GaussianProcess
+from ddpm.process.schedule import NoiseSchedule, make_betas
+from ddpm.restoration import Settings, Task, restore_file, restore_folder
+from ddpm.restoration.tasks import read_picture
+from ddpm.viewing.pictures import save_picture
+
+
+@pytest.fixture
+def pictures(grey, tmp_path):
+    """Six clean pictures of the prior, one of them in a sub-folder and larger than the model."""
+    _, prior = grey
+    folder = tmp_path / "clean"
+    for index, image in enumerate(prior.sample(5)):
+        save_picture(to_uint8(image), folder / f"{index}.png")
+    wide = torch.cat([*prior.sample(2, seed=9)], dim=-1)
+    save_picture(to_uint8(wide), folder / "sub" / "wide.png")
+    return folder
+
+
+def settings(name="denoise", noise=0.15, **options):
+    task = {key: options.pop(key) for key in ("scale", "filter", "mask", "kernel") if key in options}
+    return Settings(Task(name, **task), noise=noise, precision="fp32", **{"degrade": True, **options})
+
+
+def test_a_folder_is_restored_and_reported(grey, pictures, tmp_path):
+    out = tmp_path / "out"
+    rows = restore_folder(grey[0], pictures, out, settings(samples=4))
+    assert [row["name"] for row in rows] == ["0", "1", "2", "3", "4", "sub/wide"]
+    for row in rows:
+        assert float(row["psnr_result"]) > float(row["psnr_input"]) + 2
+        assert float(row["residual"]) == pytest.approx(0.15, rel=0.4)  # what is left over is the noise
+        for ending in ("", "_std", "_draws", "_compare"):
+            assert (out / f"{row['name']}{ending}.png").is_file()
+    assert read_image(out / "sub" / "wide.png", channels=1).shape == (1, 12, 24)
+    with (out / "report.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == [row["name"] for row in rows]
+    assert read_image(out / "report.png").shape[1] == 6 * 16  # six strips of 12 pixels and their white border
+
+
+def test_an_interrupted_folder_goes_on_and_ends_the_same(grey, pictures, tmp_path, monkeypatch):
+    whole, halted = tmp_path / "whole", tmp_path / "halted"
+    chosen = settings("inpaint", 0.05, mask="random:0.5", batch_size=2)
+    restore_folder(grey[0], pictures, whole, chosen)
+
+    from ddpm.restoration import job
+
+    calls = []
+
+    def fail_later(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = job.restore_items
+    monkeypatch.setattr(job, "restore_items", fail_later)
+    with pytest.raises(KeyboardInterrupt):
+        restore_folder(grey[0], pictures, halted, chosen)
+    monkeypatch.setattr(job, "restore_items", original)
+    kept = {path: path.stat().st_mtime_ns for path in halted.glob("?.png")}
+    assert len(kept) == 4
+    restore_folder(grey[0], pictures, halted, chosen)
+    for path, before in kept.items():
+        assert path.stat().st_mtime_ns == before
+    for path in whole.rglob("*.png"):
+        assert path.read_bytes() == (halted / path.relative_to(whole)).read_bytes(), path
+
+
+def test_other_settings_do_not_mix_with_what_is_there(grey, pictures, tmp_path):
+    out = tmp_path / "out"
+    restore_folder(grey[0], pictures, out, settings(noise=0.1))
+    with pytest.raises(UserError, match="--overwrite"):
+        restore_folder(grey[0], pictures, out, settings(noise=0.2))
+    restore_folder(grey[0], pictures, out, settings(noise=0.2), overwrite=True)
+    with (out / "report.csv").open() as file:
+        assert {row["sigma"] for row in csv.DictReader(file)} == {"0.2"}
+
+
+def test_bad_pictures_are_named_and_the_rest_restored(grey, pictures, tmp_path):
+    (pictures / "broken.png").write_bytes(b"not a picture")
+    Image.fromarray(np.zeros((5, 30), np.uint8)).save(pictures / "low.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 12, 3), np.uint8)).save(pictures / "colour.png")
+    rows = restore_folder(grey[0], pictures, tmp_path / "out", settings())
+    errors = {row["name"]: row["error"] for row in rows if row["error"]}
+    assert set(errors) == {"broken", "low", "colour"}
+    assert "cannot be used as an image" in errors["broken"]
+    assert "needs 12×12 or more" in errors["low"]
+    assert "colour picture" in errors["colour"]
+    assert sum(not row["error"] for row in rows) == 6
+    shutil.rmtree(pictures / "sub")
+    for number in range(5):
+        (pictures / f"{number}.png").unlink()
+    with pytest.raises(UserError, match="no picture in"):
+        restore_folder(grey[0], pictures, tmp_path / "none", settings())
+
+
+def test_pictures_that_differ_only_in_their_ending_are_both_kept(grey, pictures, tmp_path):
+    shutil.copy(pictures / "0.png", pictures / "1.bmp")
+    rows = restore_folder(grey[0], pictures, tmp_path / "out", settings())
+    assert {"1.bmp", "1.png"} <= {row["name"] for row in rows}
+    assert (tmp_path / "out" / "1.bmp.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("superresolve", {"scale": 2}),
+        ("superresolve", {"scale": 5, "filter": "bicubic"}),
+        ("deblur", {"kernel": "gaussian:0.8"}),
+        ("deblur", {"kernel": "box:3"}),
+        ("deblur", {"kernel": "motion:4:30"}),
+        ("inpaint", {"mask": "half"}),
+    ],
+)
+def test_every_task_beats_its_input(grey, pictures, tmp_path, name, options):
+    item, row = restore_file(
+        grey[0], pictures / "0.png", tmp_path / "x.png", settings(name, 0.05, samples=4, **options)
+    )
+    assert row["psnr_result"] > max(row["psnr_input"], row["psnr_baseline"])
+    assert bool(item.operator.notes) == (options.get("scale") == 5)
+
+
+def test_a_small_picture_is_taken_as_the_measurement(grey, tmp_path):
+    model, prior = grey
+    x = prior.sample(1)
+    small = torch.nn.functional.avg_pool2d(x, 2)[0]
+    save_picture(to_uint8(small), tmp_path / "small.png")
+    _, row = restore_file(
+        model, tmp_path / "small.png", tmp_path / "x.png", settings("superresolve", 0.0, degrade=False)
+    )
+    restored = to_float(read_image(tmp_path / "x.png", channels=1))
+    assert restored.shape == (1, 12, 12)
+    assert (torch.nn.functional.avg_pool2d(restored[None], 2)[0] - small).abs().max() < 0.05
+    assert "psnr_result" not in row
+
+
+def test_a_mask_picture_says_what_is_lost(grey, tmp_path):
+    model, prior = grey
+    image = to_uint8(prior.sample(1)[0])
+    mask = torch.zeros(1, 12, 12, dtype=torch.uint8)
+    mask[:, 3:9, 3:9] = 255
+    spoilt = torch.where(mask > 0, 77, image)
+    for name, picture in {"mask": mask, "spoilt": spoilt}.items():
+        save_picture(picture, tmp_path / f"{name}.png")
+    for method in ("ddrm", "ddnm", "repaint"):
+        chosen = settings("inpaint", 0.0, mask=str(tmp_path / "mask.png"), method=method, degrade=False, steps=20)
+        restore_file(model, tmp_path / "spoilt.png", tmp_path / f"{method}.png", chosen)
+        restored = read_image(tmp_path / f"{method}.png", channels=1)
+        assert torch.equal(restored[mask == 0], image[mask == 0])
+        lost = (restored - image.float())[mask > 0].square().mean()
+        assert lost < (spoilt - image.float())[mask > 0].square().mean()
+
+
+def test_colour_comes_back_from_a_grey_picture(colour, tmp_path):
+    model, prior = colour
+    Image.fromarray(to_uint8(prior.sample(1)[0].mean(0)).numpy()).save(tmp_path / "grey.png")
+    restore_file(model, tmp_path / "grey.png", tmp_path / "x.png", settings("colorize", 0.0, degrade=False))
+    assert read_image(tmp_path / "x.png").shape == (3, 8, 8)
+
+
+def test_noise_is_estimated_when_asked(grey, tmp_path):
+    model, prior = grey
+    x = torch.cat([torch.cat([*prior.sample(4, seed=i)], dim=-1) for i in range(4)], dim=-2) * 0.5
+    noisy = x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    save_picture(to_uint8(noisy), tmp_path / "noisy.png")
+    item, _ = restore_file(model, tmp_path / "noisy.png", tmp_path / "x.png", settings(noise=None, degrade=False))
+    assert item.sigma == pytest.approx(0.1, rel=0.25)
+
+
+def test_colour_is_not_thrown_away_unasked(tmp_path):
+    Image.fromarray(np.full((12, 12, 3), 90, np.uint8)).save(tmp_path / "rgb_but_grey.png")
+    assert read_picture(tmp_path / "rgb_but_grey.png", 1).shape == (1, 12, 12)
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    """A tiny U-Net that has learnt nothing, saved: the command line needs a model, not a good one."""
+    torch.manual_seed(0)
+    config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[], groups=4)
+    network = UNet(config, image_size=(12, 12), in_channels=1, out_channels=1, num_classes=None)
+    model = Model(network, GaussianProcess(NoiseSchedule(make_betas("linear", 50))), image_shape=(1, 12, 12))
+    folder = tmp_path_factory.mktemp("model")
+    model.save(folder / "model")
+    return folder
+
+
+def test_command_line_prints_psnr_and_ssim(saved_model, pictures, tmp_path, capsys):
+    arguments = ["restore", saved_model, pictures / "0.png", "--task", "superresolve", "--scale", "5", "--degrade"]
+    arguments += [
+        "--noise",
+        "0.05",
+        "--samples",
+        "2",
+        "--steps",
+        "5",
+        "--out",
+        tmp_path / "x.png",
+        "--option",
+        "eta=0.5",
+    ]
+    assert cli.run([str(word) for word in arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "12×12 is not divisible by 5" in printed
+    for word in ("PSNR", "SSIM", "input", "pseudo-inverse", "result"):
+        assert word in printed
+    assert (tmp_path / "x_compare.png").is_file()
+
+
+def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys):
+    (pictures / "broken.png").write_bytes(b"no")
+    arguments = ["restore", saved_model, pictures, "--task", "denoise", "--noise", "0.1", "--steps", "5"]
+    assert cli.run([str(word) for word in [*arguments, "--out", tmp_path / "out"]]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: broken" in printed
+    assert "6 of 7 pictures" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--task", "sharpen"], "no task named 'sharpen'"),
+        (["--task", "denoise", "--method", "drm"], "did you mean 'ddrm'"),
+        (["--task", "denoise", "--noise", "-1"], "at least 0"),
+        (["--task", "denoise", "--noise", "nan"], "at least 0"),
+        (["--task", "denoise", "--noise", "much"], "takes numbers"),
+        (["--task", "denoise", "--method", "repaint"], "only inpaints"),
+        (["--task", "inpaint"], "needs --mask"),
+        (["--task", "inpaint", "--mask", "nowhere.png"], "no mask nowhere.png"),
+        (["--task", "inpaint", "--mask", "random:2"], "share of pixels lost"),
+        (
+            ["--task", "inpaint", "--mask", "half", "--method", "repaint", "--noise", "0.1"],
+            "takes the known pixels as exact",
+        ),
+        (["--task", "deblur"], "needs --kernel"),
+        (["--task", "deblur", "--kernel", "box:99"], "larger than the image"),
+        (["--task", "deblur", "--kernel", "gaussian"], "gaussian:SIGMA"),
+        (["--task", "deblur", "--kernel", "gaussian:wide"], "takes numbers"),
+        (["--task", "superresolve", "--scale", "1"], "whole number"),
+        (["--task", "superresolve", "--scale", "0"], "whole number"),
+        (["--task", "superresolve", "--filter", "sharp", "--degrade"], "average and bicubic"),
+        (["--task", "colorize", "--degrade"], "colour"),
+        (["--task", "denoise", "--noise", "auto", "--degrade"], "give --noise a number"),
+        (["--task", "denoise", "--option", "zeta=1"], "no option 'zeta'"),
+        (["--task", "denoise", "--samples", "0"], "at least 1"),
+        (["--task", "denoise", "--out", "x.jpg"], "end in .png"),
+    ],
+)
+def test_command_line_refuses_in_one_line(saved_model, pictures, tmp_path, capsys, arguments, words):
+    rest = [] if "--out" in arguments else ["--out", str(tmp_path / "x.png")]
+    assert cli.run(["restore", str(saved_model), str(pictures / "0.png"), *arguments, *rest]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert words in message
+
+
+def test_command_line_refuses_masks_that_say_nothing(saved_model, pictures, tmp_path, capsys):
+    for name, value, words in [("empty", 0, "is empty"), ("full", 255, "no pixel known")]:
+        Image.fromarray(np.full((12, 12), value, np.uint8)).save(tmp_path / f"{name}.png")
+        arguments = [
+            "restore",
+            saved_model,
+            pictures / "0.png",
+            "--task",
+            "inpaint",
+            "--mask",
+            tmp_path / f"{name}.png",
+        ]
+        assert cli.run([str(word) for word in [*arguments, "--out", tmp_path / "x.png"]]) == 2
+        assert words in capsys.readouterr().err
+    Image.fromarray(np.full((9, 12), 255, np.uint8)).save(tmp_path / "other.png")
+    arguments = ["restore", saved_model, pictures / "0.png", "--task", "inpaint", "--mask", tmp_path / "other.png"]
+    assert cli.run([str(word) for word in [*arguments, "--out", tmp_path / "x.png"]]) == 2
+    assert "mask is 9×12" in capsys.readouterr().err
+    assert cli.run(["restore", str(saved_model), str(tmp_path / "no.png"), "--task", "denoise"]) == 2
+    assert "no picture or folder" in capsys.readouterr().err
