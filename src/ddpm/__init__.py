@@ -2,6 +2,7 @@
 
 from ddpm.model import Model, load
 from ddpm.randomness import image_generator
+from ddpm.tracing import trace
 from ddpm.viewing.pictures import save_grid
 
-__all__ = ["Model", "image_generator", "load", "save_grid"]
+__all__ = ["Model", "image_generator", "load", "save_grid", "trace"]

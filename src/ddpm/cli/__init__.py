@@ -13,6 +13,7 @@ from ddpm.cli.presets import presets
 from ddpm.cli.push import push
 from ddpm.cli.restore import restore
 from ddpm.cli.sample import sample
+from ddpm.cli.trace import trace
 from ddpm.cli.train import CONTEXT, train
 from ddpm.errors import RunStopped, UserError
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings=CONTEXT)(train)
-for verb in (sample, restore, data, presets, convert, push):
+for verb in (sample, trace, restore, data, presets, convert, push):
     app.command()(verb)
 
 # Typer has brought its own copy of Click since 0.20; what it exports leads to the class in either case

@@ -82,7 +82,10 @@ def choose_frames(log_snrs: Sequence[float], frames: int, spacing: FrameSpacing 
     if spacing != "log_snr":
         raise UserError(f"no frame spacing named {spacing!r}; there are {', '.join(get_args(FrameSpacing))}")
     finite = [index for index, value in enumerate(log_snrs) if math.isfinite(value)]
-    ends = {0, last}
+    if not finite:
+        return sorted({0, last})
+    starts, stops = int(finite[0] == 0), int(finite[-1] == last)  # infinite ends are frames of their own
     values = np.array([log_snrs[index] for index in finite])
-    targets = np.linspace(values[0], values[-1], frames - len(ends - set(finite))) if finite else []
-    return sorted({finite[int(np.abs(values - target).argmin())] for target in targets} | ends)
+    count = frames - 2 + starts + stops
+    inner = np.linspace(values[0], values[-1], count)[starts : count - stops]
+    return sorted({finite[int(np.abs(values - target).argmin())] for target in inner} | {0, last})
