@@ -127,9 +127,9 @@ def read_tar_image(shard: Path, offset: int, size: int) -> bytes:
 
 
 def _members(shard: Path, skip: Callable[[str, str], None]) -> Iterator[tarfile.TarInfo]:
+    last = -1
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            last = -1
             while (member := archive.next()) is not None:
                 archive.members = []  # tarfile keeps every header it has seen
                 if member.offset <= last:
@@ -137,14 +137,14 @@ def _members(shard: Path, skip: Callable[[str, str], None]) -> Iterator[tarfile.
                 last = member.offset
                 yield member
             file.seek(archive.offset)
-            if any(file.read(tarfile.BLOCKSIZE)):
-                skip(shard.name, f"it is damaged from byte {archive.offset:,} on")
+            end = file.read(tarfile.BLOCKSIZE)
+            if not end or any(end):  # a whole archive ends in blocks of zeros
+                skip(shard.name, f"it is damaged or cut off at byte {archive.offset:,}")
     except FileNotFoundError as error:
         raise UserError(f"there is no shard {shard}") from error
     except Exception as error:  # damaged headers raise anything at all
-        if shard.suffix != ".tar" or str(error).startswith("file could not be opened"):
-            raise UserError(f"{shard} is not a plain .tar file (a compressed one is decompressed first)") from error
-        skip(shard.name, str(error) or type(error).__name__)
+        reason = str(error) or type(error).__name__
+        skip(shard.name, "it is not a plain .tar file; a compressed one is decompressed first" if last < 0 else reason)
 
 
 def _is_image(name: str) -> bool:
@@ -172,15 +172,15 @@ def _tar_trouble(member: tarfile.TarInfo, shard: Path) -> str | None:
         return "its name leads out of the archive"
     if not member.isreg() or member.sparse is not None:
         return "it is not a regular file"
-    if member.size > MOST_FILE_BYTES:
-        return f"it is larger than {MOST_FILE_BYTES:,} bytes"
+    if not 0 <= member.size <= MOST_FILE_BYTES:
+        return f"its size is not in 0..{MOST_FILE_BYTES:,} bytes"
     if member.offset_data + member.size > os.path.getsize(shard):
         return "the archive ends before it does"
     return None
 
 
 def _class_number(shard: Path, member: tarfile.TarInfo) -> int | None:
-    if not member.isreg() or member.size > MOST_LABEL_BYTES:
+    if not member.isreg() or not 0 < member.size <= MOST_LABEL_BYTES:
         return None
     text = read_tar_image(shard, member.offset_data, member.size).strip()
     return int(text) if text.isdigit() else None

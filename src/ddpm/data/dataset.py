@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm.data.limits import BrokenFile
+from ddpm.data.limits import BrokenFile, printable
 from ddpm.data.parallel import workers
 from ddpm.errors import UserError
 from ddpm.randomness import derive_seed
@@ -42,7 +42,7 @@ class Report:
         if not self.skipped:
             return ""
         lines = [f"skipped {len(self.skipped):,} file{'s' * (len(self.skipped) > 1)} of {self.source}:"]
-        lines += [f"  {name}: {reason}" for name, reason in self.skipped[:NAMED]]
+        lines += [printable(f"  {name}: {reason}") for name, reason in self.skipped[:NAMED]]
         if len(self.skipped) > NAMED:
             lines.append(f"  and {len(self.skipped) - NAMED:,} more")
         return "\n".join(lines)

@@ -1,5 +1,7 @@
 """Pictures of images: a grid, and PNG files that are never half there."""
 
+import contextlib
+import errno
 import math
 import os
 from pathlib import Path
@@ -62,10 +64,11 @@ def save_picture(image: Tensor, path: str | Path, *, overwrite: bool = False) ->
         beside.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
-        kind = RunStopped if error.errno == 28 else UserError
+        kind = RunStopped if error.errno == errno.ENOSPC else UserError
         raise kind(f"{path} cannot be written: {reason}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return path
 
 
