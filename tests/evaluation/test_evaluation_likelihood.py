@@ -120,6 +120,8 @@ def test_labels_reach_the_network():
     labels = torch.arange(20) // 10
     images = torch.cat([pixels(1, mean=0.5 - label, seed=i) for i, label in enumerate(labels.tolist())])
     right = evaluate(model, images, labels)
+    in_small_batches = evaluate(model, images, labels, batch_size=3)
+    assert in_small_batches.bits_per_dim == pytest.approx(right.bits_per_dim, abs=1e-4)
     wrong = evaluate(model, images, 1 - labels)
     assert right.bits_per_dim < wrong.bits_per_dim - 1
     with pytest.raises(UserError, match="needs labels"):
