@@ -87,7 +87,7 @@ def test_going_on_from_a_saved_place_is_exact(sizes, buffer, batch, stop):
     first = Loader(stream(sizes, buffer), batch, 5)
     for step in range(stop):
         first.batch(step, range(batch))
-    state = json.loads(json.dumps(first.state_dict()))  # it survives a JSON checkpoint
+    state = json.loads(json.dumps(first.state_dict(stop)))  # it survives a JSON checkpoint
     second = Loader(stream(sizes, buffer), batch, 5)
     second.load_state_dict(state)
     for step in range(stop, stop + 6):
@@ -101,7 +101,7 @@ def test_going_on_does_not_replay():
         first.batch(step, range(8))
     second = stream(sizes, buffer=50)
     loader = Loader(second, 8, 0)
-    loader.load_state_dict(first.state_dict())
+    loader.load_state_dict(first.state_dict(steps))
     loader.batch(steps, range(8))
     loader._ahead.forget()
     assert second.shards.read < 300  # of the 1,600 that had gone by
@@ -109,16 +109,23 @@ def test_going_on_does_not_replay():
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_share_out_one_and_the_same_order(processes):
-    """And a run stopped on 4 goes on on 2: the saved place is the same on every process."""
+    """And a run stopped on 4 goes on on 2, from the place that any of them saved."""
     whole = Loader(stream([9, 30, 17, 2]), 8, 1)
-    expected = [whole.batch(step, range(8))[0] for step in range(30)]
+    expected = [whole.batch(step, range(8))[0] for step in range(33)]
+
+    def check(loaders, steps):
+        share = 8 // len(loaders)
+        for step in steps:
+            parts = [one.batch(step, range(rank * share, (rank + 1) * share))[0] for rank, one in enumerate(loaders)]
+            assert torch.equal(torch.cat(parts), expected[step])
+
     loaders = [Loader(stream([9, 30, 17, 2]), 8, 1) for _ in range(processes)]
-    share = 8 // processes
-    for step in range(30):
-        parts = [loader.batch(step, range(rank * share, (rank + 1) * share))[0] for rank, loader in enumerate(loaders)]
-        assert torch.equal(torch.cat(parts), expected[step])
-        states = [loader.state_dict() for loader in loaders]
-        assert all(state == states[0] for state in states)
+    check(loaders, range(30))
+    for state in [loader.state_dict(30) for loader in loaders]:
+        others = [Loader(stream([9, 30, 17, 2]), 8, 1) for _ in range(2)]
+        for other in others:
+            other.load_state_dict(state)
+        check(others, range(30, 33))
 
 
 def test_any_number_may_be_asked_for_again():
@@ -228,7 +235,7 @@ def test_a_stream_that_breaks_off_stops_the_run(tmp_path):
 
 
 def test_memory_stays_flat():
-    """60,000 images stream by; what the process holds at the end is what it held after the first 10,000."""
+    """30,000 images stream by; what the process holds at the end is what it held after the first 10,000."""
     program = """
         import resource, sys
         sys.path.insert(0, sys.argv[1])
@@ -238,7 +245,7 @@ def test_memory_stays_flat():
         test_data_stream.png_of = lambda number: bytes(bytearray(png))
         dataset = StreamDataset(Numbered([1000] * 30), DataConfig(image_size=8, shuffle_buffer=500))
         peaks = []
-        for start in range(0, 60_000, 500):
+        for start in range(0, 30_000, 500):
             dataset.draw(0, range(start, start + 20))
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         print(peaks[20], peaks[-1])

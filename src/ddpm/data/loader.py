@@ -40,7 +40,6 @@ class Loader:
     ):
         self.dataset, self.global_batch, self.seed = dataset, global_batch, seed
         self.random_flip, self.device = random_flip, torch.device(device)
-        self._step = 0
         self._ahead: _ReadAhead | None = None
         if not isinstance(dataset, MemoryDataset):
             self._ahead = _ReadAhead(self._draw)
@@ -49,7 +48,6 @@ class Loader:
 
     def batch(self, step: int, positions: range) -> Drawn:
         """x_0 float32 (n, C, H, W) in [-1, 1] and int64 labels (n,) or None, on the device."""
-        self._step = step
         images, labels = self._ahead((step, positions)) if self._ahead else self._draw((step, positions))
         images = images.to(self.device, non_blocking=True)
         if self.random_flip:
@@ -57,9 +55,12 @@ class Loader:
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         return to_float(images), None if labels is None else labels.to(self.device, non_blocking=True)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a streamed set needs to go on without reading from its start, the same on every process; else empty."""
-        return self.dataset.state_dict(self._step * self.global_batch)
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """What a streamed set needs to go on at `step` without reading from its start; empty for other sets.
+
+        Any process's will do for all, however many go on.
+        """
+        return self.dataset.state_dict(step * self.global_batch)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
