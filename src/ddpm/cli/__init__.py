@@ -9,6 +9,7 @@ import typer
 
 from ddpm.cli.convert import convert
 from ddpm.cli.data import data
+from ddpm.cli.evaluate import evaluate
 from ddpm.cli.presets import presets
 from ddpm.cli.push import push
 from ddpm.cli.restore import restore
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings=CONTEXT)(train)
-for verb in (sample, trace, restore, data, presets, convert, push):
+for verb in (sample, trace, evaluate, restore, data, presets, convert, push):
     app.command()(verb)
 
 # Typer has brought its own copy of Click since 0.20; what it exports leads to the class in either case
