@@ -7,7 +7,7 @@ import torch
 import typer
 from torch import Tensor
 
-from ddpm.data import ImageDataset
+from ddpm.data import LazyDataset, MemoryDataset
 from ddpm.data.config import checked_config
 from ddpm.data.opening import make_ready
 from ddpm.data.sources import find_stored
@@ -51,7 +51,7 @@ def data(
         print(dataset.report.summary())
 
 
-def _facts(source: str, dataset: ImageDataset) -> dict[str, str]:
+def _facts(source: str, dataset: MemoryDataset | LazyDataset) -> dict[str, str]:
     channels, height, width = dataset.image_shape
     sizes = dataset.report.sizes.most_common(4)
     stored = ", ".join(f"{w}x{h}: {count:,}" for (h, w), count in sizes)
@@ -63,16 +63,16 @@ def _facts(source: str, dataset: ImageDataset) -> dict[str, str]:
         "ready as": f"{width}x{height}, {channels} channel{'s' * (channels > 1)}",
         "fingerprint": dataset.fingerprint,
     }
-    if dataset.class_names is not None:
+    if dataset.class_names is not None and dataset.labels is not None:
         counts = torch.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist()
         named = [f"{name} {count:,}" for name, count in zip(dataset.class_names, counts, strict=True)]
         facts["classes"] = f"{len(named)}: " + ", ".join(named[:100]) + (", ..." if len(named) > 100 else "")
     return facts
 
 
-def _shown(dataset: ImageDataset) -> Tensor:
+def _shown(dataset: MemoryDataset | LazyDataset) -> Tensor:
     """Images spread evenly over the set: a row for each of the first classes, or a square."""
-    if dataset.class_names is None:
+    if dataset.labels is None:
         return _spread(torch.arange(len(dataset)), min(SHEET * SHEET, len(dataset)))
     classes = torch.unique(dataset.labels)[:SHEET].tolist()
     return torch.cat([_spread(torch.nonzero(dataset.labels == number)[:, 0], SHEET) for number in classes])

@@ -131,7 +131,7 @@ def _members(shard: Path, skip: Callable[[str, str], None]) -> Iterator[tarfile.
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # tarfile keeps every header it has seen
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
                 if member.offset <= last:
                     raise tarfile.ReadError("its headers run in a circle")
                 last = member.offset

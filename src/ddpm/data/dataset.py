@@ -89,7 +89,8 @@ class MemoryDataset(ImageDataset):
 
     def __init__(self, images: Tensor, labels: Tensor | None, class_names: list[str] | None, report: Report):
         self.images, self.labels, self.class_names, self.report = images, labels, class_names, report
-        self.image_shape = tuple(images.shape[1:])
+        channels, height, width = images.shape[1:]
+        self.image_shape = (channels, height, width)
         self.fingerprint = _content_hash(images, labels)
 
     def __len__(self) -> int:
@@ -171,7 +172,7 @@ def _permutation(size: int, seed: int, epoch: int) -> Tensor:
 
 def _content_hash(images: Tensor, labels: Tensor | None) -> str:
     digest = hashlib.blake2b(repr((tuple(images.shape), labels is not None)).encode(), digest_size=16)
-    digest.update(images.contiguous().numpy())
+    digest.update(images.contiguous().numpy().data)
     if labels is not None:
-        digest.update(labels.contiguous().numpy())
+        digest.update(labels.contiguous().numpy().data)
     return digest.hexdigest()

@@ -5,7 +5,7 @@ for undecoded and pass through our own decoder; code in a repository is never ru
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -117,7 +117,7 @@ class Columns:
         self.label_column = next((name for name in [*labelled, *LABEL_COLUMNS] if name in features), None)
         self.filters = {column: self._values(column, values) for column, values in filters.items()}
         names = self._listed(self.label_column)
-        chosen = self.filters.get(self.label_column)
+        chosen = self.filters.get(self.label_column) if self.label_column else None
         self.class_names = [name for name in names if name in chosen] if names and chosen else chosen or names
         self._number = {name: number for number, name in enumerate(self.class_names or [])}
 
@@ -204,7 +204,7 @@ def _records(source: str, loaded: Any, filters: dict[str, list[str]]) -> Records
     return Records(_RowNames(rows), read, labels, class_names)
 
 
-class _RowNames:
+class _RowNames(Sequence[str]):
     """`row 17`, without a string for each of millions of rows."""
 
     def __init__(self, rows: np.ndarray):
@@ -213,7 +213,7 @@ class _RowNames:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
         return f"row {self.rows[index]}"
 
 

@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def in_parallel(function: Callable[[int], T], count: int) -> Iterator[T]:
 
     pool = ThreadPoolExecutor(workers())
     try:
-        ahead = deque()
+        ahead: deque[Future[list[T]]] = deque()
         for start in range(0, count, CHUNK):
             ahead.append(pool.submit(chunk, start))
             if len(ahead) > 2 * workers():

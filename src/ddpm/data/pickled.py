@@ -67,6 +67,7 @@ def _follow(data: bytes) -> Any:
                 return _Made(name.name, arguments)
         raise ValueError(f"it would call {getattr(name, 'name', 'something')}")
 
+    argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if count > MOST_INSTRUCTIONS:
             raise ValueError("it is far longer than any CIFAR batch")

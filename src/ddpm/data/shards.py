@@ -33,8 +33,8 @@ class Shards(Protocol):
 class TarShards:
     """Plain tar files, read from their first byte to their last. Their classes are unknown until all has been read."""
 
-    class_names = None
-    count = None
+    class_names: list[str] | None = None
+    count: int | None = None
 
     def __init__(self, paths: list[Path]):
         self.paths = paths

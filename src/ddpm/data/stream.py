@@ -129,6 +129,7 @@ class StreamDataset(ImageDataset):
         return self._block
 
     def _submit(self, place: Place) -> "Future[Block]":
+        assert self._seed is not None  # `draw` has set it
         return self._reading.submit(self._reader.block, self._seed, place)
 
     def _next_whole(self, block: Block, place: int) -> tuple[Tensor, int]:
@@ -177,7 +178,8 @@ class BlockReader:
             self._lanes = [self._lane(shard, row) for shard, row in place.lanes]
         generator = torch.Generator().manual_seed(derive_seed(seed, "shards", place.epoch))
         order = torch.randperm(len(self.shards.names), generator=generator).tolist()
-        rows, size, opened = [], 0, place.opened
+        rows: list[Encoded] = []
+        size, opened = 0, place.opened
         while len(rows) < self.shuffle_buffer and size < BLOCK_BYTES:
             while len(self._lanes) < LANES and opened < len(order):
                 self._lanes.append(self._lane(order[opened], 0))
