@@ -24,9 +24,13 @@ def fit(image: Image.Image, size: tuple[int, int], how: str = "crop", background
 
 
 def _window(image: Image.Image, height: int, width: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the largest centred window of the right aspect.
+
+    Rounding must not take it over the image's edge, not by 1e-15: Pillow refuses such a window.
+    """
     scale = min(image.width / width, image.height / height)
-    left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
-    return (left, top, left + width * scale, top + height * scale)
+    left, top = max(0, image.width - width * scale) / 2, max(0, image.height - height * scale) / 2
+    return (left, top, image.width - left, image.height - top)
 
 
 def _fill(mode: str, background) -> tuple[int, ...]:
