@@ -14,7 +14,7 @@ from ddpm.evaluation.images import ImageSet
 from ddpm.hardware import default_device
 from ddpm.pixels import to_uint8
 
-STEPS = 3000  # of 128 images, at most 40 epochs
+SEEN, EPOCHS = 400_000, 40  # images a classifier is shown, and how often it sees one at most
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ def classification_accuracy_score(
     """Train on `generated`, and on as many of `training` for comparison; read `test`. All three have labels."""
     names = test.class_names
     test_images, test_labels = small(test), test.labels
-    epochs = max(1, min(40, STEPS * 128 // len(generated)))
+    epochs = max(1, min(EPOCHS, SEEN // len(generated)))
+    batch_size = min(128, max(16, len(generated) // 50))
     scores = []
     for images, title in ((generated, "samples"), (training, "real images")):
         rows = spread(len(images), len(generated))
@@ -40,6 +41,7 @@ def classification_accuracy_score(
             matched(images, names)[rows],
             len(names),
             epochs=epochs,
+            batch_size=batch_size,
             device=default_device(),
             progress=f"classifier of {title}" if progress else None,
         )
@@ -61,8 +63,10 @@ def small(images: ImageSet, rows: Tensor | None = None) -> Tensor:
 
 
 def matched(images: ImageSet, names: list[str]) -> Tensor:
-    """The labels of `images` as numbers of `names`. Classes that are only numbered are matched by number."""
-    if images.class_names == names or images.class_names == [str(number) for number in range(len(names))]:
+    """The labels of `images` as numbers of `names`. Classes that one side only numbers are matched by number."""
+    numbered = [str(number) for number in range(len(names))]
+    same_count = len(names) == len(images.class_names)
+    if images.class_names == names or (same_count and numbered in (images.class_names, names)):
         return images.labels
     if set(images.class_names) - set(names):
         raise UserError(

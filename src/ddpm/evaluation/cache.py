@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from ddpm.errors import RunStopped
-from ddpm.generation import write_whole
 from ddpm.hardware import process_rank
 
 SETTINGS = "settings.json"
@@ -102,10 +101,12 @@ class Chunks:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(self.total))
         rows = np.asarray(rows)
-        if len(rows) == 0:
-            return self._map(0)[:0]
-        parts = [self._map(int(chunk)) for chunk in rows // self.chunk]
-        return np.stack([part[row % self.chunk] for part, row in zip(parts, rows, strict=True)])
+        first = self._map(0)
+        found = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for number in np.unique(rows // self.chunk).tolist():
+            here = rows // self.chunk == number
+            found[here] = self._map(number)[rows[here] % self.chunk]
+        return found
 
     def blocks(self) -> Iterator[np.ndarray]:
         """The chunks in order."""
@@ -116,6 +117,17 @@ class Chunks:
         if number not in self._maps:
             self._maps[number] = np.load(self.path(number * self.chunk), mmap_mode="r", allow_pickle=False)
         return self._maps[number]
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write beside and rename, so that the file is never half there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise RunStopped(f"{path} cannot be written: {error.strerror or error}; the rest is kept") from error
 
 
 def _as_text(settings: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ def evaluate(
         reference=reference,
         network=load_features(features) if isinstance(features, str) else features,
         pictures=pictures,
-        test=open_test(test, data, judged),
+        test=open_test(test, data, reference, judged),
         model=judged if isinstance(judged, Model) else None,
         force=force,
         progress=progress,

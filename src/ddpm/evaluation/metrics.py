@@ -1,6 +1,7 @@
 """The metrics by name. A new one is a function of a `Comparison` and one line at the end."""
 
 import difflib
+from dataclasses import asdict
 
 import numpy as np
 from tqdm import tqdm
@@ -10,6 +11,7 @@ from ddpm.evaluation.accuracy_score import classification_accuracy_score, matche
 from ddpm.evaluation.comparison import FEATURES, SAMPLES, TEST_FEATURES, Comparison, Figure, Metric
 from ddpm.evaluation.frechet import Moments, frechet_distance
 from ddpm.evaluation.kernel import KernelDistance, kernel_distance
+from ddpm.evaluation.likelihood import evaluate_likelihood, plot_likelihood
 from ddpm.evaluation.manifold import (
     DENSITY_NEIGHBOURS,
     PRECISION_NEIGHBOURS,
@@ -19,6 +21,7 @@ from ddpm.evaluation.manifold import (
 from ddpm.evaluation.memorisation import QUANTILE, audit, feature_neighbours, pixel_neighbours, save_pairs
 from ddpm.evaluation.scores import SPLITS, channel_drift, inception_score
 
+LIKELIHOOD_IMAGES = 2000
 MANIFOLD_IMAGES = 10_000  # a side; the balls shrink as images are added, so this number belongs to the figure
 
 
@@ -155,6 +158,27 @@ def memorisation(c: Comparison) -> list[Figure]:
     return figures
 
 
+def nll(c: Comparison) -> list[Figure]:
+    """Bits/dim of at most LIKELIHOOD_IMAGES test images by the variational bound, its terms and progressive coding."""
+    rows = spread(len(c.test), LIKELIHOOD_IMAGES)
+    labels = None if c.model.num_classes is None else matched(c.test, c.model.class_names)[rows]
+    found = evaluate_likelihood(c.model, c.test[rows.numpy()], labels, progress=c.progress)
+    plot_likelihood(found, c.picture("likelihood"))
+    note = f"± standard error over {found.images:,} of {c.test.title}, {found.timesteps_per_image} timesteps each"
+    detail = {
+        "prior": found.prior,
+        "terms": [asdict(term) for term in found.terms],
+        "rate_distortion": found.rate_distortion,
+    }
+    return [Figure("nll", "bits/dim (bound)", found.bits_per_dim, found.standard_error, note, detail)]
+
+
+def known_classes(c: Comparison) -> None:
+    """A model with classes is told those of the test images."""
+    if c.model.num_classes is not None and c.test.labels is None:
+        raise UserError(f"nll of a class-conditional model needs classes, and {c.test.title} has none")
+
+
 def _kid_title(c: Comparison) -> str:
     return "KID" if c.network.standard else f"KID ({c.network.name} features)"
 
@@ -171,6 +195,7 @@ METRICS = {
     "is": Metric(inception, needs=("logits",)),
     "drift": Metric(drift, needs=("images",)),
     "cas": Metric(cas, needs=("images", "labels", "test"), check=labelled_test, uses=(SAMPLES,)),
+    "nll": Metric(nll, needs=("model", "test"), check=known_classes, uses=()),
     "memorisation": Metric(memorisation, needs=("images", "test"), uses=(SAMPLES, FEATURES, TEST_FEATURES)),
 }
 DEFAULT = ("fid", "kid", "prdc", "is", "drift")  # those of them that the images and features allow

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import require
+from ddpm.evaluation.cache import write_whole
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.features import load_features
 from ddpm.evaluation.report import Report
-from ddpm.generation import write_whole
 from ddpm.model import Model
 from ddpm.samplers import SAMPLERS, find_sampler
 

@@ -1,0 +1,169 @@
+"""The feature networks: the resize bit for bit, the input contract, the engines, what is refused."""
+
+import os
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch_fidelity import feature_extractor_inceptionv3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+from ddpm.data import open_dataset
+from ddpm.errors import UserError
+from ddpm.evaluation import features as features_module
+from ddpm.evaluation.builtin import builtin_classifier, read_digits
+from ddpm.evaluation.engine import compile_network
+from ddpm.evaluation.features import WithLogits, inception_input, load_features
+from ddpm.evaluation.resize import tf1_bilinear
+
+CPU = torch.device("cpu")
+
+
+class Tiny(nn.Module):
+    """A stand-in for Inception with its input contract: (N, 3, 299, 299) -> (N, 6)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 13, stride=13)
+
+    def forward(self, x):
+        return self.conv(x).relu().mean((2, 3))
+
+
+class TwoOutputs(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+def scripted(module: nn.Module, path):
+    torch.manual_seed(0)
+    torch.jit.script(module).save(path)
+    return path
+
+
+@given(st.integers(8, 70), st.integers(8, 70), st.integers(5, 120), st.integers(5, 120), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_resize_is_torch_fidelitys_bit_for_bit(height, width, to_height, to_width, seed):
+    x = torch.randint(0, 256, (2, 3, height, width), generator=torch.Generator().manual_seed(seed)).float()
+    theirs = interpolate_bilinear_2d_like_tensorflow1x(x, size=(to_height, to_width), align_corners=False)
+    assert torch.equal(tf1_bilinear(x, to_height, to_width), theirs)
+
+
+@pytest.mark.parametrize("side", [28, 32, 299, 512])
+def test_inception_input_is_torch_fidelitys_bit_for_bit(side):
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    resized = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
+    assert torch.equal(inception_input(images), (resized - 128) / 128)
+
+
+def test_grey_images_become_three_equal_channels():
+    grey = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
+    assert torch.equal(inception_input(grey), inception_input(grey.expand(-1, 3, -1, -1)))
+
+
+def test_inception_with_logits_is_torch_fidelitys_own_forward(monkeypatch, tmp_path):
+    """On random weights: the layers, their order, and logits without bias."""
+    extractor_class = feature_extractor_inceptionv3.FeatureExtractorInceptionV3
+    monkeypatch.setattr(extractor_class, "load_state_dict", lambda self, weights: None)
+    torch.save({}, tmp_path / "none.pth")
+    wanted = ["2048", "logits_unbiased"]
+    torch.manual_seed(0)
+    extractor = extractor_class("random", wanted, feature_extractor_weights_path=str(tmp_path / "none.pth"))
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        ours = WithLogits(extractor)(inception_input(images))
+        theirs = torch.cat(extractor(images), dim=1)
+    assert theirs.std() > 0
+    assert torch.equal(ours, theirs)
+
+
+def test_torchscript_features_go_through_the_contract(tmp_path):
+    path = scripted(Tiny(), tmp_path / "tiny.pt")
+    network = load_features(path, CPU)
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    found, logits = network(images)
+    with torch.inference_mode():
+        expected = torch.jit.load(path)(inception_input(images))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert logits.shape == (5, 0)
+    assert network.distance_name == "Fréchet distance (tiny features)"
+    assert not network.standard
+
+
+def test_engines_agree(monkeypatch):
+    pytest.importorskip("openvino")
+    module = torch.jit.script(Tiny().eval())
+    x = torch.randn(3, 3, 299, 299)
+    fast = compile_network(module, (3, 299, 299), CPU)
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    plain = compile_network(module, (3, 299, 299), CPU)
+    assert (fast.name, plain.name) == ("openvino", "torch")
+    np.testing.assert_allclose(fast(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_feature_file_of_the_wrong_shape_is_refused(tmp_path):
+    with pytest.raises(UserError, match="features are N x D"):
+        load_features(scripted(TwoOutputs(), tmp_path / "two.pt"), CPU)
+    with pytest.raises(UserError, match=r"\(2, 3, 299, 299\); features are N x D"):
+        load_features(scripted(nn.Identity(), tmp_path / "images.pt"), CPU)
+    with pytest.raises(UserError, match="N x 3 x 299 x 299"):
+        load_features(scripted(nn.Linear(7, 2), tmp_path / "linear.pt"), CPU)
+
+
+def test_a_file_that_is_no_torchscript_is_refused(tmp_path):
+    (tmp_path / "text.pt").write_text("weights, they said")
+    with pytest.raises(UserError, match="no TorchScript file"):
+        load_features(tmp_path / "text.pt", CPU)
+    with pytest.raises(UserError, match="no feature network 'inceptoin'"):
+        load_features("inceptoin", CPU)
+
+
+def test_no_network_names_the_file_and_where_to_put_it(monkeypatch, tmp_path):
+    def unreachable(*arguments, **options):
+        raise URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.delenv("DDPM_DATA", raising=False)
+    with pytest.raises(UserError) as caught:
+        load_features("inception", CPU)
+    assert features_module.WEIGHTS_FILE in str(caught.value)
+    assert str(tmp_path / "checkpoints") in str(caught.value)
+
+
+def test_alpha_is_refused():
+    with pytest.raises(UserError, match="grey or colour"):
+        load_features("builtin", CPU)(torch.zeros(1, 4, 32, 32, dtype=torch.uint8))
+
+
+def test_builtin_features_are_small_and_finite():
+    network = load_features("builtin", CPU)
+    found, _ = network(torch.randint(0, 256, (4, 3, 64, 48), dtype=torch.uint8))
+    assert found.shape == (4, network.dimensions)
+    assert network.dimensions <= 64
+    assert np.isfinite(found).all()
+    assert "FID" not in network.distance_name
+
+
+def test_builtin_reads_the_bundled_digits():
+    digits = open_dataset("digits", image_size=28, channels=1, labels=True)
+    images, labels = digits.batch(range(0, 10_000, 10))
+    assert (read_digits(images) == labels).double().mean() >= 0.985
+
+
+@pytest.mark.skipif("DDPM_DATA" not in os.environ, reason="MNIST is not here")
+def test_builtin_reads_mnists_test_images():
+    test = open_dataset("mnist:test", image_size=28, channels=1, labels=True)
+    images, labels = test.batch(range(0, len(test), 3))
+    assert (read_digits(images) == labels).double().mean() >= 0.99
+
+
+def test_builtin_gives_the_same_whatever_it_is_batched_with():
+    model, _ = builtin_classifier()
+    x = torch.randn(6, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x)[2:4], model(x[2:4]), rtol=1e-4, atol=1e-4)

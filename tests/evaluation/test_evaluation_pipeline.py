@@ -1,0 +1,361 @@
+"""Evaluation end to end on tiny sets: planted failures, resuming, sharing the work, what is refused, the command."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from ddpm.cli import run
+from ddpm.data import DataConfig, open_dataset
+from ddpm.errors import RunStopped, UserError
+from ddpm.evaluation import accuracy_score
+from ddpm.evaluation.evaluate import evaluate
+from ddpm.evaluation.extract import extract
+from ddpm.evaluation.features import load_features
+from ddpm.evaluation.frechet import moments_of
+from ddpm.evaluation.images import GeneratedImages
+from ddpm.evaluation.metrics import METRICS
+from ddpm.evaluation.monitor import training_evaluator
+from ddpm.evaluation.opening import open_images
+from ddpm.evaluation.sweep import sweep
+from ddpm.model import Model
+from ddpm.networks import UNet
+from ddpm.networks.config import NetworkConfig
+from ddpm.pixels import to_uint8
+from ddpm.process.config import ProcessConfig
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of the test's own, and one process."""
+    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """4,000 digits, mixed, as (uint8 N,H,W,1; labels)."""
+    data = open_dataset("digits", image_size=28, channels=1, labels=True)
+    images, labels = data.draw(0, range(4000))
+    return images.permute(0, 2, 3, 1).numpy(), labels.numpy()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return load_features("builtin", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A class-conditional model of 8x8 images that has learned nothing."""
+    torch.manual_seed(0)
+    config = NetworkConfig(channels=8, channel_mult=[1], blocks=1, attention=[], groups=4)
+    unet = UNet(config, (8, 8), in_channels=3, out_channels=3, num_classes=4)
+    process = ProcessConfig(timesteps=8).process()
+    return Model(unet, process, image_shape=(3, 8, 8), class_names=["a", "b", "c"], null_label=3)
+
+
+def save(path, images, labels=None):
+    arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels})
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def blurred(images, radius):
+    return np.stack([np.asarray(Image.fromarray(x[..., 0]).filter(ImageFilter.GaussianBlur(radius))) for x in images])
+
+
+def test_planted_failures_move_their_metrics(digits, network, tmp_path):
+    images, labels = digits
+    real = save(tmp_path / "real.npz", images[:800], labels[:800])
+    names = ["fid", "kid", "prdc", "drift"]
+
+    def judge(name, planted):
+        return evaluate(save(tmp_path / name, planted), real, metrics=names, features=network, progress=False)
+
+    good, rest = images[800:1600], labels[800:1600]
+    sound = judge("sound.npz", good)
+    tinted = judge("tinted.npz", np.clip(good.astype(int) + 12, 0, 255).astype(np.uint8))
+    smeared = judge("blurred.npz", blurred(good, 2))
+    narrow = judge("narrow.npz", good[rest < 3])
+
+    assert abs(sound.value("drift_grey")) < 3
+    assert tinted.value("drift_grey") > 8
+    assert smeared.value("precision") < sound.value("precision") - 0.1
+    for spoiled in (smeared, narrow):
+        assert spoiled.value("frechet_distance") > 5 * sound.value("frechet_distance")
+        assert spoiled.value("kid") > 5 * abs(sound.value("kid"))
+    assert narrow.value("recall") < sound.value("recall") - 0.3
+    assert narrow.value("coverage") < sound.value("coverage") - 0.3
+    assert narrow.value("precision") > 0.9 * sound.value("precision")  # what is drawn looks right
+
+
+def test_copied_training_images_are_found_mirrored_too(digits, network, tmp_path):
+    images, _ = digits
+    training, test = save(tmp_path / "training.npz", images[:800]), save(tmp_path / "test.npz", images[800:1200])
+    copied = images[1200:1500].copy()
+    copied[:30], copied[30:60] = images[:30], images[30:60, :, ::-1]
+
+    def judge(name, planted, picture):
+        return evaluate(
+            save(tmp_path / name, planted),
+            training,
+            test=test,
+            metrics=["memorisation"],
+            features=network,
+            pictures=tmp_path / picture,
+            progress=False,
+        )
+
+    sound, caught = judge("new.npz", images[1500:1800], "sound"), judge("copies.npz", copied, "copied")
+    assert sound.value("copies_pixels") < 0.05
+    assert caught.value("copies_pixels") == pytest.approx(0.2, abs=0.05)
+    assert caught.value("copies_features") >= 0.1  # features are not looked up mirrored
+    assert sound.value("nearer_pixels") == pytest.approx(0.5, abs=0.08)
+    nearest = next(figure.detail for figure in caught.figures if figure.key == "copies_pixels")
+    assert nearest["nearest_distance"] == 0
+    assert Image.open(tmp_path / "copied-closest-pairs.png").size[1] > 4 * 28
+
+
+def test_class_kid_names_the_class_that_went_wrong(digits, network, tmp_path):
+    images, labels = digits
+    real = save(tmp_path / "real.npz", images[:1000], labels[:1000])
+    spoiled = images[1000:2000].copy()
+    of_seven = labels[1000:2000] == 7
+    spoiled[of_seven] = blurred(spoiled[of_seven], 2)[..., None]
+    judged = save(tmp_path / "judged.npz", spoiled, labels[1000:2000])
+    report = evaluate(judged, real, metrics=["class_kid"], features=network, progress=False)
+    assert report.figures[0].note.startswith("class 7")
+    assert len(report.figures[0].detail) == 10
+
+
+def test_accuracy_score_falls_with_wrong_labels(digits, monkeypatch, tmp_path):
+    """Noughts and ones only, so that a very short training is enough."""
+    monkeypatch.setattr(accuracy_score, "SEEN", 600)
+    images, labels = (part[digits[1] < 2] for part in digits)
+    training = open_images(save(tmp_path / "training.npz", images[:100], labels[:100]))
+    test = open_images(save(tmp_path / "test.npz", images[200:400], labels[200:400]))
+    wrong = open_images(save(tmp_path / "wrong.npz", images[100:200], 1 - labels[100:200]))
+    score = accuracy_score.classification_accuracy_score(wrong, training, test, progress=False)
+    assert score.generated < 0.2
+    assert score.real > 0.8
+
+
+def counting(network):
+    """The same network, and a list of how many images each call saw."""
+    calls = []
+
+    def compute(images):
+        calls.append(len(images))
+        return network.compute(images)
+
+    return replace(network, compute=compute), calls
+
+
+def test_what_was_extracted_is_not_extracted_again(digits, network, tmp_path):
+    source = open_images(save(tmp_path / "a.npz", digits[0][:1300]))
+    counted, calls = counting(network)
+    first = extract(source, counted, progress=False).features[:]
+    assert sum(calls) == 1300
+    again = extract(source, counted, progress=False)
+    assert sum(calls) == 1300
+    np.testing.assert_array_equal(first, again.features[:])
+    assert again.moments().n == 1300
+    np.testing.assert_allclose(again.moments().sigma, np.cov(first, rowvar=False), atol=1e-6)
+    extract(source, replace(counted, fingerprint="another network"), progress=False)
+    assert sum(calls) == 2600
+
+
+def test_a_killed_extraction_goes_on(digits, network, tmp_path):
+    source = open_images(save(tmp_path / "a.npz", digits[0][:1300]))
+    counted, calls = counting(network)
+
+    def dies(images):
+        if sum(calls) >= 700:
+            raise KeyboardInterrupt
+        return counted.compute(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(source, replace(network, compute=dies), progress=False)
+    calls.clear()
+    found = extract(source, counted, progress=False)
+    assert sum(calls) == 1300 - 512
+    expected, _ = network(source[:])
+    np.testing.assert_allclose(found.features[:], expected, atol=1e-4)
+    np.testing.assert_allclose(found.channel_means[:], source[:].float().mean((2, 3)), atol=1e-4)
+
+
+def test_processes_share_without_meeting(digits, network, tmp_path, monkeypatch):
+    source = open_images(save(tmp_path / "a.npz", digits[0][:1300]))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shares = []
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        counted, calls = counting(network)
+        found = extract(source, counted, progress=False)
+        shares.append(sum(calls))
+    assert sorted(shares) == [512, 788]
+    np.testing.assert_allclose(found.features[:], network(source[:])[0], atol=1e-4)
+
+
+def test_cache_of_other_settings_is_never_read(digits, network, tmp_path, cache):
+    source = open_images(save(tmp_path / "a.npz", digits[0][:100]))
+    extract(source, network, progress=False)
+    (note,) = cache.glob("evaluation/features-*/settings.json")
+    note.write_text(note.read_text().replace(network.fingerprint, "tampered"))
+    with pytest.raises(RunStopped, match="other settings"):
+        extract(source, network, progress=False)
+
+
+def test_generated_images_are_the_models_and_extend(model):
+    options = {"steps": 3, "seed": 5, "batch_size": 4, "precision": "fp32"}
+    images = GeneratedImages(model, 10, **options)
+    images.prepare(progress=False)
+    assert torch.equal(images[:], to_uint8(model.sample(10, **options)))
+    assert images.labels.tolist() == [0, 1, 2] * 3 + [0]
+    assert images.evaluations == 3
+    more = GeneratedImages(model, 14, **options)
+    assert more.fingerprint == images.fingerprint
+    assert GeneratedImages(model, 10, **{**options, "seed": 6}).fingerprint != images.fingerprint
+
+
+def test_a_model_is_judged_with_all_that_makes_it_comparable(model, network, tmp_path):
+    random = np.random.default_rng(0)
+    real = save(tmp_path / "real.npz", random.integers(0, 256, (80, 8, 8, 3), dtype=np.uint8), np.arange(80) % 3)
+    report = evaluate(
+        model,
+        real,
+        features=network,
+        num=70,
+        test=real,
+        metrics=["fid", "kid", "class_kid", "nll"],
+        steps=3,
+        progress=False,
+        batch_size=16,
+        pictures=tmp_path / "x",
+    )
+    shown = report.table()
+    for word in ("dpm++", model.weights_hash, "70", "80", network.fingerprint[:12], "Fréchet distance (builtin"):
+        assert word in shown
+    assert report.settings["steps"] == 3
+    assert report.settings["seed"] == 0
+    report.save(tmp_path / "r.json")
+    stored = json.loads((tmp_path / "r.json").read_text())
+    assert stored["figures"]["kid"]["value"] == report.value("kid")
+    assert (tmp_path / "x-likelihood.png").exists()
+
+
+def test_ready_moments_give_the_same_distance(digits, network, tmp_path):
+    judged, real = save(tmp_path / "a.npz", digits[0][:300]), save(tmp_path / "b.npz", digits[0][300:700])
+    moments_of([network(open_images(real)[:])[0]]).save(tmp_path / "moments.npz")
+    ready = evaluate(judged, str(tmp_path / "moments.npz"), features=network, progress=False)
+    full = evaluate(judged, real, metrics=["fid"], features=network, progress=False)
+    assert [figure.key for figure in ready.figures] == ["frechet_distance"]
+    assert ready.value("frechet_distance") == pytest.approx(full.value("frechet_distance"), rel=1e-4)
+    assert ready.settings["reference_n"] == 400
+
+
+def test_what_cannot_be_is_refused(digits, network, model, tmp_path):
+    grey = save(tmp_path / "grey.npz", digits[0][:50])
+    large = save(tmp_path / "large.npz", np.zeros((100, 32, 32, 1), np.uint8))
+    colour = save(tmp_path / "colour.npz", np.zeros((100, 28, 28, 3), np.uint8))
+    moments_of([np.random.default_rng(0).normal(size=(99, 7))]).save(tmp_path / "moments.npz")
+    moments, empty = str(tmp_path / "moments.npz"), tmp_path / "empty"
+    empty.mkdir()
+
+    def refused(match, judged, data, **options):
+        with pytest.raises(UserError, match=match):
+            evaluate(judged, data, features=network, progress=False, **options)
+
+    refused("28×28 grey images and .* 32×32 grey", grey, large)
+    refused("28×28 grey images and .* 28×28 colour", grey, colour)
+    refused("fewer than the 64 feature dimensions", grey, grey, metrics=["fid"])
+    refused("7 dimensions", colour, moments, metrics=["fid"])
+    refused("kid needs the reference's images", colour, moments, metrics=["kid"])
+    refused("has none", grey, grey, metrics=["class_kid"])
+    refused("held-out images: give --test", grey, grey, metrics=["memorisation"])
+    refused("nll needs a model", grey, grey, metrics=["nll"], test=grey)
+    refused("is needs class logits", grey, grey, metrics=["is"])
+    refused("no metric 'fidd'; did you mean fid", grey, grey, metrics=["fidd"])
+    refused("no image", str(empty), grey)
+    refused("moments, which go with --data", moments, grey)
+    refused("are for a model", grey, grey, num=5)
+    refused("holds grey images, and the model draws colour", model, grey, num=70)
+    forced = evaluate(grey, grey, metrics=["fid"], features=network, force=True, progress=False)
+    assert "BIASED" in forced.table()
+
+
+def test_sweep_compares_samplers_at_equal_evaluations(model, network, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    real = save(tmp_path / "real.npz", random.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
+    points = sweep(
+        model,
+        real,
+        samplers=["ddim", "heun"],
+        evaluations=[3, 5],
+        metric="kid",
+        features="builtin",
+        num=12,
+        progress=False,
+    )
+    assert [(p.sampler, p.steps, p.evaluations) for p in points] == [
+        ("ddim", 3, 3),
+        ("ddim", 5, 5),
+        ("heun", 2, 3),
+        ("heun", 3, 5),
+    ]
+    assert all(np.isfinite(p.report.value("kid")) for p in points)
+
+
+def test_the_training_evaluator_repeats_itself(model, tmp_path):
+    random = np.random.default_rng(0)
+    real = save(tmp_path / "real.npz", random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    evaluator = training_evaluator(DataConfig(source=real, image_size=8), num=12, steps=2)
+    first, second = evaluator(model), evaluator(model)
+    assert first == second
+    assert next(iter(first)) == "kid_builtin"
+    assert set(first) == {"kid_builtin", "distance_builtin"}
+
+
+def test_command_line(digits, tmp_path, capsys):
+    judged, real = save(tmp_path / "a.npz", digits[0][:90]), save(tmp_path / "b.npz", digits[0][100:200])
+    words = ["evaluate", judged, "--data", real, "--features", "builtin"]
+    assert run([*words, "--metrics", "fid,kid"]) == 0
+    assert "Fréchet distance (builtin features)" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "evaluation.json").read_text())["figures"]) == {"frechet_distance", "kid"}
+    for more in (
+        [],
+        ["--metrics", "nonsense", "--overwrite"],
+        ["--steps", "5", "--overwrite"],
+        ["--sweep", "--overwrite"],
+    ):
+        assert run([*words, *more]) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("ddpm: error: ")
+        assert "\n" not in error
+
+
+def test_command_line_sweep_draws_a_picture(model, tmp_path, capsys):
+    model.save(tmp_path / "model")
+    random = np.random.default_rng(0)
+    real = save(tmp_path / "real.npz", random.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
+    words = ["evaluate", str(tmp_path / "model"), "--data", real, "--features", "builtin", "--num", "8", "--sweep"]
+    words += ["--metrics", "kid", "--sampler", "ddim,dpm++", "--steps", "2,3", "--out", str(tmp_path / "sweep.json")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run(words) == 0
+    assert len(json.loads((tmp_path / "sweep.json").read_text())) == 4
+    assert Image.open(tmp_path / "sweep.png").size[0] > 300
+
+
+def test_every_metric_is_documented():
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    assert not [name for name in METRICS if f"`{name}`" not in text]
