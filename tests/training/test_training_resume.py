@@ -31,9 +31,10 @@ def cut_off(monkeypatch):
             if done == step:
                 signal.raise_signal(signal.SIGTERM)
 
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        with monkeypatch.context() as patch:
             patch.setattr(Run, "after_step", told_to_stop)
-            train(config, run, resume=run.exists())
+            with pytest.raises(SystemExit) as left:
+                train(config, run, resume=run.exists())
         assert left.value.code == 128 + signal.SIGTERM
 
     return cut

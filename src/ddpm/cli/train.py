@@ -27,7 +27,9 @@ def train(
     overwrite: Annotated[bool, typer.Option(help="begin afresh where --out holds a run")] = False,
 ) -> None:
     """Train a model. Any field of the configuration is a flag: --training.steps 1000 --network.attention [16, 8]."""
-    overrides = parse_overrides(context.args)
+    # Click takes the first word it does not know for the preset, be it a flag or not
+    positional, overrides = parse_words([*([preset] if preset else []), *context.args])
+    preset = positional[0] if positional else None
     if data is not None:
         overrides["data.source"] = data
     if resume is not None:
@@ -55,23 +57,25 @@ def resumed(run: Path, overrides: dict[str, Any]) -> Config:
     return load_config(run / "config.yaml", overrides)
 
 
-def parse_overrides(words: Sequence[str]) -> dict[str, str]:
-    """`--section.field VALUE` and `--section.field=VALUE`, in turn; a value in brackets may be several words."""
+def parse_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The preset (or nothing) and every `--section.field VALUE` or `--section.field=VALUE`, from words in any order."""
+    positional: list[str] = []
     overrides: dict[str, str] = {}
-    words = list(words)
-    while words:
-        word = words.pop(0)
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
         match = re.fullmatch(r"--([A-Za-z_]\w*\.\w+)(?:=(.*))?", word, re.DOTALL)
         if match is None:
-            raise UserError(
-                f"{word!r} is not understood: flags are those of `ddpm train --help` and --section.field VALUE"
-            )
+            if word.startswith("-") or positional:
+                raise UserError(f"{word!r} is not understood: there is one preset, and flags are --section.field VALUE")
+            positional.append(word)
+            continue
         name, value = match.groups()
         if value is None:
-            if not words or re.match(r"--[A-Za-z]", words[0]):
+            if not rest or re.match(r"--[A-Za-z]", rest[0]):
                 raise UserError(f"--{name} needs a value, as in --training.steps 1000")
-            value = words.pop(0)
-            while value.count("[") > value.count("]") and words:  # [16, 8] typed without quotes
-                value += " " + words.pop(0)
+            value = rest.pop(0)
+            while value.count("[") > value.count("]") and rest:  # [16, 8] typed without quotes
+                value += " " + rest.pop(0)
         overrides[name] = value
-    return overrides
+    return positional, overrides

@@ -1,5 +1,6 @@
 """One run a directory: a lock that the kernel frees when its process dies."""
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -15,18 +16,23 @@ class RunLock:
     """
 
     def __init__(self, run: Path):
-        self._handle = (run / ".lock").open("a+")
+        self._path = run / ".lock"
+        self._handle = self._path.open("ab+", buffering=0)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._handle.seek(0)
-            holder = self._handle.read(200).strip() or "another process"
+            holder = self._handle.read(200).decode(errors="replace") or "another process"
             self._handle.close()
             raise UserError(f"{run} is being trained by {holder}; stop that run first, or give another --out") from None
-        self._handle.truncate(0)
-        self._handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._handle.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without its text
+            self._handle.truncate(0)
+            self._handle.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def release(self) -> None:
-        """Let the next run in. The file stays: removing it could take it from under a run that just opened it."""
+        """Let the next run in. A directory in which nothing was begun goes; else the file stays, for others to try."""
+        run = self._path.parent
+        if list(run.iterdir()) == [self._path]:
+            self._path.unlink()
+            run.rmdir()
         self._handle.close()

@@ -14,7 +14,6 @@ from ddpm.data import Loader, open_dataset
 from ddpm.data.dataset import ImageDataset
 from ddpm.errors import RunStopped, UserError
 from ddpm.model import Model, load
-from ddpm.networks.flops import count_flops
 from ddpm.networks.unet import UNet
 from ddpm.randomness import derive_seed
 from ddpm.training.batches import Batches
@@ -177,7 +176,7 @@ class Run:
         parameters = sum(p.numel() for p in self.network.parameters())
         engine, images = self.loop.engine, size_of(self.dataset)
         return (
-            f"network: {parameters:,} parameters, {count_flops(self.network) / 1e9:.2f} GFLOP an image\n"
+            f"network: {parameters:,} parameters\n"
             f"data: {self.config.data.source}, {'streamed' if images is None else f'{images:,} images'}\n"
             f"engine: {engine}, about {self.memory.total(engine.micro_batch) / 2**30:.1f} GiB"
         )
@@ -187,13 +186,15 @@ class Run:
         step = self.loop.progress.step
 
         def begin() -> None:
-            with writing("the run directory", f"nothing is lost in {self.out}"):
+            with writing("the run directory", self._kept()):
                 if not self.resume:
                     empty(self.out)
                 write_text(self.out / "config.yaml", self.config.to_yaml())
                 (self.out / "samples").mkdir(exist_ok=True)
                 shown = self.config.model_dump(mode="json")
                 self.tracking = Tracking(self.out, self.config.training.track, step, shown)
+                if self.resume and not (self.out / "model").is_dir():  # killed in the moment of its replacement
+                    self.model().save(self.out / "model")
 
         on_main(self.accelerator, begin)
 
@@ -269,7 +270,7 @@ class Run:
             with writing("the evaluation", self._kept()):
                 self.tracking.log({"step": step, **figures})
                 if better:
-                    save_model(model, self.out / "best")
+                    model.save(self.out / "best")
 
         on_main(self.accelerator, keep)
         if better:
@@ -288,7 +289,7 @@ class Run:
                 self.tracking.sync()
                 spare = self.best["step"] if self.best else None
                 self.checkpoints.save(step, self.loop.tensors(), self._state(), spare)
-                save_model(model, self.out / "model")
+                model.save(self.out / "model")
 
         on_main(self.accelerator, save)
 
@@ -345,18 +346,3 @@ def dataset_bytes(dataset: ImageDataset) -> int:
     """What a data set takes in memory; one that is read as it goes takes next to nothing."""
     images = getattr(dataset, "images", None)
     return images.nbytes if isinstance(images, torch.Tensor) else 0
-
-
-def save_model(model: Model, folder: Path) -> None:
-    """Write a model folder, each file beside and renamed, so that it can be read at any moment."""
-    beside = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save(beside)
-    for path in sorted(beside.rglob("*")):
-        target = folder / path.relative_to(beside)
-        if path.is_dir():
-            target.mkdir(parents=True, exist_ok=True)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
-    shutil.rmtree(beside)

@@ -1,0 +1,97 @@
+"""Checkpoints: whole or absent, verified, pruned; damage is noticed and the one before is taken."""
+
+import shutil
+
+import pytest
+import torch
+
+from ddpm.errors import UserError
+from ddpm.training import train
+from ddpm.training.checkpoint import Checkpoints
+
+PARTS = {"network": {"w": torch.arange(6.0).reshape(2, 3)}, "ema": {"w": torch.ones(3)}}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def remove(path):
+    path.unlink()
+
+
+def fill_with_zeros(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def test_what_is_saved_is_read_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints.save(3, PARTS, {"note": [1, 2.5]})
+    found = checkpoints.newest()
+    assert found.state == {"note": [1, 2.5]}
+    assert torch.equal(found.parts["network"]["w"], PARTS["network"]["w"])
+    assert {path.suffix for path in found.path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_the_newest_are_kept_and_one_is_spared(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 30, 400, 1_000_000):
+        checkpoints.save(step, PARTS, {}, spare=2)
+    assert checkpoints.steps() == [2, 400, 1_000_000]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000002", "000400", "1000000"]
+
+
+def test_a_failure_while_writing_leaves_the_others_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, PARTS, {})
+    with pytest.raises(TypeError):
+        checkpoints.save(2, PARTS, {"not JSON": torch.ones(1)})
+    assert [path.name for path in tmp_path.iterdir()] == ["000001"]
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", "state.json", "checksums.json"])
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove, fill_with_zeros])
+def test_damage_is_noticed_and_said(tmp_path, name, damage):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, PARTS, {})
+    checkpoints.save(2, PARTS, {})
+    damage(tmp_path / "000002" / name)
+    said = []
+    assert checkpoints.newest(said.append).path.name == "000001"
+    assert len(said) == 1
+    assert "000002" in said[0]
+
+
+def test_nothing_good_left_is_one_line(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoints.newest()
+    checkpoints.save(1, PARTS, {})
+    truncate(tmp_path / "000001" / "ema.safetensors")
+    with pytest.raises(UserError, match="every checkpoint"):
+        checkpoints.newest(lambda line: None)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove])
+def test_a_run_goes_back_behind_a_damaged_checkpoint(tiny, files, tmp_path, capsys, damage):
+    config = tiny(steps=4, checkpoint_every=2)
+    undisturbed = train(config, tmp_path / "undisturbed")
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    damage(run / "checkpoints" / "000004" / "optimizer.safetensors")
+    train(config, run, resume=True)
+    assert "000004 is damaged" in capsys.readouterr().out
+    assert files.tensors(run, 4) == files.tensors(undisturbed, 4)
+    assert files.records(run, "step", "loss") == files.records(undisturbed, "step", "loss")
+
+
+def test_a_checkpoint_of_another_shape_is_refused_in_a_line(tiny, tmp_path):
+    run = train(tiny(steps=1), tmp_path / "run")
+    with pytest.raises(UserError, match="another configuration"):
+        train(tiny(steps=2, **{"network.channels": 16}), run, resume=True)

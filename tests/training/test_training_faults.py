@@ -1,0 +1,132 @@
+"""What can go wrong around a run: a second run, a full or read-only disk, signals, a kill. Nothing is lost."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddpm.errors import RunStopped, UserError
+from ddpm.training import train
+from ddpm.training.lock import RunLock
+
+DDPM = [sys.executable, "-m", "ddpm"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def start(*words: str | Path, **options) -> subprocess.Popen:
+    command = [*DDPM, "train", *map(str, words)]
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **options
+    )
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Until the log of a run in another process has come so far."""
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.02)
+
+
+def test_a_second_run_on_the_same_directory_is_refused(tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    lock = RunLock(tmp_path / "run")
+    with pytest.raises(UserError, match=f"trained by process {os.getpid()}"):
+        train(tiny(steps=1), tmp_path / "run")
+    lock.release()
+    train(tiny(steps=1), tmp_path / "run")
+
+
+def test_a_run_that_is_there_is_kept_unless_told_otherwise(tiny, files, tmp_path):
+    run = train(tiny(steps=1), tmp_path / "run")
+    before = files.tensors(run, 1)
+    with pytest.raises(UserError, match="--overwrite"):
+        train(tiny(steps=1, seed=5), run)
+    with pytest.raises(UserError):  # wrong data are found out before anything is removed
+        train(tiny(steps=1, seed=5, **{"data.source": "nowhere"}), run, overwrite=True)
+    assert files.tensors(run, 1) == before
+    train(tiny(steps=1, seed=5), run, overwrite=True)
+    assert files.tensors(run, 1) != before
+
+
+def test_a_directory_that_is_no_run_is_left_alone(tiny, tmp_path):
+    (tmp_path / "thesis.tex").write_text("important")
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(UserError, match="not a run"):
+            train(tiny(steps=1), tmp_path, **options)
+    with pytest.raises(UserError, match="is a file"):
+        train(tiny(steps=1), tmp_path / "thesis.tex")
+    with pytest.raises(UserError, match="no run"):
+        train(tiny(steps=1), tmp_path / "nothing", resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_nothing_is_left_behind_by_a_run_that_could_not_begin(tiny, tmp_path):
+    with pytest.raises(UserError):
+        train(tiny(**{"data.source": "nowhere"}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_signal_saves_and_leaves(tiny, tiny_yaml, files, tmp_path, number, code):
+    """SIGKILL saves nothing, but what it leaves is gone on with: the lock of a dead process holds nobody up."""
+    run = tmp_path / "run"
+    options = ["--training.decay", "constant", "--training.steps", 100_000, "--training.checkpoint_every", 2]
+    process = start(tiny_yaml, "--out", run, *options)
+    wait_for_step(run, 3)
+    with pytest.raises(UserError, match=f"being trained by process {process.pid}"):
+        train(tiny(), run, resume=True)
+    process.send_signal(number)
+    output, errors = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    if number != signal.SIGKILL:
+        assert f"saved at step {saved:,}" in output
+        assert files.records(run, "step")[-1]["step"] == saved
+    train(tiny(steps=saved + 3, decay="constant"), run, resume=True)
+    undisturbed = train(tiny(steps=saved + 3, decay="constant"), tmp_path / "undisturbed")
+    assert files.tensors(run, saved + 3) == files.tensors(undisturbed, saved + 3)
+    assert files.records(run, "step", "loss") == files.records(undisturbed, "step", "loss")
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """A limit on the size of a file stands for a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [10, 1000, 0.999])
+def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(tiny, files, tmp_path, capsys, room):
+    """`room`: bytes a file may have, or the share of a checkpoint's largest file."""
+    config = tiny(steps=4, checkpoint_every=2)
+    undisturbed = train(config, tmp_path / "undisturbed")
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "000004")
+    if room < 1:
+        room = int(room * max(file.stat().st_size for file in (run / "checkpoints" / "000002").iterdir()))
+    with pytest.raises(RunStopped, match=r"no space left|File too large") as stopped, largest_file(room):
+        train(config, run, resume=True)
+    assert "000002" in str(stopped.value)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000002"]
+    train(config, run, resume=True)
+    assert files.tensors(run, 4) == files.tensors(undisturbed, 4)
+    assert files.records(run, "step", "loss") == files.records(undisturbed, "step", "loss")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tiny):
+    with pytest.raises(UserError, match="cannot write in /proc/run"):
+        train(tiny(), "/proc/run")
