@@ -17,8 +17,8 @@ Side = Annotated[int, Field(ge=1, le=65536)]
 Rows = Annotated[int, Field(ge=1, le=10_000_000)]
 Blocks = Annotated[int, Field(ge=1, le=16)]
 
-Down = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
-Up = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 
 
 class UNet2DConfig(BaseModel):
@@ -81,7 +81,14 @@ def to_unet2d(network: UNet) -> dict[str, Any]:
     """The `config.json` of a network: `UNet2DModel`'s, or our own where it has no words for it."""
     config = network.config
     if obstacle(network):
-        return {"_class_name": OURS, "network": config.model_dump(), **_outside(network)}
+        return {
+            "_class_name": OURS,
+            "network": config.model_dump(),
+            "image_size": list(network.image_size),
+            "in_channels": network.in_channels,
+            "out_channels": network.out_channels,
+            "num_classes": network.num_classes,
+        }
     attended = config.attention_levels(network.image_size)
     conv = config.resample == "conv"
     down, up = ("DownBlock2D", "UpBlock2D") if conv else ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
@@ -128,15 +135,6 @@ def _head_dims(network: UNet) -> set[int]:
     if config.mid_attention:
         widths.add(config.widths[-1])
     return {width // config.heads_over(width) for width in widths}
-
-
-def _outside(network: UNet) -> dict[str, Any]:
-    return {
-        "image_size": list(network.image_size),
-        "in_channels": network.in_channels,
-        "out_channels": network.out_channels,
-        "num_classes": network.num_classes,
-    }
 
 
 def to_our_config(values: dict[str, Any], where: str) -> OurConfig:
@@ -197,8 +195,7 @@ def _attended(down: list[str], up: list[str], levels: int, where: str) -> list[b
     """Whether each level has attention; both ways must agree."""
     if len(down) != levels or len(up) != levels:
         raise UserError(f"{where}: block_out_channels, down_block_types and up_block_types must be equally long")
-    known_down, known_up = Down.__args__, Up.__args__  # type: ignore[attr-defined]
-    for name, known in [*((name, known_down) for name in down), *((name, known_up) for name in up)]:
+    for name, known in [*((name, DOWN) for name in down), *((name, UP) for name in up)]:
         if name not in known:
             raise UserError(f"{where}: no block {name} here; there are {', '.join(known)}")
     ways = [name.startswith("Attn") for name in down], [name.startswith("Attn") for name in reversed(up)]
