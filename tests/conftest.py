@@ -9,6 +9,8 @@ from ddpm.networks.unet import UNet
 from ddpm.process.gaussian import GaussianProcess
 from ddpm.process.schedule import NoiseSchedule, make_betas
 
+torch.set_num_threads(1)  # pytest runs a worker a core
+
 
 def randomise(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Give every parameter a random value: a zero last layer would hide everything before it."""

@@ -15,7 +15,7 @@ FLOORS = [
     {"process", "networks", "data", "viewing", "presets", "assets"},
     {"samplers", "interop"},
     {"model"},
-    {"training", "evaluation", "restoration", "editing", "generation", "tracing"},
+    {"training", "evaluation", "restoration", "editing", "generation", "tracing", "figures"},
     {"app"},
     {"cli"},
 ]

@@ -1,0 +1,72 @@
+"""Every command and every Python example in README and docs/ runs, at toy size."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm.cli import run
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+TINY_RUN = """--training.steps 2 --training.batch_size 4 --training.preview_images 2 --training.preview_steps 2
+    --training.warmup 1""".split()
+TINY_NETWORK = "--network.channels 8 --network.groups 4 --network.channel_mult [1,2] --network.blocks 1".split()
+TOY = {
+    "sample": ["--num", "2", "--steps", "2", "--overwrite"],
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """The `ddpm` commands of a page, without the prompt, the comment and the launcher."""
+    lines = "".join(blocks(page, "console")).replace("\\\n", " ").splitlines()
+    found = [re.sub(r"\s+#.*$", "", line).removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    found = [re.sub(r"^(accelerate launch|torchrun).* -m ddpm", "ddpm", line) for line in found]
+    return [line for line in found if line.startswith("ddpm ")]
+
+
+def toy(command: str) -> list[str]:
+    """The command's words with what makes it short; the last value of a flag counts."""
+    _, verb, *words = shlex.split(command)
+    extra = list(TOY.get(verb, []))
+    if verb == "train" and "--dry-run" not in words:
+        extra = TINY_RUN if {"--init", "--resume"} & set(words) else TINY_RUN + TINY_NETWORK
+        extra = [*extra, *(["--overwrite"] if "--resume" not in words else [])]
+        if not {"--init", "--resume"} & set(words):
+            extra = [*extra, "--network.attention", "[16]" if "28" not in command and "digits" not in words else "[14]"]
+    return [verb, *words, *extra]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory) -> Path:
+    """A folder with the files that the pages speak of."""
+    folder = tmp_path_factory.mktemp("docs")
+    random = np.random.default_rng(0)
+    for kind in ("cats", "dogs"):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for index in range(4):
+            pixels = random.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / kind / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_runs(page, workshop, monkeypatch, capfd):
+    monkeypatch.chdir(workshop)
+    for command in commands(page):
+        code = run(toy(command))
+        assert code == 0, f"{command}\n{capfd.readouterr().err[-2000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
