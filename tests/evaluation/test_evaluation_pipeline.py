@@ -1,6 +1,7 @@
 """Evaluation end to end on tiny sets: planted failures, resuming, sharing the work, what is refused, the command."""
 
 import json
+import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ddpm.evaluation.extract import extract
 from ddpm.evaluation.features import load_features
 from ddpm.evaluation.frechet import moments_of
 from ddpm.evaluation.images import GeneratedImages
+from ddpm.evaluation.kernel import kernel_distance
 from ddpm.evaluation.metrics import METRICS
 from ddpm.evaluation.monitor import training_evaluator
 from ddpm.evaluation.opening import open_images
@@ -204,6 +206,22 @@ def test_processes_share_without_meeting(digits, network, tmp_path, monkeypatch)
         shares.append(sum(calls))
     assert sorted(shares) == [512, 788]
     np.testing.assert_allclose(found.features[:], network(source[:])[0], atol=1e-4)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(network, tmp_path):
+    """What Python holds while features are extracted, summed up and compared; maps of files do not count."""
+    stub = replace(network, compute=lambda images: images.flatten(1)[:, :64].numpy().astype(np.float32))
+    peaks = []
+    for size in (1024, 8192):
+        pixels = np.random.default_rng(size).integers(0, 256, (size, 8, 8, 3), dtype=np.uint8)
+        images = open_images(save(tmp_path / f"{size}.npz", pixels))
+        tracemalloc.start()
+        features = extract(images, stub, progress=False)
+        features.moments()
+        kernel_distance(features.features, features.features, subsets=3)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_cache_of_other_settings_is_never_read(digits, network, tmp_path, cache):

@@ -36,14 +36,14 @@ class Figure:
 class Comparison:
     """Judged against real images.
 
-    reference: real images, or ready moments of them; test: real images that were not trained on; model: what drew
-    `generated`, if anything; force: give a biased FID a label instead of refusing it; pictures: the beginning of the
-    names of pictures.
+    reference: real images, or ready moments of them; network: None where no metric looks at features; test: real images
+    that were not trained on; model: what drew `generated`, if anything; force: give a biased FID a label instead of
+    refusing it; pictures: the beginning of the names of pictures.
     """
 
     generated: ImageSet
     reference: ImageSet | Moments
-    network: FeatureNetwork
+    network: FeatureNetwork | None
     pictures: Path
     test: ImageSet | None = None
     model: Model | None = None
@@ -93,33 +93,48 @@ class Metric:
     """A metric.
 
     compute: its function; needs: what it cannot do without, of "images", "labels", "test", "model" and "logits";
-    check: UserError where it would say nothing; uses: what has to be drawn and extracted first.
+    least: images that either side must have; check: UserError where it would say nothing; uses: what has to be drawn
+    and extracted first.
     """
 
     compute: Callable[[Comparison], list[Figure]]
     needs: Sequence[str] = ()
+    least: int = 1
     check: Callable[[Comparison], None] = lambda comparison: None
     uses: Sequence[str] = (SAMPLES, FEATURES)
 
-    def lacks(self, comparison: Comparison, name: str) -> str | None:
-        """One line that says what is missing for this metric, or None."""
-        c = comparison
-        labelled = [c.generated, *(() if isinstance(c.reference, Moments) else (c.reference,))]
-        unlabelled = next((images.title for images in labelled if images.labels is None), None)
-        reasons = {
-            "images": (
-                "the reference's images; mu and sigma are enough for fid alone",
-                isinstance(c.reference, Moments),
-            ),
-            "labels": (f"classes, and {unlabelled} has none", unlabelled is not None),
-            "test": ("held-out images: give --test SOURCE", c.test is None),
-            "model": ("a model, not images that were drawn before", c.model is None),
-            "logits": (f"class logits, and the {c.network.name} features have none", c.network.classes == 0),
-        }
-        return next((f"{name} needs {reasons[need][0]}" for need in self.needs if reasons[need][1]), None)
+    def lacks(self, comparison: Comparison) -> str | None:
+        """What is missing for this metric, or None."""
+        return next((reason for need in self.needs if (reason := MISSING[need](comparison))), None)
 
     def require(self, comparison: Comparison, name: str) -> None:
         """UserError where something is missing."""
-        if reason := self.lacks(comparison, name):
-            raise UserError(reason)
+        if reason := self.lacks(comparison):
+            raise UserError(f"{name} needs {reason}")
+        for title, n in (
+            (comparison.generated.title, len(comparison.generated)),
+            ("the reference", comparison.reference_n),
+        ):
+            if n is not None and n < self.least:
+                raise UserError(f"{name} needs at least {self.least} images, and {title} has {n}")
         self.check(comparison)
+
+
+def _unlabelled(c: Comparison) -> str | None:
+    sides = (images for images in (c.generated, c.reference) if not isinstance(images, Moments))
+    return next((f"classes, and {images.title} has none" for images in sides if images.labels is None), None)
+
+
+def _no_logits(c: Comparison) -> str | None:
+    return f"class logits, and the {c.network.name} features have none" if c.network.classes == 0 else None
+
+
+MISSING: dict[str, Callable[[Comparison], str | None]] = {
+    "images": lambda c: (
+        "the reference's images; mu and sigma are enough for fid alone" if isinstance(c.reference, Moments) else None
+    ),
+    "labels": _unlabelled,
+    "test": lambda c: "held-out images: give --test SOURCE" if c.test is None else None,
+    "model": lambda c: "a model, not images that were drawn before" if c.model is None else None,
+    "logits": _no_logits,
+}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ddpm.errors import UserError
-from ddpm.evaluation.comparison import Comparison
+from ddpm.evaluation.comparison import FEATURES, Comparison
 from ddpm.evaluation.features import FeatureNetwork, load_features
 from ddpm.evaluation.frechet import Moments
 from ddpm.evaluation.images import DatasetImages, GeneratedImages
@@ -48,27 +48,30 @@ def evaluate(
     Over several processes each does its share and only the first returns a report. Whatever is dear is kept in the
     cache, so a killed evaluation goes on, and one with more metrics or images starts from what is there.
     """
-    for name in metrics or ():
-        find_metric(name)
+    looks = metrics is None or any(FEATURES in find_metric(name).uses for name in metrics)
+    title = judged if isinstance(judged, str) else None
     judged = open_judged(judged) if isinstance(judged, str) else judged
     reference = open_reference(data, judged)
     if isinstance(judged, Model):
-        generated = GeneratedImages(judged, NUM if num is None else num, **sampling)
+        generated = GeneratedImages(judged, NUM if num is None else num, title, **sampling)
     elif sampling or num is not None:
         raise UserError("the number of images, the sampler and its settings are for a model; these images are drawn")
     else:
         generated = judged
+    network = None
+    if looks:
+        network = load_features(features) if isinstance(features, str) else features
     comparison = Comparison(
         generated=generated,
         reference=reference,
-        network=load_features(features) if isinstance(features, str) else features,
+        network=network,
         pictures=pictures,
         test=open_test(test, data, reference, judged),
         model=judged if isinstance(judged, Model) else None,
         force=force,
         progress=progress,
     )
-    names = list(metrics or (name for name in DEFAULT if METRICS[name].lacks(comparison, name) is None))
+    names = list(metrics or (name for name in DEFAULT if METRICS[name].lacks(comparison) is None))
     for name in names:
         METRICS[name].require(comparison, name)
     comparison.prepare({use for name in names for use in METRICS[name].uses})
@@ -89,12 +92,11 @@ def describe_settings(c: Comparison, data: str) -> dict[str, Any]:
     if isinstance(c.generated, GeneratedImages):
         settings |= {**c.generated.settings, "evaluations": c.generated.evaluations}
     kind = " (ready moments)" if isinstance(c.reference, Moments) else ""
-    return settings | {
-        "reference": data + kind,
-        "reference_n": c.reference_n,
-        "features": f"{network.name}, {network.dimensions} dimensions, after {network.transform}",
-        "features_hash": network.fingerprint[:12],
-        "engine": network.engine,
-        "ddpm": version("ddpm"),
-        "torch": torch.__version__,
-    }
+    settings |= {"reference": data + kind, "reference_n": c.reference_n}
+    if network is not None:
+        settings |= {
+            "features": f"{network.name}, {network.dimensions} dimensions, after {network.transform}",
+            "features_hash": network.fingerprint[:12],
+            "engine": network.engine,
+        }
+    return settings | {"ddpm": version("ddpm"), "torch": torch.__version__}

@@ -8,8 +8,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.data.dataset import ImageDataset
+from ddpm.errors import UserError
 from ddpm.evaluation.cache import Chunks, content_key
-from ddpm.hardware import process_rank
+from ddpm.hardware import compute_dtype, process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_uint8
 from ddpm.samplers import find_sampler
@@ -68,11 +69,14 @@ class GeneratedImages:
     `options` go to `Model.sample_batches`. More images of the same settings go on from those that are there.
     """
 
-    def __init__(self, model: Model, num: int, **options: Any):
-        self.model, self.title, self.shape = model, f"model {model.weights_hash}", model.image_shape
+    def __init__(self, model: Model, num: int, title: str | None = None, **options: Any):
+        if num < 1:
+            raise UserError(f"the number of images must be at least 1, not {num}")
+        self.model, self.title, self.shape = model, title or f"model {model.weights_hash}", model.image_shape
         size = options.pop("batch_size", None) or model.default_batch_size
         self.chunk = -(-CHUNK // size) * size  # whole batches, so that no forward pass is padded but the last
-        self.options = {"sampler": "dpm++", "steps": 20, "seed": 0, "guidance": 1.0, "clip": "static", **options}
+        usual = {"sampler": "dpm++", "steps": 20, "seed": 0, "guidance": 1.0, "clip": "static", "precision": "auto"}
+        self.options = {**usual, **options}
         self.options["batch_size"] = size
         chosen = model.resolve_labels(self.options.get("labels"))
         self.labels = None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in range(num)])
@@ -80,8 +84,8 @@ class GeneratedImages:
         self.settings = {
             "weights": model.weights_hash,
             "device": model.device.type,
-            "precision": "auto",
             **self.options,
+            "precision": str(compute_dtype(self.options["precision"], model.device)).removeprefix("torch."),
             "labels": chosen,
         }
         self.fingerprint = content_key(self.settings)

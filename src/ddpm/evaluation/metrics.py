@@ -28,29 +28,24 @@ MANIFOLD_IMAGES = 10_000  # a side; the balls shrink as images are added, so thi
 def fid(c: Comparison) -> list[Figure]:
     """Fréchet distance of all generated images to the reference."""
     value = frechet_distance(c.generated_features.moments(), c.reference_moments)
-    note = "" if len(c.generated) >= c.network.dimensions else f"BIASED: {len(c.generated):,} images are too few"
+    fewest = min(len(c.generated), c.reference_n or len(c.generated))
+    note = "" if fewest >= c.network.dimensions else f"BIASED: {fewest:,} images are too few"
     return [Figure("fid" if c.network.standard else "frechet_distance", c.network.distance_name, value, note=note)]
 
 
 def enough_for_fid(c: Comparison) -> None:
     """Fewer images than dimensions leave the covariance singular and the distance far too large."""
-    if c.reference_n is not None and c.reference_n < c.network.dimensions and not c.force:
-        raise UserError(_too_few("the reference", c.reference_n, c))
-    if len(c.generated) < c.network.dimensions and not c.force:
-        raise UserError(_too_few(c.generated.title, len(c.generated), c))
-    moments = c.reference
-    if isinstance(moments, Moments) and moments.dimensions != c.network.dimensions:
+    if isinstance(c.reference, Moments) and c.reference.dimensions != c.network.dimensions:
         raise UserError(
-            f"the reference's moments have {moments.dimensions} dimensions and the {c.network.name} features "
+            f"the reference's moments have {c.reference.dimensions} dimensions and the {c.network.name} features "
             f"{c.network.dimensions}: both sides need the same network"
         )
-
-
-def _too_few(title: str, n: int, c: Comparison) -> str:
-    return (
-        f"{title} has {n:,} images, fewer than the {c.network.dimensions:,} feature dimensions, and FID would say "
-        "nothing: take more, or kid, which needs fewer; --force computes it and labels it biased"
-    )
+    for title, n in (("the reference", c.reference_n), (c.generated.title, len(c.generated))):
+        if n is not None and n < c.network.dimensions and not c.force:
+            raise UserError(
+                f"{title} has {n:,} images, fewer than the {c.network.dimensions:,} feature dimensions, and FID would "
+                "say nothing: take more, or kid, which needs fewer; --force computes it and labels it biased"
+            )
 
 
 def kid(c: Comparison) -> list[Figure]:
@@ -96,16 +91,9 @@ def prdc(c: Comparison) -> list[Figure]:
     ]
 
 
-def enough_for_manifolds(c: Comparison) -> None:
-    """Every image needs its k-th neighbour."""
-    for images in (c.generated, c.reference):
-        if len(images) <= DENSITY_NEIGHBOURS:
-            raise UserError(f"prdc needs more than {DENSITY_NEIGHBOURS} images; {images.title} has {len(images)}")
-
-
 def inception(c: Comparison) -> list[Figure]:
     """Inception Score of the generated images alone."""
-    found = inception_score(c.generated_features.logits[:])
+    found = inception_score(c.generated_features.logits)
     return [Figure("inception_score", "Inception Score", found.mean, found.std, f"± over {SPLITS} splits")]
 
 
@@ -189,11 +177,11 @@ def _subsets(found: KernelDistance) -> str:
 
 METRICS = {
     "fid": Metric(fid, check=enough_for_fid),
-    "kid": Metric(kid, needs=("images",)),
-    "class_kid": Metric(class_kid, needs=("images", "labels")),
-    "prdc": Metric(prdc, needs=("images",), check=enough_for_manifolds),
-    "is": Metric(inception, needs=("logits",)),
-    "drift": Metric(drift, needs=("images",)),
+    "kid": Metric(kid, needs=("images",), least=2),
+    "class_kid": Metric(class_kid, needs=("images", "labels"), least=2),
+    "prdc": Metric(prdc, needs=("images",), least=DENSITY_NEIGHBOURS + 1),
+    "is": Metric(inception, needs=("logits",), least=SPLITS),
+    "drift": Metric(drift, needs=("images",), least=2),
     "cas": Metric(cas, needs=("images", "labels", "test"), check=labelled_test, uses=(SAMPLES,)),
     "nll": Metric(nll, needs=("model", "test"), check=known_classes, uses=()),
     "memorisation": Metric(memorisation, needs=("images", "test"), uses=(SAMPLES, FEATURES, TEST_FEATURES)),

@@ -17,15 +17,19 @@ class InceptionScore:
 
 
 def inception_score(logits: np.ndarray, *, splits: int = SPLITS, seed: int = SEED) -> InceptionScore:
-    """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016) of logits (n, K), shuffled and split as torch-fidelity does."""
-    logits = np.float64(logits)[np.random.RandomState(seed).permutation(len(logits))]
-    log_p = logits - logits.max(axis=1, keepdims=True)
-    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-    bounds = [i * len(log_p) // splits for i in range(splits + 1)]
+    """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016) of logits (n, K), shuffled and split as torch-fidelity does.
+
+    Logits may be on the disk: a split at a time is read.
+    """
+    order = np.random.RandomState(seed).permutation(len(logits))
+    bounds = [i * len(logits) // splits for i in range(splits + 1)]
     scores = []
     for start, stop in pairwise(bounds):
-        part, p = log_p[start:stop], np.exp(log_p[start:stop])
-        scores.append(np.exp((p * (part - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
+        log_p = np.float64(logits[order[start:stop]])
+        log_p -= log_p.max(axis=1, keepdims=True)
+        log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+        p = np.exp(log_p)
+        scores.append(np.exp((p * (log_p - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
 
 
