@@ -1,0 +1,90 @@
+"""Gradio's components as this page needs them, and errors as its reader should see them."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from ddpm.errors import RunStopped, UserError
+
+
+def upload(label: str, **options: Any) -> gr.Image:
+    """An image to upload, handed on as a path: Gradio's own would decode it before anybody looked at its header."""
+    image = gr.Image(
+        label=label, type="filepath", buttons=[], sources=["upload", "clipboard"], **{"height": 220, **options}
+    )
+    return _own_files(image, lambda payload: None if payload is None else payload.path)
+
+
+def mask_editor(label: str, side: int, colour: str, **options: Any) -> gr.ImageEditor:
+    """A brush over an image of about `side` pixels; handed on are the painted layers, still encoded."""
+    thickness = side // 9
+    editor = gr.ImageEditor(
+        label=label,
+        sources=[],
+        transforms=[],
+        layers=False,
+        buttons=[],
+        format="png",
+        canvas_size=(side, side),
+        brush=gr.Brush(default_size=thickness, colors=[colour], default_color=colour, color_mode="fixed"),
+        eraser=gr.Eraser(default_size=thickness),
+        **options,
+    )
+
+    def layers(payload: Any) -> list[str | bytes]:
+        if payload is None:
+            return []
+        if payload.id is None:
+            return [layer.path for layer in payload.layers]
+        painted = editor.blob_storage.pop(payload.id, None)
+        return [] if painted is None else [layer for layer in painted.layers if layer]
+
+    return _own_files(editor, layers)
+
+
+def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:
+    """The component with our `preprocess`, and fetching nothing from elsewhere for anybody.
+
+    Set on the instance: for a subclass Gradio would write a stub file beside this one.
+    """
+    to_cache = component.async_move_resource_to_block_cache
+
+    async def own_file_to_cache(path: Any) -> str | None:
+        if str(path).lower().startswith(("http:", "https:", "data:")):
+            raise gr.Error("Send the file itself, not its address.", print_exception=False)
+        return await to_cache(path)
+
+    component.preprocess = preprocess
+    component.async_move_resource_to_block_cache = own_file_to_cache
+    return component
+
+
+def told(function: Callable) -> Callable:
+    """The handler, its `UserError` shown on the page as the one line it is."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def generator(*arguments: Any) -> Any:
+            try:
+                yield from function(*arguments)
+            except (UserError, RunStopped) as error:
+                raise _shown(error) from error
+
+        return generator
+
+    @functools.wraps(function)
+    def plain(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (UserError, RunStopped) as error:
+            raise _shown(error) from error
+
+    return plain
+
+
+def _shown(error: Exception) -> gr.Error:
+    text = str(error)
+    return gr.Error(text[:1].upper() + text[1:] + ".", duration=12, print_exception=False, title="That did not work")

@@ -1,0 +1,124 @@
+"""Run directories as they grow: their curves and their newest grids, read and never written."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ddpm.app.functions.uploads import read_upload
+from ddpm.errors import UserError
+from ddpm.viewing.plots import COLOURS, DASHES, figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONFIG, METRICS, SAMPLES = "config.yaml", "metrics.jsonl", "samples"
+MOST_RUNS, MOST_POINTS, NEWEST = 200, 2000, 4
+MOST_LOG_BYTES = 2**26
+LARGEST_GRID = 640  # pixels a side, as shown
+SMOOTHING = 20  # logged points that a curve's mean runs over, where there are many more
+AXES = ("step", "images", "epoch", "seconds")
+
+
+def find_runs(folder: Path) -> list[str]:
+    """The run directories in `folder`, or `folder` itself where it is one: the newest log first."""
+    if (folder / CONFIG).is_file():
+        return [folder.name]
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if (path / CONFIG).is_file()]
+    return [path.name for path in sorted(found, key=_changed, reverse=True)[:MOST_RUNS]]
+
+
+def run_path(folder: Path, name: str) -> Path:
+    """The directory of a run that `find_runs` names, and of no other."""
+    if name not in find_runs(folder):
+        raise UserError(f"no run {name!r} in {folder}")
+    return folder if (folder / CONFIG).is_file() else folder / name
+
+
+def fingerprint(folder: Path) -> list[list[str | float]]:
+    """Changes when a run appears, logs a line or draws a grid."""
+    return [[name, _changed(run_path(folder, name))] for name in find_runs(folder)]
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The numbers that a run has logged so far; a line that is being written is left out."""
+    records = []
+    try:
+        with (run / METRICS).open("rb") as file:
+            lines = file.read(MOST_LOG_BYTES).splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            values = json.loads(line)
+            records.append({key: value for key, value in values.items() if isinstance(value, int | float)})
+        except (ValueError, AttributeError):
+            continue
+    return [record for record in records if "step" in record]
+
+
+def quantities(folder: Path, names: Sequence[str]) -> list[str]:
+    """What the chosen runs have logged, the loss first."""
+    keys = dict.fromkeys(["loss"])
+    for name in names:
+        for record in read_metrics(run_path(folder, name)):
+            keys |= dict.fromkeys(record)
+    return [key for key in keys if key not in AXES]
+
+
+def curves(folder: Path, names: Sequence[str], quantity: str = "loss") -> "Figure":
+    """A logged quantity of the chosen runs over their steps."""
+    with figure(1, 1, 3.0) as (drawn, axes):
+        ax, lowest = axes[0, 0], np.inf
+        for number, name in enumerate(names):
+            points = [(r["step"], r[quantity]) for r in read_metrics(run_path(folder, name)) if quantity in r]
+            if not points:
+                continue
+            steps, values = _thinned(np.array(points, dtype=np.float64))
+            ax.plot(
+                steps, values, color=COLOURS[number % len(COLOURS)], linestyle=DASHES[number % len(DASHES)], label=name
+            )
+            lowest = min(lowest, np.nanmin(values))
+        ax.set(xlabel="step", ylabel=quantity.replace("_", " "))
+        if np.isfinite(lowest):
+            ax.legend()
+            if lowest > 0 and quantity == "loss":
+                ax.set_yscale("log")
+        else:
+            ax.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", transform=ax.transAxes)
+        return drawn
+
+
+def grids(folder: Path, names: Sequence[str], newest: int = NEWEST) -> list[tuple[Image.Image, str]]:
+    """The newest grids of the chosen runs, each with its caption; one that is being written is left out."""
+    found = []
+    for name in names:
+        paths = sorted((run_path(folder, name) / SAMPLES).glob("[0-9]*.png"))
+        for path in reversed(paths[-newest:]):
+            try:
+                image = read_upload(str(path), 3, path.name)
+            except UserError:
+                continue
+            image.thumbnail((LARGEST_GRID, LARGEST_GRID), Image.Resampling.LANCZOS)
+            found.append((image, f"{name}, step {int(path.stem):,}"))
+    return found
+
+
+def _changed(run: Path) -> float:
+    paths = [run / CONFIG, run / METRICS, run / SAMPLES]
+    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
+
+
+def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of (n, 2) points, a running mean where there are many, and no more than can be seen."""
+    steps, values = points.T
+    if len(values) > 10 * SMOOTHING:
+        values = np.convolve(values, np.ones(SMOOTHING) / SMOOTHING, mode="valid")
+        steps = steps[SMOOTHING - 1 :]
+    stride = max(1, len(steps) // MOST_POINTS)
+    return steps[::stride], values[::stride]

@@ -1,0 +1,1 @@
+"""What the page looks like: one file a tab."""

@@ -1,0 +1,89 @@
+"""The Restore tab: a damaged image, what the model makes of it, and how sure that is."""
+
+import gradio as gr
+
+from ddpm.app.components import mask_editor, told, upload
+from ddpm.app.functions import restore as behind
+from ddpm.app.functions.uploads import enlarged, read_fitted, read_mask
+from ddpm.model import Model
+from ddpm.pixels import to_uint8
+from ddpm.restoration import METHODS
+from ddpm.samplers import Step
+
+BRUSH = "#D55E00"  # seen on grey as on colour
+CANVAS = 320  # pixels a side
+
+
+def tab(model: Model) -> None:
+    """Lay the tab out and connect it; endpoint /restore."""
+    _, height, width = model.image_shape
+    kinds = behind.damages(model)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            image = upload("Image")
+            gr.Markdown(f"Cropped and scaled to {width}×{height}, what this model draws.", elem_classes="hint")
+            kind = gr.Dropdown(kinds, value=behind.PAINTED, label="Damage")
+            mask = mask_editor("Paint over what is lost", CANVAS, BRUSH, height=CANVAS + 60, elem_id="mask")
+            share = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Share of pixels lost", visible=False)
+            scale = gr.Slider(2, 8, 2, step=1, label="Times smaller", visible=False)
+            blur = gr.Slider(0.3, 4, 1, step=0.1, label="Blur (σ in pixels)", visible=False)
+            noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)")
+            clean = gr.Checkbox(True, label="The upload is clean: damage it first")
+            with gr.Accordion("Method", open=False):
+                method = gr.Dropdown(list(METHODS), value="ddrm", label="Method")
+                steps = gr.Slider(1, min(behind.MOST_STEPS, len(model.process.schedule)), 20, step=1, label="Steps")
+                draws = gr.Slider(1, behind.MOST_DRAWS, 4, step=1, label="Draws")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+            with gr.Row():
+                start = gr.Button("Restore", variant="primary", min_width=120)
+                cancel = gr.Button("Cancel", min_width=120)
+        with gr.Column(scale=3, min_width=300):
+            status = gr.Markdown("Choose an image.", elem_classes="status")
+            compared = gr.ImageSlider(
+                label="Before and after", format="png", height=420, interactive=False, buttons=["download"],
+                elem_classes="picture",
+            )  # fmt: skip
+            with gr.Row():
+                every = gr.Image(
+                    label="Draws", format="png", height=240, interactive=False, buttons=["download"], min_width=140,
+                    elem_classes="picture",
+                )  # fmt: skip
+                spread = gr.Image(
+                    label="Uncertainty (light: the draws differ)", format="png", height=240, interactive=False,
+                    buttons=["download"], min_width=140, elem_classes="picture",
+                )  # fmt: skip
+
+    @told
+    def restore(image, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed):
+        lost = read_mask(mask, (height, width)) if kind == behind.PAINTED else None
+        damage = behind.Damage(kind, share, scale, blur, noise)
+        options = {"clean": clean, "method": method, "steps": steps, "draws": draws, "seed": seed}
+        yield "Starting …", *[gr.skip()] * 3
+        for event in behind.restore_upload(model, image, lost, damage, **options):
+            if isinstance(event, Step):
+                yield f"Step {event.index + 1} of {event.steps}", *[gr.skip()] * 3
+            else:
+                yield event.report, (event.before, event.after), event.draws, event.uncertainty
+
+    @told
+    def to_paint_on(image):
+        """The upload, as this model sees it, under the brush."""
+        if image is None:
+            return None, "Choose an image."
+        return enlarged(to_uint8(read_fitted(image, model.image_shape)), CANVAS), "Ready."
+
+    def for_kind(kind):
+        shown = {mask: behind.PAINTED, share: behind.RANDOM, scale: behind.SMALL, blur: behind.BLUR}
+        return [gr.update(visible=kind == own) for own in shown.values()]
+
+    run = start.click(
+        restore,
+        [image, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed],
+        [status, compared, every, spread],
+        api_name="restore",
+        concurrency_id="model",
+        show_progress="hidden",
+    )
+    cancel.click(lambda: "Cancelled.", None, status, cancels=run, queue=False, api_visibility="private")
+    image.change(to_paint_on, image, [mask, status], api_visibility="private", show_progress="hidden")
+    kind.change(for_kind, kind, [mask, share, scale, blur], api_visibility="private", show_progress="hidden")

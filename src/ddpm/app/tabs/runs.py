@@ -1,0 +1,61 @@
+"""The Runs tab: trainings under a folder, as they go on."""
+
+from pathlib import Path
+
+import gradio as gr
+
+from ddpm.app.components import told
+from ddpm.app.functions import runs as behind
+from ddpm.app.functions.drawing import as_svg
+
+EVERY = 5  # seconds
+FIRST = 4  # runs shown unasked
+
+
+def tab(folder: Path) -> None:
+    """Lay the tab out and connect it; endpoint /runs."""
+    where = gr.Markdown(elem_classes="hint")
+    with gr.Row():
+        chosen = gr.CheckboxGroup([], label="Runs", scale=3, min_width=280)
+        quantity = gr.Dropdown(["loss"], value="loss", label="Quantity", scale=1, min_width=160)
+    figure = gr.HTML(elem_classes="figure")
+    gallery = gr.Gallery(
+        label="Newest samples, from the same seeds", format="png", columns=4, height="auto", object_fit="contain",
+        buttons=["download"], elem_classes="picture",
+    )  # fmt: skip
+    seen = gr.State([])
+
+    @told
+    def runs(names, quantity):
+        drawn = as_svg(behind.curves(folder, names, quantity), f"{quantity} over steps of {', '.join(names)}")
+        return drawn, behind.grids(folder, names)
+
+    @told
+    def look(names, quantity, seen):
+        """What is there now; nothing is sent while nothing has changed."""
+        now = behind.fingerprint(folder)
+        if now == seen:
+            return [gr.skip()] * 6
+        known, there = {name for name, _ in seen}, [name for name, _ in now]
+        names = [name for name in names if name in there] + [name for name in there[:FIRST] if not known]
+        hint = f"Runs in `{folder}`, looked at every {EVERY} seconds." if there else nothing_in(folder)
+        choices = behind.quantities(folder, names)
+        return (
+            hint,
+            gr.CheckboxGroup(there, value=names),
+            gr.Dropdown(choices, value=quantity if quantity in choices else "loss"),
+            *runs(names, quantity if quantity in choices else "loss"),
+            now,
+        )
+
+    shown, quiet = [chosen, quantity], {"concurrency_id": "figures", "show_progress": "hidden"}
+    everything = [where, chosen, quantity, figure, gallery, seen]
+    gr.Timer(EVERY).tick(look, [*shown, seen], everything, api_visibility="private", **quiet)
+    gr.on([chosen.input, quantity.input], runs, shown, [figure, gallery], api_name="runs", **quiet)
+
+
+def nothing_in(folder: Path) -> str:
+    """What to do where there is no run."""
+    return (
+        f"No runs in `{folder}` yet. Start one with `ddpm train digits --out {folder}/digits`, or name --runs FOLDER."
+    )
