@@ -1,0 +1,46 @@
+"""Where experiments leave what they found, and on what machine they found it."""
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm.files import write_whole
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results"
+PICTURES = ROOT / "docs" / "pictures"
+
+
+def save_result(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write folder/NAME.json, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    write_whole(path, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """What `save_result` wrote, or None where that experiment was not run."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def machine() -> str:
+    """The accelerator, or the processor with the cores that this process may use."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{_processor()}, {cores} core{'s' * (cores > 1)}"
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
