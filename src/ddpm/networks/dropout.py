@@ -42,10 +42,10 @@ class Dropout(nn.Module):
             return x
         if keys is None:
             raise ValueError("dropout in training mode needs one key an image")
-        return x * self._kept(x.shape, keys).to(x.dtype) * (1 / (1 - self.probability))
+        return (x * (1 / (1 - self.probability))).masked_fill(self._dropped(x.shape, keys), 0)
 
-    def _kept(self, shape: torch.Size, keys: Tensor) -> Tensor:
-        """True where an element stays; (N, C, H, W), laid out channels-last."""
+    def _dropped(self, shape: torch.Size, keys: Tensor) -> Tensor:
+        """True where an element is dropped; (N, C, H, W), laid out channels-last."""
         n, channels, height, width = shape
         salt = _signed(0x9E3779B9 * (self.layer + 1) % _WORD)
         elements = torch.arange(height * width * channels, dtype=torch.int32, device=keys.device)
@@ -54,4 +54,4 @@ class Dropout(nn.Module):
         b = _mixed(_mixed(_mixed(low) ^ high) + salt)
         a = _mixed(b + 1) | 1
         u = s * a.reshape(n, 1, 1, 1) + b.reshape(n, 1, 1, 1)
-        return (u >= _signed(round(self.probability * _WORD) + _WORD // 2)).permute(0, 3, 1, 2)
+        return (u < _signed(round(self.probability * _WORD) + _WORD // 2)).permute(0, 3, 1, 2)

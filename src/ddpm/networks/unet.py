@@ -3,7 +3,7 @@
 Its `state_dict` has exactly the keys of Diffusers' `UNet2DModel`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import torch
@@ -29,13 +29,60 @@ from ddpm.networks.norm import GroupNorm
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each with its attention; the way down and the way up add their resampler."""
+    """The blocks of one resolution, each with its attention where the level has any."""
 
-    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module]):
+    def __init__(self, config: NetworkConfig, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]):
         super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        if attentions:
-            self.attentions = nn.ModuleList(attentions)
+        self.resnets, self.attentions = nn.ModuleList(resnets), nn.ModuleList(attentions)
+        self.checkpointing = config.gradient_checkpointing
+
+    def block(self, index: int, h: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
+        h = self.call(self.resnets[index], h, embedding, keys)
+        return self.call(self.attentions[index], h) if index < len(self.attentions) else h
+
+    def call(self, module: nn.Module, *inputs: Tensor | None) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return module(*inputs)
+
+
+class Down(Level):
+    """Leaves every result in `skips`."""
+
+    def __init__(self, config: NetworkConfig, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]):
+        super().__init__(config, resnets, attentions)
+        self.downsamplers = nn.ModuleList()
+
+    def forward(self, h: Tensor, skips: list[Tensor], embedding: Tensor, keys: Tensor | None) -> Tensor:
+        for index in range(len(self.resnets)):
+            h = self.block(index, h, embedding, keys)
+            skips.append(h)
+        for downsampler in self.downsamplers:
+            h = self.call(downsampler, h, embedding, keys)
+            skips.append(h)
+        return h
+
+
+class Middle(Level):
+    def forward(self, h: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
+        for index in range(len(self.resnets)):
+            h = self.block(index, h, embedding, keys)
+        return h
+
+
+class Up(Level):
+    """Takes in what the way down left, last first."""
+
+    def __init__(self, config: NetworkConfig, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]):
+        super().__init__(config, resnets, attentions)
+        self.upsamplers = nn.ModuleList()
+
+    def forward(self, h: Tensor, skips: list[Tensor], embedding: Tensor, keys: Tensor | None) -> Tensor:
+        for index in range(len(self.resnets)):
+            h = self.block(index, torch.cat([h, skips.pop()], dim=1), embedding, keys)
+        for upsampler in self.upsamplers:
+            h = self.call(upsampler, h, embedding, keys)
+        return h
 
 
 class UNet(nn.Module):
@@ -76,35 +123,32 @@ class UNet(nn.Module):
         skips, width = [widths[0]], widths[0]
         self.down_blocks = nn.ModuleList()
         for index, outputs in enumerate(widths):
-            inputs = [width] + [outputs] * (config.blocks - 1)
-            level = Level(
-                [block(n, outputs) for n in inputs], [Attention(config, outputs) for _ in inputs if attended[index]]
-            )
+            resnets = [block(n, outputs) for n in [width] + [outputs] * (config.blocks - 1)]
+            down = Down(config, resnets, [Attention(config, outputs) for _ in resnets if attended[index]])
             skips += [outputs] * config.blocks
             if index < len(widths) - 1:
-                conv = config.resample == "conv"
-                down = Downsample(outputs, config.downsample_padding) if conv else block(outputs, outputs, halved)
-                level.downsamplers = nn.ModuleList([down])
+                convolves = config.resample == "conv"
+                down.downsamplers.append(
+                    Downsample(outputs, config.downsample_padding) if convolves else block(outputs, outputs, halved)
+                )
                 skips.append(outputs)
-            self.down_blocks.append(level)
+            self.down_blocks.append(down)
             width = outputs
 
-        self.mid_block = Level(
-            [block(width, width), block(width, width)],
-            [Attention(config, width, config.mid_attention_norm)] if config.mid_attention else [],
-        )
+        attentions = [Attention(config, width, config.mid_attention_norm)] if config.mid_attention else []
+        self.mid_block = Middle(config, [block(width, width), block(width, width)], attentions)
 
         self.up_blocks = nn.ModuleList()
         for index, outputs in reversed(list(enumerate(widths))):
-            resnets = []
-            for _ in range(config.blocks + 1):
-                resnets.append(block(width + skips.pop(), outputs))
-                width = outputs
-            level = Level(resnets, [Attention(config, outputs) for _ in resnets if attended[index]])
+            inputs = [width + skips.pop()] + [outputs + skips.pop() for _ in range(config.blocks)]
+            resnets = [block(n, outputs) for n in inputs]
+            up = Up(config, resnets, [Attention(config, outputs) for _ in resnets if attended[index]])
             if index > 0:
-                up = Upsample(outputs) if config.resample == "conv" else block(outputs, outputs, doubled)
-                level.upsamplers = nn.ModuleList([up])
-            self.up_blocks.append(level)
+                up.upsamplers.append(
+                    Upsample(outputs) if config.resample == "conv" else block(outputs, outputs, doubled)
+                )
+            self.up_blocks.append(up)
+            width = outputs
 
         self.conv_norm_out = GroupNorm(config.groups, width, config.norm_eps)
         self.conv_out = Conv(width, out_channels, 3, padding=1, gain=NEAR_ZERO)
@@ -127,32 +171,13 @@ class UNet(nn.Module):
         embedding = self._embedding(x_t, t, labels)
         if self.training and self.config.dropout > 0 and dropout_keys is None:
             dropout_keys = torch.randint(2**62, (len(x_t),), device=x_t.device)
-
-        def run(level: Level, index: int, h: Tensor) -> Tensor:
-            h = self._call(level.resnets[index], h, embedding, dropout_keys)
-            return self._call(level.attentions[index], h) if hasattr(level, "attentions") else h
-
         h = self.conv_in(x_t.contiguous(memory_format=torch.channels_last))
         skips = [h]
-        for level in self.down_blocks:
-            for index in range(len(level.resnets)):
-                h = run(level, index, h)
-                skips.append(h)
-            if hasattr(level, "downsamplers"):
-                h = self._resampled(level.downsamplers[0], h, embedding, dropout_keys)
-                skips.append(h)
-
-        h = self._call(self.mid_block.resnets[0], h, embedding, dropout_keys)
-        if self.config.mid_attention:
-            h = self._call(self.mid_block.attentions[0], h)
-        h = self._call(self.mid_block.resnets[1], h, embedding, dropout_keys)
-
-        for level in self.up_blocks:
-            for index in range(len(level.resnets)):
-                h = run(level, index, torch.cat([h, skips.pop()], dim=1))
-            if hasattr(level, "upsamplers"):
-                h = self._resampled(level.upsamplers[0], h, embedding, dropout_keys)
-
+        for down in self.down_blocks:
+            h = down(h, skips, embedding, dropout_keys)
+        h = self.mid_block(h, embedding, dropout_keys)
+        for up in self.up_blocks:
+            h = up(h, skips, embedding, dropout_keys)
         return self.conv_out(self.conv_norm_out(h))
 
     def _embedding(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -168,13 +193,3 @@ class UNet(nn.Module):
         if self.class_embedding is not None and labels is not None:
             embedding = embedding + self.class_embedding(labels).to(embedding.dtype)
         return F.silu(embedding)
-
-    def _resampled(self, resampler: nn.Module, h: Tensor, embedding: Tensor, dropout_keys: Tensor | None) -> Tensor:
-        if isinstance(resampler, ResidualBlock):
-            return self._call(resampler, h, embedding, dropout_keys)
-        return resampler(h)
-
-    def _call(self, module: nn.Module, *inputs: Tensor | None) -> Tensor:
-        if self.config.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return module(*inputs)
