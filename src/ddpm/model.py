@@ -14,6 +14,7 @@ from ddpm.errors import UserError
 from ddpm.hardware import Precision, compute_dtype, default_device
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
+from ddpm.networks.unet import UNet
 from ddpm.process.gaussian import GaussianProcess
 from ddpm.randomness import ImageNoise
 from ddpm.samplers import find_sampler
@@ -40,17 +41,17 @@ class Model:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: UNet,
         process: GaussianProcess,
         *,
-        image_shape: Sequence[int],
+        image_shape: tuple[int, int, int],
         class_names: Sequence[str] | None = None,
         null_label: int | None = None,
         provenance: dict[str, Any] | None = None,
     ):
         self.network = network.eval().requires_grad_(False)
         self.process = process
-        self.image_shape = tuple(image_shape)
+        self.image_shape = image_shape
         self.class_names = list(class_names) if class_names is not None else None
         self.null_label = null_label
         self.provenance = provenance or {}
@@ -102,12 +103,11 @@ class Model:
         `labels` (N,) goes with the N images that will be denoised. A class-conditional model without labels answers
         for its null class.
         """
-        if labels is None and self.num_classes is not None and self.null_label is not None:
-            network = _Unlabelled(self._network_in(precision), self.null_label)
-        else:
-            network = self._network_in(precision)
-        if labels is None and self.num_classes is not None and self.null_label is None:
-            raise UserError("this model was trained with classes and without dropping them: it needs labels")
+        network: nn.Module = self._network_in(precision)
+        if labels is None and self.class_names is not None:
+            if self.null_label is None:
+                raise UserError("this model was trained with classes and without dropping them: it needs labels")
+            network = _Unlabelled(network, self.null_label)
         return Denoiser(
             network,
             self.process,
@@ -124,7 +124,7 @@ class Model:
         """The network with its weights in the compute format; converted once and kept."""
         dtype = compute_dtype(precision, self.device)
         if dtype not in self._compute_networks:
-            network = copy.deepcopy(self.network).to(dtype=dtype, memory_format=torch.channels_last)
+            network = copy.deepcopy(self.network).to(dtype).to(memory_format=torch.channels_last)
             self._compute_networks[dtype] = network
         return self._compute_networks[dtype]
 
@@ -187,22 +187,14 @@ class Model:
 
     def resolve_labels(self, labels: Labels) -> list[int] | None:
         """The list of classes that images take in turn, from a class, "all", a name, a list or None."""
-        if self.num_classes is None:
+        if self.class_names is None:
             if labels is not None:
                 raise UserError("this model was trained without classes: it takes no labels")
             return None
         if labels is None or labels == "all":
-            return list(range(self.num_classes))
+            return list(range(len(self.class_names)))
         chosen = [labels] if isinstance(labels, int | str) else list(labels)
-        return [self._label_index(label) for label in chosen]
-
-    def _label_index(self, label: int | str) -> int:
-        if label in self.class_names:
-            return self.class_names.index(label)
-        if isinstance(label, int) and 0 <= label < self.num_classes:
-            return label
-        names = ", ".join(self.class_names[:12]) + (", …" if self.num_classes > 12 else "")
-        raise UserError(f"no class {label!r}; the model knows 0 to {self.num_classes - 1} ({names})")
+        return [_label_index(label, self.class_names) for label in chosen]
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write a Diffusers pipeline folder; `dtype` stores the weights in another format (e.g. torch.float16)."""
@@ -210,6 +202,16 @@ class Model:
         diffusers_format.save_folder(
             folder, self.network, self.process, image_shape=self.image_shape, extra=extra, dtype=dtype
         )
+
+
+def _label_index(label: int | str, class_names: list[str]) -> int:
+    """The number of a class given by number or name."""
+    if isinstance(label, int) and 0 <= label < len(class_names):
+        return label
+    if isinstance(label, str) and label in class_names:
+        return class_names.index(label)
+    names = ", ".join(class_names[:12]) + (", …" if len(class_names) > 12 else "")
+    raise UserError(f"no class {label!r}; the model knows 0 to {len(class_names) - 1} ({names})")
 
 
 class _Unlabelled(nn.Module):

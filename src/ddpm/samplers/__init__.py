@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ __all__ = [
 class SamplerSpec:
     """A sampler and what choosing one takes to know."""
 
-    function: Sampler
+    function: Callable[..., Tensor]  # a `Sampler`, with options of its own
     evaluations_per_step: int = 1
     spacing: Spacing = "trailing"
 

@@ -45,5 +45,6 @@ def _deviation(variance: str, posterior: Posterior, prediction: Prediction) -> f
         return math.sqrt(posterior.variance)
     if variance == "fixed_large":
         return math.sqrt(posterior.beta)
+    assert prediction.variance_fraction is not None  # a Denoiser gives it wherever the variance is learned
     low, high = math.log(posterior.variance), math.log(posterior.beta)
-    return torch.exp(0.5 * (low + (high - low) * prediction.variance_fraction))
+    return (0.5 * (low + (high - low) * prediction.variance_fraction)).exp()

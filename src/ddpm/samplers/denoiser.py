@@ -96,7 +96,7 @@ class Denoiser:
         """The network's answer, with classifier-free guidance (Ho & Salimans 2022) in one batch of both halves."""
         x = x_t if self.dtype is None else x_t.to(self.dtype)
         times = torch.full((len(x),), t, dtype=torch.promote_types(x_t.dtype, torch.float32), device=x.device)
-        if labels is None or self.guidance == 1:
+        if labels is None or self.null_label is None or self.guidance == 1:
             return self.network(x, times, labels)
         null = torch.full_like(labels, self.null_label)
         if self.guidance == 0:

@@ -25,6 +25,7 @@ def timestep_grid(schedule: NoiseSchedule, steps: int, spacing: Spacing = "trail
     T = schedule.timesteps
     if not 1 <= steps <= T:
         raise UserError(f"{steps} steps asked for, but this process has {T} timesteps: choose 1 to {T}")
+    grid: list[float]
     match spacing:
         case "trailing":
             grid = [round(T - i * T / steps) - 1 for i in range(steps)]
