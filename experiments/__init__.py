@@ -1,1 +1,1 @@
-"""What the numbers and pictures in docs/ were made with; every module is one command, run from the repository's root."""
+"""What the numbers and pictures in docs/ were made with: each module is a command, run from the repository's root."""

@@ -1,0 +1,180 @@
+"""Judge a trained model for its row in docs/results.md.
+
+    python -m experiments.headline mnist
+    python -m experiments.headline cifar10 --reference cifar10_train.npz
+
+NAME is one of `HEADLINES`, and its run directory is RUNS/NAME. Draws the samples, then: FID with the features named
+(`--reference` gives ready moments of the training images in place of their features), the distance, KID, precision and
+recall with the features that come with the package, a memorisation audit, and where there are classes the
+classification accuracy score. Writes experiments/results/NAME.json and docs/pictures/NAME.png, and puts the figures
+and the picture into the run's model card. What is dear is cached: a killed call goes on where it was.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddpm.errors import UserError
+from ddpm.evaluation.evaluate import evaluate
+from ddpm.evaluation.report import Report
+from ddpm.interop.card import add_metrics, add_samples
+from ddpm.model import Model, load
+from ddpm.networks import UNet
+from ddpm.networks.flops import count_flops
+from ddpm.viewing.pictures import save_grid
+from experiments.record import PICTURES, RESULTS, machine, save_result
+
+ROWS, COLUMNS = 6, 10  # of the picture, where there are no classes; with classes, a column a class
+BUILTIN = ("fid", "kid", "prdc", "drift", "memorisation")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A row of the results.
+
+    title: what was trained; training: the command; data: the training images, whose `:test` split is held out;
+    num: samples judged, which FID needs to be at least 2,048; guidance: of the sampler.
+    """
+
+    title: str
+    training: str
+    data: str
+    num: int = 10_000
+    guidance: float = 1.0
+
+
+TRAIN = "ddpm train experiments/{}.yaml --out runs/{}"
+HEADLINES = {
+    "mnist": Headline("MNIST 28×28, by class", "ddpm train mnist --out runs/mnist", "mnist"),
+    "cifar10": Headline("CIFAR-10 32×32", TRAIN.format("cifar10", "cifar10"), "cifar10"),
+    "cifar10_classes": Headline(
+        "CIFAR-10 32×32, by class, guided",
+        TRAIN.format("cifar10", "cifar10_classes") + " --data.labels true",
+        "cifar10",
+        guidance=1.5,
+    ),
+    "cifar10_gpu": Headline("CIFAR-10 32×32 on a GPU", "sh benchmarks/cifar10_gpu.sh", "cifar10", num=50_000),
+    "flowers32": Headline("flowers 32×32, by class", TRAIN.format("flowers32", "flowers32"), "flowers", 4000),
+    "flowers64": Headline("flowers 64×64, by class", TRAIN.format("flowers64", "flowers64"), "flowers", 4000),
+    "emoji32": Headline("emoji 32×32, from scratch", TRAIN.format("emoji32", "emoji32"), "emoji", 4000),
+    "emoji32_tuned": Headline(
+        "emoji 32×32, from flowers32",
+        TRAIN.format("emoji32", "emoji32_tuned") + " --init runs/flowers32",
+        "emoji",
+        4000,
+    ),
+}
+
+
+def judge(
+    name: str,
+    headline: Headline,
+    run: Path,
+    *,
+    features: str = "inception",
+    reference: str | None = None,
+    sampler: str = "dpm++",
+    steps: int = 20,
+    results: Path = RESULTS,
+    pictures: Path = PICTURES,
+) -> dict[str, Any]:
+    """Judge the model of a run directory and write it down; returns what is in the JSON."""
+    model, began = load(run), time.monotonic()
+    sampling = {"sampler": sampler, "steps": steps, "num": headline.num}
+    if headline.guidance != 1:
+        sampling["guidance"] = headline.guidance
+    prefix = pictures / name
+    pictures.mkdir(parents=True, exist_ok=True)
+    standard = evaluate(
+        model, reference or headline.data, metrics=["fid"], features=features, pictures=prefix, **sampling
+    )
+    metrics = BUILTIN + (("cas",) if model.num_classes else ())
+    builtin = evaluate(model, headline.data, metrics=metrics, features="builtin", pictures=prefix, **sampling)
+    draw_samples(model, prefix.with_suffix(".png"), sampling)
+    result = {
+        "name": name,
+        "title": headline.title,
+        "training": {"command": headline.training, **training_of(model)},
+        "evaluation": {
+            "command": command_of(name, features, reference, sampler, steps),
+            "machine": machine(),
+            "seconds": round(time.monotonic() - began, 1),  # of this call; what was cached does not count again
+        },
+        "standard": as_json(standard, f"{headline.data} (ready moments)" if reference else headline.data),
+        "builtin": as_json(builtin, headline.data),
+    }
+    save_result(name, result, results)
+    complete_card(run / "model", result, prefix.with_suffix(".png"))
+    return result
+
+
+def training_of(model: Model) -> dict[str, Any]:
+    """What the model folder says of its training."""
+    known = {key: model.provenance.get(key) for key in ("steps", "images", "seconds", "engine", "machine")}
+    network = model.network
+    size = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+    if isinstance(network, UNet):
+        size["gflops"] = round(count_flops(network) / 1e9, 3)
+    return {key: value for key, value in known.items() if value is not None} | size
+
+
+def command_of(name: str, features: str, reference: str | None, sampler: str, steps: int) -> str:
+    """The command without the places of this machine."""
+    words = ["python -m experiments.headline", name]
+    words += ["--features", Path(features).name] if features != "inception" else []
+    words += ["--reference", Path(reference).name] if reference else []
+    words += ["--sampler", sampler] if sampler != "dpm++" else []
+    words += ["--steps", str(steps)] if steps != 20 else []
+    return " ".join(words)
+
+
+def as_json(report: Report, reference: str) -> dict[str, Any]:
+    """A report without file names, which are of this machine."""
+    found = report.as_dict()
+    del found["pictures"]
+    return found | {"settings": found["settings"] | {"reference": reference}}
+
+
+def draw_samples(model: Model, path: Path, sampling: dict[str, Any]) -> None:
+    """The first images of the seed, none of them chosen."""
+    options = {key: value for key, value in sampling.items() if key != "num"}
+    columns = model.num_classes if model.num_classes and model.num_classes > 4 else COLUMNS
+    rows = COLUMNS if columns < COLUMNS else ROWS
+    save_grid(model.sample(rows * columns, **options), path, columns=columns, overwrite=True)
+
+
+def complete_card(folder: Path, result: dict[str, Any], picture: Path) -> None:
+    """The figures and the samples, in the card that travels with the model."""
+    figures = {**result["builtin"]["figures"], **result["standard"]["figures"]}
+    add_metrics(folder, {figure["title"]: figure["value"] for figure in figures.values()})
+    settings = result["standard"]["settings"]
+    caption = f"The first samples of seed 0, {settings['steps']} steps of {settings['sampler']}, none chosen."
+    add_samples(folder, picture, caption)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=HEADLINES)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--features", default="inception", help="inception, or a TorchScript file")
+    parser.add_argument("--reference", help="an .npz of ready moments: mu, sigma, n of the training images")
+    parser.add_argument("--sampler", default="dpm++")
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    run = options.runs / options.name
+    if not run.is_dir():
+        raise SystemExit(f"no run in {run}; train it first: {HEADLINES[options.name].training}")
+    try:
+        chosen = {key: getattr(options, key) for key in ("features", "reference", "sampler", "steps")}
+        result = judge(options.name, HEADLINES[options.name], run, **chosen)
+    except UserError as error:
+        raise SystemExit(f"{options.name}: {error}") from None
+    for part in ("standard", "builtin"):
+        for figure in result[part]["figures"].values():
+            print(f"{figure['title']:<45} {figure['value']:.5g}  {figure['note']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Which schedule, and what should the network predict? Every combination at one short budget.
+
+    python -m experiments.study --jobs 2
+
+Linear and cosine schedule, each with a network that predicts ε, x_0 or v, and beside them the naive way: one step of
+regression from pure noise to an image. All have the network, the budget and the unweighted loss of
+experiments/study_mnist.yaml (three seeds) or study_cifar10.yaml (one). A cell is a run directory below --runs; a
+finished one is kept and one that was killed goes on, so the same command ends what it began. After every cell
+experiments/results/study.json is written again, at the end docs/pictures/study_*.png.
+"""
+
+import argparse
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddpm.data import open_dataset
+from ddpm.evaluation.evaluate import evaluate
+from ddpm.files import write_whole
+from ddpm.model import Model, load
+from ddpm.pixels import to_float
+from ddpm.training import load_config, train
+from ddpm.viewing.plots import plot_images, save_figure
+from experiments.record import PICTURES, RESULTS, machine, save_result
+
+SCHEDULES = ("linear", "cosine")
+PREDICTIONS = ("epsilon", "x_0", "v")
+METRICS = ("fid", "kid", "prdc")  # with the built-in features
+SHOWN = ("frechet_distance", "kid", "precision", "recall")
+COLUMNS = 10  # of the pictures
+
+# One step from noise to image is a process without any signal: ᾱ = 0 at both of the two timesteps a process must have.
+# The network sees noise, answers x_0, and is asked once; the best that regression can answer is the mean image.
+ONE_STEP = {"process.betas": [1.0, 1.0], "process.prediction": "x_0"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every cell of a study gets.
+
+    seeds: MNIST's and CIFAR-10's number of seeds; num: images a cell is judged by; steps: sampling steps; overrides: of
+    the configurations.
+    """
+
+    seeds: dict[str, int]
+    num: int = 2000
+    steps: int = 20
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+
+FULL = Budget({"mnist": 3, "cifar10": 1})
+TOY = Budget(
+    {"mnist": 2, "cifar10": 1},
+    num=70,
+    steps=2,
+    overrides=(
+        ("network.channels", 8),
+        ("network.channel_mult", [1, 1]),
+        ("network.attention", []),
+        ("training.steps", 2),
+        ("training.batch_size", 4),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model of the study; `schedule` is None for the one-step baseline."""
+
+    data: str
+    schedule: str | None
+    prediction: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}-{self.schedule or 'one_step'}-{self.prediction}-{self.seed}"
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        seed = {"training.seed": self.seed}
+        if self.schedule is None:
+            return ONE_STEP | seed
+        return {"process.schedule": self.schedule, "process.prediction": self.prediction} | seed
+
+
+def cells(budget: Budget) -> list[Cell]:
+    """All cells, one seed of everything before the next."""
+    kinds = [(schedule, prediction) for schedule in SCHEDULES for prediction in PREDICTIONS] + [(None, "x_0")]
+    return [
+        Cell(data, schedule, prediction, seed)
+        for seed in range(max(budget.seeds.values()))
+        for data, seeds in budget.seeds.items()
+        if seed < seeds
+        for schedule, prediction in kinds
+    ]
+
+
+def run_cell(cell: Cell, runs: Path, budget: Budget) -> dict[str, Any]:
+    """Train and judge one cell, or go on with it, or read what it came to."""
+    folder = runs / cell.name
+    overrides = dict(budget.overrides) | cell.overrides
+    config = load_config(Path(__file__).parent / f"study_{cell.data}.yaml", overrides)
+    note = folder / "study.json"
+    wanted = {"config": config.model_dump(mode="json"), "num": budget.num, "steps": budget.steps}
+    if note.exists() and (found := json.loads(note.read_text()))["wanted"] == wanted:
+        return found["row"]
+    begun = (folder / "config.yaml").exists()
+    same = begun and load_config(folder / "config.yaml") == config
+    if not (same and trained_steps(folder) == config.training.steps):
+        train(config, folder, resume=same, overwrite=begun and not same)
+    model = load(folder)
+    steps = budget.steps if cell.schedule else 1
+    report = evaluate(
+        model,
+        cell.data,
+        metrics=METRICS,
+        features="builtin",
+        num=budget.num,
+        steps=steps,
+        seed=cell.seed,
+        progress=False,
+    )
+    row = {
+        "data": cell.data,
+        "schedule": cell.schedule,
+        "prediction": cell.prediction,
+        "seed": cell.seed,
+        **{key: report.value(key) for key in SHOWN},
+        "weights": model.weights_hash,
+        "seconds": model.provenance["seconds"],
+    }
+    write_whole(note, json.dumps({"wanted": wanted, "row": row}, indent=1).encode())
+    return row
+
+
+def trained_steps(folder: Path) -> int | None:
+    """How far the model of a run directory is, if there is one."""
+    return load(folder, device="cpu").provenance["steps"] if (folder / "model" / "ddpm.json").exists() else None
+
+
+def summarise(rows: list[dict[str, Any]], budget: Budget, parameters: dict[str, Any]) -> dict[str, Any]:
+    """study.json: every cell, and mean and standard deviation over the seeds of each kind."""
+    order = [cell.name for cell in cells(budget)]
+    rows = sorted(rows, key=lambda row: order.index(cell_of(row).name))
+    kinds = dict.fromkeys((row["data"], row["schedule"], row["prediction"]) for row in rows)
+    summary = []
+    for kind in kinds:
+        mine = [row for row in rows if (row["data"], row["schedule"], row["prediction"]) == kind]
+        figures = {
+            key: {
+                "mean": float(np.mean([row[key] for row in mine])),
+                "std": float(np.std([row[key] for row in mine], ddof=1)) if len(mine) > 1 else None,
+            }
+            for key in SHOWN
+        }
+        data, schedule, prediction = kind
+        summary.append({"data": data, "schedule": schedule, "prediction": prediction, "seeds": len(mine), **figures})
+    return {**parameters, "rows": summary, "cells": rows}
+
+
+def cell_of(row: dict[str, Any]) -> Cell:
+    return Cell(row["data"], row["schedule"], row["prediction"], row["seed"])
+
+
+def draw(data: str, runs: Path, budget: Budget, folder: Path) -> Path | None:
+    """A row of samples of each kind, all of seed 0, below a row of training images; None until all cells are there."""
+    mine = [cell for cell in cells(budget) if cell.data == data and cell.seed == 0]
+    if not all((runs / cell.name / "study.json").exists() for cell in mine):
+        return None
+    models = {title(cell): load(runs / cell.name) for cell in mine}
+    steps = {title(cell): budget.steps if cell.schedule else 1 for cell in mine}
+    pictures = [real_images(data, next(iter(models.values())))]
+    pictures += [model.sample(COLUMNS, steps=steps[name], seed=0) for name, model in models.items()]
+    drawn = plot_images(torch.stack(pictures), rows=["training images", *models])
+    return save_figure(drawn, folder / f"study_{data}.png", overwrite=True)
+
+
+def real_images(data: str, model: Model) -> torch.Tensor:
+    """The first training image of each class in turn."""
+    channels, *size = model.image_shape
+    dataset = open_dataset(data, image_size=tuple(size), channels=channels, labels=True)
+    first = [int((dataset.labels == label).nonzero()[0]) for label in range(COLUMNS)]
+    return to_float(dataset.batch(first)[0])
+
+
+def title(cell: Cell) -> str:
+    shown = {"epsilon": "ε", "x_0": "x_0", "v": "v"}[cell.prediction]
+    return f"{cell.schedule}, {shown}" if cell.schedule else "one step"
+
+
+def study(
+    runs: Path,
+    budget: Budget,
+    *,
+    jobs: int = 1,
+    command: str = "python -m experiments.study",
+    results: Path = RESULTS,
+    pictures: Path = PICTURES,
+) -> Path:
+    """Make all cells, `jobs` at a time; returns the path of study.json, which says that `command` made it."""
+    parameters = {
+        "command": command,
+        "machine": machine(),
+        "judged": {"num": budget.num, "sampler": "dpm++", "steps": budget.steps, "features": "builtin"},
+        "budget": {data: budget_of(data, budget) for data in budget.seeds},
+    }
+    rows: list[dict[str, Any]] = []
+    # processes of one thread each: two small networks side by side are faster than one on two cores
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
+        waiting = [pool.submit(run_cell, cell, runs, budget) for cell in cells(budget)]
+        try:
+            for done in as_completed(waiting):
+                rows.append(done.result())
+                path = save_result("study", summarise(rows, budget, parameters), results)
+                print(f"{len(rows)} of {len(waiting)} cells", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    for data in budget.seeds:
+        draw(data, runs, budget, pictures)
+    return path
+
+
+def budget_of(data: str, budget: Budget) -> dict[str, Any]:
+    config = load_config(Path(__file__).parent / f"study_{data}.yaml", dict(budget.overrides))
+    images = config.training.steps * config.training.batch_size
+    return {"steps": config.training.steps, "batch_size": config.training.batch_size, "images": images}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="where the run directories lie")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, one thread each")
+    parser.add_argument("--steps", type=int, help="training steps of a cell, in place of the configurations'")
+    parser.add_argument("--toy", action="store_true", help="two steps of a tiny network, to see that all works")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--pictures", type=Path, default=PICTURES)
+    options = parser.parse_args()
+    budget = TOY if options.toy else FULL
+    command = f"python -m experiments.study --jobs {options.jobs}" + " --toy" * options.toy
+    if options.steps:
+        budget = replace(budget, overrides=(*budget.overrides, ("training.steps", options.steps)))
+        command += f" --steps {options.steps}"
+    places = {"results": options.out, "pictures": options.pictures}
+    print(study(options.runs, budget, jobs=options.jobs, command=command, **places))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The tables of README.md and docs/*.md, made from experiments/results/*.json.
+
+    python -m experiments.tables            rewrites every table in place
+    python -m experiments.tables --check    exits 1 where a page and the results disagree
+
+A page asks for a table by a pair of comments, and what is between them is replaced:
+
+    <!-- table: mnist -->
+    <!-- end of table -->
+
+What was not run says so.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.headline import HEADLINES
+from experiments.record import RESULTS, ROOT, load_result
+
+NOT_RUN = "not run"
+TABLE = re.compile(r"(<!-- table: (?P<name>[\w/]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+Rows = list[list[str]]
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """Every page that may hold tables."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def rendered(text: str, results: Path = RESULTS) -> str:
+    """A page with all its tables as the results have them."""
+    return TABLE.sub(lambda found: found[1] + table(found["name"], results) + found[3], text)
+
+
+def table(name: str, results: Path = RESULTS) -> str:
+    """A table by name, as Markdown that ends a line."""
+    if name not in TABLES:
+        raise KeyError(f"no table {name!r}; there are {', '.join(TABLES)}")
+    head, *rows = TABLES[name](results)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+# what one model came to
+
+
+def headlines(*names: str) -> Callable[[Path], Rows]:
+    """A row a model: what it cost and how it does."""
+
+    def rows(results: Path) -> Rows:
+        columns = [figure_columns(load_result(name, results)) for name in names]
+        titles = [HEADLINES[name].title for name in names]
+        shown = list(dict.fromkeys(title for column in columns for title in column))
+        body = [
+            [title, *(column.get(head, "–") if column else NOT_RUN for head in shown)]
+            for title, column in zip(titles, columns, strict=True)
+        ]
+        return [["", *shown], *body] if shown else [["", "result"], *([title, NOT_RUN] for title in titles)]
+
+    return rows
+
+
+def figure_columns(result: dict[str, Any] | None) -> dict[str, str]:
+    """The columns of one model's row, by their titles; none where it was not run."""
+    if result is None:
+        return {}
+    training, standard, builtin = result["training"], result["standard"], result["builtin"]
+    own, others = standard["figures"], builtin["figures"]
+    (distance,) = own.values()
+    columns = {
+        "parameters": f"{training['parameters'] / 1e6:.1f} M",
+        "images seen": f"{training['images']:,}",
+        "training": duration(training["seconds"]),
+        "n": f"{standard['settings']['n']:,}",
+        distance["title"]: f"{distance['value']:.2f}" + (" (biased)" if distance["note"].startswith("BIASED") else ""),
+        "distance (built-in features)": f"{others['frechet_distance']['value']:.3f}",
+        "precision / recall": f"{others['precision']['value']:.2f} / {others['recall']['value']:.2f}",
+    }
+    if "cas" in others:
+        cas = others["cas"]
+        columns["CAS (real images)"] = f"{cas['value']:.1%} ({cas['detail']['real']:.1%})"
+    copies = [f"{others[f'copies_{how}']['value']:.1%}" for how in ("pixels", "features")]
+    return columns | {"suspected copies, pixels / features": " / ".join(copies)}
+
+
+def commands(*names: str) -> Callable[[Path], Rows]:
+    """How each row is made again, and where it was made."""
+
+    def rows(results: Path) -> Rows:
+        body = []
+        for name in names:
+            result, headline = load_result(name, results), HEADLINES[name]
+            made = [f"`{headline.training}`", f"`python -m experiments.headline {name}`", NOT_RUN, NOT_RUN]
+            if result is not None:
+                evaluation = result["evaluation"]
+                made[1:] = [f"`{evaluation['command']}`", result["training"]["engine"], evaluation["machine"]]
+            body.append([headline.title, *made])
+        return [["", "training", "judging", "trained on", "judged on"], *body]
+
+    return rows
+
+
+# the study
+
+
+def study(data: str) -> Callable[[Path], Rows]:
+    """Mean ± deviation over seeds of every kind."""
+
+    def rows(results: Path) -> Rows:
+        head = ["schedule", "prediction", "seeds", "distance (built-in)", "KID (built-in)", "precision", "recall"]
+        found = load_result("study", results)
+        mine = [row for row in found["rows"] if row["data"] == data] if found else []
+        keys = ("frechet_distance", "kid", "precision", "recall")
+        body = [
+            [
+                row["schedule"] or "none: one step of regression",
+                {"epsilon": "ε"}.get(row["prediction"], row["prediction"]),
+                str(row["seeds"]),
+                *(spread(row[key], digits) for key, digits in zip(keys, (2, 3, 2, 2), strict=True)),
+            ]
+            for row in mine
+        ]
+        return [head, *(body or [[NOT_RUN] * len(head)])]
+
+    return rows
+
+
+def spread(figure: dict[str, float | None], digits: int) -> str:
+    error = "" if figure["std"] is None else f" ± {figure['std']:.{digits}f}"
+    return f"{figure['mean']:.{digits}f}{error}"
+
+
+# the paper's figures, restoration, the pipeline itself
+
+
+def likelihoods(*names: str) -> Callable[[Path], Rows]:
+    """Bits/dim, as rate and distortion."""
+
+    def rows(results: Path) -> Rows:
+        head = ["model", "images", "bits/dim (bound)", "rate", "distortion", "RMSE (0..255)"]
+        body = []
+        for name in names:
+            result = load_result(f"paper_{name}", results)
+            cells = [NOT_RUN] * 5
+            if result is not None:
+                found = result["likelihood"]
+                cells = [f"{found['images']:,}", f"{found['bits_per_dim']:.3f} ± {found['standard_error']:.3f}"]
+                cells += [f"{found[key]:.3f}" for key in ("rate_bits", "distortion_bits")] + [f"{found['rmse']:.2f}"]
+            body.append([name, *cells])
+        return [head, *body]
+
+    return rows
+
+
+def restoration(name: str) -> Callable[[Path], Rows]:
+    """PSNR and SSIM of each task, a column a method."""
+
+    def rows(results: Path) -> Rows:
+        found = load_result(f"restoration_{name}", results)
+        if found is None:
+            return [["task", "PSNR (dB) / SSIM"], [NOT_RUN, NOT_RUN]]
+        methods = [key for key, value in found["rows"][0].items() if isinstance(value, dict)]
+        body = [
+            [row["task"], *(f"{row[method]['psnr']:.2f} / {row[method]['ssim']:.3f}" for method in methods)]
+            for row in found["rows"]
+        ]
+        return [["PSNR (dB) / SSIM", *methods], *body]
+
+    return rows
+
+
+def real_against_real(results: Path) -> Rows:
+    """FID of real images, the floor under every figure."""
+    head = ["", "n", "FID"]
+    found = load_result("real_against_real", results)
+    titles = (
+        "the same images by our pipeline and by the bare network",
+        "CIFAR-10's test images against its training images",
+    )
+    if found is None:
+        return [head, *([title, NOT_RUN, NOT_RUN] for title in titles)]
+    twice, real = found["first_images_twice"], found["test_against_train"]
+    cells = [
+        [f"{twice['n']:,}", f"{twice['fid']:.1e}"],
+        [f"{real['settings']['n']:,}", f"{real['figures']['fid']['value']:.2f}"],
+    ]
+    return [head, *([title, *row] for title, row in zip(titles, cells, strict=True))]
+
+
+def duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
+
+
+CIFAR10 = ("cifar10", "cifar10_classes", "cifar10_gpu")
+PHOTOGRAPHS = ("flowers32", "flowers64", "emoji32", "emoji32_tuned")
+TABLES: dict[str, Callable[[Path], Rows]] = {
+    "mnist": headlines("mnist"),
+    "cifar10": headlines(*CIFAR10),
+    "photographs": headlines(*PHOTOGRAPHS),
+    "commands": commands(*HEADLINES),
+    "study_mnist": study("mnist"),
+    "study_cifar10": study("cifar10"),
+    "likelihood": likelihoods("mnist", "cifar10"),
+    "restoration_digits": restoration("digits"),
+    "restoration_flowers64": restoration("flowers64"),
+    "real_against_real": real_against_real,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where something would change")
+    options = parser.parse_args(arguments)
+    stale = [page for page in pages() if rendered(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+    for page in stale:
+        print(f"{page.relative_to(ROOT)} {'disagrees with the results' if options.check else 'rewritten'}")
+        if not options.check:
+            page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(1 if options.check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
