@@ -72,7 +72,10 @@ def choose_engine(
             f"training.batch_size {config.batch_size} is less than one image for each of {processes} processes"
         )
     largest = -(-config.batch_size // processes)
-    memory = measure_memory(network, dtype, dataset_bytes)
+    try:
+        memory = measure_memory(network, dtype, dataset_bytes)
+    except torch.OutOfMemoryError:
+        raise UserError(f"one image alone does not fit in the memory of {device_name(device)}") from None
     neighbours = local_processes() if device.type == "cpu" else 1
     has = total_memory(device) // neighbours
     if config.micro_batch == "auto":

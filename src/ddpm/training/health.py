@@ -65,30 +65,39 @@ def diagnose(network: nn.Module, losses_of: Callable[[nn.Module, Batch], Tensor]
         return f"the weights of {layer_of(bad_weights[0])} are not finite"
     found: list[str] = []
 
-    def watch(name: str):
+    def note_output(name: str):
         def hook(module: nn.Module, inputs, output) -> None:
             if isinstance(output, Tensor) and not finite(output) and not found:
-                found.append(name)
+                found.append(f"the output of layer {name}")
 
         return hook
 
-    hooks = [m.register_forward_hook(watch(name)) for name, m in network.named_modules() if not list(m.children())]
+    def note_gradient(name: str):
+        def hook(module: nn.Module, to_inputs, to_outputs) -> None:
+            if any(g is not None and not finite(g) for g in to_inputs) and not found:
+                found.append(f"the gradient that layer {name} hands back")
+
+        return hook
+
+    layers = [(name, module) for name, module in network.named_modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note_output(name)) for name, module in layers]
+    hooks += [module.register_full_backward_hook(note_gradient(name)) for name, module in layers]
     try:
-        losses = losses_of(network, batch)
+        with torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
+            losses = losses_of(network, batch)
+        bad = ~torch.isfinite(losses.detach())
+        if found or bool(bad.any()):
+            images = bad if bool(bad.any()) else torch.ones_like(bad)
+            return f"{found[0] if found else 'the loss'} is not finite, for images at t = {span(batch.t[images])}"
+        losses.sum().backward()
     finally:
         for handle in hooks:
             handle.remove()
-    if found or not finite(losses):
-        t = batch.t[~torch.isfinite(losses.detach())]
-        where = f"the output of layer {found[0]}" if found else "the loss"
-        return f"{where} is not finite, for images at t = {span(t)}"
+    bad_gradients = [name for name, p in network.named_parameters() if p.grad is not None and not finite(p.grad)]
     network.zero_grad()
-    losses.sum().backward()
-    bad = [name for name, p in network.named_parameters() if p.grad is not None and not finite(p.grad)]
-    network.zero_grad()
-    if bad:  # the backward pass goes from the last layer to the first
-        return f"the gradient of {layer_of(bad[-1])} is not finite (t = {span(batch.t)})"
-    return None
+    if not found and bad_gradients:
+        found.append(f"the gradient of {layer_of(bad_gradients[0])}")
+    return f"{found[0]} is not finite, for images at t = {span(batch.t)}" if found else None
 
 
 def finite(tensor: Tensor) -> bool:

@@ -1,0 +1,174 @@
+"""Numbers that are not finite, and memory that does not suffice."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddpm.errors import RunStopped, UserError
+from ddpm.networks.unet import UNet
+from ddpm.training import train
+from ddpm.training.batches import Batch, Batches
+from ddpm.training.engine import activation_bytes
+from ddpm.training.loop import Loop
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """spoil(*steps): the batches of these steps (from 0) hold a NaN."""
+
+    def spoil(*steps: int) -> None:
+        at = Batches.at
+
+        def spoilt(self, step: int) -> Batch:
+            batch = at(self, step)
+            if step in steps:
+                batch.x_0[3, 0, 2, 2] = torch.nan
+            return batch
+
+        monkeypatch.setattr(Batches, "at", spoilt)
+
+    return spoil
+
+
+def test_a_bad_batch_is_set_aside_and_skipped(tiny, files, tmp_path, spoil):
+    spoil(2)
+    run = train(tiny(steps=5, checkpoint_every=1, keep=5), tmp_path / "run")
+    before, after = files.tensors(run, 2), files.tensors(run, 3)
+    moved = {name for name in before if before[name] != after[name]}
+    assert {name.partition("/")[0] for name in moved} == {"ema"}  # averaging goes on over weights that stood still
+    assert [record["skipped"] for record in files.records(run, "skipped")] == [0, 0, 1, 1, 1]
+    aside = load_file(run / "set_aside" / "000002-0.safetensors")
+    assert torch.isnan(aside["x_0"][3]).any()
+    assert len(aside["t"]) == len(aside["noise"]) == 8
+    assert json.loads((run / "set_aside" / "000002-0.json").read_text())["seed"] == 0
+    for tensor in load_file(run / "checkpoints" / "000005" / "network.safetensors").values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_a_few_in_a_row_stop_the_run_and_the_count_starts_again_after_a_good_one(tiny, files, tmp_path, spoil):
+    spoil(1, 2, 4, 5, 6)
+    with pytest.raises(RunStopped, match=r"3 steps in a row .* the batch itself .*x_0.* learning rate was 0.0005"):
+        train(tiny(steps=9, checkpoint_every=2, skip_at_most=2), tmp_path / "run")
+    assert [path.name for path in sorted((tmp_path / "run/set_aside").glob("*.json"))] == [
+        f"00000{step}-0.json" for step in (1, 2, 4, 5, 6)
+    ]
+    assert (tmp_path / "run/checkpoints/000006").is_dir()
+
+
+def break_layer(monkeypatch, name: str, backward: bool) -> None:
+    """From the third step on, a layer answers, or hands back in its gradient, infinity."""
+    step = Loop.step
+
+    def broken(self, number, batch, request):
+        if number == 2:
+            layer = self.network.get_submodule(name)
+            if backward:
+                layer.register_full_backward_hook(lambda module, given, received: (given[0] * torch.inf,))
+            else:
+                layer.register_forward_hook(lambda module, inputs, output: output * torch.inf)
+        return step(self, number, batch, request)
+
+    monkeypatch.setattr(Loop, "step", broken)
+
+
+def test_the_diagnosis_names_the_layer_and_the_timesteps(tiny, tmp_path, monkeypatch):
+    break_layer(monkeypatch, "mid_block.resnets.1.conv1", backward=False)
+    with pytest.raises(RunStopped) as stopped:
+        train(tiny(skip_at_most=0, checkpoint_every=1), tmp_path / "run")
+    assert "the output of layer mid_block.resnets.1.conv1 is not finite" in str(stopped.value)
+    assert re.search(r"t = \d+", str(stopped.value))
+    assert "checkpoints" in str(stopped.value)
+    assert (tmp_path / "run/checkpoints/000002").is_dir()
+
+
+def test_the_diagnosis_names_a_gradient(tiny, tmp_path, monkeypatch):
+    break_layer(monkeypatch, "up_blocks.0.resnets.1.conv1", backward=True)
+    with pytest.raises(RunStopped, match=r"layer up_blocks\.0\.resnets\.1\.conv1 hands back is not finite"):
+        train(tiny(skip_at_most=0), tmp_path / "run")
+
+
+def test_fp16_finds_its_loss_scale(tiny, files, tmp_path):
+    """The first scale, 65,536, overflows in half precision; that is not an accident and not counted as one."""
+    run = train(tiny(steps=12, precision="fp16", **{"process.loss": "l1"}), tmp_path / "run")
+    scales = [record["loss_scale"] for record in files.records(run, "loss_scale")]
+    assert scales == sorted(scales, reverse=True)
+    assert not (run / "set_aside").exists()
+    assert files.records(run, "loss")[-1]["loss"] < 2
+
+
+@pytest.mark.parametrize("fits", [1, 3])
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(tiny, files, tmp_path, monkeypatch, fits):
+    """Memory for `fits` images at once: the losses stay those of the whole batch."""
+    whole = train(tiny(steps=3), tmp_path / "whole")
+    forward = UNet.forward
+
+    def limited(self, x_t, *rest):
+        if len(x_t) > fits and self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x_t, *rest)
+
+    monkeypatch.setattr(UNet, "forward", limited)
+    run = train(tiny(steps=3), tmp_path / "run")
+    for a, b in zip(files.records(whole, "loss"), files.records(run, "loss"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+def test_a_single_image_that_does_not_fit_is_one_line(tiny, tmp_path, monkeypatch):
+    def hopeless(self, *inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(UNet, "forward", hopeless)
+    with pytest.raises(UserError, match="one image"):
+        train(tiny(steps=3), tmp_path / "run")
+
+
+def test_a_run_that_cannot_fit_is_told_so_before_it_starts(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddpm.training.engine.total_memory", lambda device: 1 << 20)
+    with pytest.raises(UserError, match=r"would need .* GiB of memory"):
+        train(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_micro_batch_follows_the_memory(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ddpm.training.engine.total_memory", lambda device: 4 << 20)
+    train(tiny(steps=1, batch_size=24), tmp_path / "run")
+    chosen = int(re.search(r"micro-batch (\d+)", capsys.readouterr().out)[1])
+    assert chosen in (1, 2, 3, 4, 6, 8, 12)
+
+
+def test_activations_are_counted_as_autograd_keeps_them(tiny):
+    """A convolution keeps its input, SiLU its input: counted by hand on a network of the two."""
+
+    class Two(torch.nn.Module):
+        in_channels, image_size, num_classes = 3, (8, 8), None
+
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+
+        def forward(self, x_t, t, labels, dropout_keys):
+            return torch.nn.functional.silu(self.conv(x_t))
+
+    assert activation_bytes(Two(), torch.float32) == 4 * 64 * (3 + 5)
+
+
+def test_the_log_tells_of_health(tiny, files, tmp_path):
+    run = train(tiny(steps=4), tmp_path / "run")
+    first, *_, last = files.records(run, "gradient_norm", "weight_norm", "ema_drift", "images", "learning_rate")
+    assert last["images"] == 32
+    assert 0 < first["ema_drift"] < 1
+    weights = load_file(run / "checkpoints/000004/network.safetensors")
+    average = load_file(run / "checkpoints/000004/ema.safetensors")
+    norm = torch.cat([w.double().flatten() for w in weights.values()]).norm()
+    drift = torch.cat([(average[name] - w).double().flatten() for name, w in weights.items()]).norm() / norm
+    assert last["weight_norm"] == pytest.approx(float(norm), rel=1e-5)
+    assert last["ema_drift"] == pytest.approx(float(drift), rel=1e-4)
+
+
+def test_previews_report_how_far_the_colours_drift(tiny, files, tmp_path):
+    run = train(tiny(steps=2, preview_every=2, preview_images=3, preview_steps=2), tmp_path / "run")
+    (record,) = files.records(run, "channel_0_drift")
+    assert abs(record["channel_0_drift"]) < 2

@@ -1,0 +1,105 @@
+"""Fine-tuning starts exactly where the given model was."""
+
+import pytest
+import torch
+
+from ddpm.errors import UserError
+from ddpm.model import Model, load
+from ddpm.networks.config import NetworkConfig
+from ddpm.networks.unet import UNet
+from ddpm.process.config import ProcessConfig
+from ddpm.training import train
+from ddpm.training.processes import launch
+from ddpm.training.run import Run
+
+NULL = 2
+X, T = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 1, 3, 7, 12, 19])
+
+
+def given(classes: list[str] | None = None, null: bool = True, size: int = 8, **options) -> Model:
+    """A model with every weight random."""
+    config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[size // 2], groups=4, **options)
+    rows = None if classes is None else len(classes) + null
+    process = ProcessConfig(timesteps=20, beta_start=0.001, beta_end=0.2, prediction="v").process()
+    network = UNet(config, (size, size), 1, 1, rows)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    return Model(
+        network.to(memory_format=torch.channels_last),  # the order that training keeps weights in
+        process,
+        image_shape=(1, size, size),
+        class_names=classes,
+        null_label=len(classes) if classes and null else None,
+    )
+
+
+def begin(config, tmp_path, model: Model) -> Run:
+    return Run(config, tmp_path / "run", launch(), init=model, resume=False, evaluator=None)
+
+
+def answers(network, labels: list[int] | None) -> torch.Tensor:
+    """What a network says of X, outside training."""
+    network.eval()
+    with torch.no_grad():
+        return network(X, T, None if labels is None else torch.tensor(labels))
+
+
+def test_same_classes_same_answers(tiny, tmp_path):
+    model = given(["0", "1"])
+    run = begin(tiny(**{"process.prediction": "epsilon", "process.loss": "l1"}), tmp_path, model)
+    labels = [0, 1, NULL, 0, 1, NULL]
+    assert torch.equal(answers(run.network, labels), answers(model.network, labels))
+    averaged = run.model()
+    assert torch.equal(answers(averaged.network, labels), answers(model.network, labels))
+    assert averaged.process.prediction == "v"  # the process is the model's, the objective the configuration's
+    assert run.config.process.loss == "l1"
+    assert torch.equal(averaged.process.schedule.betas, model.process.schedule.betas)
+
+
+def test_the_run_that_follows_is_that_models(tiny, files, tmp_path):
+    """The loss of the first step is the given model's, by its own formula."""
+    model = given(["0", "1"])
+    model.save(tmp_path / "given")
+    run = train(tiny(steps=1, class_drop=0.0, **{"network.dropout": 0.0}), tmp_path / "run", init=tmp_path / "given")
+    prepared = begin(tiny(class_drop=0.0, **{"network.dropout": 0.0}), tmp_path, model)
+    batch = prepared.loop.batches.at(0)
+    x_t = model.process.q_sample(batch.x_0, batch.t, batch.noise)
+    output = load(tmp_path / "given").network(x_t, batch.t.float(), batch.labels)
+    expected = (output - model.process.target(batch.x_0, batch.t, batch.noise)).square().mean()
+    assert files.records(run, "loss")[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_classes_are_matched_by_name_and_new_ones_begin_as_none(tiny, tmp_path):
+    model = given(["1", "other"])
+    run = begin(tiny(), tmp_path, model)  # the data's classes are "0" and "1"
+    assert torch.equal(answers(run.network, [1] * 6), answers(model.network, [0] * 6))
+    assert torch.equal(answers(run.network, [0] * 6), answers(model.network, [NULL] * 6))
+    assert torch.equal(answers(run.network, [NULL] * 6), answers(model.network, [NULL] * 6))
+
+
+def test_classes_on_an_unconditional_model_all_begin_as_it(tiny, tmp_path):
+    model = given()
+    run = begin(tiny(), tmp_path, model)
+    assert torch.equal(answers(run.network, [0, 1, NULL] * 2), answers(model.network, None))
+
+
+def test_an_unconditional_run_begins_as_the_null_class(tiny, tmp_path):
+    model = given(["0", "1"])
+    run = begin(tiny(**{"data.labels": False}), tmp_path, model)
+    assert torch.allclose(answers(run.network, None), answers(model.network, [NULL] * 6), rtol=1e-5, atol=1e-6)
+
+
+def test_another_size_keeps_attention_at_its_level(tiny, tmp_path):
+    model = given(["0", "1"], size=16)
+    run = begin(tiny(**{"network.attention": [8]}), tmp_path, model)
+    assert run.config.network.attention == [4]
+    assert torch.equal(answers(run.network, [0] * 6), answers(model.network, [0] * 6))  # a U-Net takes any size
+
+
+def test_what_cannot_fit_is_one_line(tiny, tmp_path):
+    with pytest.raises(UserError, match="channels"):
+        begin(tiny(**{"data.channels": 3}), tmp_path, given(["0", "1"]))
+    with pytest.raises(UserError, match="no model at"):
+        train(tiny(), tmp_path / "run", init="nowhere")
+    assert not (tmp_path / "run").exists()

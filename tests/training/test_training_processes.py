@@ -1,0 +1,134 @@
+"""Several processes over gloo compute what one does, go on as fewer, and end together."""
+
+import io
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddpm.errors import RunStopped, UserError
+from ddpm.training import Config, load_config, train
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["ddpm.training"])
+SECONDS = 240
+
+
+def work(rank: int, processes: int, port: int, config: str, out: str, resume: bool) -> None:
+    """One process as torchrun would have started it; what it ends with goes to OUT.end/RANK."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    torch.set_num_threads(1)
+    sys.stdout = sys.stderr = io.StringIO()
+    end = Path(f"{out}.end")
+    end.mkdir(exist_ok=True)
+    try:
+        train(load_config(config), out, resume=resume)
+        (end / str(rank)).write_text("finished")
+    except (RunStopped, UserError, SystemExit) as error:
+        (end / str(rank)).write_text(f"{type(error).__name__}: {error}")
+
+
+def start(processes: int, config: Config, out: Path, resume: bool = False) -> list:
+    """Start a run on several processes; returns them, first to last."""
+    path = out.with_name(f"{out.name}-{time.monotonic_ns()}.yaml")
+    path.write_text(config.to_yaml())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = [
+        CONTEXT.Process(target=work, args=(rank, processes, port, str(path), str(out), resume))
+        for rank in range(processes)
+    ]
+    for process in started:
+        process.start()
+    return started
+
+
+def ends(processes: list, out: Path) -> list[str]:
+    """Wait for all and tell what each ended with."""
+    for process in processes:
+        process.join(SECONDS)
+        assert process.exitcode is not None, "a process hangs"
+    texts = [Path(f"{out}.end") / str(rank) for rank in range(len(processes))]
+    return [text.read_text() if text.exists() else "killed" for text in texts]
+
+
+LONG = {
+    "training.steps": 50,
+    "training.checkpoint_every": 20,
+    "training.preview_every": 50,
+    "training.preview_images": 5,
+    "training.preview_steps": 2,
+    "process.timestep_draw": "loss_aware",
+    "process.timesteps": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_yaml, tmp_path_factory) -> Path:
+    """A run of one process."""
+    return train(load_config(tiny_yaml, LONG), tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_many_processes_learn_what_one_does(alone, tiny, files, tmp_path, processes):
+    """Same images, noise, dropout and timesteps; only the order of summation differs."""
+    run = tmp_path / "run"
+    assert ends(start(processes, tiny(**LONG), run), run) == ["finished"] * processes
+    one, many = files.records(alone, "step", "loss"), files.records(run, "step", "loss")
+    assert [record["step"] for record in many] == list(range(1, 51))
+    for a, b in zip(one, many, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+def test_a_run_stopped_on_four_goes_on_on_two(alone, tiny, files, tmp_path):
+    run = tmp_path / "run"
+    four = start(4, tiny(**LONG), run)
+    while not (run / "metrics.jsonl").exists() or len(files.records(run, "step", "loss")) < 3:
+        time.sleep(0.01)
+    os.kill(four[2].pid, signal.SIGTERM)  # one is told; all must leave at the same step
+    assert ends(four, run) == ["SystemExit: 143"] * 4
+    saved = files.records(run, "step")[-1]["step"]
+    assert saved < 50
+    assert max(int(path.name) for path in (run / "checkpoints").iterdir()) == saved
+    assert ends(start(2, tiny(**LONG), run, resume=True), run) == ["finished"] * 2
+    for a, b in zip(files.records(alone, "loss"), files.records(run, "loss"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+def test_a_killed_process_ends_the_others_with_a_message(tiny, files, tmp_path):
+    run = tmp_path / "run"
+    three = start(3, tiny(steps=100_000, batch_size=6, checkpoint_every=2, decay="constant"), run)
+    while not (run / "metrics.jsonl").exists() or len(files.records(run, "step", "loss")) < 5:
+        time.sleep(0.01)
+    three[1].kill()
+    said = ends(three, run)
+    assert said[1] == "killed"
+    for rank in (0, 2):
+        assert said[rank].startswith(f"RunStopped: process {rank} lost another process"), said
+        assert "--resume" in said[rank]
+    saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    train(tiny(steps=saved + 2, batch_size=6, decay="constant"), run, resume=True)
+
+
+def test_an_error_in_the_first_process_ends_all(tiny, tmp_path):
+    run = tmp_path / "run"
+    train(tiny(steps=1), run)
+    said = ends(start(2, tiny(steps=1), run), run)
+    assert said[0].startswith("UserError")
+    assert "holds a run already" in said[0]
+    assert said[1] == "SystemExit: 2"
