@@ -1,0 +1,68 @@
+"""The tables in the docs say what the results say, and the commands in them exist."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ddpm.networks.unet import UNet
+from ddpm.training import load_config
+from experiments.headline import HEADLINES
+from experiments.record import RESULTS, ROOT
+from experiments.tables import TABLE, TABLES, pages, rendered, table
+
+CONFIGURATIONS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_docs_agree_with_the_results(page):
+    text = page.read_text(encoding="utf-8")
+    assert rendered(text) == text, "run: python -m experiments.tables"
+    assert text.count("<!-- table: ") == len(TABLE.findall(text)), "a table without its end"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_results_name_no_place_of_one_machine(path):
+    def texts(value):
+        if isinstance(value, dict):
+            value = list(value.values())
+        return [text for part in value for text in texts(part)] if isinstance(value, list) else [value]
+
+    found = [text for text in texts(json.loads(path.read_text())) if isinstance(text, str)]
+    assert [text for text in found if any(Path(word).is_absolute() for word in text.split())] == []
+
+
+def test_a_wrong_number_is_found(tmp_path):
+    page = "before\n<!-- table: real_against_real -->\n| 3.2 |\n<!-- end of table -->\nafter\n"
+    assert "not run" in rendered(page, tmp_path)
+    figures = {"first_images_twice": {"n": 10, "fid": 2e-9}}
+    figures["test_against_train"] = {"settings": {"n": 500}, "figures": {"fid": {"value": 3.1415}}}
+    (tmp_path / "real_against_real.json").write_text(json.dumps(figures))
+    now = rendered(page, tmp_path)
+    assert "| 3.14 |" in now
+    assert now.startswith("before\n")
+    assert now.endswith("-->\nafter\n")
+    assert rendered(now, tmp_path) == now
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_says_what_was_not_run(name, tmp_path):
+    lines = table(name, tmp_path).splitlines()
+    assert "not run" in lines[2]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
+def test_configurations_fit_their_images(path):
+    config = load_config(path)
+    UNet(config.network, config.data.size, config.data.channels, config.data.channels, None)
+
+
+@pytest.mark.parametrize("headline", HEADLINES.values(), ids=HEADLINES)
+def test_training_commands_name_what_is_there(headline):
+    program, *words = shlex.split(headline.training)
+    for word in words:
+        if word.endswith((".yaml", ".sh")):
+            assert (ROOT / word).is_file()
+    assert program in ("ddpm", "sh")
