@@ -45,7 +45,7 @@ def trace(
 
     Returns: the frames and the images, which are those of `Model.sample` or of the pipeline for the same generator.
     """
-    picked = {"num": num, "frames": frames, "frame_spacing": frame_spacing, "columns": columns}
+    picked: dict[str, Any] = {"num": num, "frames": frames, "frame_spacing": frame_spacing, "columns": columns}
     if isinstance(source, Model):
         return trace_model(source, steps=50 if steps is None else steps, **picked, **options)
     if isinstance(source, tuple | list) and len(source) == 2:

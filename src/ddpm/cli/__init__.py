@@ -7,9 +7,11 @@ from typing import Any
 
 import typer
 
+from ddpm.cli.app import app as page
 from ddpm.cli.convert import convert
 from ddpm.cli.data import data
 from ddpm.cli.evaluate import evaluate
+from ddpm.cli.plot import plot
 from ddpm.cli.presets import presets
 from ddpm.cli.push import push
 from ddpm.cli.restore import restore
@@ -28,6 +30,8 @@ app = typer.Typer(
 app.command(context_settings=CONTEXT)(train)
 for verb in (sample, trace, evaluate, restore, data, presets, convert, push):
     app.command()(verb)
+app.add_typer(plot)
+app.command("app")(page)
 
 # Typer has brought its own copy of Click since 0.20; what it exports leads to the class in either case
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]

@@ -1,6 +1,7 @@
 """Which timesteps a sampler visits: S steps need S+1 numbers, the last of them -1, the data."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -25,7 +26,7 @@ def timestep_grid(schedule: NoiseSchedule, steps: int, spacing: Spacing = "trail
     T = schedule.timesteps
     if not 1 <= steps <= T:
         raise UserError(f"{steps} steps asked for, but this process has {T} timesteps: choose 1 to {T}")
-    grid: list[float]
+    grid: Sequence[float]
     match spacing:
         case "trailing":
             grid = [round(T - i * T / steps) - 1 for i in range(steps)]

@@ -63,8 +63,9 @@ class Recorder:
     def see(self, state: int, x_t: Tensor, x_0: Tensor | None = None) -> None:
         """State number `state` is x_t (N, C, H, W), and x_0 what is known or predicted of its images."""
         if state in self.chosen:
-            grids = [None if images is None else as_grid(images, self.columns) for images in (x_t, x_0)]
-            self.frames.append(Frame(self.phase, self.timesteps[state], self.log_snrs[state], *grids))
+            beside = None if x_0 is None else as_grid(x_0, self.columns)
+            moment = (self.phase, self.timesteps[state], self.log_snrs[state])
+            self.frames.append(Frame(*moment, as_grid(x_t, self.columns), beside))
 
 
 def as_grid(images: Tensor, columns: int | None = None) -> Tensor:
