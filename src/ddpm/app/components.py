@@ -13,7 +13,13 @@ from ddpm.errors import RunStopped, UserError
 def upload(label: str, **options: Any) -> gr.Image:
     """An image to upload, handed on as a path: Gradio's own would decode it before anybody looked at its header."""
     image = gr.Image(
-        label=label, type="filepath", buttons=[], sources=["upload", "clipboard"], **{"height": 220, **options}
+        label=label,
+        type="filepath",
+        buttons=[],
+        sources=["upload", "clipboard"],
+        elem_classes="upload",
+        height=180,
+        **options,
     )
     return _own_files(image, lambda payload: None if payload is None else payload.path)
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ddpm.app.functions.uploads import MOST_BYTES
 from ddpm.app.style import CSS, theme
-from ddpm.app.tabs import explore, generate, restore, runs
+from ddpm.app.tabs import edit, explore, generate, restore, runs
 from ddpm.errors import UserError
 from ddpm.model import Model
 
@@ -26,16 +26,19 @@ def build(model: Model, name: str, folder: Path) -> gr.Blocks:
             f"<h1>ddpm</h1><p>{escape(Path(name).name)}: {width}×{height} {kind} images{classes}, "
             f"T = {len(model.process.schedule):,}, on {model.device.type}</p>",
             elem_classes="masthead",
+            padding=False,
         )
         with gr.Tabs():
             with gr.Tab("Generate"):
                 generate.tab(model, name)
             with gr.Tab("Restore"):
                 restore.tab(model)
+            with gr.Tab("Edit"):
+                edit.tab(model)
             with gr.Tab("Explore"):
                 explore.tab(model)
             with gr.Tab("Runs"):
-                runs.tab(folder)
+                runs.tab(folder, page)
     # one sampler at a time: the model is one, and two at once would only share its device
     return page.queue(default_concurrency_limit=1, max_size=MOST_WAITING, api_open=False)
 

@@ -35,7 +35,7 @@ def theme() -> gr.themes.Base:
         body_background_fill="white",
         block_border_width="1px",
         block_shadow="none",
-        block_label_background_fill="transparent",
+        block_label_background_fill="white",
         block_label_border_width="0px",
         block_title_text_weight="500",
         button_primary_background_fill="*primary_500",
@@ -53,15 +53,23 @@ def theme() -> gr.themes.Base:
 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1120px !important; margin: 0 auto !important; }
-.gradio-container main { padding: 20px 24px 40px !important; }
-.masthead { padding: 0 !important; }
+.gradio-container .main.app { padding: 24px 24px 40px !important; }
+.gradio-container main.contain { padding: 0 !important; }
+.masthead .html-container, .masthead .prose { padding: 0 !important; }
 .masthead h1 { font-size: 1.35rem; font-weight: 650; margin: 0; }
 .masthead p { color: var(--body-text-color-subdued); margin: 2px 0 0; }
 .hint p { color: var(--body-text-color-subdued); font-size: 0.9rem; margin: 0; }
 .status { min-height: 1.6em; }
 .status p { font-variant-numeric: tabular-nums; margin: 0; }
 .picture img { image-rendering: pixelated; }
+.upload img { width: 100%; height: 100%; object-fit: contain; }
 .figure { overflow-x: auto; }
 .figure svg { display: block; width: 100%; height: auto; min-width: 520px; max-width: 900px; margin: 0 auto; }
-@media (max-width: 640px) { .gradio-container main { padding: 12px 12px 28px !important; } }
+.grids .grid-wrap { height: auto !important; max-height: none !important; overflow: visible; }
+.grids .grid-container { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) !important; padding-top: 30px; }
+.grids .thumbnail-lg { height: auto; aspect-ratio: auto; background: none; }
+.grids .caption-label {
+  position: static; border: 0; padding: 2px 0 0; max-width: none; background: none; text-align: left;
+}
+@media (max-width: 640px) { .gradio-container .main.app { padding: 14px 14px 28px !important; } }
 """

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+import numpy as np
 from PIL import Image
 
 from ddpm.app.functions.live import bounded
@@ -24,7 +25,7 @@ SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 OWN = "this model's"
 MOST_TIMESTEPS = 4000
 LARGEST_SIDE = 192  # pixels of the upload that is noised
-MOST_FRAMES, STRIP_FRAMES = 60, 6
+MOST_FRAMES, STRIP_FRAMES = 36, 6
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def forward(model: Model, source: str | None, name: str, asked: Range, folder: P
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
     pixels = to_float(to_tensor(image))
     schedule = asked.schedule(name, model)
-    few = trace_forward(schedule, pixels, frames=STRIP_FRAMES)
-    many = trace_forward(schedule, pixels, frames=MOST_FRAMES)
-    return strip(few.frames), many.save(folder / "forward.gif")
+    trajectory = trace_forward(schedule, pixels, frames=MOST_FRAMES)
+    last = len(trajectory.frames) - 1
+    few = sorted({round(place) for place in np.linspace(0, last, STRIP_FRAMES)})
+    return strip([trajectory.frames[index] for index in few]), trajectory.save(folder / "forward.gif")

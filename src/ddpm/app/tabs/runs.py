@@ -12,7 +12,7 @@ EVERY = 5  # seconds
 FIRST = 4  # runs shown unasked
 
 
-def tab(folder: Path) -> None:
+def tab(folder: Path, page: gr.Blocks) -> None:
     """Lay the tab out and connect it; endpoint /runs."""
     where = gr.Markdown(elem_classes="hint")
     with gr.Row():
@@ -21,7 +21,7 @@ def tab(folder: Path) -> None:
     figure = gr.HTML(elem_classes="figure")
     gallery = gr.Gallery(
         label="Newest samples, from the same seeds", format="png", columns=4, height="auto", object_fit="contain",
-        buttons=["download"], elem_classes="picture",
+        buttons=["download"], elem_classes=["picture", "grids"],
     )  # fmt: skip
     seen = gr.State([])
 
@@ -48,9 +48,10 @@ def tab(folder: Path) -> None:
             now,
         )
 
-    shown, quiet = [chosen, quantity], {"concurrency_id": "figures", "show_progress": "hidden"}
+    shown, quiet = [chosen, quantity], {"concurrency_id": "runs", "show_progress": "hidden"}
     everything = [where, chosen, quantity, figure, gallery, seen]
-    gr.Timer(EVERY).tick(look, [*shown, seen], everything, api_visibility="private", **quiet)
+    ticks = [page.load, gr.Timer(EVERY).tick]
+    gr.on(ticks, look, [*shown, seen], everything, api_visibility="private", **quiet)
     gr.on([chosen.input, quantity.input], runs, shown, [figure, gallery], api_name="runs", **quiet)
 
 
