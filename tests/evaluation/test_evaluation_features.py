@@ -96,7 +96,7 @@ def test_torchscript_features_go_through_the_contract(tmp_path):
 
 def test_engines_agree(monkeypatch):
     pytest.importorskip("openvino")
-    module = torch.jit.script(Tiny().eval())
+    module = Tiny().eval()
     x = torch.randn(3, 3, 299, 299)
     fast = compile_network(module, (3, 299, 299), CPU)
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)

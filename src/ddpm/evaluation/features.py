@@ -74,7 +74,7 @@ def load_features(name: str | Path, device: torch.device | None = None) -> Featu
 def inception_input(images: Tensor) -> Tensor:
     """uint8 (N, 1 or 3, H, W) -> float32 (N, 3, 299, 299) in [-1, 1), as TensorFlow's graph does it."""
     x = tf1_bilinear(images.float(), SIDE, SIDE)
-    return ((x - 128) / 128).expand(-1, 3, -1, -1)
+    return x.sub_(128).div_(128).expand(-1, 3, -1, -1)
 
 
 def _builtin(device: torch.device) -> FeatureNetwork:
@@ -109,7 +109,7 @@ def _inception(device: torch.device) -> FeatureNetwork:
         _download(module.URL_INCEPTION_V3, cached)
     extractor = module.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(cached))
     engine = compile_network(WithLogits(extractor), (3, SIDE, SIDE), device)
-    return _on_299(engine, "inception", True, POOL, extractor.fc.out_features, _file_hash(cached))
+    return _on_299(engine, device, "inception", True, POOL, extractor.fc.out_features, _file_hash(cached))
 
 
 class WithLogits(nn.Module):
@@ -153,10 +153,12 @@ def _torchscript(path: Path, device: torch.device, name: str | None = None) -> F
         raise UserError(f"{path} answers two images with {shape}; features are N x D")
     digest = _file_hash(path)
     engine = compile_network(script, (3, SIDE, SIDE), device)
-    return _on_299(engine, name or path.stem, digest == TORCHSCRIPT_HASH, answer.shape[1], 0, digest)
+    return _on_299(engine, device, name or path.stem, digest == TORCHSCRIPT_HASH, answer.shape[1], 0, digest)
 
 
-def _on_299(engine: Engine, name: str, standard: bool, dimensions: int, classes: int, digest: str) -> FeatureNetwork:
+def _on_299(
+    engine: Engine, device: torch.device, name: str, standard: bool, dimensions: int, classes: int, digest: str
+) -> FeatureNetwork:
     return FeatureNetwork(
         name=name,
         standard=standard,
@@ -165,7 +167,7 @@ def _on_299(engine: Engine, name: str, standard: bool, dimensions: int, classes:
         fingerprint=digest,
         transform=f"TF1 bilinear {SIDE}, (x-128)/128",
         engine=engine.name,
-        compute=lambda images: engine(inception_input(images)),
+        compute=lambda images: engine(inception_input(images.to(device))),
     )
 
 

@@ -10,12 +10,15 @@ def tf1_bilinear(images: Tensor, height: int, width: int) -> Tensor:
     The order of operations is TensorFlow's (`resize_bilinear_op.cc`): along the rows first, then the columns. Every
     other order rounds differently.
     """
-    left, right, across = _taps(images.shape[3], width, images.device)
-    rows = images[..., left]
-    rows = rows + (images[..., right] - rows) * across
-    top, bottom, down = _taps(images.shape[2], height, images.device)
-    upper = rows[:, :, top]
-    return upper + (rows[:, :, bottom] - upper) * down[:, None]
+    rows = _interpolated(images, 3, width)
+    return _interpolated(rows, 2, height)
+
+
+def _interpolated(images: Tensor, axis: int, size: int) -> Tensor:
+    """first + (second - first)·weight along one axis, without memory that is not needed: this runs for every image."""
+    first, second, weight = _taps(images.shape[axis], size, images.device)
+    near, far = images.index_select(axis, first), images.index_select(axis, second)
+    return far.sub_(near).mul_(weight if axis == 3 else weight[:, None]).add_(near)
 
 
 def _taps(size_in: int, size_out: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
