@@ -1,0 +1,267 @@
+"""Editing against closed forms: Gaussian images, for which the ODE's flow and every posterior are known."""
+
+import math
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+
+from gaussian_prior import GaussianPrior
+
+from ddpm.editing import (
+    Editor,
+    coarse_to_fine,
+    fidelity_curve,
+    generate,
+    interpolate,
+    invert,
+    reconstructions,
+    round_trip,
+    sdedit,
+    surprise,
+    translate,
+)
+from ddpm.editing.inversion import angles_to, flow, timestep_of
+from ddpm.editing.sdedit import grid_from
+from ddpm.errors import UserError
+from ddpm.model import Model
+from ddpm.process.gaussian import GaussianProcess
+from ddpm.process.schedule import NoiseSchedule, make_betas
+
+SHAPE = (1, 12, 12)
+
+
+class ClosedForm(nn.Module):
+    """E[x_0|x_t] of Gaussian images; with classes, each has a prior of its own and the last is the null class."""
+
+    def __init__(self, priors, schedule):
+        super().__init__()
+        self.networks = [prior.denoiser(schedule).network for prior in priors]
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x_t, t, labels):
+        if labels is None:
+            return self.networks[0](x_t, t, None)
+        rows = [self.networks[int(label)](x_t[i : i + 1], t[i : i + 1], None) for i, label in enumerate(labels)]
+        return torch.cat(rows)
+
+
+def model_of(*priors, schedule="linear", timesteps=1000):
+    noise = NoiseSchedule(make_betas(schedule, timesteps))
+    names = [f"class {i}" for i in range(len(priors) - 1)] if len(priors) > 1 else None
+    process = GaussianProcess(noise, prediction="x_0")
+    return Model(
+        ClosedForm(priors, noise), process, image_shape=SHAPE, class_names=names, null_label=names and len(names)
+    )
+
+
+PRIOR = GaussianPrior.smooth(SHAPE, deviation=0.3)
+EDITOR = Editor(model_of(PRIOR), precision="fp32", clip=None, seed=3)
+
+
+def exact_latent(prior, x_0, alpha_bar):
+    """The probability-flow ODE of a Gaussian only stretches: each eigen-direction by √(ᾱλ + 1-ᾱ)/√λ."""
+    eigenvalues, basis = torch.linalg.eigh(prior.covariance)
+    centred = (x_0.double() - prior.mean).flatten(1) @ basis
+    stretched = centred * ((alpha_bar * eigenvalues + 1 - alpha_bar) / eigenvalues).sqrt()
+    return math.sqrt(alpha_bar) * prior.mean + (stretched @ basis.T).unflatten(1, prior.mean.shape)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_inversion_is_the_flow_of_the_ode(schedule):
+    prior = GaussianPrior.smooth(SHAPE, deviation=0.5, reach=0.8)  # well conditioned: float32 can follow it
+    editor = Editor(model_of(prior, schedule=schedule))
+    x = prior.sample(3)
+    last = editor.model.process.schedule.alpha_bar(999)
+    expected = exact_latent(prior, x, last)
+    errors = [float((invert(editor, x, evaluations=n) - expected).square().mean().sqrt()) for n in (40, 80, 400)]
+    assert errors[2] < 5e-3
+    assert errors[1] < errors[0] / 2
+    first_order = float((invert(editor, x, evaluations=80, order=1) - expected).square().mean().sqrt())
+    assert errors[1] < first_order / 3
+
+
+@pytest.mark.parametrize(("order", "ratio"), [(1, 2), (2, 4)])
+def test_order_of_accuracy(order, ratio):
+    """Twice the steps: half the error for DDIM, a quarter for the midpoint rule."""
+    prior = GaussianPrior.smooth(SHAPE, deviation=0.5, reach=0.8)
+    denoiser = prior.denoiser(NoiseSchedule(make_betas("cosine", 1000)))
+    x = prior.sample(4)
+    angles = angles_to(denoiser.schedule, 0.5, 12)[2:]  # away from t < 0, where no network is defined
+    signal = math.cos(angles[0])
+    x_start = exact_latent(prior, x, signal**2).float()
+    expected = exact_latent(prior, x, math.cos(angles[-1]) ** 2)
+
+    def error(splits):
+        fine = [a + (b - a) * i / splits for a, b in pairwise(angles) for i in range(splits)]
+        found = flow(denoiser, x_start, [*fine, angles[-1]], order)
+        return float((found - expected).square().mean().sqrt())
+
+    assert error(1) / error(2) == pytest.approx(ratio, rel=0.3)
+
+
+def test_round_trip_of_the_second_order_is_far_closer():
+    prior = GaussianPrior.smooth(SHAPE, deviation=0.5, reach=0.8)
+    x = prior.sample(4)
+    ddim, midpoint = (round_trip(Editor(model_of(prior)), x, evaluations=200, order=order) for order in (1, 2))
+    assert midpoint.error < ddim.error / 10
+    assert midpoint.error < 2 / 127.5
+    assert ddim.largest >= ddim.error
+    assert torch.allclose(midpoint.images, x, atol=4 * midpoint.largest)
+
+
+def test_evaluations_are_what_was_asked_for():
+    calls = []
+    denoiser = PRIOR.denoiser()
+
+    class Counting:
+        schedule, process = denoiser.schedule, denoiser.process
+
+        def __call__(self, x_t, t):
+            calls.append(t)
+            return denoiser(x_t, t)
+
+    for order in (1, 2):
+        calls.clear()
+        flow(Counting(), PRIOR.sample(1), angles_to(denoiser.schedule, 1.0, 10), order)
+        assert len(calls) == 10 * order
+
+
+def test_guidance_and_clipping_do_not_spoil_an_inversion():
+    x = PRIOR.sample(2)
+    clipped = Editor(EDITOR.model, clip="static", precision="fp32")
+    assert torch.equal(invert(clipped, x), invert(EDITOR, x))
+
+
+def test_reconstruction_from_every_depth_gets_harder():
+    trips = reconstructions(EDITOR, PRIOR.sample(4), depths=(0.05, 0.3, 1.0), evaluations=40, order=1)
+    assert [trip.depth for trip in trips] == [0.05, 0.3, 1.0]
+    assert trips[0].psnr > trips[-1].psnr
+
+
+def test_timestep_of_an_angle():
+    schedule = NoiseSchedule(make_betas("linear", 1000))
+    for t in (0, 10, 500, 999):
+        signal, sigma = schedule.signal_noise(t)
+        assert timestep_of(schedule, math.atan2(sigma, signal)) == pytest.approx(t, abs=1e-3)
+    assert timestep_of(schedule, 0.0) == -1
+
+
+def test_sdedit_of_a_gaussian_has_the_marginal_of_its_chain():
+    """For strength 1 the outcome is a sample of the prior; for little strength it stays near the image."""
+    x = PRIOR.sample(1, seed=5).expand(200, *SHAPE)
+    fresh = sdedit(EDITOR, x, 1.0, sampler="ddim", steps=60)
+    spread = (fresh - PRIOR.mean.float()).square().mean()
+    assert float(spread / PRIOR.covariance.diagonal().mean()) == pytest.approx(1, abs=0.15)
+    assert (sdedit(EDITOR, x, 0.05, steps=60) - x).square().mean() < 0.2 * spread
+    assert torch.equal(sdedit(EDITOR, x, 0.0), x)
+
+
+def test_sdedit_depends_on_the_seed_and_the_place_alone():
+    x = PRIOR.sample(5)
+    whole = sdedit(EDITOR, x, 0.4, steps=20)
+    in_parts = sdedit(Editor(EDITOR.model, precision="fp32", clip=None, seed=3, batch_size=2), x, 0.4, steps=20)
+    assert torch.allclose(whole, in_parts, atol=1e-5)
+    assert not torch.allclose(whole, sdedit(Editor(EDITOR.model, seed=4, clip=None), x, 0.4, steps=20), atol=1e-2)
+
+
+def test_three_hundred_steps_of_a_thousand():
+    schedule = NoiseSchedule(make_betas("linear", 1000))
+    grid = grid_from(schedule, 0.3, 1000)
+    assert grid[0] == 299
+    assert len(grid) == 301
+    assert grid[-1] == -1
+    assert grid_from(schedule, 0.0, 10) == [-1.0]
+
+
+def test_the_curve_trades_fidelity_for_realism():
+    """Images that the prior would not draw: the more strength, the further from them, the more like the prior."""
+    strange = PRIOR.sample(16) + 0.3 * torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(0))
+    points = fidelity_curve(EDITOR, strange, (0.2, 0.5, 1.0), steps=40)
+    assert [point.strength for point in points] == [0, 0.2, 0.5, 1.0]
+    assert math.isinf(points[0].psnr)
+    assert points[1].psnr > points[2].psnr > points[3].psnr
+    assert points[1].ssim > points[3].ssim
+    assert points[0].surprise > points[2].surprise
+    real = surprise(EDITOR, PRIOR.sample(16, seed=1))
+    assert points[3].surprise == pytest.approx(real, rel=0.25)  # the outcome is clipped to [-1, 1]
+
+
+def test_interpolation_runs_from_one_image_to_the_other():
+    first, second = PRIOR.sample(2, seed=8)
+    row = interpolate(EDITOR, first, second, [0, 0.25, 0.5, 0.75, 1], depth=0.15, steps=100)
+    assert row.shape == (5, *SHAPE)
+    towards = [(image - first).norm() - (image - second).norm() for image in row]
+    assert all(a < b for a, b in pairwise(towards))
+
+
+def test_interpolation_keeps_the_noise_level():
+    """At full depth every λ is a fresh sample: as varied in the middle as at the ends."""
+    spreads = []
+    for seed in range(40):
+        first, second = PRIOR.sample(2, seed=seed)
+        row = interpolate(
+            Editor(EDITOR.model, seed=seed, clip=None, precision="fp32"),
+            first,
+            second,
+            [0, 0.5],
+            depth=1.0,
+            sampler="ddim",
+            steps=20,
+        )
+        spreads.append((row - PRIOR.mean.float()).square().mean((1, 2, 3)))
+    ends, middle = torch.stack(spreads).mean(0)
+    assert float(middle / ends) == pytest.approx(1, abs=0.3)
+
+
+def test_neighbouring_weights_share_their_noise():
+    first, second = PRIOR.sample(2, seed=8)
+    row = interpolate(EDITOR, first, second, [0.5, 0.501], depth=0.7, steps=50)
+    assert (row[0] - row[1]).abs().max() < 0.02
+
+
+def test_coarse_to_fine_starts_with_plain_blending():
+    first, second = PRIOR.sample(2, seed=8)
+    rows = coarse_to_fine(EDITOR, first, second, [0, 0.5, 1], [0.0, 0.5], steps=20)
+    assert rows.shape == (2, 3, *SHAPE)
+    assert torch.allclose(rows[0, 1], (first + second) / 2, atol=1e-6)
+
+
+def test_translation_moves_one_classs_mean_to_the_others():
+    """Classes that differ in their mean alone: the flow carries an image to the same image about the other mean."""
+    shift = torch.zeros(SHAPE, dtype=torch.float64)
+    shift[..., 6:] = 0.4
+    base = GaussianPrior.smooth(SHAPE, deviation=0.2)
+    other = GaussianPrior(base.mean + shift, base.covariance)
+    editor = Editor(model_of(base, other, base, schedule="cosine"), clip=None, precision="fp32")
+    x = base.sample(1)
+    moved = translate(editor, x, 0, 1, evaluations=60)
+    assert (moved - (x + shift.float())).abs().mean() < 0.03
+    assert (translate(editor, x, 0, 0, evaluations=60) - x).abs().mean() < 0.02
+    by_name = translate(editor, x, "class 0", "class 1", evaluations=60)
+    assert torch.allclose(moved, by_name)
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda x: sdedit(EDITOR, x, 1.5), "strength must lie between"),
+        (lambda x: sdedit(EDITOR, x, float("nan")), "strength must lie between"),
+        (lambda x: sdedit(EDITOR, x, 0.5, steps=0), "steps"),
+        (lambda x: sdedit(EDITOR, x, 0.5, sampler="dimm"), "no sampler"),
+        (lambda x: sdedit(EDITOR, x[..., :8], 0.5), "this model knows"),
+        (lambda x: invert(EDITOR, x, depth=0.0), "depth must lie"),
+        (lambda x: invert(EDITOR, x, evaluations=1), "at least 2"),
+        (lambda x: generate(EDITOR, x, evaluations=0, order=1), "at least 1"),
+        (lambda x: translate(EDITOR, x, 0, 1), "without classes"),
+        (lambda x: sdedit(Editor(EDITOR.model, labels=1), x, 0.5), "without classes"),
+    ],
+)
+def test_bad_input_is_one_clear_line(act, words):
+    with pytest.raises(UserError, match=words):
+        act(PRIOR.sample(2))
