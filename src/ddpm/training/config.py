@@ -16,6 +16,7 @@ from ddpm.networks.config import NetworkConfig
 from ddpm.process.config import ProcessConfig
 
 MAX_FILE_BYTES = 1 << 20  # a configuration is a page of text; anything larger is another kind of file
+DEEPEST = 20
 
 Tracker = Literal["tensorboard", "wandb"]
 
@@ -144,10 +145,13 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """safe_load without aliases, whose nesting can make a small file unfold into a huge one."""
+    """safe_load of what cannot unfold: no aliases, with which a small file may mean a huge one, and no deep nesting."""
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise yaml.YAMLError("aliases (*name) are not taken")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+                raise yaml.YAMLError("aliases (*name) and deep nesting are not taken")
         return yaml.safe_load(text)
     except (ValueError, TypeError, OverflowError) as error:  # e.g. the date 2020-99-99, or a list as a key
         raise yaml.YAMLError(str(error)) from None
