@@ -44,7 +44,8 @@ class Figures:
         self.likelihood: dict[str, Any] = {}
 
     def generation(self, path: Path) -> None:
-        save_sheet(progressive_generation(self.model, self.rows, moments=10, steps=self.steps), path)
+        moments = min(10, self.steps)
+        save_sheet(progressive_generation(self.model, self.rows, moments=moments, steps=self.steps), path)
 
     def shared_latents(self, path: Path) -> None:
         save_sheet(shared_latents(self.model, siblings=7, steps=self.steps), path)

@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 def run(tmp_path_factory):
     """A run of two steps, by class."""
     folder = tmp_path_factory.mktemp("runs") / "mnist"
-    train(load_config("mnist", TINY), folder)
+    train(load_config("mnist", TINY | {"process.timesteps": 20}), folder)
     return folder
 
 
@@ -88,7 +88,7 @@ def budget():
     return dataclasses.replace(study.TOY, seeds={"mnist": 1}, overrides=(*TINY.items(), ("training.preview_every", 0)))
 
 
-def test_study_is_made_kept_and_gone_on_with(budget, tmp_path, monkeypatch):
+def test_study_is_made_kept_and_gone_on_with(budget, tmp_path):
     runs, places = tmp_path / "runs", {"results": tmp_path, "pictures": tmp_path}
     path = study.study(runs, budget, **places)
     first = json.loads(path.read_text())
@@ -99,8 +99,7 @@ def test_study_is_made_kept_and_gone_on_with(budget, tmp_path, monkeypatch):
     lost = study.cells(budget)[0]
     (runs / lost.name / "study.json").unlink()  # as if killed between training and judging
     weights = (runs / lost.name / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
-    again = json.loads(study.study(runs, budget, **places).read_text())
-    assert again == first
+    assert study.run_cell(lost, runs, budget) in first["cells"]
     assert (runs / lost.name / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == weights
 
 
