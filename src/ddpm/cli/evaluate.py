@@ -10,7 +10,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.evaluate import evaluate as run_evaluation
 from ddpm.evaluation.metrics import METRICS
 from ddpm.evaluation.opening import open_judged
-from ddpm.evaluation.sweep import plot_points, save_points, table
+from ddpm.evaluation.sweep import draw_points, save_points, table
 from ddpm.evaluation.sweep import sweep as run_sweep
 from ddpm.model import Model
 
@@ -91,7 +91,7 @@ def draw_sweep(
     points = run_sweep(model, data, **chosen, **options)
     if points:
         save_points(points, out)
-        plot_points(points, out.with_suffix(".png"))
+        draw_points(points, out.with_suffix(".png"), overwrite=True)
         print(table(points))
         print(f"written to {out} and {out.with_suffix('.png')}")
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ddpm.errors import RunStopped
+from ddpm.files import write_whole
 from ddpm.hardware import process_rank
 
 SETTINGS = "settings.json"
@@ -73,7 +74,7 @@ class Chunks:
     def write(self, start: int, rows: np.ndarray) -> None:
         buffer = io.BytesIO()
         np.save(buffer, rows)
-        write_whole(self.path(start), buffer.getbuffer())
+        write_whole(self.path(start), buffer.getvalue())
 
     def missing(self, starts: list[int] | None = None) -> list[int]:
         return [start for start in (self.starts if starts is None else starts) if not self.path(start).exists()]
@@ -117,17 +118,6 @@ class Chunks:
         if number not in self._maps:
             self._maps[number] = np.load(self.path(number * self.chunk), mmap_mode="r", allow_pickle=False)
         return self._maps[number]
-
-
-def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write beside and rename, so that the file is never half there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise RunStopped(f"{path} cannot be written: {error.strerror or error}; the rest is kept") from error
 
 
 def _as_text(settings: dict[str, Any]) -> str:

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm.evaluation.cache import write_whole
 from ddpm.evaluation.comparison import Figure
+from ddpm.files import write_whole
 
 
 @dataclass(frozen=True)

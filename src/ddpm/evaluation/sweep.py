@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm.errors import require
-from ddpm.evaluation.cache import write_whole
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.features import load_features
 from ddpm.evaluation.report import Report
+from ddpm.files import write_whole
 from ddpm.model import Model
 from ddpm.samplers import SAMPLERS, find_sampler
+from ddpm.viewing.plots import Curve, plot_quality, save_figure
 
 EVALUATIONS = (5, 10, 20, 50, 100)
 
@@ -68,19 +68,10 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
-def plot_points(points: Sequence[Point], path: Path) -> None:
-    """A curve a sampler, both axes logarithmic."""
-    pyplot = require("matplotlib.pyplot", "eval")
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name in dict.fromkeys(p.sampler for p in points):
-        curve = [p for p in points if p.sampler == name]
-        axes.plot([p.evaluations for p in curve], [p.report.figures[0].value for p in curve], marker="o", label=name)
-    axes.set(
-        xscale="log", yscale="log", xlabel="network evaluations an image", ylabel=points[0].report.figures[0].title
-    )
-    axes.set_xticks(sorted({p.evaluations for p in points}), labels=map(str, sorted({p.evaluations for p in points})))
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+def draw_points(points: Sequence[Point], path: Path, *, overwrite: bool = False) -> None:
+    """A curve a sampler, as a picture."""
+    curves = {}
+    for name in dict.fromkeys(point.sampler for point in points):
+        mine = sorted((p.evaluations, p.report.figures[0].value) for p in points if p.sampler == name)
+        curves[name] = Curve(*zip(*mine, strict=True))
+    save_figure(plot_quality(curves, points[0].report.figures[0].title), path, overwrite=overwrite)
