@@ -75,6 +75,7 @@ def write_tar():
     """write_tar(path, {name: bytes})."""
 
     def make(path: Path, members: dict[str, bytes]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(path, "w") as archive:
             for name, data in members.items():
                 info = tarfile.TarInfo(name)

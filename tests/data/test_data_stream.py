@@ -205,6 +205,18 @@ def test_tar_shards(tmp_path, write_tar):
     assert shortened.report.skipped
 
 
+def test_a_stream_that_was_moved_goes_on(tmp_path, write_tar):
+    write_tar(tmp_path / "here" / "0.tar", {f"{number:04}.png": png_of(number) for number in range(40)})
+    options = {"image_size": 8, "streaming": True, "shuffle_buffer": 10}
+    dataset = open_dataset(str(tmp_path / "here"), **options)
+    expected = drawn(dataset, 20, 60)
+    state = dataset.state_dict(30)
+    (tmp_path / "here").rename(tmp_path / "there")
+    again = open_dataset(str(tmp_path / "there"), **options)
+    again.load_state_dict(state)
+    assert drawn(again, 30, 60) == expected[10:]
+
+
 def test_parquet_files(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})

@@ -67,24 +67,25 @@ def open_parquet(paths: list[Path]) -> Records:
 def stream_hub(source: str) -> "HubShards":
     """A Hub set as a stream: nothing is kept on the disk."""
     hub = parse_hub(source)
-    return HubShards(source, _load(source, hub.path, hub.configuration, split=hub.split, streaming=True), hub.filters)
+    loaded = _load(source, hub.path, hub.configuration, split=hub.split, streaming=True)
+    return HubShards(source, Path(hub.path).name, loaded, hub.filters)
 
 
 def stream_parquet(paths: list[Path]) -> "HubShards":
     """Local parquet files as a stream; each file is a shard."""
     loaded = _load(str(paths[0]), "parquet", data_files=_named(paths), split="train", streaming=True)
-    return HubShards(str(paths[0]), loaded, {})
+    return HubShards(str(paths[0]), paths[0].name, loaded, {})
 
 
 class HubShards:
-    """A streamed set of `datasets`, shard by shard."""
+    """A streamed set of `datasets`, shard by shard; `title` is what its shards are named after."""
 
-    def __init__(self, source: str, loaded: Any, filters: dict[str, list[str]]):
+    def __init__(self, source: str, title: str, loaded: Any, filters: dict[str, list[str]]):
         features = loaded.features or loaded._resolve_features().features
         self.columns = Columns(source, features, filters, loaded.info.builder_name)
         self.loaded = self.columns.undecoded(loaded)
         self.class_names = self.columns.class_names
-        self.names = [f"shard {number}" for number in range(self.loaded.num_shards)]
+        self.names = [f"{title} shard {number}" for number in range(self.loaded.num_shards)]
         split = (loaded.info.splits or {}).get(str(loaded.split)) if not filters else None
         self.count = split.num_examples if split is not None and split.num_examples else None
 

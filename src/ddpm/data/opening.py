@@ -76,7 +76,8 @@ def _lazy(
 ) -> LazyDataset:
     if isinstance(stored, Arrays):
         report.sizes = Counter({stored.images.shape[1:3]: len(stored)})
-    digest = hashlib.blake2b(config.model_dump_json(exclude={"random_flip"}).encode(), digest_size=16)
+    settings = config.model_dump_json(exclude={"random_flip", "source"})  # a set that was moved is still the same
+    digest = hashlib.blake2b(settings.encode(), digest_size=16)
     for index in range(len(stored)):
         digest.update(f"{stored.name(index)}\n".encode())
     return LazyDataset(

@@ -38,7 +38,7 @@ class TarShards:
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
-        self.names = [str(path) for path in paths]
+        self.names = [path.name for path in paths]
 
     def rows(self, shard: int, start: int, skip: Callable[[str, str], None]) -> Iterator[Encoded]:
         path = self.paths[shard]

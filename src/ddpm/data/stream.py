@@ -77,7 +77,7 @@ class StreamDataset(ImageDataset):
         self.shards, self.config, self.image_shape = shards, config, config.image_shape
         self.class_names = shards.class_names if config.labels else None
         self.report = Report(config.source)
-        settings = config.model_dump_json(exclude={"random_flip"})
+        settings = config.model_dump_json(exclude={"random_flip", "source"})  # a set that was moved is still the same
         self.fingerprint = hashlib.blake2b("\n".join([settings, *shards.names]).encode(), digest_size=16).hexdigest()
         self._reader = BlockReader(shards, config.shuffle_buffer, self.report)
         self._decoders, self._reading = ThreadPoolExecutor(workers()), ThreadPoolExecutor(1)
