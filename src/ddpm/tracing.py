@@ -20,6 +20,9 @@ from ddpm.samplers import Callback, Clip, Noise, Spacing, Step, find_sampler, ti
 from ddpm.viewing.frames import FrameSpacing, Recorder
 from ddpm.viewing.trajectory import Trajectory
 
+MODEL_STEPS = 100
+PAIR_STEPS = 50  # DDIMPipeline's default
+
 
 def trace(
     source: Any,
@@ -37,7 +40,7 @@ def trace(
         source: a `Model`; or of Diffusers' a `DDPMPipeline`, a `DDIMPipeline` or a (UNet2DModel, scheduler) pair. A
             pipeline is left untouched: its scheduler is copied.
         num: images, seen as a grid of `columns`.
-        steps: sampling steps; by default 50 of a model, and whatever a pipeline's own default is.
+        steps: sampling steps; by default a model's 100 (or all it has), and whatever a pipeline's own default is.
         frames: how many moments to keep, at most, chosen before the run; memory does not grow with the steps.
         frame_spacing: "uniform" over the steps or "log_snr".
         options: for a model, those of `trace_model`; for Diffusers, `generator` and what the scheduler's step takes
@@ -47,10 +50,10 @@ def trace(
     """
     picked: dict[str, Any] = {"num": num, "frames": frames, "frame_spacing": frame_spacing, "columns": columns}
     if isinstance(source, Model):
-        return trace_model(source, steps=50 if steps is None else steps, **picked, **options)
+        return trace_model(source, steps=steps, **picked, **options)
     if isinstance(source, tuple | list) and len(source) == 2:
         unet, scheduler = source
-        default = 50
+        default = PAIR_STEPS
     elif hasattr(source, "unet") and hasattr(source, "scheduler"):
         unet, scheduler = source.unet, source.scheduler
         default = inspect.signature(source.__call__).parameters["num_inference_steps"].default
@@ -67,7 +70,7 @@ def trace_model(
     model: Model,
     *,
     num: int = 1,
-    steps: int = 50,
+    steps: int | None = None,
     frames: int = 60,
     frame_spacing: FrameSpacing = "uniform",
     columns: int | None = None,
@@ -91,6 +94,7 @@ def trace_model(
     if not 1 <= num <= size:
         raise UserError(f"{num} images asked for; this model's trajectories show 1 to {size} at a time")
     chosen, schedule = find_sampler(sampler), model.process.schedule
+    steps = min(MODEL_STEPS, schedule.timesteps) if steps is None else steps
     timesteps = timestep_grid(schedule, steps, spacing or chosen.spacing)
     classes = model.resolve_labels(labels)
     denoiser = model.denoiser(

@@ -32,7 +32,7 @@ def trace(
     labels: Annotated[str | None, typer.Option(help="classes taken in turn: 3, or 0,1,2, or names, or all")] = None,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 unconditional")] = 1.0,
     sampler: Annotated[str, typer.Option(help="ancestral, ddim, dpm++, dpm++sde, unipc or heun")] = "ancestral",
-    steps: Annotated[int, typer.Option(help="sampling steps")] = 100,
+    steps: Annotated[int | None, typer.Option(help="sampling steps; default: 100, or all there are")] = None,
     spacing: Annotated[
         str | None, typer.Option(help="trailing, leading, uniform, quadratic or log_snr; default: the sampler's own")
     ] = None,
