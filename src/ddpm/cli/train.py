@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ddpm.errors import UserError
+from ddpm.evaluation.monitor import training_evaluator
 from ddpm.training import Config, load_config
 from ddpm.training import train as run_training
 from ddpm.training.dry_run import dry_run
@@ -43,7 +44,8 @@ def train(
     if dry:
         print(dry_run(config, init=init))
         return
-    run_training(config, folder, init=init, resume=resume is not None, overwrite=overwrite, evaluator=None)
+    evaluator = training_evaluator(config.data) if config.training.evaluate_every else None
+    run_training(config, folder, init=init, resume=resume is not None, overwrite=overwrite, evaluator=evaluator)
     print(folder)
 
 

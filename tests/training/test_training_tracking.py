@@ -1,0 +1,80 @@
+"""Logs, evaluation on the way, and the model that a run leaves."""
+
+import math
+
+import pytest
+
+from ddpm.model import Model, load
+from ddpm.training import train
+from ddpm.training.tracking import cut_back
+
+
+def test_cut_back_keeps_what_the_checkpoint_knows(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2}\n\n{"loss": 1}\n{"step": 3}\n{"step": 2, "fid": 1}\n{"st')
+    cut_back(path, 2)
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n{"step": 2}\n{"step": 2, "fid": 1}\n'
+    cut_back(tmp_path / "none.jsonl", 2)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_tensorboard_shows_the_same_numbers_and_forgets_what_was_cut_back(tiny, files, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train(tiny(steps=2, decay="constant", track=["tensorboard"]), tmp_path / "run")
+    train(tiny(steps=4, decay="constant", track=["tensorboard"]), run, resume=True)
+    events = accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    shown = {event.step: event.value for event in events.Scalars("loss")}
+    assert shown == pytest.approx({record["step"]: record["loss"] for record in files.records(run, "step", "loss")})
+
+
+def test_the_best_checkpoint_is_kept(tiny, files, tmp_path):
+    figures = iter([3.0, 1.0, 2.0, 2.5, 0.5])
+    seen: list[bytes] = []
+
+    def evaluator(model: Model) -> dict[str, float]:
+        assert model.num_classes == 2
+        seen.append(model.weights_hash)
+        return {"figure": next(figures), "other": -10.0 * len(seen)}
+
+    options = {"evaluate_every": 2, "checkpoint_every": 1, "keep": 1, "decay": "constant"}
+    run = train(tiny(steps=8, **options), tmp_path / "run", evaluator=evaluator)
+    assert [record["figure"] for record in files.records(run, "figure")] == [3, 1, 2, 2.5]
+    assert load(run / "best").weights_hash == seen[1]
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [4, 8]
+    train(tiny(steps=10, **options), run, resume=True, evaluator=evaluator)
+    assert load(run / "best").weights_hash == seen[4]
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [10]
+
+
+def test_the_model_that_a_run_leaves(tiny, tmp_path):
+    """It knows what it was made of, and holds the averaged weights."""
+    run = train(tiny(steps=3), tmp_path / "run")
+    model = load(run)
+    assert model.class_names == ["0", "1"]
+    assert model.null_label == 2
+    provenance = model.provenance
+    assert (provenance["steps"], provenance["images"]) == (3, 24)
+    assert provenance["config"]["training"]["learning_rate"] == 1e-3
+    assert provenance["data"]["images"] == 30
+    assert model.sample(3, steps=2, labels=1).shape == (3, 1, 8, 8)
+    plain = load(train(tiny(steps=1, class_drop=0.0), tmp_path / "plain"))
+    assert plain.null_label is None
+    assert plain.network.num_classes == 2
+
+
+def test_the_average_is_the_mean_that_its_formula_gives(tiny, files, tmp_path):
+    """EMA_n = Σ (1-d) d^(n-i) θ_i + d^n θ_0, over the weights of every step, kept over a resume."""
+    import numpy as np
+
+    options = {"checkpoint_every": 1, "keep": 9, "ema": 0.7, "ema_warmup": False, "decay": "constant"}
+    run = train(tiny(steps=2, **options), tmp_path / "run")
+    train(tiny(steps=5, **options), run, resume=True)
+    name = "mid_block.resnets.0.conv1.weight"
+    weights = [np.frombuffer(files.tensors(run, step)[f"network/{name}"], np.float32) for step in range(1, 6)]
+    averages = [np.frombuffer(files.tensors(run, step)[f"ema/{name}"], np.float32) for step in range(1, 6)]
+    expected = averages[0].astype(float)
+    for theta, average in zip(weights[1:], averages[1:], strict=True):
+        expected = 0.7 * expected + 0.3 * theta
+        assert np.allclose(average, expected, rtol=1e-5, atol=1e-7)
+    assert math.isfinite(expected.sum())
