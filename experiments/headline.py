@@ -45,25 +45,38 @@ class Headline:
     guidance: float = 1.0
 
 
-TRAIN = "ddpm train experiments/{}.yaml --out runs/{}"
 HEADLINES = {
     "mnist": Headline("MNIST 28×28, by class", "ddpm train mnist --out runs/mnist", "mnist"),
-    "cifar10": Headline("CIFAR-10 32×32", TRAIN.format("cifar10", "cifar10"), "cifar10"),
+    "cifar10": Headline("CIFAR-10 32×32", "ddpm train cifar10_small --out runs/cifar10", "cifar10"),
     "cifar10_classes": Headline(
         "CIFAR-10 32×32, by class, guided",
-        TRAIN.format("cifar10", "cifar10_classes") + " --data.labels true",
+        "ddpm train cifar10_small --data.labels true --out runs/cifar10_classes",
         "cifar10",
         guidance=1.5,
     ),
-    "cifar10_gpu": Headline("CIFAR-10 32×32 on a GPU", "sh benchmarks/cifar10_gpu.sh", "cifar10", num=50_000),
-    "flowers32": Headline("flowers 32×32, by class", TRAIN.format("flowers32", "flowers32"), "flowers", 4000),
-    "flowers64": Headline("flowers 64×64, by class", TRAIN.format("flowers64", "flowers64"), "flowers", 4000),
-    "emoji32": Headline("emoji 32×32, from scratch", TRAIN.format("emoji32", "emoji32"), "emoji", 4000),
+    "cifar10_gpu": Headline(
+        "CIFAR-10 32×32, the paper's, on a GPU", "ddpm train cifar10 --out runs/cifar10_gpu", "cifar10", num=50_000
+    ),
+    "flowers32": Headline(
+        "flowers 32×32, by class",
+        "ddpm train folder32 --data flowers --data.labels true --out runs/flowers32",
+        "flowers",
+        num=4000,
+    ),
+    "flowers64": Headline(
+        "flowers 64×64, by class",
+        "ddpm train folder64 --data flowers --data.labels true --out runs/flowers64",
+        "flowers",
+        num=4000,
+    ),
+    "emoji32": Headline(
+        "emoji 32×32, from scratch", "ddpm train experiments/emoji32.yaml --out runs/emoji32", "emoji", num=4000
+    ),
     "emoji32_tuned": Headline(
         "emoji 32×32, from flowers32",
-        TRAIN.format("emoji32", "emoji32_tuned") + " --init runs/flowers32",
+        "ddpm train experiments/emoji32.yaml --init runs/flowers32 --out runs/emoji32_tuned",
         "emoji",
-        4000,
+        num=4000,
     ),
 }
 

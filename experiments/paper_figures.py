@@ -27,7 +27,7 @@ from ddpm.pixels import to_float
 from experiments.record import PICTURES, RESULTS, machine, save_result
 
 LAMBDAS = [i / 8 for i in range(9)]
-DEPTHS = [0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]  # figure 9: 125 to 1,000 of 1,000 steps
+DEPTHS = [0.25, 0.5, 0.75, 1.0]  # of figure 9's, every other one
 LIKELIHOOD_IMAGES = 1000
 
 
@@ -111,7 +111,7 @@ def paper_figures(
     data: str,
     *,
     steps: int = 250,
-    rows: int = 6,
+    rows: int = 4,
     command: str = "",
     results: Path = RESULTS,
     pictures: Path = PICTURES,
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--data", help="held-out images; by default the test split of what it was trained on")
     parser.add_argument("--steps", type=int, default=250, help="sampling steps")
-    parser.add_argument("--rows", type=int, default=6)
+    parser.add_argument("--rows", type=int, default=4)
     options = parser.parse_args()
     try:
         model = load(options.name if options.name == "digits" else options.runs / options.name)

@@ -56,6 +56,15 @@ def test_hold_out_keeps_every_image_once_and_every_class_in_both_parts(data):
     assert {path.parent.name for path in parts[1]} == {str(label) for label in range(10)}
 
 
+def test_training_fills_the_card(run):
+    card = (run / "model" / "README.md").read_text()
+    for section in ("Use", "Data", "Training", "Configuration", "Samples", "Limits"):
+        assert f"## {section}\n" in card
+    assert "| images | 180 |" in card
+    assert "| seconds |" in card
+    assert (run / "model" / "samples.png").read_bytes() == (run / "samples" / "000002.png").read_bytes()
+
+
 def test_headline(run, tmp_path):
     headline = Headline(HEADLINES["mnist"].title, HEADLINES["mnist"].training, "mnist", num=70, guidance=1.5)
     result = judge("mnist", headline, run, features="builtin", steps=2, results=tmp_path, pictures=tmp_path)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from ddpm.data import Loader, open_dataset
 from ddpm.data.dataset import ImageDataset
 from ddpm.errors import RunStopped, UserError
+from ddpm.interop.card import add_samples
 from ddpm.model import Model, load
 from ddpm.networks.unet import UNet
 from ddpm.randomness import derive_seed
@@ -134,6 +135,7 @@ class Run:
         self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep)
         self.tracking: Tracking | None = None
         self.best: dict[str, float] | None = None
+        self.figures: dict[str, float] = {}  # of the latest evaluation
         self.saved: int | None = None  # the step of the newest checkpoint
         checkpoint = self.checkpoints.newest(accelerator.print) if resume else None
         if init is not None:
@@ -243,6 +245,7 @@ class Run:
                 "images": progress.step * self.config.training.batch_size,
                 "seconds": round(progress.seconds, 1),
                 "engine": str(self.loop.engine),
+                "metrics": self.figures,
             },
         )
 
@@ -260,7 +263,8 @@ class Run:
 
     def evaluate(self, model: Model, step: int) -> None:
         """Ask the evaluator; the best so far is kept in RUN/best, and its checkpoint is spared."""
-        figures = self.evaluator(model)
+        self.figures = figures = self.evaluator(model)
+        model.provenance["metrics"] = figures
         name = next(iter(figures))
         better = self.best is None or figures[name] < self.best[name]
         if better:
@@ -290,8 +294,18 @@ class Run:
                 spare = self.best["step"] if self.best else None
                 self.checkpoints.save(step, self.loop.tensors(), self._state(), spare)
                 model.save(self.out / "model")
+                self._show_samples()
 
         on_main(self.accelerator, save)
+
+    def _show_samples(self) -> None:
+        """The newest preview in the model's card."""
+        training = self.config.training
+        previews = {int(path.stem): path for path in (self.out / "samples").glob("[0-9]*.png")}
+        if previews:
+            caption = f"After {max(previews):,} steps: the first images of seed {training.seed}, none of them chosen; "
+            caption += f"{training.preview_steps} steps of DPM-Solver++."
+            add_samples(self.out / "model", previews[max(previews)], caption)
 
     def _state(self) -> dict[str, Any]:
         number = self.loop.progress.step * self.config.training.batch_size
