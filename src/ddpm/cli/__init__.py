@@ -10,7 +10,9 @@ import typer
 from ddpm.cli.app import app as page
 from ddpm.cli.convert import convert
 from ddpm.cli.data import data
+from ddpm.cli.edit import edit
 from ddpm.cli.evaluate import evaluate
+from ddpm.cli.interpolate import interpolate
 from ddpm.cli.plot import plot
 from ddpm.cli.presets import presets
 from ddpm.cli.push import push
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings=CONTEXT)(train)
-for verb in (sample, trace, evaluate, restore, data, presets, convert, push):
+for verb in (sample, trace, evaluate, restore, edit, interpolate, data, presets, convert, push):
     app.command()(verb)
 app.add_typer(plot)
 app.command("app")(page)

@@ -38,15 +38,16 @@ def sdedit(editor: Editor, images: Tensor, strength: float, *, sampler: str = "a
 
 
 def grid_from(schedule: NoiseSchedule, strength: float, steps: int) -> list[float]:
-    """Falling timesteps from strength·T - 1 to -1, evenly spaced, `strength` of `steps` of them."""
+    """Falling timesteps from strength·T - 1 to -1, evenly spaced, `strength` of `steps` (at most T) of them."""
     if not 0 <= strength <= 1:
         raise UserError(f"the strength must lie between 0 (keep the image) and 1 (a fresh sample), not at {strength}")
-    if not 1 <= steps <= schedule.timesteps:
-        raise UserError(f"{steps} steps asked for, but this process has {schedule.timesteps}")
+    if steps < 1:
+        raise UserError(f"at least 1 step is needed, not {steps}")
     first = strength * schedule.timesteps - 1
     if first < 0:
         return [-1.0]
-    return [float(t) for t in np.linspace(first, -1, max(1, round(strength * steps)) + 1)]
+    taken = max(1, round(strength * min(steps, schedule.timesteps)))
+    return [float(t) for t in np.linspace(first, -1, taken + 1)]
 
 
 @dataclass(frozen=True)

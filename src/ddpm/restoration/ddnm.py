@@ -6,9 +6,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ddpm.errors import UserError
 from ddpm.restoration.ddrm import Evidence
 from ddpm.restoration.jumps import jump_path, renoise
-from ddpm.restoration.operator import LinearOperator
+from ddpm.restoration.operator import LinearOperator, SpectralOperator
 from ddpm.samplers.denoiser import Denoiser
 from ddpm.samplers.step import Callback, Noise, Step
 
@@ -42,7 +43,11 @@ def ddnm(
             that each stretch is walked `travel_repeats` times.
     """
     schedule, steps = denoiser.schedule, len(timesteps) - 1
-    evidence = Evidence(operator, y, sigma_y) if sigma_y > 0 else None
+    evidence = None
+    if sigma_y > 0:
+        if not isinstance(operator, SpectralOperator):
+            raise UserError("DDNM+ needs an operator with a known singular value decomposition; use dps for noisy y")
+        evidence = Evidence(operator, y, sigma_y)
     x_t = noise()
     for i, (position, following) in enumerate(pairwise(jump_path(steps, travel_length, travel_repeats))):
         t, t_next = timesteps[position], timesteps[following]

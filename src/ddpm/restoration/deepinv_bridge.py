@@ -64,7 +64,7 @@ def from_deepinv(physics: Any, image_shape: tuple[int, int, int]) -> LinearOpera
     Raises UserError for a physics that is not linear (DPS takes `physics.A` itself), and for a decomposition whose
     V is not orthonormal.
     """
-    deepinv = require("deepinv", "inverse")
+    deepinv: Any = require("deepinv", "inverse")
     if isinstance(physics, deepinv.physics.BlurFFT):
         impulse = torch.zeros(1, *image_shape)
         impulse[..., image_shape[1] // 2, image_shape[2] // 2] = 1
@@ -93,7 +93,7 @@ def as_deepinv(model: Model, **options: Any) -> torch.nn.Module:
 
 def denoiser_as_deepinv(denoiser: Denoiser) -> torch.nn.Module:
     """Any `Denoiser` as deepinv's; x + σ n is √ᾱ_t-scaled x_t at the t whose √((1-ᾱ)/ᾱ) is 2σ on our scale."""
-    deepinv = require("deepinv", "inverse")
+    deepinv: Any = require("deepinv", "inverse")
 
     class DiffusionDenoiser(deepinv.models.Denoiser):
         def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:

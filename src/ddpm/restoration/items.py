@@ -35,7 +35,7 @@ class Settings:
     seed: int = 0
     precision: Precision = "auto"
     batch_size: int | None = None
-    options: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         find_method(self.method)

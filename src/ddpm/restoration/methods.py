@@ -19,7 +19,10 @@ from ddpm.restoration.repaint import repaint
 
 @dataclass(frozen=True)
 class Method:
-    """A restoration method, the steps it takes unless told, and the operator it needs (with noise, without)."""
+    """A restoration method, the steps it takes unless told, and the operator it needs.
+
+    noisy, noiseless: the class of operator, with noise (None: never) and without; object is any function.
+    """
 
     name: str
     run: Callable[..., Tensor]
@@ -36,9 +39,9 @@ class Method:
     def check(self, operator: Callable[[Tensor], Tensor], sigma_y: float) -> None:
         """Refuse what the method cannot do, naming what can."""
         check_sigma(sigma_y)
-        if self.noisy is None and sigma_y > 0:
-            raise UserError(f"{self.name} takes the known pixels as exact; for noisy ones use ddrm or ddnm")
         needed = self.noisy if sigma_y > 0 else self.noiseless
+        if needed is None:
+            raise UserError(f"{self.name} takes the known pixels as exact; for noisy ones use ddrm or ddnm")
         if isinstance(operator, needed):
             return
         if needed is Inpainting:
@@ -53,7 +56,7 @@ METHODS = {
     "ddrm": Method("ddrm", ddrm, 20, SpectralOperator, SpectralOperator),
     "ddnm": Method("ddnm", ddnm, 100, SpectralOperator, LinearOperator),
     "repaint": Method("repaint", repaint, 250, None, Inpainting),
-    "dps": Method("dps", dps, 1000, Callable, Callable),
+    "dps": Method("dps", dps, 1000, object, object),
 }
 
 

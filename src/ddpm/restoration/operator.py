@@ -27,7 +27,7 @@ class LinearOperator(nn.Module):
 
     def __init__(self, image_shape: Sequence[int], measurement_shape: Sequence[int]):
         super().__init__()
-        self.image_shape, self.measurement_shape = tuple(image_shape), tuple(measurement_shape)
+        self.image_shape, self.measurement_shape = check_image_shape(image_shape), tuple(measurement_shape)
         self.notes: list[str] = []
 
     @property
@@ -82,19 +82,19 @@ class SpectralOperator(LinearOperator):
         """Which spectral directions H sees."""
         return self.inverse_singulars > 0
 
-    def V(self, coordinates: Tensor) -> Tensor:
+    def V(self, coordinates: Tensor, /) -> Tensor:
         """From spectral coordinates to images."""
         raise NotImplementedError
 
-    def Vt(self, x: Tensor) -> Tensor:
+    def Vt(self, x: Tensor, /) -> Tensor:
         """From images to spectral coordinates."""
         raise NotImplementedError
 
-    def U(self, coordinates: Tensor) -> Tensor:
+    def U(self, coordinates: Tensor, /) -> Tensor:
         """From spectral coordinates to measurements."""
         raise NotImplementedError
 
-    def Ut(self, y: Tensor) -> Tensor:
+    def Ut(self, y: Tensor, /) -> Tensor:
         """From measurements to spectral coordinates."""
         raise NotImplementedError
 

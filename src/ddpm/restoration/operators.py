@@ -113,6 +113,11 @@ class Separable(SpectralOperator):
     `rows`: A (h, H). `columns`: B (w, W). The singular values are all products of one of A with one of B.
     """
 
+    ur: Tensor
+    vr: Tensor
+    uc: Tensor
+    vc: Tensor
+
     def __init__(self, image_shape: Sequence[int], rows: Tensor, columns: Tensor):
         channels, height, width = check_image_shape(image_shape)
         if rows.shape[1] != height or columns.shape[1] != width:
@@ -141,6 +146,9 @@ class Separable(SpectralOperator):
 
 class Channels(SpectralOperator):
     """A matrix (m, C) applied to the channels of every pixel; `Channels.grey` is what colourisation undoes."""
+
+    u: Tensor
+    v: Tensor
 
     def __init__(self, image_shape: Sequence[int], matrix: Tensor):
         channels, height, width = check_image_shape(image_shape)
@@ -178,6 +186,10 @@ class WalshHadamard(SpectralOperator):
     whose lengths are (784 = 512 + 256 + 16), each with its own transform, so that any size has an orthogonal one.
     """
 
+    order: Tensor
+    inverse_order: Tensor
+    rows: Tensor
+
     def __init__(self, image_shape: Sequence[int], count: int, seed: int = 0):
         channels, height, width = check_image_shape(image_shape)
         pixels = height * width
@@ -214,6 +226,9 @@ class WalshHadamard(SpectralOperator):
 
 class Dense(SpectralOperator):
     """Any matrix (m, C·H·W) on the flattened image; its decomposition costs O(n³) once and n² numbers to keep."""
+
+    u: Tensor
+    v: Tensor
 
     def __init__(self, image_shape: Sequence[int], matrix: Tensor):
         shape = check_image_shape(image_shape)

@@ -80,8 +80,8 @@ def restore(
     if isinstance(operator, LinearOperator):
         operator.check(y)
     grid = TileGrid(shape[1:], model.image_shape[1:])
-    size = batch_size or model.default_batch_size
-    timesteps = timestep_grid(model.process.schedule, steps or chosen.steps, spacing)
+    size, schedule = batch_size or model.default_batch_size, model.process.schedule
+    timesteps = timestep_grid(schedule, steps or min(chosen.steps, schedule.timesteps), spacing)
     classes = _classes(model, labels, len(y))
 
     device = model.device
@@ -115,12 +115,10 @@ def restore(
     return Restored(torch.cat(results).unflatten(0, (len(y), samples)))
 
 
-def _image_shape(model: Model, operator: object, image_size: Sequence[int] | None) -> tuple[int, ...]:
+def _image_shape(model: Model, operator: object, image_size: Sequence[int] | None) -> tuple[int, int, int]:
     """(C, H, W) of the restored image; its channels must be the model's."""
-    if isinstance(operator, LinearOperator):
-        shape = operator.image_shape
-    else:
-        shape = (model.image_shape[0], *(image_size or model.image_shape[1:]))
+    height, width = image_size or model.image_shape[1:]
+    shape = operator.image_shape if isinstance(operator, LinearOperator) else (model.image_shape[0], height, width)
     if shape[0] != model.image_shape[0]:
         raise UserError(f"the model restores images of {model.image_shape[0]} channels; this one has {shape[0]}")
     return shape

@@ -1,0 +1,60 @@
+"""`ddpm interpolate`: from one picture to another through a model's latents."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from ddpm.cli.options import parse_labels
+from ddpm.editing import Editor, coarse_to_fine
+from ddpm.editing.pictures import read_fitted
+from ddpm.errors import UserError
+from ddpm.model import load
+from ddpm.viewing.files import check_target
+from ddpm.viewing.pictures import save_grid
+
+
+def interpolate(
+    model: Annotated[str, typer.Argument(help="'digits', a run directory, a Diffusers folder, or a Hub id")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="a picture")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="another")],
+    num: Annotated[int, typer.Option(help="images from A to B, both ends included")] = 9,
+    depths: Annotated[
+        str, typer.Option(help="shares of the timesteps, a row each; 0.5 is the paper's figure 8, several its 9")
+    ] = "0.5",
+    sampler: Annotated[str, typer.Option(help="ancestral, ddim, dpm++, dpm++sde, unipc or heun")] = "ancestral",
+    steps: Annotated[int, typer.Option(help="of a whole run; depth D takes D of them")] = 100,
+    labels: Annotated[str | None, typer.Option(help="the class of all images; default: no class")] = None,
+    guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off")] = 1.0,
+    seed: Annotated[int, typer.Option(help="the noise is the same for every image of a row")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
+    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")] = "auto",
+    out: Annotated[Path, typer.Option(help="NAME.png: A, the images between, B; a row a depth")] = Path(
+        "interpolation.png"
+    ),
+    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+) -> None:
+    """Walk from picture A to picture B."""
+    check_target(out, (".png",), overwrite=overwrite)
+    if num < 2:
+        raise UserError(f"--num must be at least 2, A's side and B's, not {num}")
+    prior = load(model)
+    editor = Editor(
+        prior, labels=parse_labels(labels), guidance=guidance, seed=seed, batch_size=batch_size, precision=precision
+    )
+    (_, a), (_, b) = (read_fitted(path, prior.image_shape) for path in (first, second))
+    if len(a) != 1 or len(b) != 1:
+        raise UserError("interpolation goes between two pictures, not folders")
+    weights = [i / (num - 1) for i in range(num)]
+    rows = coarse_to_fine(editor, a[0], b[0], weights, parse_depths(depths), sampler=sampler, steps=steps)
+    framed = torch.cat([a.expand(len(rows), 1, *a.shape[1:]), rows, b.expand(len(rows), 1, *b.shape[1:])], dim=1)
+    print(save_grid(framed.flatten(0, 1), out, columns=num + 2, overwrite=overwrite))
+
+
+def parse_depths(text: str) -> list[float]:
+    """`0.5` or `0,0.25,0.5`."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--depths takes numbers from 0 to 1, such as 0.5 or 0.25,0.5, not {text!r}") from error

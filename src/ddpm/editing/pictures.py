@@ -1,0 +1,86 @@
+"""Pictures in and out of an edit: fitted to the model on the way in, drawn beside their figures on the way out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm.data.decode import ENDINGS, read_image, to_tensor
+from ddpm.data.fit import fit
+from ddpm.editing.inversion import RoundTrip
+from ddpm.editing.sdedit import CurvePoint
+from ddpm.errors import UserError
+from ddpm.pixels import to_float
+from ddpm.viewing.pictures import make_grid, to_pillow
+from ddpm.viewing.plots import COLOURS, figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROWS_DRAWN = 6
+
+
+def read_fitted(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], Tensor]:
+    """A picture, or the pictures directly in a folder: their names, and (N, *shape) in [-1, 1].
+
+    Each is cropped to the shape's aspect and resized, as in training.
+    """
+    if source.is_dir():
+        paths = sorted(path for path in source.iterdir() if path.suffix.lower() in ENDINGS)
+    else:
+        paths = [source]
+    if not paths:
+        raise UserError(f"no pictures in {source}: looked for {', '.join(ENDINGS)}")
+    channels, *size = shape
+    pictures = [to_tensor(fit(to_pillow(read_image(path, channels, smallest=1)), (size[0], size[1]))) for path in paths]
+    return [path.stem for path in paths], to_float(torch.stack(pictures))
+
+
+def draw_curve(points: Sequence[CurvePoint]) -> "Figure":
+    """The outcomes at every strength above, PSNR and surprise over strength below; strength 0 is the original."""
+    edited = points[1:]
+    strengths = [point.strength for point in edited]
+    drawn = _gallery([point.images for point in points], ["original", *(f"{s:g}" for s in strengths)])
+    ax = drawn.axes[1]
+    ax.plot(strengths, [point.psnr for point in edited], color=COLOURS[0], marker="o")
+    ax.set(xlabel="strength: the share of timesteps by which the image was noised", ylabel="PSNR to the original, dB")
+    ax.yaxis.label.set_color(COLOURS[0])
+    other = ax.twinx()
+    other.plot(strengths, [point.surprise for point in edited], color=COLOURS[1], marker="s", linestyle="--")
+    other.axhline(points[0].surprise, color=COLOURS[1], linewidth=0.8, linestyle=":")
+    other.set_ylabel(r"surprise $\Vert\epsilon-\hat\epsilon\Vert^2$ (dotted: originals)", color=COLOURS[1])
+    other.grid(False)
+    return drawn
+
+
+def draw_reconstructions(originals: Tensor, trips: Sequence[RoundTrip]) -> "Figure":
+    """What comes back from every depth above, the error over depth below."""
+    depths = [trip.depth for trip in trips]
+    drawn = _gallery([originals, *(trip.images for trip in trips)], ["original", *(f"{d:g}" for d in depths)])
+    ax = drawn.axes[1]
+    ax.plot(depths, [trip.error * 127.5 for trip in trips], color=COLOURS[0], marker="o", label="root mean square")
+    ax.plot(depths, [trip.largest * 127.5 for trip in trips], color=COLOURS[1], marker="s", ls="--", label="largest")
+    ax.set(xlabel="depth: the share of timesteps inverted", ylabel="round-trip error, of 255", yscale="log")
+    ax.legend()
+    return drawn
+
+
+def _gallery(columns: Sequence[Tensor], titles: Sequence[str]) -> "Figure":
+    """A figure with a table of images in its first axes, a column a tensor (N, C, H, W), and empty second axes."""
+    images = torch.stack([column[:ROWS_DRAWN] for column in columns], dim=1)
+    across, channels, width = images.shape[1], images.shape[2], images.shape[4]
+    grid = make_grid(images.flatten(0, 1), columns=across).permute(1, 2, 0).numpy()
+    picture_inches = 6.3 * grid.shape[0] / grid.shape[1]
+    with figure(2, 1, picture_inches + 2.8) as (drawn, axes):
+        axes[0, 0].get_gridspec().set_height_ratios([picture_inches, 2.4])
+        ax = axes[0, 0]
+        ax.imshow(grid[..., 0] if channels < 3 else grid, cmap="gray", vmin=0, vmax=255, interpolation="none")
+        ax.grid(False)
+        ax.set_frame_on(False)
+        ax.set_yticks([])
+        ax.tick_params(length=0, labelbottom=False, labeltop=True)
+        ax.set_xticks((np.arange(across) + 0.5) * (width + 2) + 1, titles)
+        return drawn

@@ -1,0 +1,166 @@
+"""`ddpm edit` and `ddpm interpolate`: what they write and print, and what they refuse."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm import cli
+from ddpm.data.decode import read_image
+from ddpm.model import Model
+from ddpm.networks.config import NetworkConfig
+from ddpm.networks.unet import UNet
+from ddpm.process.gaussian import GaussianProcess
+from ddpm.process.schedule import NoiseSchedule, make_betas
+
+QUICK = ["--steps", "5", "--evaluations", "4", "--batch-size", "2"]
+
+
+def save_model(folder, num_classes=None):
+    """A tiny U-Net that has learnt nothing: the command line needs a model, not a good one."""
+    torch.manual_seed(0)
+    config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[], groups=4)
+    rows = num_classes and num_classes + 1
+    network = UNet(config, image_size=(12, 12), in_channels=1, out_channels=1, num_classes=rows)
+    names = num_classes and [str(i) for i in range(num_classes)]
+    process = GaussianProcess(NoiseSchedule(make_betas("linear", 50)))
+    Model(network, process, image_shape=(1, 12, 12), class_names=names, null_label=num_classes).save(folder / "model")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("classes"), num_classes=3)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 255, (12, 12), np.uint8)).save(folder / "a.png")
+    Image.fromarray(random.integers(0, 255, (20, 30, 3), np.uint8)).save(folder / "b.png")  # fitted to the model
+    return folder
+
+
+def run(capsys, *arguments):
+    code = cli.run([str(word) for word in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_edit_one_picture(plain, pictures, tmp_path, capsys):
+    out = tmp_path / "x.png"
+    code, printed, _ = run(
+        capsys, "edit", plain, pictures / "a.png", "--strength", "0.3", "--steps", "10", "--out", out
+    )
+    assert code == 0
+    assert "PSNR" in printed
+    assert "SSIM" in printed
+    assert read_image(out, channels=1).shape == (1, 12, 12)
+    code, _, error = run(capsys, "edit", plain, pictures / "a.png", "--strength", "0.3", "--out", out)
+    assert code == 2
+    assert "--overwrite" in error
+
+
+def test_strength_zero_gives_the_picture_back(plain, pictures, tmp_path, capsys):
+    run(capsys, "edit", plain, pictures / "a.png", "--strength", "0", "--out", tmp_path / "x.png")
+    assert torch.equal(read_image(tmp_path / "x.png", 1), read_image(pictures / "a.png", 1))
+
+
+def test_edit_a_folder(plain, pictures, tmp_path, capsys):
+    code, printed, _ = run(
+        capsys, "edit", plain, pictures, "--strength", "0.5", "--steps", "6", "--out", tmp_path / "out"
+    )
+    assert code == 0
+    assert "a: PSNR" in printed
+    assert "b: PSNR" in printed
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(("mode", "head"), [("--curve", "strength"), ("--invert", "depth")])
+def test_figures_and_their_tables(plain, pictures, tmp_path, capsys, mode, head):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "figure.png"
+    code, printed, _ = run(capsys, "edit", plain, pictures, mode, *QUICK, "--out", out)
+    assert code == 0
+    lines = printed.splitlines()
+    assert lines[0].startswith(head)
+    assert len(lines) == (11 if mode == "--curve" else 10) + 2  # a head, and the file's name
+    assert min(read_image(out).shape[1:]) > 300
+
+
+def test_translate(classes, pictures, tmp_path, capsys):
+    out = tmp_path / "x.png"
+    arguments = [
+        "edit",
+        classes,
+        pictures / "a.png",
+        "--evaluations",
+        "4",
+        "--batch-size",
+        "1",
+        "--labels",
+        "0",
+        "--out",
+        out,
+    ]
+    assert run(capsys, *arguments, "--to", "2")[0] == 0
+    assert read_image(out, 1).shape == (1, 12, 12)
+    code, _, error = run(capsys, *arguments, "--to", "9", "--overwrite")
+    assert code == 2
+    assert "no class 9" in error
+
+
+def test_interpolate(plain, pictures, tmp_path, capsys):
+    out = tmp_path / "x.png"
+    code, printed, _ = run(
+        capsys,
+        "interpolate",
+        plain,
+        pictures / "a.png",
+        pictures / "b.png",
+        "--num",
+        "5",
+        "--depths",
+        "0,0.5",
+        "--steps",
+        "4",
+        "--out",
+        out,
+    )
+    assert code == 0
+    assert printed.strip() == str(out)
+    assert read_image(out, 1).shape == (1, 2 * 14 + 2, 7 * 14 + 2)  # two depths; A, five images, B
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["edit", "MODEL", "a.png"], "say what to do"),
+        (["edit", "MODEL", "a.png", "--strength", "0.2", "--curve"], "say what to do"),
+        (["edit", "MODEL", "a.png", "--strength", "2"], "strength must lie"),
+        (["edit", "MODEL", "a.png", "--strength", "nan"], "strength must lie"),
+        (["edit", "MODEL", "a.png", "--strength", "0.2", "--sampler", "dimm"], "did you mean"),
+        (["edit", "MODEL", "no.png", "--strength", "0.2"], "no picture or folder"),
+        (["edit", "MODEL", "a.png", "--invert", "--order", "3"], "--order takes"),
+        (["edit", "MODEL", "a.png", "--invert", "--evaluations", "1"], "network evaluations"),
+        (["edit", "MODEL", "a.png", "--to", "1"], "without classes"),
+        (["edit", "MODEL", "a.png", "--strength", "0.2", "--out", "x.jpg"], "should end in .png"),
+        (["interpolate", "MODEL", "a.png", "b.png", "--num", "1"], "at least 2"),
+        (["interpolate", "MODEL", "a.png", "b.png", "--depths", "deep"], "--depths takes numbers"),
+        (["interpolate", "MODEL", "a.png", "b.png", "--depths", "1.5"], "strength must lie"),
+        (["interpolate", "MODEL", "a.png", "."], "not folders"),
+    ],
+)
+def test_refusals_are_one_line(plain, pictures, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(pictures)
+    code, _, error = run(capsys, *[plain if word == "MODEL" else word for word in arguments])
+    assert code == 2
+    assert error.count("\n") == 1
+    assert words in error
