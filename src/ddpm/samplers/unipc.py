@@ -44,7 +44,7 @@ def unipc(
 
 
 class _Link:
-    """One step in its two states: predicted (UniP, eq. 3 and 8 with p = 2), then corrected (UniC, eq. 3 with p = 2).
+    """One step in its two states: predicted (the paper's UniP-2), then corrected (its UniC-2).
 
     Both are x = (σ_prev/σ) x_t + √ᾱ_prev (1 - e^-h) x̂_0 - √ᾱ_prev B(h) Σ ρ_m D_m, where D_1 is the slope of x̂_0
     towards the last step and D_2, known only to the corrector, that towards the next. The first step, one of
@@ -83,7 +83,7 @@ class _Link:
         D_2 = x_0_next - self.x_0
         if self.D_1 is None:
             return self.first_order + (0.5 * self.scale) * D_2
-        # ρ_1 + ρ_2 = b_1 and r ρ_1 + ρ_2 = b_2 (eq. 6), b from the φ-functions at -h
+        # ρ_1 + ρ_2 = b_1 and r ρ_1 + ρ_2 = b_2, b from the φ-functions at -h: exact where x̂_0 is quadratic in λ
         phi_2 = math.expm1(-self.h) / -self.h - 1
         b_1, b_2 = phi_2 / self.B, 2 * (phi_2 / -self.h - 0.5) / self.B
         rho_1 = (b_1 - b_2) / (1 - self.r)

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ddpm.errors import RunStopped, UserError
@@ -39,4 +39,5 @@ def written_beside(path: Path) -> Iterator[Path]:
         kind = RunStopped if error.errno in NO_SPACE else UserError
         raise kind(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # renamed already, or in a folder that is none
+            beside.unlink()

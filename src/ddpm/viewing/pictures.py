@@ -1,17 +1,14 @@
 """Pictures of images: a grid, and PNG files that are never half there."""
 
-import contextlib
-import errno
 import math
-import os
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm.errors import RunStopped, UserError
 from ddpm.pixels import to_uint8
+from ddpm.viewing.files import check_target, written_beside
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -52,23 +49,9 @@ def save_picture(image: Tensor, path: str | Path, *, overwrite: bool = False) ->
     It is written beside its name and renamed, so the file is whole or absent. Raises UserError where the name does not
     end in .png or is taken and `overwrite` is not set, RunStopped where the disk is full.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{path} should end in .png: pictures are stored without loss")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already; choose another name or pass --overwrite")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = check_target(path, (".png",), overwrite=overwrite)
+    with written_beside(path) as beside:
         to_pillow(image).save(beside, format="PNG")
-        beside.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        kind = RunStopped if error.errno == errno.ENOSPC else UserError
-        raise kind(f"{path} cannot be written: {reason}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
     return path
 
 
