@@ -252,7 +252,7 @@ def test_translation_moves_one_classs_mean_to_the_others():
     [
         (lambda x: sdedit(EDITOR, x, 1.5), "strength must lie between"),
         (lambda x: sdedit(EDITOR, x, float("nan")), "strength must lie between"),
-        (lambda x: sdedit(EDITOR, x, 0.5, steps=0), "steps"),
+        (lambda x: sdedit(EDITOR, x, 0.5, steps=0), "at least 1 step"),
         (lambda x: sdedit(EDITOR, x, 0.5, sampler="dimm"), "no sampler"),
         (lambda x: sdedit(EDITOR, x[..., :8], 0.5), "this model knows"),
         (lambda x: invert(EDITOR, x, depth=0.0), "depth must lie"),
