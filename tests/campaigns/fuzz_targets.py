@@ -243,7 +243,7 @@ def tiny_model() -> Path:
         config = NetworkConfig(channels=8, channel_mult=[1], blocks=1, attention=[], groups=4)
         unet = UNet(config, image_size=(8, 8), in_channels=1, out_channels=1, num_classes=3)
         process = ProcessConfig(timesteps=10).process()
-        Model(unet, process, image_shape=(1, 8, 8), class_names=["a", "b"], null_label=2, config={}).save(folder)
+        Model(unet, process, image_shape=(1, 8, 8), class_names=["a", "b"], null_label=2).save(folder)
     return folder
 
 

@@ -59,7 +59,7 @@ def _facts(source: str, dataset: MemoryDataset | LazyDataset) -> dict[str, str]:
     facts = {
         "source": source,
         "images": f"{len(dataset):,}",
-        "stored as": stored + (f", and {more:,} other sizes" if more else ""),
+        "stored as": (stored or "too many to look at each") + (f", and {more:,} other sizes" if more else ""),
         "ready as": f"{width}x{height}, {channels} channel{'s' * (channels > 1)}",
         "fingerprint": dataset.fingerprint,
     }

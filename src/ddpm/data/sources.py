@@ -110,7 +110,7 @@ def split_of(source: str) -> tuple[str, str | None]:
 def _place(name: str) -> Path | None:
     """Where a name or path lies on this machine, or None."""
     try:
-        if (data := os.environ.get("DDPM_DATA")) and Path(name).name == name:
+        if (data := os.environ.get("DDPM_DATA")) and Path(name).name == name != "..":
             for folder in FOLDERS.get(name, (name,)):
                 if (path := Path(data, folder)).exists():
                     return path
