@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddpm.data import open_dataset
+from ddpm.data.limits import BrokenFile
 from ddpm.data.pickled import read_batch
+from ddpm.data.sources import find_stored
 from ddpm.errors import UserError
 
 fuzzed = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -175,6 +177,16 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path, image_folder):
     dataset = opened(folder)
     assert len(dataset) == 2  # inside.png, and same.png that is a link to it
     assert {name for name, _ in dataset.report.skipped} == {"out.png", "up.png", "chain.png", "gone.png"}
+
+
+def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(tmp_path, image_folder):
+    folder = image_folder(["a.png", "b.png"])
+    Image.new("RGB", (16, 16)).save(tmp_path / "secret.png")
+    listed = find_stored(str(folder))
+    (folder / "a.png").unlink()
+    (folder / "a.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(BrokenFile, match="leaves the folder"):
+        listed.read(0)
 
 
 def test_a_folder_given_as_a_link_is_the_users_own_choice(tmp_path, image_folder):
