@@ -3,9 +3,12 @@
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from ddpm.errors import RunStopped, UserError
 
@@ -66,6 +69,36 @@ def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:
     component.preprocess = preprocess
     component.async_move_resource_to_block_cache = own_file_to_cache
     return component
+
+
+class Outbox:
+    """A folder for what one answer holds, gone when the answer has been given.
+
+    Gradio copies a file whole or not at all. An image it would write itself, and two equal answers at once the same
+    file, while a third reads it.
+    """
+
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory()
+        self._count = 0
+
+    def __enter__(self) -> "Outbox":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.cleanup()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self._folder.name)
+
+    def put(self, image: Image.Image, name: str = "image") -> str:
+        """Write a picture; the path for Gradio."""
+        self._count += 1
+        path = self.folder / str(self._count) / f"{name}.png"
+        path.parent.mkdir()
+        image.save(path)
+        return str(path)
 
 
 def told(function: Callable) -> Callable:

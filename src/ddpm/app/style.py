@@ -65,8 +65,12 @@ CSS = """
 .upload img { width: 100%; height: 100%; object-fit: contain; }
 .figure { overflow-x: auto; }
 .figure svg { display: block; width: 100%; height: auto; min-width: 520px; max-width: 900px; margin: 0 auto; }
-.grids .grid-wrap { height: auto !important; max-height: none !important; overflow: visible; }
-.grids .grid-container { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) !important; padding-top: 30px; }
+.grids .gallery-container, .grids .grid-wrap {
+  height: auto !important; min-height: 0 !important; max-height: none !important; overflow: visible;
+}
+.grids .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(min(210px, 44%), 1fr)) !important; padding-top: 30px;
+}
 .grids .thumbnail-lg { height: auto; aspect-ratio: auto; background: none; }
 .grids .caption-label {
   position: static; border: 0; padding: 2px 0 0; max-width: none; background: none; text-align: left;

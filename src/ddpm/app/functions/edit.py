@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddpm.app.functions.generate import EVERY_CLASS
-from ddpm.app.functions.live import bounded
+from ddpm.app.functions.bounds import MOST_SEED, bounded
 from ddpm.app.functions.uploads import enlarged, read_fitted
 from ddpm.editing import Editor, interpolate, sdedit
 from ddpm.fidelity import SSIM_RADIUS, psnr, ssim
@@ -61,8 +60,13 @@ def between(
 
 def _editor(model: Model, label: str, seed: int, number: int) -> Editor:
     """A forward pass is not padded beyond the images asked for."""
-    labels = None if label in (NO_CLASS, EVERY_CLASS) else label
-    return Editor(model, labels=labels, seed=seed, batch_size=min(number, model.default_batch_size))
+    labels = None if label == NO_CLASS else label
+    return Editor(
+        model,
+        labels=labels,
+        seed=bounded("the seed", seed, 0, MOST_SEED),
+        batch_size=min(number, model.default_batch_size),
+    )
 
 
 def _steps(model: Model, steps: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from PIL import Image
 
-from ddpm.app.functions.live import bounded
+from ddpm.app.functions.bounds import bounded
 from ddpm.app.functions.uploads import read_upload
 from ddpm.data.decode import to_tensor
 from ddpm.errors import UserError
@@ -44,6 +44,8 @@ class Range:
         timesteps = bounded("T", self.timesteps, 2, MOST_TIMESTEPS)
         if not 0 < self.beta_start < self.beta_end < 1:
             raise UserError("β must rise: 0 < first β < last β < 1")
+        if name not in SCHEDULES:
+            raise UserError(f"no schedule named {name!r}; there are {', '.join((OWN, *SCHEDULES))}")
         betas = make_betas(name, timesteps, self.beta_start, self.beta_end)
         return NoiseSchedule(rescale_zero_terminal_snr(betas) if self.zero_terminal_snr else betas)
 

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ddpm.app.functions.live import bounded, live
+from ddpm.app.functions.bounds import MOST_SEED, bounded
+from ddpm.app.functions.live import live
 from ddpm.model import Model
 from ddpm.pixels import to_uint8
 from ddpm.samplers import Callback, Step, find_sampler, timestep_grid
@@ -21,7 +22,7 @@ from ddpm.viewing.frames import Frame, Recorder, as_grid
 from ddpm.viewing.pictures import save_grid
 from ddpm.viewing.trajectory import Trajectory
 
-MOST_IMAGES, MOST_STEPS, MOST_SEED = 64, 1000, 2**53 - 1  # what JavaScript counts exactly
+MOST_IMAGES, MOST_STEPS = 64, 1000
 GIF_FRAMES = 40
 EVERY_CLASS = "every class in turn"
 

@@ -7,7 +7,6 @@ from contextlib import suppress
 from threading import Event
 from typing import TypeVar
 
-from ddpm.errors import UserError
 from ddpm.samplers.step import Callback, Step
 
 T = TypeVar("T")
@@ -45,10 +44,3 @@ def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
     finally:
         stop.set()
         pool.shutdown(wait=False)
-
-
-def bounded(name: str, value: float | None, low: int, high: int) -> int:
-    """A whole number within its bounds, whoever sent it."""
-    if value is None or value != int(value) or not low <= value <= high:
-        raise UserError(f"{name} must be a whole number from {low} to {high}, not {value}")
-    return int(value)

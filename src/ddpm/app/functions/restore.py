@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm.app.functions.live import bounded, live
+from ddpm.app.functions.bounds import MOST_SEED, bounded
+from ddpm.app.functions.live import live
 from ddpm.app.functions.uploads import SHOWN_SIDE, enlarged, read_fitted
 from ddpm.errors import UserError, require
 from ddpm.fidelity import psnr
@@ -103,6 +104,7 @@ def restore_upload(
     operator = damage.operator(model, lost)
     number = bounded("the number of draws", draws, 1, MOST_DRAWS)
     count = bounded("the number of steps", steps, 1, min(MOST_STEPS, model.process.schedule.timesteps))
+    seed = bounded("the seed", seed, 0, MOST_SEED)
     y, original = _measure(model, source, operator, damage, clean, seed)
 
     def work(callback) -> Answer:

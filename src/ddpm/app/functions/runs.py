@@ -80,9 +80,9 @@ def curves(folder: Path, names: Sequence[str], quantity: str = "loss") -> "Figur
             if not points:
                 continue
             steps, values = _thinned(np.array(points, dtype=np.float64))
-            ax.plot(
-                steps, values, color=COLOURS[number % len(COLOURS)], linestyle=DASHES[number % len(DASHES)], label=name
-            )
+            label = name.replace("$", r"\$")  # a dollar would begin a formula
+            colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+            ax.plot(steps, values, color=colour, linestyle=dashes, label=label)
             lowest = min(lowest, np.nanmin(values))
         ax.set(xlabel="step", ylabel=quantity.replace("_", " "))
         if np.isfinite(lowest):

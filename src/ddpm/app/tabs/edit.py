@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from ddpm.app.components import told, upload
+from ddpm.app.components import Outbox, told, upload
 from ddpm.app.functions import edit as behind
 from ddpm.model import Model
 
@@ -16,11 +16,14 @@ def tab(model: Model) -> None:
     @told
     def edit(image, strength, label, steps, seed):
         before, after, report = behind.edit_upload(model, image, strength, label=label, steps=steps, seed=seed)
-        return report, (before, after)
+        with Outbox() as out:
+            yield report, (out.put(before, "before"), out.put(after, "after"))
 
     @told
     def interpolate(first, second, depth, number, label, steps, seed):
-        return behind.between(model, (first, second), depth, number=number, label=label, steps=steps, seed=seed)
+        row = behind.between(model, (first, second), depth, number=number, label=label, steps=steps, seed=seed)
+        with Outbox() as out:
+            yield out.put(row)
 
     with gr.Row():
         with gr.Column(scale=2, min_width=280):

@@ -1,11 +1,8 @@
 """The Explore tab: noise schedules, and the forward process of an upload."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import gradio as gr
 
-from ddpm.app.components import told, upload
+from ddpm.app.components import Outbox, told, upload
 from ddpm.app.functions import explore as behind
 from ddpm.app.functions.drawing import as_svg
 from ddpm.model import Model
@@ -26,9 +23,9 @@ def tab(model: Model) -> None:
     @told
     def forward(image, name, timesteps, beta_start, beta_end, zero_terminal_snr):
         asked = behind.Range(timesteps, beta_start, beta_end, zero_terminal_snr)
-        with TemporaryDirectory() as folder:
-            strip, path = behind.forward(model, image, name, asked, Path(folder))
-            yield strip, str(path)
+        with Outbox() as out:
+            strip, path = behind.forward(model, image, name, asked, out.folder)
+            yield out.put(strip), str(path)
 
     with gr.Row():
         with gr.Column(scale=2, min_width=280):

@@ -1,11 +1,8 @@
 """The Generate tab: images drawn while one watches."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import gradio as gr
 
-from ddpm.app.components import told
+from ddpm.app.components import Outbox, told
 from ddpm.app.functions import generate as behind
 from ddpm.app.functions.uploads import enlarged
 from ddpm.model import Model
@@ -28,7 +25,7 @@ def tab(model: Model, name: str) -> None:
             )
             with gr.Row():
                 sampler = gr.Dropdown(list(SAMPLERS), value="dpm++", label="Sampler", min_width=120)
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=behind.MOST_SEED, min_width=120)
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
             steps = gr.Slider(1, behind.most_steps(model), 20, step=1, label="Steps")
             number = gr.Slider(1, behind.most_images(model), min(16, behind.most_images(model)), step=1, label="Images")
             guidance = gr.Slider(
@@ -44,9 +41,9 @@ def tab(model: Model, name: str) -> None:
                 elem_classes="picture",
             )  # fmt: skip
             with gr.Row():
-                png = gr.DownloadButton("Grid, PNG", interactive=False, size="sm", min_width=90)
-                gif = gr.DownloadButton("Animation, GIF", interactive=False, size="sm", min_width=90)
-                npz = gr.DownloadButton("Array, NPZ", interactive=False, size="sm", min_width=90)
+                png = gr.DownloadButton("Grid, PNG", size="sm", min_width=90)
+                gif = gr.DownloadButton("Animation, GIF", size="sm", min_width=90)
+                npz = gr.DownloadButton("Array, NPZ", size="sm", min_width=90)
     with gr.Accordion("The same from the command line and in Python", open=True), gr.Row():
         command = gr.Code(label="Command", language="shell", interactive=False, wrap_lines=True, min_width=300)
         python = gr.Code(label="Python", language="python", interactive=False, wrap_lines=True, min_width=300)
@@ -56,15 +53,16 @@ def tab(model: Model, name: str) -> None:
         settings = behind.Settings(label, sampler, steps, guidance, seed, number)
         options = settings.options(model)
         equivalents = (behind.as_command(name, options), behind.as_python(name, options))
-        yield "Starting …", gr.skip(), *[gr.DownloadButton(interactive=False)] * 3, *equivalents
+        yield "Starting …", gr.skip(), *[None] * 3, *equivalents
         for event in behind.generate(model, settings):
             if isinstance(event, Step):
                 told_step = f"Step {event.index + 1} of {event.steps}: x_t, and the x_0 that is predicted from it."
-                yield told_step, behind.step_picture(model, event), *[gr.skip()] * 5
+                with Outbox() as out:
+                    yield told_step, out.put(behind.step_picture(model, event)), *[gr.skip()] * 5
             else:
-                with TemporaryDirectory() as folder:
-                    files = [gr.DownloadButton(value=str(path), interactive=True) for path in event.save(Path(folder))]
-                    grid = enlarged(as_grid(event.images), 640)
+                with Outbox() as out:
+                    grid = out.put(enlarged(as_grid(event.images), 640))
+                    files = [str(path) for path in event.save(out.folder)]
                     yield f"Done: {len(event.images)} images, seed {seed}.", grid, *files, *equivalents
 
     run = start.click(

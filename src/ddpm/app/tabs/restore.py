@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from ddpm.app.components import mask_editor, told, upload
+from ddpm.app.components import Outbox, mask_editor, told, upload
 from ddpm.app.functions import restore as behind
 from ddpm.app.functions.uploads import enlarged, read_fitted, read_mask
 from ddpm.model import Model
@@ -63,7 +63,9 @@ def tab(model: Model) -> None:
             if isinstance(event, Step):
                 yield f"Step {event.index + 1} of {event.steps}", *[gr.skip()] * 3
             else:
-                yield event.report, (event.before, event.after), event.draws, event.uncertainty
+                with Outbox() as out:
+                    compared = out.put(event.before, "before"), out.put(event.after, "after")
+                    yield event.report, compared, out.put(event.draws), out.put(event.uncertainty)
 
     @told
     def to_paint_on(image):

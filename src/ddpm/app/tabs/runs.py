@@ -4,7 +4,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ddpm.app.components import told
+from ddpm.app.components import Outbox, told
 from ddpm.app.functions import runs as behind
 from ddpm.app.functions.drawing import as_svg
 
@@ -27,26 +27,28 @@ def tab(folder: Path, page: gr.Blocks) -> None:
 
     @told
     def runs(names, quantity):
+        with Outbox() as out:
+            yield pictures(names, quantity, out)
+
+    def pictures(names, quantity, out):
         drawn = as_svg(behind.curves(folder, names, quantity), f"{quantity} over steps of {', '.join(names)}")
-        return drawn, behind.grids(folder, names)
+        return drawn, [(out.put(grid), caption) for grid, caption in behind.grids(folder, names)]
 
     @told
     def look(names, quantity, seen):
         """What is there now; nothing is sent while nothing has changed."""
         now = behind.fingerprint(folder)
         if now == seen:
-            return [gr.skip()] * 6
+            yield [gr.skip()] * 6
+            return
         known, there = {name for name, _ in seen}, [name for name, _ in now]
         names = [name for name in names if name in there] + [name for name in there[:FIRST] if not known]
         hint = f"Runs in `{folder}`, looked at every {EVERY} seconds." if there else nothing_in(folder)
         choices = behind.quantities(folder, names)
-        return (
-            hint,
-            gr.CheckboxGroup(there, value=names),
-            gr.Dropdown(choices, value=quantity if quantity in choices else "loss"),
-            *runs(names, quantity if quantity in choices else "loss"),
-            now,
-        )
+        quantity = quantity if quantity in choices else "loss"
+        with Outbox() as out:
+            boxes = gr.CheckboxGroup(there, value=names), gr.Dropdown(choices, value=quantity)
+            yield hint, *boxes, *pictures(names, quantity, out), now
 
     shown, quiet = [chosen, quantity], {"concurrency_id": "runs", "show_progress": "hidden"}
     everything = [where, chosen, quantity, figure, gallery, seen]

@@ -1,0 +1,94 @@
+"""A page served once for all its tests, and a browser to look at it with."""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm.model import Model
+from ddpm.networks.config import NetworkConfig
+from ddpm.networks.unet import UNet
+from ddpm.process.gaussian import GaussianProcess
+from ddpm.process.schedule import NoiseSchedule, make_betas
+
+CHROMIUM = shutil.which("chromium")
+
+
+def page_model(classes: int | None = 3, timesteps: int = 1000) -> Model:
+    """An untrained model of 16×16 grey images; a run of all its 1,000 steps takes long enough to be cancelled."""
+    config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[], groups=4, mid_attention=False)
+    network = UNet(config, (16, 16), 1, 1, None if classes is None else classes + 1)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():  # a zero last layer would hide the class and everything else
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    process = GaussianProcess(NoiseSchedule(make_betas("linear", timesteps)), "epsilon", "fixed_small")
+    names = None if classes is None else [f"class {index}" for index in range(classes)]
+    return Model(network, process, image_shape=(1, 16, 16), class_names=names, null_label=classes, provenance={})
+
+
+@pytest.fixture(scope="session")
+def served_model() -> Model:
+    return page_model()
+
+
+@pytest.fixture(scope="session")
+def plain_model() -> Model:
+    """Without classes, and with few timesteps."""
+    return page_model(classes=None, timesteps=40)
+
+
+@pytest.fixture(scope="session")
+def runs_folder(tmp_path_factory) -> Path:
+    """A folder with one run directory in it."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder / "first", steps=300)
+    return folder
+
+
+def make_run(run: Path, steps: int) -> None:
+    """What a training leaves behind, as the page reads it."""
+    (run / "samples").mkdir(parents=True)
+    (run / "config.yaml").write_text("data: {source: digits}\n")
+    lines = [f'{{"step": {step}, "loss": {1 / step}, "images_per_second": 9.5}}' for step in range(1, steps + 1)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 30')  # the last line is being written
+    for step in (100, 200):
+        Image.fromarray(np.full((40, 40), step, np.uint8)).save(run / "samples" / f"{step:06d}.png")
+
+
+@pytest.fixture(scope="session")
+def address(served_model, runs_folder) -> Iterator[str]:
+    """The page, served in this process at a free port."""
+    pytest.importorskip("gradio")
+    from ddpm.app.page import build, launch
+
+    page = build(served_model, "somebody's model", runs_folder)
+    yield launch(page, "127.0.0.1", free_port(), block=False)
+    page.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def uploads(tmp_path_factory) -> Path:
+    """good.png, and files that are not what they seem."""
+    folder = tmp_path_factory.mktemp("uploads")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "good.png")
+    (folder / "broken.png").write_bytes(b"this is no image")
+    Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
+    frames = [Image.new("P", (20, 20), colour) for colour in range(3)]
+    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGBA", (20, 20), (255, 0, 0, 0)).save(folder / "alpha.png")
+    half = np.zeros((16, 16), np.uint8)
+    half[:, 8:] = 255
+    Image.fromarray(half).save(folder / "mask.png")
+    return folder

@@ -1,0 +1,133 @@
+"""The endpoints, asked as programs ask them."""
+
+import gc
+import re
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from ddpm.cli import run as command_line
+from ddpm.pixels import to_uint8
+
+pytest.importorskip("gradio")
+gradio_client = pytest.importorskip("gradio_client")
+
+GUIDE = Path(__file__).parents[2] / "docs" / "serving.md"
+AppError = gradio_client.exceptions.AppError
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return gradio_client.Client(address, verbose=False)
+
+
+def editor(mask: Path) -> dict:
+    return {"background": None, "layers": [gradio_client.handle_file(mask)], "composite": None}
+
+
+def alive(client) -> bool:
+    return client.predict(number=1, steps=1, api_name="/generate")[0] == "Done: 1 images, seed 0."
+
+
+def test_16_requests_at_once_are_answered_and_none_is_mixed_up(client, served_model):
+    def ask_all() -> list[np.ndarray]:
+        jobs = [
+            client.submit(label=f"class {i % 3}", steps=3, seed=i, number=2, guidance=1, api_name="/generate")
+            for i in range(16)
+        ]
+        return [np.load(job.result(60)[4])["arr_0"] for job in jobs]
+
+    ask_all()  # what is kept once for all, is kept from here on
+    gc.collect()
+    tensors, threads, memory = live_tensors(), threading.active_count(), psutil.Process().memory_info().rss
+    answers = ask_all()
+    for i, answer in enumerate(answers):
+        images = served_model.sample(2, labels=i % 3, steps=3, seed=i, batch_size=2)
+        assert np.array_equal(answer, to_uint8(images).permute(0, 2, 3, 1)), f"request {i} got another's answer"
+    del images
+    gc.collect()
+    assert live_tensors() <= tensors + 5
+    assert threading.active_count() <= threads + 8  # the server's own pool may grow to its bound
+    assert psutil.Process().memory_info().rss < memory + 50 * 2**20
+
+
+def live_tensors() -> int:
+    return sum(torch.is_tensor(thing) for thing in gc.get_objects())
+
+
+def test_the_guide_is_true(client, address, served_model, uploads, tmp_path, monkeypatch):
+    """The batch example and the restoration run as they are printed, but for the address and the model's classes."""
+    batch, restoration = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    (tmp_path / "seven.png").write_bytes((uploads / "good.png").read_bytes())
+    (tmp_path / "mask.png").write_bytes((uploads / "mask.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    batch = batch.replace("http://127.0.0.1:7860", address).replace('"0", "1", "2"', '"class 0", "class 1"')
+    names: dict = {}
+    exec(batch + restoration, names)
+    assert np.array_equal(
+        names["images"][4:], to_uint8(served_model.sample(4, labels=1, batch_size=4)).permute(0, 2, 3, 1)
+    )
+    assert names["report"].startswith("Mean of 4 draws.")
+    documented = set(re.findall(r"^\| `(/\w+)` \|", GUIDE.read_text(), re.MULTILINE))
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert documented == set(endpoints)
+    for row in re.findall(r"^\| `(/\w+)` \| (.*?) \|", GUIDE.read_text(), re.MULTILINE):
+        assert [word.strip() for word in row[1].split(",")] == [
+            parameter["parameter_name"] for parameter in endpoints[row[0]]["parameters"]
+        ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"number": 1000}, "maximum|1000"),
+        ({"steps": 0}, "minimum|greater|0"),
+        ({"label": "class 9"}, "No class 'class 9'"),
+        ({"sampler": "magic"}, "magic"),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_in_words(client, asked, said):
+    with pytest.raises(AppError, match=said):
+        client.predict(**asked, api_name="/generate")
+    assert alive(client)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("broken.png", "it is not an image"), ("huge.png", "10000x10000 is more than"), (None, "missing")],
+)
+@pytest.mark.parametrize("endpoint", ["/edit", "/restore", "/forward"])
+def test_a_bad_upload_is_refused_in_words(client, uploads, name, said, endpoint):
+    image = None if name is None else gradio_client.handle_file(uploads / name)
+    mask = {"mask": editor(uploads / "mask.png")} if endpoint == "/restore" else {}
+    with pytest.raises(AppError, match=said):
+        client.predict(image=image, **mask, api_name=endpoint)
+
+
+@pytest.mark.parametrize("name", ["animated.gif", "alpha.png"])
+def test_an_odd_upload_is_read(client, uploads, name):
+    report, _ = client.predict(image=gradio_client.handle_file(uploads / name), steps=2, api_name="/edit")
+    assert report.startswith("Strength 0.4")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_page_fetches_nothing_for_anybody(client):
+    elsewhere = {"path": "http://192.0.2.1/picture.png", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(AppError, match="not its address"):
+        client.predict(image=elsewhere, api_name="/edit")
+
+
+def test_a_port_in_use_is_an_error_of_one_line(capfd):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert command_line(["app", "digits", "--port", str(port)]) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert "Address already in use; choose another --port" in error
