@@ -26,6 +26,7 @@ from ddpm.files import write_whole
 from ddpm.model import Model, load
 from ddpm.pixels import to_float
 from ddpm.training import load_config, train
+from ddpm.training.checkpoint import Checkpoints
 from ddpm.viewing.plots import plot_images, save_figure
 from experiments.record import PICTURES, RESULTS, machine, save_result
 
@@ -114,7 +115,8 @@ def run_cell(cell: Cell, runs: Path, budget: Budget) -> dict[str, Any]:
     begun = (folder / "config.yaml").exists()
     same = begun and load_config(folder / "config.yaml") == config
     if not (same and trained_steps(folder) == config.training.steps):
-        train(config, folder, resume=same, overwrite=begun and not same)
+        resume = same and bool(Checkpoints(folder / "checkpoints", keep=1).steps())
+        train(config, folder, resume=resume, overwrite=begun and not resume)
     model = load(folder)
     steps = budget.steps if cell.schedule else 1
     report = evaluate(

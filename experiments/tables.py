@@ -8,7 +8,7 @@ A page asks for a table by a pair of comments, and what is between them is repla
     <!-- table: mnist -->
     <!-- end of table -->
 
-What was not run says so.
+`pictures: NAME` in place of `table: NAME` shows pictures of docs/pictures. What was not run says so.
 """
 
 import argparse
@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.headline import HEADLINES
-from experiments.record import RESULTS, ROOT, load_result
+from experiments.record import PICTURES, RESULTS, ROOT, load_result
 
 NOT_RUN = "not run"
-TABLE = re.compile(r"(<!-- table: (?P<name>[\w/]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(?P<begin><!-- (?P<kind>table|pictures): (?P<name>\w+) -->\n).*?(?P<end><!-- end of (?P=kind) -->)", re.DOTALL
+)
 
 Rows = list[list[str]]
 
@@ -32,18 +34,27 @@ def pages(root: Path = ROOT) -> list[Path]:
     return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
 
 
-def rendered(text: str, results: Path = RESULTS) -> str:
-    """A page with all its tables as the results have them."""
-    return TABLE.sub(lambda found: found[1] + table(found["name"], results) + found[3], text)
+def rendered(text: str, results: Path = RESULTS, pictures: Path = PICTURES) -> str:
+    """A page with all its tables and pictures as they are now."""
+
+    def body(found: re.Match[str]) -> str:
+        content = table(found["name"], results) if found["kind"] == "table" else gallery(found["name"], pictures)
+        return found["begin"] + content + found["end"]
+
+    return MARKED.sub(body, text)
 
 
 def table(name: str, results: Path = RESULTS) -> str:
     """A table by name, as Markdown that ends a line."""
-    if name not in TABLES:
-        raise KeyError(f"no table {name!r}; there are {', '.join(TABLES)}")
     head, *rows = TABLES[name](results)
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def gallery(name: str, pictures: Path = PICTURES) -> str:
+    """The pictures of a gallery that are there, a line each."""
+    found = [(file, caption) for file, caption in GALLERIES[name].items() if (pictures / file).exists()]
+    return "".join(f"![{caption}](pictures/{file})\n" for file, caption in found) or f"Pictures: {NOT_RUN}.\n"
 
 
 # what one model came to
@@ -210,6 +221,32 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "restoration_digits": restoration("digits"),
     "restoration_flowers64": restoration("flowers64"),
     "real_against_real": real_against_real,
+}
+
+PAPER = {
+    "generation": "Progressive generation: the predicted x_0 from noise to sample",
+    "shared_latents": "Samples that share a latent x_t, a row a depth",
+    "interpolation": "Interpolation of held-out images at 500 of 1,000 steps",
+    "coarse_to_fine": "Interpolation from coarse to fine, a row a depth",
+    "coding": "Progressive coding: what a receiver sees of held-out images as their bits arrive",
+    "rate_distortion": "Bits/dim by timestep, error by timestep, and error by bits received",
+}
+GALLERIES: dict[str, dict[str, str]] = {
+    **{
+        name: {
+            f"{name}.png": f"Samples: {headline.title}",
+            f"{name}-closest-pairs.png": "The samples closest to a training image, by pixels and by features, above it",
+        }
+        for name, headline in HEADLINES.items()
+    },
+    "study": {
+        f"study_{data}.png": f"Samples of every kind of the study on {title}, all of seed 0"
+        for data, title in (("mnist", "MNIST"), ("cifar10", "CIFAR-10"))
+    },
+    **{
+        f"paper_{name}": {f"{name}_{figure}.png": f"{caption} ({name})" for figure, caption in PAPER.items()}
+        for name in ("mnist", "cifar10")
+    },
 }
 
 

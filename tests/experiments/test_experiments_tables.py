@@ -10,7 +10,7 @@ from ddpm.networks.unet import UNet
 from ddpm.training import load_config
 from experiments.headline import HEADLINES
 from experiments.record import RESULTS, ROOT
-from experiments.tables import TABLE, TABLES, pages, rendered, table
+from experiments.tables import GALLERIES, MARKED, TABLES, gallery, pages, rendered, table
 
 CONFIGURATIONS = sorted((ROOT / "experiments").glob("*.yaml"))
 
@@ -19,7 +19,7 @@ CONFIGURATIONS = sorted((ROOT / "experiments").glob("*.yaml"))
 def test_docs_agree_with_the_results(page):
     text = page.read_text(encoding="utf-8")
     assert rendered(text) == text, "run: python -m experiments.tables"
-    assert text.count("<!-- table: ") == len(TABLE.findall(text)), "a table without its end"
+    assert text.count("<!-- table: ") + text.count("<!-- pictures: ") == len(MARKED.findall(text)), "one has no end"
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
@@ -51,6 +51,15 @@ def test_every_table_says_what_was_not_run(name, tmp_path):
     lines = table(name, tmp_path).splitlines()
     assert "not run" in lines[2]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize("name", GALLERIES)
+def test_galleries_show_what_is_there(name, tmp_path):
+    assert "not run" in gallery(name, tmp_path)
+    first = next(iter(GALLERIES[name]))
+    (tmp_path / first).touch()
+    assert gallery(name, tmp_path).count("\n") == 1
+    assert f"(pictures/{first})" in gallery(name, tmp_path)
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)

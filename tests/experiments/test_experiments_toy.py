@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -110,6 +111,13 @@ def test_study_is_made_kept_and_gone_on_with(budget, tmp_path):
     weights = (runs / lost.name / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     assert study.run_cell(lost, runs, budget) in first["cells"]
     assert (runs / lost.name / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == weights
+
+    killed = study.cells(budget)[1]
+    for path in (runs / killed.name).iterdir():  # as if killed before its first checkpoint
+        if path.name != "config.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    row = study.run_cell(killed, runs, budget)
+    assert row["weights"] in [row["weights"] for row in first["cells"]]
 
 
 def test_one_step_regression_sees_only_noise(budget, tmp_path):
