@@ -14,6 +14,7 @@ from ddpm.data.decode import decode
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile
 from ddpm.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest undoes the package's own filter
 ORIENTATION = 0x0112
 
 
