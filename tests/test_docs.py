@@ -13,9 +13,19 @@ from ddpm.cli import run
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-TINY_RUN = """--training.steps 2 --training.batch_size 4 --training.preview_images 2 --training.preview_steps 2
-    --training.warmup 1""".split()
-TINY_NETWORK = "--network.channels 8 --network.groups 4 --network.channel_mult [1,2] --network.blocks 1".split()
+TINY_RUN = [
+    *("--training.steps", "2"),
+    *("--training.batch_size", "4"),
+    *("--training.preview_images", "2"),
+    *("--training.preview_steps", "2"),
+    *("--training.warmup", "1"),
+]
+TINY_NETWORK = [
+    *("--network.channels", "8"),
+    *("--network.groups", "4"),
+    *("--network.channel_mult", "[1,2]"),
+    *("--network.blocks", "1"),
+]
 TOY = {
     "sample": ["--num", "2", "--steps", "2", "--overwrite"],
 }

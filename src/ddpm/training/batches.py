@@ -4,7 +4,7 @@
 drawn again at any time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm.data.loader import Loader
-from ddpm.process.timesteps import TimestepDraw
+from ddpm.process.timesteps import LossAwareDraw, TimestepDraw
 from ddpm.randomness import derive_seed
 
 PREFETCHED = 2  # batches drawn ahead by a thread while an accelerator computes
@@ -36,6 +36,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.t)
 
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> "Batch":
+        """The inverse of `tensors`."""
+        return cls(labels=tensors.get("labels"), **{name: t for name, t in tensors.items() if name != "labels"})
+
     def tensors(self) -> dict[str, Tensor]:
         """By name, those that there are."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -46,14 +51,14 @@ class Batch:
         parts = -(-len(self) // size)
         chunks = {name: tensor.tensor_split(parts) for name, tensor in self.tensors().items()}
         for index in range(parts):
-            yield Batch(**{"labels": None, **{name: chunk[index] for name, chunk in chunks.items()}})
+            yield Batch.of({name: chunk[index] for name, chunk in chunks.items()})
 
     def to(self, device: torch.device) -> "Batch":
         """On the device, images in channels-last order."""
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
         for name in ("x_0", "noise"):
             moved[name] = moved[name].contiguous(memory_format=torch.channels_last)
-        return Batch(**{"labels": None, **moved})
+        return Batch.of(moved)
 
 
 class Batches:
@@ -88,7 +93,7 @@ class Batches:
         """The batch of a step: images and classes where the loader keeps them, what is drawn on the CPU."""
         x_0, labels = self.loader.batch(step, self.positions)
         t, weight = self.draw.draw(self.seed, step, torch.tensor(self.positions), self.global_batch)
-        if labels is not None and self.class_drop > 0:
+        if labels is not None and self.null_label is not None and self.class_drop > 0:
             dropped = self._words("class drop", step).double() < self.class_drop * 2**63
             labels = torch.where(dropped.to(labels.device), self.null_label, labels)
         return Batch(x_0, labels, t, weight, self._noise(step, x_0.shape), self._words("dropout", step))
@@ -103,15 +108,15 @@ class Batches:
             torch.randn(shape[1:], generator=generator.manual_seed(word), out=row)
         return noise
 
-    def steps(self, start: int, device: torch.device) -> Iterator[Batch]:
+    def steps(self, start: int, device: torch.device) -> Generator[Batch, None, None]:
         """The batches of steps `start`, `start` + 1, … on the device; drawn ahead where that hides their cost."""
-        ahead = 0 if device.type == "cpu" or hasattr(self.draw, "update") else PREFETCHED
+        ahead = 0 if device.type == "cpu" or isinstance(self.draw, LossAwareDraw) else PREFETCHED
         if not ahead:
             step = start
             while True:
                 yield self.at(step).to(device)
                 step += 1
-        with ThreadPoolExecutor(max_workers=1) as pool:
+        with ThreadPoolExecutor(1, initializer=use_device, initargs=(device,)) as pool:
             queue = [pool.submit(self._pinned, step, device) for step in range(start, start + ahead)]
             step = start + ahead
             try:
@@ -129,4 +134,10 @@ class Batches:
         if device.type != "cuda":
             return batch
         pinned = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in batch.tensors().items()}
-        return Batch(**{"labels": None, **pinned})
+        return Batch.of(pinned)
+
+
+def use_device(device: torch.device) -> None:
+    """A thread pins memory for the card that it uses, which is the first unless it is told."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -58,9 +58,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     data: DataConfig
-    process: ProcessConfig = Field(default_factory=ProcessConfig)
-    network: NetworkConfig = Field(default_factory=NetworkConfig)
-    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    process: ProcessConfig = ProcessConfig()
+    network: NetworkConfig = NetworkConfig()
+    training: TrainingConfig = TrainingConfig()
 
     def to_yaml(self) -> str:
         """The resolved configuration; `load_config` reads it back to an equal one."""
@@ -207,7 +207,8 @@ def choices_at(path: list[str]) -> list[str]:
     """The words that a field of fixed choices takes; empty for any other field."""
     if len(path) < 2 or path[0] not in Config.model_fields:
         return []
-    field = Config.model_fields[path[0]].annotation.model_fields.get(path[1])
+    section: Any = Config.model_fields[path[0]].annotation
+    field = section.model_fields.get(path[1])
     return [word for word in literals(field.annotation) if isinstance(word, str)] if field else []
 
 

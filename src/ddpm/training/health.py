@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddpm.errors import RunStopped
 from ddpm.training.batches import Batch
-from ddpm.training.files import write_tensors, write_text
+from ddpm.training.files import write_tensors, write_text, writing
 
 
 class Health:
@@ -36,10 +36,11 @@ class Health:
 
     def set_aside(self, batch: Batch, seed: int, step: int, rank: int) -> Path:
         """Keep a batch (this process's part) for a look at leisure."""
-        self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{step:06d}-{rank}.safetensors"
-        write_tensors(path, batch.tensors())
-        write_text(path.with_suffix(".json"), json.dumps({"seed": seed, "step": step, "images": len(batch)}))
+        with writing(str(path), f"checkpoints are kept in {self.folder.parent / 'checkpoints'}"):
+            self.folder.mkdir(exist_ok=True)
+            write_tensors(path, batch.tensors())
+            write_text(path.with_suffix(".json"), json.dumps({"seed": seed, "step": step, "images": len(batch)}))
         return path
 
     def stopped(self, diagnoses: list[str], rate: float) -> RunStopped:
@@ -117,13 +118,13 @@ def span(t: Tensor) -> str:
 
 
 @torch.no_grad()
-def weight_norm(parameters: list[Tensor]) -> float:
+def weight_norm(parameters: Sequence[Tensor]) -> float:
     """‖θ‖."""
     return float(torch.nn.utils.get_total_norm(parameters))
 
 
 @torch.no_grad()
-def ema_drift(parameters: list[Tensor], averages: list[Tensor]) -> float:
+def ema_drift(parameters: Sequence[Tensor], averages: Sequence[Tensor]) -> float:
     """‖θ_EMA - θ‖ / ‖θ‖: how far the average trails; it falls as training settles."""
-    distance = float(torch.nn.utils.get_total_norm(torch._foreach_sub(parameters, averages)))
+    distance = float(torch.nn.utils.get_total_norm(torch._foreach_sub(list(parameters), list(averages))))
     return distance / max(weight_norm(parameters), math.ulp(1.0))

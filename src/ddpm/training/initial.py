@@ -54,13 +54,14 @@ def copy_weights(network: UNet, model: Model, class_names: list[str] | None, nul
     weights = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     known = weights.pop(CLASS_ROWS, None)
     base = None if known is None else base_row(known, model)
+    names = model.class_names or []
     if network.class_embedding is not None:
         rows = torch.zeros_like(network.class_embedding.weight)
-        if known is not None:
+        if known is not None and base is not None:
             rows[:] = base
             for index, name in enumerate(class_names or []):
-                if name in (model.class_names or []):
-                    rows[index] = known[model.class_names.index(name)]
+                if name in names:
+                    rows[index] = known[names.index(name)]
             if null_label is not None:
                 rows[null_label] = base
         weights[CLASS_ROWS] = rows

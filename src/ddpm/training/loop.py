@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from ddpm.errors import RunStopped, UserError
 from ddpm.networks.ema import EMA
 from ddpm.networks.unet import UNet
 from ddpm.process.config import ProcessConfig
+from ddpm.process.timesteps import LossAwareDraw
 from ddpm.training.batches import Batch, Batches
 from ddpm.training.config import TrainingConfig
 from ddpm.training.engine import Engine
@@ -115,6 +117,8 @@ class Loop:
         checkpoints, previews and evaluation are made; all numbers up to that step have been read by then.
         """
         self.network.train()
+        if self.engine.processes > 1:
+            self._fit_micro_batch()
         lag = 1 if self.engine.device.type == "cuda" else 0
         pending: deque[Pending] = deque()
         clock = Clock(self.progress.step)
@@ -129,7 +133,7 @@ class Loop:
                 bar.update(self.config.batch_size)
                 if logs:
                     record = self._record(clock)
-                    bar.set_postfix_str(f"step {done:,} loss {record['loss']:.4f}")
+                    bar.set_postfix_str(f"step {done:,} loss {record['loss']:.4f}", refresh=False)
                     log(record)
                 if pauses:
                     self._count_time(clock)
@@ -149,14 +153,17 @@ class Loop:
         """One step of optimization: gradient, clipping, Adam, average."""
         losses = self._gradients(batch)
         share = (losses * batch.weight).sum() / self.config.batch_size
-        numbers = torch.stack([share, share.new_tensor(float(request.signal is not None))])
+        asked = torch.full(
+            (), float(request.signal is not None), device=share.device
+        )  # filled there: no copy to wait for
+        numbers = torch.stack([share, asked])
         if self.engine.processes > 1:
             numbers = self.accelerator.reduce(numbers, "sum")
         norm = self.optimizer.step(learning_rate(self.config, step), numbers[0])
         self.ema.update(self.network)
         self.optimizer.zero_grad()
-        if hasattr(self.batches.draw, "update"):
-            self._teach_draw(step, losses)
+        if isinstance(self.batches.draw, LossAwareDraw):
+            self._teach(self.batches.draw, step, losses)
         numbers = torch.stack([numbers[0], norm, numbers[1]]).to("cpu", non_blocking=True)
         arrived = None
         if self.engine.device.type == "cuda":
@@ -171,15 +178,34 @@ class Loop:
                 return self._accumulate(batch)
             except torch.OutOfMemoryError as error:
                 self.optimizer.zero_grad()
-                if self.micro_batch == 1 or self.engine.processes > 1:
+                if self.engine.processes > 1:  # the others wait for this gradient: too late to change
                     raise RunStopped(
-                        f"out of memory at {self.micro_batch} images a process; go on with --resume and a smaller "
-                        "--training.micro_batch"
+                        "out of memory; go on with --resume and a smaller --training.micro_batch"
                     ) from error
-                self.micro_batch = -(-min(self.micro_batch, len(batch)) // 2)
-                self.accelerator.print(f"out of memory: the micro-batch is now {self.micro_batch}, the batch as before")
-            if self.engine.device.type == "cuda":
-                torch.cuda.empty_cache()
+                self._halve_micro_batch()
+
+    def _halve_micro_batch(self) -> None:
+        if self.micro_batch == 1:
+            raise RunStopped("out of memory with a single image: a smaller network or image is needed")
+        self.micro_batch = -(-self.micro_batch // 2)
+        self.accelerator.print(f"out of memory: the micro-batch is now {self.micro_batch}, the batch as before")
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _fit_micro_batch(self) -> None:
+        """Try a micro-batch, without the others, until it fits; then take the smallest of all processes'."""
+        batch = self.batches.at(self.progress.step).to(self.engine.device)
+        while True:
+            try:
+                with self.accelerator.no_sync(self.wrapped):
+                    self._losses_of(self.wrapped, next(batch.split(self.micro_batch))).sum().backward()
+                break
+            except torch.OutOfMemoryError:
+                self.optimizer.zero_grad()
+                self._halve_micro_batch()
+        self.optimizer.zero_grad()
+        fits = torch.tensor([self.micro_batch], device=self.engine.device)
+        self.micro_batch = int(self.accelerator.gather(fits).min())
 
     def _accumulate(self, batch: Batch) -> Tensor:
         losses = []
@@ -201,13 +227,13 @@ class Loop:
         return self.objective(output, batch.x_0, x_t, batch.t, batch.noise)
 
     @torch.no_grad()
-    def _teach_draw(self, step: int, losses: Tensor) -> None:
+    def _teach(self, draw: LossAwareDraw, step: int, losses: Tensor) -> None:
         """A loss-aware draw learns from the whole global batch, so that it stays the same in every process."""
         every = self.accelerator.gather(losses) if self.engine.processes > 1 else losses
         everywhere = torch.arange(self.config.batch_size)
-        t, _ = self.batches.draw.draw(self.config.seed, step, everywhere, self.config.batch_size)
+        t, _ = draw.draw(self.config.seed, step, everywhere, self.config.batch_size)
         if bool(torch.isfinite(every).all()):
-            self.batches.draw.update(t, every.cpu())
+            draw.update(t, every.cpu())
 
     def _settle(self, pending: Pending) -> bool:
         """Take in a step's numbers; True where some process was asked to stop."""
@@ -234,6 +260,8 @@ class Loop:
             parts = pending.batch.split(self.micro_batch)
             found = [diagnosis for part in parts if (diagnosis := diagnose(self.network, self._losses_of, part))]
             everywhere = gather_object(found[:1]) if self.engine.processes > 1 else found
+            if rank > 0:
+                raise SystemExit(1)  # all stop here; the first process says why
             raise self.health.stopped(everywhere, learning_rate(self.config, step))
 
     def _pauses(self, done: int) -> bool:
@@ -280,7 +308,7 @@ class Loop:
             unit_scale=True,
             dynamic_ncols=True,
             smoothing=0.05,
-            mininterval=0.5,
+            mininterval=0.5 if sys.stderr.isatty() else 15,
             disable=not self.accelerator.is_main_process,
         )
 
@@ -291,7 +319,7 @@ class Loop:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        if hasattr(self.batches.draw, "update"):
+        if isinstance(self.batches.draw, LossAwareDraw):
             parts["timestep_draw"] = self.batches.draw.state_dict()
         return parts
 
@@ -305,7 +333,7 @@ class Loop:
         self.network.load_state_dict(parts["network"])
         self.ema.load_state_dict(parts["ema"])
         self.optimizer.load_state_dict(parts["optimizer"])
-        if "timestep_draw" in parts:
+        if isinstance(self.batches.draw, LossAwareDraw):
             self.batches.draw.load_state_dict(parts["timestep_draw"])
         self.progress = Progress(**state["progress"])
         self.health.skipped, self.health.in_a_row = state["health"]["skipped"], state["health"]["in_a_row"]

@@ -51,7 +51,8 @@ class Optimizer:
             torch._foreach_mul_(gradients, factor)
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
-        self.adam.found_inf = (~finite).float()  # fused Adam skips the step where this is 1
+        # fused Adam skips the step where this is 1
+        self.adam.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.adam.step()
         if self.scales_loss:
             self.good_steps = torch.where(finite, self.good_steps + 1, 0)

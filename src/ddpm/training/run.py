@@ -1,8 +1,9 @@
 """A run directory from its first step to its last: put together, gone on with, saved."""
 
+import contextlib
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,34 +61,38 @@ def train(
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
     accelerator, out = launch(), Path(out)
-    lock = on_main(accelerator, lambda: claim(out, resume, overwrite))
-    try:
-        with deferred_signals() as request:
+    with explained_losses(accelerator, out):
+        lock = on_main(accelerator, lambda: claim(out, resume, overwrite))
+        try:
             run = Run(config, out, accelerator, init=init, resume=resume, evaluator=evaluator)
             try:
                 run.open()
-                signal = run.loop.run(request, run.log, run.after_step)
-                if signal is not None:
-                    run.checkpoint()
-                    accelerator.print(f"saved at step {run.loop.progress.step:,}; go on: ddpm train --resume {out}")
-                    request.leave(signal)
-            except RunStopped as error:
-                if accelerator.is_main_process:
-                    raise
-                raise SystemExit(1) from error
-            except RuntimeError as error:
-                if not lost_peer(error):
-                    raise
-                raise RunStopped(
-                    f"process {accelerator.process_index} lost another process of the run; the last good checkpoint "
-                    f"is in {out / 'checkpoints'}; go on: ddpm train --resume {out}"
-                ) from error
+                with deferred_signals() as request:
+                    signal = run.loop.run(request, run.log, run.after_step)
+                    if signal is not None:
+                        run.checkpoint()
+                        accelerator.print(f"saved at step {run.loop.progress.step:,}; go on: ddpm train --resume {out}")
+                        request.leave(signal)
             finally:
                 run.close()
-    finally:
-        if lock is not None:
-            lock.release()
+        finally:
+            if lock is not None:
+                lock.release()
     return out
+
+
+@contextlib.contextmanager
+def explained_losses(accelerator: Accelerator, out: Path) -> Iterator[None]:
+    """When another process of the run is gone, say so, and what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        raise RunStopped(
+            f"process {accelerator.process_index} lost another process of the run; go on from the last checkpoint: "
+            f"ddpm train --resume {out}"
+        ) from error
 
 
 def claim(out: Path, resume: bool, overwrite: bool) -> RunLock:
@@ -97,7 +102,7 @@ def claim(out: Path, resume: bool, overwrite: bool) -> RunLock:
     occupied = (out / "config.yaml").exists()
     if resume and not occupied:
         raise UserError(f"no run in {out} to go on with: it has no config.yaml")
-    if out.is_dir() and not occupied and any(path.name != ".lock" for path in out.iterdir()):
+    if out.is_dir() and not occupied and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"{out} holds something that is not a run; give another --out")
     if occupied and not resume and not overwrite:
         raise UserError(f"{out} holds a run already: go on with --resume {out}, give another --out, or --overwrite")
@@ -134,10 +139,14 @@ class Run:
         self.out, self.accelerator, self.evaluator, self.resume = out, accelerator, evaluator, resume
         self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep)
         self.tracking: Tracking | None = None
-        self.best: dict[str, float] | None = None
+        self.best: dict[str, Any] | None = None
         self.figures: dict[str, float] = {}  # of the latest evaluation
         self.saved: int | None = None  # the step of the newest checkpoint
-        checkpoint = self.checkpoints.newest(accelerator.print) if resume else None
+        checkpoint = None
+        if resume and self.checkpoints.steps():
+            checkpoint = self.checkpoints.newest(accelerator.print)
+        elif resume:
+            accelerator.print("there is no checkpoint yet: the run begins again")
         if init is not None:
             init = init if isinstance(init, Model) else load(init, device="cpu")
             config = adopt(config, init)
@@ -148,7 +157,7 @@ class Run:
         self.network, self.null_label = build_network(config, self.dataset)
         if init is not None:
             copy_weights(self.network, init, self.dataset.class_names, self.null_label)
-        self.network.to(device=accelerator.device, memory_format=torch.channels_last)
+        self.network.to(accelerator.device).to(memory_format=torch.channels_last)
         engine, self.memory = choose_engine(
             training, self.network, dataset_bytes(self.dataset), accelerator.device, accelerator.num_processes
         )
@@ -169,6 +178,7 @@ class Run:
         self.loop = Loop(training, config.process, self.network, batches, engine, accelerator, health)
         self.averaged = copy.deepcopy(self.network)  # where the averaged weights are put to be drawn with and saved
         self.means = channel_means(self.dataset)
+        self.fine_tunes = init is not None
         if checkpoint is not None:
             self._restore(checkpoint)
         accelerator.print(self.summary())
@@ -199,6 +209,13 @@ class Run:
                     self.model().save(self.out / "model")
 
         on_main(self.accelerator, begin)
+        if self.fine_tunes:  # what it starts from is not to be had from the seed
+            self.checkpoint()
+
+    def track(self, record: dict[str, Any]) -> None:
+        """To the trackers, which only the first process has."""
+        if self.tracking is not None:
+            self.tracking.log(record)
 
     def close(self) -> None:
         if self.tracking is not None:
@@ -208,9 +225,8 @@ class Run:
         """One line to the trackers."""
 
         def write() -> None:
-            if self.tracking is not None:
-                with writing("metrics.jsonl", self._kept()):
-                    self.tracking.log(record)
+            with writing("metrics.jsonl", self._kept()):
+                self.track(record)
 
         on_main(self.accelerator, write)
 
@@ -223,7 +239,7 @@ class Run:
             model = self.model()
             self.preview(model, done)
         if self.evaluator and training.evaluate_every and (done % training.evaluate_every == 0 or last):
-            self.evaluate(model or self.model(), done)
+            self.evaluate(self.evaluator, model or self.model(), done)
         if done % training.checkpoint_every == 0 or last:
             self.checkpoint()
 
@@ -255,15 +271,17 @@ class Run:
         images = draw_preview(model, training.preview_images, training.preview_steps, training.seed, self.accelerator)
 
         def keep() -> None:
+            assert images is not None  # drawn for the first process, which alone is here
             with writing("the preview", self._kept()):
                 save_preview(images, self.out / "samples", step)
-                self.tracking.log({"step": step, **channel_drift(images, self.means)})
+                if self.means is not None:
+                    self.track({"step": step, **channel_drift(images, self.means)})
 
         on_main(self.accelerator, keep)
 
-    def evaluate(self, model: Model, step: int) -> None:
+    def evaluate(self, evaluator: Evaluator, model: Model, step: int) -> None:
         """Ask the evaluator; the best so far is kept in RUN/best, and its checkpoint is spared."""
-        self.figures = figures = self.evaluator(model)
+        self.figures = figures = evaluator(model)
         model.provenance["metrics"] = figures
         name = next(iter(figures))
         better = self.best is None or figures[name] < self.best[name]
@@ -272,7 +290,7 @@ class Run:
 
         def keep() -> None:
             with writing("the evaluation", self._kept()):
-                self.tracking.log({"step": step, **figures})
+                self.track({"step": step, **figures})
                 if better:
                     model.save(self.out / "best")
 
@@ -290,7 +308,8 @@ class Run:
 
         def save() -> None:
             with writing(f"checkpoint {step:06d}", self._kept()):
-                self.tracking.sync()
+                if self.tracking is not None:
+                    self.tracking.sync()
                 spare = self.best["step"] if self.best else None
                 self.checkpoints.save(step, self.loop.tensors(), self._state(), spare)
                 model.save(self.out / "model")
@@ -334,7 +353,9 @@ class Run:
         if state["data"]["fingerprint"] != self.dataset.fingerprint:
             say("the data are no longer those of the checkpoint: the run goes on, but not as it would have")
         now = {"description": str(self.loop.engine), "torch": torch.__version__}
-        if state["engine"] != now:
+        if state["engine"] == now:
+            self.loop.micro_batch = state["micro_batch"]  # smaller than chosen, where memory had run out
+        else:
             say(f"the checkpoint was computed on {state['engine']['description']}: expect other rounding")
 
     def _kept(self) -> str:

@@ -1,8 +1,10 @@
 """What a run tells of itself: metrics.jsonl always, TensorBoard and Weights & Biases through accelerate."""
 
+import errno
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,10 @@ class Tracking:
         name: of the run, for wandb.
     """
 
-    def __init__(self, run: Path, trackers: list[str], step: int, config: dict[str, Any]):
+    def __init__(self, run: Path, trackers: Sequence[str], step: int, config: dict[str, Any]):
         self.path = run / "metrics.jsonl"
         cut_back(self.path, step)
-        self._handle = self.path.open("a", encoding="utf-8")
+        self._handle = self.path.open("ab", buffering=0)  # nothing waits in a buffer for a disk that is full
         self._others: list[GeneralTracker] = []
         if "tensorboard" in trackers and importlib.util.find_spec("tensorboard"):
             self._others.append(TensorBoardTracker("tensorboard", run, purge_step=step + 1))
@@ -40,8 +42,9 @@ class Tracking:
 
     def log(self, values: dict[str, float | int | str]) -> None:
         """Write one record; it must hold "step"."""
-        self._handle.write(json.dumps(values) + "\n")
-        self._handle.flush()
+        line = (json.dumps(values) + "\n").encode()
+        if self._handle.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         for tracker in self._others:
             tracker.log(numbers, step=numbers["step"])
