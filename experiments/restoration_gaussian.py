@@ -1,6 +1,6 @@
 """How far each restoration method's samples are from the exact posterior, on Gaussian images, where it is known.
 
-    python experiments/restoration_gaussian.py        writes experiments/results/restoration_gaussian.json
+    python -m experiments.restoration_gaussian        writes experiments/results/restoration_gaussian.json
 
 `bias`: root mean square of the samples' mean about the exact one, in units of the exact posterior's deviation;
 `spread`: the samples' total variance over the exact one; `covariance`: relative Frobenius error. The row "exact"
@@ -8,12 +8,9 @@ draws as many samples from the posterior itself: what it shows is the sampling e
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from gaussian_prior import GaussianPrior, draw
 from torch import Tensor
 
 from ddpm.restoration import kernels
@@ -22,10 +19,11 @@ from ddpm.restoration.operator import LinearOperator
 from ddpm.restoration.operators import CircularBlur, Denoising, Inpainting, WalshHadamard
 from ddpm.restoration.resampling import superresolution
 from ddpm.samplers.timesteps import timestep_grid
+from experiments.gaussian_prior import GaussianPrior, draw
+from experiments.record import machine, save_result
 
 SHAPE = (1, 8, 8)
 SIGMAS = (0.0, 0.1, 0.25, 0.5)  # in units of the [0, 1] image
-RESULT = Path(__file__).parent / "results" / "restoration_gaussian.json"
 
 
 def problems() -> dict[str, LinearOperator]:
@@ -110,8 +108,6 @@ def run(count: int, steps: Callable[[int], int] = lambda full: full) -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=2000, help="samples of each posterior")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--name", default="restoration_gaussian", help="of the result")
     arguments = parser.parse_args()
-    result = run(arguments.count)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(save_result(arguments.name, {"machine": machine(), **run(arguments.count)}))

@@ -1,17 +1,15 @@
 """PSNR and SSIM of restored test images, against what was given and against classical methods.
 
-    python experiments/restoration_images.py --model digits --data mnist:test
-        writes experiments/results/restoration_digits.json (about half an hour on two cores)
+    python -m experiments.restoration_images --model digits --data mnist:test --name restoration_digits
 
 For every task: the degraded input, the pseudo-inverse, total variation (min ½‖Hx - y‖² + λ TV(x) by FISTA, with
-scikit-image's Chambolle step as its proximal map), non-local means of the pseudo-inverse (scikit-image), and DDRM:
-one draw, and the mean of several. λ and the filter strength of the classical methods are the ones that do best on
-these very images; DDRM is told nothing but σ.
+scikit-image's Chambolle step as its proximal map), non-local means of input or pseudo-inverse (scikit-image), DDRM
+(one draw, and the mean of several), and DDNM(+) with time travel (the mean of several). λ and the filter strength of
+the classical methods are the ones that do best on these very images; ours are told nothing but σ.
 """
 
 import argparse
-import json
-from pathlib import Path
+import time
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from ddpm.fidelity import psnr, ssim
 from ddpm.pixels import to_float
 from ddpm.restoration import Inpainting, Task, restore
 from ddpm.restoration.operator import SpectralOperator
+from experiments.record import PICTURES, machine, save_result
 
 # task, its parameters, σ in units of the [0, 1] image
 ROWS: list[tuple[str, Task, float]] = [
@@ -38,15 +37,17 @@ ROWS: list[tuple[str, Task, float]] = [
     ("deblurring, σ = 0.05", Task("deblur", kernel="gaussian:1.5"), 0.05),
 ]
 TV_WEIGHTS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)  # on the [0, 1] scale
-TV_ITERATIONS = 60
-NLM_STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.8)
-RESULTS = Path(__file__).parent / "results"
+TV_ITERATIONS = 100
+TRAVEL = {"travel_length": 4, "travel_repeats": 2}
+PICTURED = 2  # images of each row in the picture
+COMMAND = "python -m experiments.restoration_images --model {0.model} --data {0.data} --name {0.name}"
+NLM_STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 def total_variation(operator: SpectralOperator, y: Tensor, weight: float) -> Tensor:
     """FISTA on ½‖Hx - y‖² + λ TV(x), images in [0, 1] in the inner step; step length 1/s²max."""
     step = 1 / float(operator.singulars.max()) ** 2
-    x = previous = operator.H_pinv(y)
+    x = previous = step * operator.Ht(y)
     momentum = 1.0
     for _ in range(TV_ITERATIONS):
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
@@ -88,14 +89,17 @@ def figures(images: Tensor, originals: Tensor) -> dict[str, float]:
     }
 
 
-def best(candidates: dict[float, Tensor], originals: Tensor) -> dict[str, float]:
-    """The figures of the candidate with the highest PSNR, and its parameter."""
+def best(candidates: dict[float | str, Tensor], originals: Tensor) -> tuple[dict[str, float], Tensor]:
+    """The figures of the candidate with the highest PSNR and its parameter, and its images."""
     found = {parameter: figures(images, originals) for parameter, images in candidates.items()}
     parameter = max(found, key=lambda key: found[key]["psnr"])
-    return {**found[parameter], "parameter": parameter}
+    return {**found[parameter], "parameter": parameter}, candidates[parameter]
 
 
-def run_row(model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, arguments: argparse.Namespace) -> dict:
+def run_row(
+    model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, arguments: argparse.Namespace
+) -> tuple[dict, Tensor]:
+    """A row of the table, and (PICTURED, 7, C, H, W): original, input, pseudo-inverse, TV, DDNM's draw, mean, std."""
     operator = task.operator(tuple(x.shape[1:]))
     clean = operator.H(x)
     y = clean + 2 * sigma * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
@@ -104,27 +108,22 @@ def run_row(model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, 
     inverse = operator.H_pinv(y)
     shown = interpolate(y, size=x.shape[-2:], mode="nearest-exact").expand_as(x)
     row = {"task": label, "sigma": sigma, "input": figures(shown, x), "pseudo-inverse": figures(inverse, x)}
-    row["total variation"] = best({w: total_variation(operator, y, w) for w in TV_WEIGHTS}, x)
-    row["non-local means"] = best(
-        {h: torch.stack([nl_means(one, h, sigma) for one in inverse]) for h in NLM_STRENGTHS}, x
-    )
-    restored = restore(
-        model, y, operator, noise=sigma, samples=arguments.samples, steps=arguments.steps, batch_size=32
-    )
-    row["DDRM, one draw"] = figures(restored.samples[:, 0], x)
-    row[f"DDRM, mean of {arguments.samples}"] = figures(restored.mean, x)
-    columns = ("input", "pseudo-inverse", "total variation", "non-local means", "DDRM, one draw")
-    columns += (f"DDRM, mean of {arguments.samples}",)
-    print(f"{label:22}" + "  ".join(f"{row[c]['psnr']:6.2f}/{row[c]['ssim']:.3f}" for c in columns), flush=True)
-    if arguments.picture:
-        strip = [x, shown, inverse, restored.samples[:, 0], restored.mean, restored.std * 8 - 1]
-        ddpm.save_grid(
-            torch.cat([part[: arguments.picture] for part in strip]),
-            RESULTS / f"{arguments.out.stem}_{label.replace(' ', '_').replace('%', '')}.png",
-            columns=arguments.picture,
-            overwrite=True,
-        )
-    return row
+    row["total variation"], classical = best({w: total_variation(operator, y, w) for w in TV_WEIGHTS}, x)
+    smoothed = {
+        f"{h} on the {name}": torch.stack([nl_means(one, h, sigma) for one in start])
+        for h in NLM_STRENGTHS
+        for name, start in {"input": shown, "pseudo-inverse": inverse}.items()
+    }
+    row["non-local means"], _ = best(smoothed, x)
+    options = {"noise": sigma, "samples": arguments.samples, "steps": arguments.steps, "batch_size": 32}
+    drawn = restore(model, y, operator, **options)
+    travelled = restore(model, y, operator, method="ddnm", **TRAVEL, **options)
+    row["DDRM, one draw"] = figures(drawn.samples[:, 0], x)
+    row[f"DDRM, mean of {arguments.samples}"] = figures(drawn.mean, x)
+    row[f"DDNM(+), mean of {arguments.samples}"] = figures(travelled.mean, x)
+    print(f"{label:22}" + "  ".join(f"{key}: {v['psnr']}" for key, v in row.items() if isinstance(v, dict)), flush=True)
+    shown_parts = [x, shown, inverse, classical, travelled.samples[:, 0], travelled.mean, travelled.std * 8 - 1]
+    return row, torch.stack([part[:PICTURED].clamp(-1, 1) for part in shown_parts], dim=1)
 
 
 def main() -> None:
@@ -132,20 +131,22 @@ def main() -> None:
     parser.add_argument("--model", default="digits")
     parser.add_argument("--data", default="mnist:test")
     parser.add_argument("--num", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=4, help="draws that are averaged")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--picture", type=int, default=0, help="also save a grid of this many columns for every row")
-    parser.add_argument("--out", type=Path, default=RESULTS / "restoration_digits.json")
+    parser.add_argument("--name", default="restoration_digits", help="of the result and its picture")
     arguments = parser.parse_args()
     model = ddpm.load(arguments.model)
     channels, *size = model.image_shape
     data = open_dataset(arguments.data, image_size=tuple(size), channels=channels, labels=False)
     x = to_float(data.batch(list(range(arguments.num)))[0])
-    rows = [run_row(model, *row, x, arguments) for row in ROWS]
+    started = time.monotonic()
+    rows, strips = zip(*(run_row(model, *row, x, arguments) for row in ROWS), strict=True)
+    grid = torch.stack(strips).flatten(1, 2).flatten(0, 1)
+    ddpm.save_grid(grid, PICTURES / f"{arguments.name}.png", columns=PICTURED * 7, overwrite=True)
     about = {"model": arguments.model, "weights": model.weights_hash, "data": arguments.data, "images": arguments.num}
-    about |= {"samples": arguments.samples, "steps": arguments.steps}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    about |= {"samples": arguments.samples, "steps": arguments.steps, "machine": machine()}
+    about |= {"seconds": round(time.monotonic() - started), "command": COMMAND.format(arguments)}
+    print(save_result(arguments.name, {**about, "rows": list(rows)}))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,11 @@
 """Editing against closed forms: Gaussian images, for which the ODE's flow and every posterior are known."""
 
 import math
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-
-from gaussian_prior import GaussianPrior
 
 from ddpm.editing import (
     Editor,
@@ -32,6 +26,7 @@ from ddpm.errors import UserError
 from ddpm.model import Model
 from ddpm.process.gaussian import GaussianProcess
 from ddpm.process.schedule import NoiseSchedule, make_betas
+from experiments.gaussian_prior import GaussianPrior
 
 SHAPE = (1, 12, 12)
 

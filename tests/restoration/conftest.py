@@ -1,17 +1,11 @@
 """A model whose images are Gaussian: its denoiser and every posterior are known in closed form."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-
-from gaussian_prior import GaussianPrior
-
 from ddpm.model import Model
+from experiments.gaussian_prior import GaussianPrior
 
 
 class GaussianNetwork(nn.Module):

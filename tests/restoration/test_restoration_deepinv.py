@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from gaussian_prior import GaussianPrior
 
 from ddpm.errors import UserError
 from ddpm.fidelity import psnr
@@ -15,6 +14,7 @@ from ddpm.restoration.deepinv_bridge import denoiser_as_deepinv
 from ddpm.restoration.methods import METHODS
 from ddpm.restoration.operators import CircularBlur
 from ddpm.samplers.timesteps import timestep_grid
+from experiments.gaussian_prior import GaussianPrior
 
 deepinv = pytest.importorskip("deepinv")
 physics = deepinv.physics

@@ -5,8 +5,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from gaussian_prior import GaussianPrior, draw
-from restoration_gaussian import as_matrix, deviations
 
 from ddpm.errors import UserError
 from ddpm.process.gaussian import GaussianProcess
@@ -23,6 +21,8 @@ from ddpm.restoration.resampling import superresolution
 from ddpm.samplers.ddim import ddim
 from ddpm.samplers.denoiser import Denoiser
 from ddpm.samplers.timesteps import timestep_grid
+from experiments.gaussian_prior import GaussianPrior, draw
+from experiments.restoration_gaussian import as_matrix, deviations
 
 SHAPE = (1, 8, 8)
 PRIOR = GaussianPrior.smooth(SHAPE)
