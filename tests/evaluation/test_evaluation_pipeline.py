@@ -295,8 +295,8 @@ def test_what_cannot_be_is_refused(digits, network, model, tmp_path):
 
     refused("28×28 grey images and .* 32×32 grey", grey, large)
     refused("28×28 grey images and .* 28×28 colour", grey, colour)
-    refused("fewer than the 64 feature dimensions", grey, grey, metrics=["fid"])
-    refused("7 dimensions", colour, moments, metrics=["fid"])
+    refused("as many images as feature dimensions, 64, and the reference has 50", grey, grey, metrics=["fid"])
+    refused("features of the reference.s 7 dimensions", colour, moments, metrics=["fid"])
     refused("kid needs the reference's images", colour, moments, metrics=["kid"])
     refused("has none", grey, grey, metrics=["class_kid"])
     refused("held-out images: give --test", grey, grey, metrics=["memorisation"])

@@ -29,8 +29,8 @@ def classification_accuracy_score(
     generated: ImageSet, training: ImageSet, test: ImageSet, progress: bool = True
 ) -> AccuracyScore:
     """Train on `generated`, and on as many of `training` for comparison; read `test`. All three have labels."""
-    names = test.class_names
-    test_images, test_labels = small(test), test.labels
+    test_labels, names = test.classes()
+    test_images = small(test)
     epochs = max(1, min(EPOCHS, SEEN // len(generated)))
     batch_size = min(128, max(16, len(generated) // 50))
     scores = []
@@ -64,13 +64,13 @@ def small(images: ImageSet, rows: Tensor | None = None) -> Tensor:
 
 def matched(images: ImageSet, names: list[str]) -> Tensor:
     """The labels of `images` as numbers of `names`. Classes that one side only numbers are matched by number."""
+    labels, own = images.classes()
     numbered = [str(number) for number in range(len(names))]
-    same_count = len(names) == len(images.class_names)
-    if images.class_names == names or (same_count and numbered in (images.class_names, names)):
-        return images.labels
-    if set(images.class_names) - set(names):
+    if own == names or (len(own) == len(names) and numbered in (own, names)):
+        return labels
+    if set(own) - set(names):
         raise UserError(
-            f"the classes of {images.title} ({', '.join(images.class_names[:5])}, …) are not those of the real set "
+            f"the classes of {images.title} ({', '.join(own[:5])}, …) are not those of the real set "
             f"({', '.join(names[:5])}, …)"
         )
-    return torch.tensor([names.index(name) for name in images.class_names])[images.labels]
+    return torch.tensor([names.index(name) for name in own])[labels]

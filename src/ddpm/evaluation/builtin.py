@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ddpm.data.sources import open_dataset
-from ddpm.evaluation.classifier import SIDE, Classifier, accuracy, prepare, train_classifier
+from ddpm.evaluation.accuracy_score import small
+from ddpm.evaluation.classifier import Classifier, accuracy, prepare, train_classifier
+from ddpm.evaluation.opening import open_images
 
 EPOCHS = 8
 WEIGHTS = Path(str(files("ddpm.assets") / "builtin_features.safetensors"))
@@ -40,18 +41,26 @@ def read_digits(images: Tensor, batch_size: int = 500) -> Tensor:
 
 def make(path: Path = WEIGHTS) -> None:
     """Train the classifier on all SOURCES at once, print its accuracy on their test sets, write it in float16."""
-    opened = [open_dataset(source, image_size=SIDE, channels=3, labels=True) for source in SOURCES]
-    names = [f"{source}/{name}" for source, data in zip(SOURCES, opened, strict=True) for name in data.class_names]
-    images, labels = zip(*(data.batch(range(len(data))) for data in opened), strict=True)
-    offsets = torch.tensor([0, *(len(data.class_names) for data in opened)]).cumsum(0).tolist()
-    shifted = torch.cat([part + offset for part, offset in zip(labels, offsets, strict=False)])
-    model = train_classifier(torch.cat(images), shifted, len(names), epochs=EPOCHS, progress="builtin")
+    images, labels, offsets = [], [], []
+    names: list[str] = []
+    for source in SOURCES:
+        pixels, classes, of_source = _labelled(source)
+        images.append(pixels)
+        labels.append(classes + len(names))
+        offsets.append(len(names))
+        names += [f"{source}/{name}" for name in of_source]
+    model = train_classifier(torch.cat(images), torch.cat(labels), len(names), epochs=EPOCHS, progress="builtin")
     weights = {key: value.contiguous() for key, value in model.half().state_dict().items()}
     save_file(weights, path, metadata={"class_names": json.dumps(names)})
-    for source, offset in zip(SOURCES, offsets, strict=False):
-        test = open_dataset(f"{source}:test", image_size=SIDE, channels=3, labels=True)
-        pixels, classes = test.batch(range(len(test)))
+    for source, offset in zip(SOURCES, offsets, strict=True):
+        pixels, classes, _ = _labelled(f"{source}:test")
         print(f"{source}: {accuracy(builtin_classifier()[0], pixels, classes + offset):.2%}")
+
+
+def _labelled(source: str) -> tuple[Tensor, Tensor, list[str]]:
+    """Images (N, 3, 32, 32), labels and class names of a whole set."""
+    images = open_images(source)
+    return small(images), *images.classes()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,14 @@ from ddpm.hardware import process_rank
 
 SETTINGS = "settings.json"
 PATIENCE = 3600.0  # seconds without a new chunk after which the other processes are taken for dead
+
+
+class Rows(Protocol):
+    """Rows by number, in memory or on the disk; a slice or an index array gives an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 def cache_folder() -> Path:

@@ -72,7 +72,7 @@ def train_classifier(
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Classifier(num_classes).to(device, memory_format=torch.channels_last)
+        model = Classifier(num_classes).to(device).to(memory_format=torch.channels_last)
     steps = -(-len(images) // batch_size) * epochs
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(steps, 2))

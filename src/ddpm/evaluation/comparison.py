@@ -13,7 +13,7 @@ from ddpm.evaluation.frechet import Moments
 from ddpm.evaluation.images import ImageSet
 from ddpm.model import Model
 
-SAMPLES, FEATURES, TEST_FEATURES = "samples", "features", "test features"
+SAMPLES, FEATURES, HELD_OUT_FEATURES = "samples", "features", "held-out features"
 
 
 @dataclass(frozen=True)
@@ -36,50 +36,85 @@ class Figure:
 class Comparison:
     """Judged against real images.
 
-    reference: real images, or ready moments of them; network: None where no metric looks at features; test: real images
-    that were not trained on; model: what drew `generated`, if anything; force: give a biased FID a label instead of
-    refusing it; pictures: the beginning of the names of pictures.
+    Args:
+        generated: what is judged.
+        reference: real images, or ready moments of them.
+        load_network: gives the feature network; called when first looked through.
+        pictures: the beginning of the names of pictures.
+        test: real images that were not trained on.
+        judged_model: what drew `generated`, if a model did.
+        force: give a biased FID a label instead of refusing it.
+
+    `real`, `held_out`, `model` and `logits` are for metrics that cannot do without: a UserError says what is missing.
     """
 
     generated: ImageSet
     reference: ImageSet | Moments
-    network: FeatureNetwork | None
+    load_network: Callable[[], FeatureNetwork]
     pictures: Path
     test: ImageSet | None = None
-    model: Model | None = None
+    judged_model: Model | None = None
     force: bool = False
     progress: bool = True
     drawn: list[Path] = field(default_factory=list)
+
+    @cached_property
+    def network(self) -> FeatureNetwork:
+        return self.load_network()
+
+    @property
+    def real(self) -> ImageSet:
+        """The reference's images."""
+        if isinstance(self.reference, Moments):
+            raise UserError("needs the reference's images; mu and sigma are enough for fid alone")
+        return self.reference
+
+    @property
+    def held_out(self) -> ImageSet:
+        """Real images that were not trained on."""
+        if self.test is None:
+            raise UserError("needs held-out images: give --test SOURCE")
+        return self.test
+
+    @property
+    def model(self) -> Model:
+        """What drew the images."""
+        if self.judged_model is None:
+            raise UserError("needs a model, not images that were drawn before")
+        return self.judged_model
 
     @cached_property
     def generated_features(self) -> Features:
         return extract(self.generated, self.network, self.progress)
 
     @cached_property
-    def reference_features(self) -> Features:
-        return extract(self.reference, self.network, self.progress)
+    def real_features(self) -> Features:
+        return extract(self.real, self.network, self.progress)
 
     @cached_property
-    def test_features(self) -> Features:
-        return extract(self.test, self.network, self.progress)
+    def held_out_features(self) -> Features:
+        return extract(self.held_out, self.network, self.progress)
 
-    def prepare(self, uses: Iterable[str]) -> None:
-        """Draw and extract: each process its share, the first returns when all shares are there."""
-        if SAMPLES in uses:
-            self.generated.prepare(self.progress)
-        if FEATURES in uses:
-            _ = self.generated_features, isinstance(self.reference, Moments) or self.reference_features
-        if TEST_FEATURES in uses:
-            _ = self.test_features
+    @property
+    def reference_moments(self) -> Moments:
+        return self.reference if isinstance(self.reference, Moments) else self.real_features.moments()
 
     @property
     def reference_n(self) -> int | None:
         """Images in the reference; None where ready moments do not say."""
         return self.reference.n if isinstance(self.reference, Moments) else len(self.reference)
 
-    @property
-    def reference_moments(self) -> Moments:
-        return self.reference if isinstance(self.reference, Moments) else self.reference_features.moments()
+    def prepare(self, uses: Iterable[str]) -> None:
+        """Draw and extract: each process its share, the first returns when all shares are there."""
+        if SAMPLES in uses:
+            self.generated.prepare(self.progress)
+        extracted = [self.generated] if FEATURES in uses else []
+        if FEATURES in uses and not isinstance(self.reference, Moments):
+            extracted.append(self.reference)
+        if HELD_OUT_FEATURES in uses:
+            extracted.append(self.held_out)
+        for images in extracted:
+            extract(images, self.network, self.progress)
 
     def picture(self, name: str) -> Path:
         """Where a metric puts a picture of this name; the report lists it."""
@@ -92,49 +127,22 @@ class Comparison:
 class Metric:
     """A metric.
 
-    compute: its function; needs: what it cannot do without, of "images", "labels", "test", "model" and "logits";
-    least: images that either side must have; check: UserError where it would say nothing; uses: what has to be drawn
-    and extracted first.
+    compute: its function; needs: what it cannot do without, each a function that raises UserError where it is missing;
+    least: images that either side must have; uses: what has to be drawn and extracted first.
     """
 
     compute: Callable[[Comparison], list[Figure]]
-    needs: Sequence[str] = ()
+    needs: Sequence[Callable[[Comparison], Any]] = ()
     least: int = 1
-    check: Callable[[Comparison], None] = lambda comparison: None
     uses: Sequence[str] = (SAMPLES, FEATURES)
 
     def lacks(self, comparison: Comparison) -> str | None:
         """What is missing for this metric, or None."""
-        return next((reason for need in self.needs if (reason := MISSING[need](comparison))), None)
-
-    def require(self, comparison: Comparison, name: str) -> None:
-        """UserError where something is missing."""
-        if reason := self.lacks(comparison):
-            raise UserError(f"{name} needs {reason}")
-        for title, n in (
-            (comparison.generated.title, len(comparison.generated)),
-            ("the reference", comparison.reference_n),
-        ):
-            if n is not None and n < self.least:
-                raise UserError(f"{name} needs at least {self.least} images, and {title} has {n}")
-        self.check(comparison)
-
-
-def _unlabelled(c: Comparison) -> str | None:
-    sides = (images for images in (c.generated, c.reference) if not isinstance(images, Moments))
-    return next((f"classes, and {images.title} has none" for images in sides if images.labels is None), None)
-
-
-def _no_logits(c: Comparison) -> str | None:
-    return f"class logits, and the {c.network.name} features have none" if c.network.classes == 0 else None
-
-
-MISSING: dict[str, Callable[[Comparison], str | None]] = {
-    "images": lambda c: (
-        "the reference's images; mu and sigma are enough for fid alone" if isinstance(c.reference, Moments) else None
-    ),
-    "labels": _unlabelled,
-    "test": lambda c: "held-out images: give --test SOURCE" if c.test is None else None,
-    "model": lambda c: "a model, not images that were drawn before" if c.model is None else None,
-    "logits": _no_logits,
-}
+        try:
+            for need in self.needs:
+                need(comparison)
+        except UserError as missing:
+            return str(missing)
+        sides = {comparison.generated.title: len(comparison.generated), "the reference": comparison.reference_n}
+        few = next((f"{title} has {n}" for title, n in sides.items() if n is not None and n < self.least), None)
+        return f"needs at least {self.least} images, and {few}" if few else None

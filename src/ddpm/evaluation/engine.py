@@ -46,7 +46,7 @@ def _openvino(network: nn.Module, shape: Sequence[int]) -> Engine:
 
 
 def _torch(network: nn.Module, device: torch.device) -> Engine:
-    network = network.to(device, memory_format=torch.channels_last).eval()
+    network = network.to(device).to(memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()
     def run(batch: Tensor) -> np.ndarray:

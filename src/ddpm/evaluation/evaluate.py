@@ -12,7 +12,7 @@ from ddpm.evaluation.comparison import FEATURES, Comparison
 from ddpm.evaluation.features import FeatureNetwork, load_features
 from ddpm.evaluation.frechet import Moments
 from ddpm.evaluation.images import DatasetImages, GeneratedImages
-from ddpm.evaluation.metrics import DEFAULT, METRICS, find_metric
+from ddpm.evaluation.metrics import METRICS, choose_metrics
 from ddpm.evaluation.opening import describe, open_judged, open_reference, open_test
 from ddpm.evaluation.report import Report
 from ddpm.hardware import process_rank
@@ -48,42 +48,42 @@ def evaluate(
     Over several processes each does its share and only the first returns a report. Whatever is dear is kept in the
     cache, so a killed evaluation goes on, and one with more metrics or images starts from what is there.
     """
-    looks = metrics is None or any(FEATURES in find_metric(name).uses for name in metrics)
     title = judged if isinstance(judged, str) else None
     judged = open_judged(judged) if isinstance(judged, str) else judged
     reference = open_reference(data, judged)
-    if isinstance(judged, Model):
-        generated = GeneratedImages(judged, NUM if num is None else num, title, **sampling)
-    elif sampling or num is not None:
-        raise UserError("the number of images, the sampler and its settings are for a model; these images are drawn")
-    else:
-        generated = judged
-    network = None
-    if looks:
-        network = load_features(features) if isinstance(features, str) else features
     comparison = Comparison(
-        generated=generated,
+        generated=as_images(judged, num, title, sampling),
         reference=reference,
-        network=network,
+        load_network=lambda: load_features(features) if isinstance(features, str) else features,
         pictures=pictures,
         test=open_test(test, data, reference, judged),
-        model=judged if isinstance(judged, Model) else None,
+        judged_model=judged if isinstance(judged, Model) else None,
         force=force,
         progress=progress,
     )
-    names = list(metrics or (name for name in DEFAULT if METRICS[name].lacks(comparison) is None))
-    for name in names:
-        METRICS[name].require(comparison, name)
-    comparison.prepare({use for name in names for use in METRICS[name].uses})
+    names = choose_metrics(comparison, metrics)
+    uses = {use for name in names for use in METRICS[name].uses}
+    comparison.prepare(uses)
     if process_rank()[0] != 0:
         return None
     figures = [figure for name in names for figure in METRICS[name].compute(comparison)]
-    return Report(describe_settings(comparison, data), figures, comparison.drawn)
+    network = comparison.network if FEATURES in uses else None
+    return Report(describe_settings(comparison, data, network), figures, comparison.drawn)
 
 
-def describe_settings(c: Comparison, data: str) -> dict[str, Any]:
+def as_images(
+    judged: Model | DatasetImages, num: int | None, title: str | None, sampling: dict[str, Any]
+) -> DatasetImages | GeneratedImages:
+    """What a model will draw, or the images as they are."""
+    if isinstance(judged, Model):
+        return GeneratedImages(judged, NUM if num is None else num, title, **sampling)
+    if sampling or num is not None:
+        raise UserError("the number of images, the sampler and its settings are for a model; these images are drawn")
+    return judged
+
+
+def describe_settings(c: Comparison, data: str, network: FeatureNetwork | None) -> dict[str, Any]:
     """All that a figure depends on, in the order it is shown."""
-    network = c.network
     settings: dict[str, Any] = {
         "judged": c.generated.title,
         "n": len(c.generated),

@@ -73,5 +73,5 @@ def extract(images: ImageSet, network: FeatureNetwork, progress: bool = True) ->
     if process_rank()[0] == 0:
         chunks.wait()
     d, k = network.dimensions, network.dimensions + network.classes
-    columns = (Columns(chunks, part) for part in (slice(0, d), slice(d, k), slice(k, None)))
-    return Features(chunks, *columns, dimensions=d)
+    features, logits, means = (Columns(chunks, part) for part in (slice(0, d), slice(d, k), slice(k, None)))
+    return Features(chunks, features, logits, means, d)

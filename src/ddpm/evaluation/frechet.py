@@ -22,8 +22,8 @@ class Moments:
         return len(self.mu)
 
     def save(self, path: str | Path) -> None:
-        """Write .npz with mu, sigma and n."""
-        np.savez(path, mu=self.mu, sigma=self.sigma, n=self.n)
+        """Write .npz with mu, sigma and n, 0 where it is not known."""
+        np.savez(path, mu=self.mu, sigma=self.sigma, n=np.array(self.n or 0))
 
 
 def moments_of(blocks: Iterable[np.ndarray]) -> Moments:
@@ -31,18 +31,14 @@ def moments_of(blocks: Iterable[np.ndarray]) -> Moments:
 
     Blocks are merged by their own mean and scatter (Chan et al. 1979), which loses nothing to cancellation.
     """
-    n, mu, scatter = 0, None, None
-    for block in blocks:
-        block = np.asarray(block, dtype=np.float64)
+    n, mu, scatter = 0, np.zeros(()), np.zeros(())
+    for features in blocks:
+        block = np.asarray(features, dtype=np.float64)
         mean = block.mean(axis=0)
-        centred = block - mean
-        if mu is None:
-            n, mu, scatter = len(block), mean, centred.T @ centred
-            continue
-        delta, total = mean - mu, n + len(block)
-        scatter += centred.T @ centred + np.outer(delta, delta) * (n * len(block) / total)
+        centred, delta, total = block - mean, mean - mu, n + len(block)
+        scatter = scatter + centred.T @ centred + np.outer(delta, delta) * (n * len(block) / total)
         mu, n = mu + delta * (len(block) / total), total
-    if mu is None or n < 2:
+    if n < 2:
         raise UserError(f"moments need at least two images, not {n}")
     return Moments(mu, scatter / (n - 1), n)
 
@@ -53,7 +49,7 @@ def load_moments(path: str | Path) -> Moments:
         if missing := {"mu", "sigma"} - set(file.files):
             raise UserError(f"{path} has no {' and no '.join(sorted(missing))}: reference moments are mu, sigma and n")
         mu, sigma = np.float64(file["mu"]), np.float64(file["sigma"])
-        n = int(file["n"]) if "n" in file.files else None
+        n = (int(file["n"]) or None) if "n" in file.files else None
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise UserError(
             f"{path}: mu {mu.shape} and sigma {sigma.shape} do not belong together; they are (D,) and (D, D)"

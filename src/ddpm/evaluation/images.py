@@ -1,6 +1,6 @@
 """The images that are judged or compared with: a data set's, or a model's as they are drawn."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ddpm.samplers import find_sampler
 CHUNK = 512
 
 
-class ImageSet(Protocol):
+class ImageSet:
     """uint8 images by number, with what names them.
 
     title: for tables; fingerprint: hash of the content; shape: (C, H, W); chunk: how many are worked on at once;
@@ -28,25 +28,32 @@ class ImageSet(Protocol):
     title: str
     fingerprint: str
     shape: tuple[int, int, int]
-    chunk: int
-    labels: Tensor | None
-    class_names: list[str] | None
+    chunk: int = CHUNK
+    labels: Tensor | None = None
+    class_names: list[str] | None = None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
+        """uint8 (n, C, H, W)."""
+        raise NotImplementedError
 
     def prepare(self, progress: bool) -> None:
         """Make this process's share of what is not there yet; the first process returns when all of it is."""
 
-    def __getitem__(self, rows: slice | np.ndarray) -> Tensor: ...
+    def classes(self) -> tuple[Tensor, list[str]]:
+        """Labels and class names; UserError where there are none."""
+        if self.labels is None or self.class_names is None:
+            raise UserError(f"needs classes, and {self.title} has none")
+        return self.labels, self.class_names
 
 
-class DatasetImages:
+class DatasetImages(ImageSet):
     """A data set, or the first `num` images of it in an order that mixes its classes."""
 
-    chunk = CHUNK
-
     def __init__(self, dataset: ImageDataset, title: str, num: int | None = None):
-        self.dataset, self.title, self.shape = dataset, title, tuple(dataset.image_shape)
+        self.dataset, self.title, self.shape = dataset, title, dataset.image_shape
         whole = num is None or num >= len(dataset)
         self.order = torch.arange(len(dataset)) if whole else _mixed(len(dataset))[:num]
         self.fingerprint = dataset.fingerprint if whole else f"{dataset.fingerprint}/{num}"
@@ -56,14 +63,11 @@ class DatasetImages:
     def __len__(self) -> int:
         return len(self.order)
 
-    def prepare(self, progress: bool) -> None:
-        pass
-
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
         return self.dataset.batch(self.order[rows])[0]
 
 
-class GeneratedImages:
+class GeneratedImages(ImageSet):
     """Images 0 … num-1 of a model's seed, drawn by `prepare` and kept on the disk.
 
     `options` go to `Model.sample_batches`. More images of the same settings go on from those that are there.

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ddpm.evaluation.cache import Rows
+
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's, so that the same subsets are drawn
 
 
@@ -18,7 +20,7 @@ class KernelDistance:
 
 
 def kernel_distance(
-    a: np.ndarray, b: np.ndarray, *, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = SEED
+    a: Rows, b: Rows, *, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = SEED
 ) -> KernelDistance:
     """Squared maximum mean discrepancy of features (n_a, D) and (n_b, D) under k(x, y) = (x·y/D + 1)³.
 
@@ -29,8 +31,8 @@ def kernel_distance(
     random = np.random.RandomState(seed)
     values = []
     for _ in range(subsets):
-        x = np.float64(a[random.choice(len(a), size, replace=False)])
-        y = np.float64(b[random.choice(len(b), size, replace=False)])
+        x = a[random.choice(len(a), size, replace=False)].astype(np.float64)
+        y = b[random.choice(len(b), size, replace=False)].astype(np.float64)
         values.append(squared_discrepancy(x, y))
     return KernelDistance(float(np.mean(values)), float(np.std(values)), subsets, size)
 

@@ -30,7 +30,7 @@ def manifold_metrics(
     *,
     k_precision: int = PRECISION_NEIGHBOURS,
     k_density: int = DENSITY_NEIGHBOURS,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[], object] = lambda: None,
 ) -> Manifold:
     """All four from features (n_real, D) and (n_generated, D), in blocks of distances, in float64.
 
@@ -72,7 +72,7 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return distances.clip(min=0, out=distances)
 
 
-def _radii(features: np.ndarray, neighbours: tuple[int, ...], tick: Callable[[], None]) -> list[np.ndarray]:
+def _radii(features: np.ndarray, neighbours: tuple[int, ...], tick: Callable[[], object]) -> list[np.ndarray]:
     """Squared distance of every feature to its k-th neighbour, itself not counted, for each k."""
     radii = [np.empty(len(features)) for _ in neighbours]
     for start in range(0, len(features), BLOCK):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm.evaluation.accuracy_score import spread
+from ddpm.evaluation.cache import Rows
 from ddpm.evaluation.images import ImageSet
 from ddpm.pixels import to_float
 from ddpm.viewing.pictures import save_grid
@@ -105,13 +106,13 @@ def pixel_neighbours(queries: ImageSet, training: ImageSet) -> tuple[Neighbours,
     ), rows
 
 
-def feature_neighbours(queries: np.ndarray, training: np.ndarray) -> Neighbours:
+def feature_neighbours(queries: Rows, training: Rows) -> Neighbours:
     """Nearest training images by features (n, D); both may be on the disk."""
     rows = spread(len(queries), QUERIES).numpy()
-    wanted = torch.from_numpy(np.float32(queries[rows]))
+    wanted = torch.from_numpy(queries[rows])
 
     def base(part: slice) -> Tensor:
-        return torch.from_numpy(np.float32(training[part]))
+        return torch.from_numpy(training[part])
 
     return exact(nearest(wanted, base, len(training)), wanted, base)
 

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ddpm.data import open_dataset
 from ddpm.data.decode import FORMATS
 from ddpm.data.limits import BrokenFile
 from ddpm.data.sources import find_stored, split_of
-from ddpm.data.stored import Arrays, Stored
+from ddpm.data.stored import Arrays, Records, Stored
 from ddpm.errors import UserError
 from ddpm.evaluation.frechet import Moments, load_moments
 from ddpm.evaluation.images import DatasetImages
@@ -103,6 +104,8 @@ def native_shape(stored: Stored, source: str) -> tuple[int, int, int]:
     """(height, width, channels) of the first image that can be read."""
     if isinstance(stored, Arrays):
         return stored.images.shape[1:]
+    if not isinstance(stored, Records):
+        raise UserError(f"{source} cannot be judged: its images are not asked for by number")
     for index in range(len(stored)):
         try:
             with Image.open(io.BytesIO(stored.read(index)), formats=FORMATS) as image:
@@ -122,7 +125,7 @@ def is_moments(path: Path) -> bool:
         return bool({"mu.npy", "sigma.npy"} & set(archive.namelist()))
 
 
-def describe(shape: tuple[int, int, int]) -> str:
+def describe(shape: Sequence[int]) -> str:
     """`32×32 colour`."""
     channels, height, width = shape
     return f"{height}×{width} {'grey' if channels == 1 else 'colour'}"

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from ddpm.evaluation.cache import Rows
+
 SPLITS, SEED = 10, 2020  # torch-fidelity's
 
 
@@ -16,7 +18,7 @@ class InceptionScore:
     std: float
 
 
-def inception_score(logits: np.ndarray, *, splits: int = SPLITS, seed: int = SEED) -> InceptionScore:
+def inception_score(logits: Rows, *, splits: int = SPLITS, seed: int = SEED) -> InceptionScore:
     """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016) of logits (n, K), shuffled and split as torch-fidelity does.
 
     Logits may be on the disk: a split at a time is read.
@@ -25,7 +27,7 @@ def inception_score(logits: np.ndarray, *, splits: int = SPLITS, seed: int = SEE
     bounds = [i * len(logits) // splits for i in range(splits + 1)]
     scores = []
     for start, stop in pairwise(bounds):
-        log_p = np.float64(logits[order[start:stop]])
+        log_p = logits[order[start:stop]].astype(np.float64)
         log_p -= log_p.max(axis=1, keepdims=True)
         log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
         p = np.exp(log_p)
@@ -43,6 +45,6 @@ class Drift:
 
 def channel_drift(generated: np.ndarray, real: np.ndarray) -> Drift:
     """From each image's channel means (n, C) in levels of 0..255."""
-    generated, real = np.float64(generated), np.float64(real)
-    variance = sum(means.var(axis=0, ddof=1) / len(means) for means in (generated, real))
+    generated, real = generated.astype(np.float64), real.astype(np.float64)
+    variance = generated.var(axis=0, ddof=1) / len(generated) + real.var(axis=0, ddof=1) / len(real)
     return Drift((generated.mean(axis=0) - real.mean(axis=0)).tolist(), np.sqrt(variance).tolist())
