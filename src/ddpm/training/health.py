@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def diagnose(network: nn.Module, losses_of: Callable[[nn.Module, Batch], Tensor]
         if found or bool(bad.any()):
             images = bad if bool(bad.any()) else torch.ones_like(bad)
             return f"{found[0] if found else 'the loss'} is not finite, for images at t = {span(batch.t[images])}"
-        losses.sum().backward()
+        with warnings.catch_warnings(action="ignore"):  # the first layer hands nothing back, and its hook says so
+            losses.sum().backward()
     finally:
         for handle in hooks:
             handle.remove()

@@ -42,9 +42,7 @@ def channel_means(dataset: ImageDataset) -> Tensor | None:
     return pixels.double().mean((0, 2, 3)).cpu() / 127.5 - 1
 
 
-def channel_drift(images: Tensor, means: Tensor | None) -> dict[str, float]:
+def channel_drift(images: Tensor, means: Tensor) -> dict[str, float]:
     """How far the mean of each channel of the previews lies from the data's: a colour tint shows here first."""
-    if means is None:
-        return {}
     drift = images.double().mean((0, 2, 3)) - means
     return {f"channel_{index}_drift": round(value, 5) for index, value in enumerate(drift.tolist())}

@@ -1,0 +1,360 @@
+"""Disturb training runs and compare what they end with: `python tests/campaigns/torture.py [--kills 100]`.
+
+One run is never disturbed. Others, of the same configuration, are killed (`kill -9`) at random moments and in the midst
+of checkpoint writes, terminated, given a full or read-only disk, a second run on their directory and damaged files,
+and go on each time. After each disturbance the newest good checkpoint must equal, bit for bit, that of the undisturbed
+run at the same step; and what a run ends with, its checkpoint, model, pictures and log, must equal the undisturbed
+run's. Disks are filled and made read-only in a small tmpfs, where mounting is allowed.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+CONFIG = """
+data:     {source: DATA, image_size: 8, channels: 1, labels: true, random_flip: true}
+process:  {timesteps: 4, beta_start: 0.01, beta_end: 0.7, timestep_draw: loss_aware}
+network:  {channels: 8, channel_mult: [1, 2], blocks: 1, attention: [4], groups: 4, dropout: 0.2}
+training: {steps: STEPS, batch_size: 8, learning_rate: 1.0e-3, warmup: 3, decay: cosine, ema: 0.9, checkpoint_every: 2,
+           keep: 2, preview_every: 12, preview_images: 4, preview_steps: 2, log_every: 1, track: []}
+"""
+LOGGED = ("step", "images", "loss", "gradient_norm", "learning_rate", "weight_norm", "ema_drift", "channel_0_drift")
+INSIDE = "killed inside a checkpoint write"
+STEPS = 24
+DAMAGES = ("truncated", "bit flipped", "missing")
+PATIENCE = 600  # seconds that anything may take
+
+
+def train_in_child(config: str, out: str, keep: int, log: str) -> None:
+    """What a subprocess does: the run in `out` from wherever it is, as `ddpm train` would; its words go to `log`."""
+    import torch
+
+    from ddpm.cli import complain
+    from ddpm.errors import RunStopped, UserError
+    from ddpm.training import load_config, train
+
+    torch.set_num_threads(1)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    try:
+        train(load_config(config, {"training.keep": keep}), out, resume=(Path(out) / "config.yaml").exists())
+    except UserError as error:
+        sys.exit(complain(str(error), 2))
+    except RunStopped as error:
+        sys.exit(complain(str(error), 1))
+
+
+class Mismatch(Exception):
+    """A disturbed run is not what the undisturbed one was."""
+
+
+class Campaign:
+    """A scratch folder with a configuration, an undisturbed run, and the counts of what was done."""
+
+    def __init__(self, scratch: Path, seed: int):
+        import numpy as np
+
+        self.scratch, self.random = scratch, random.Random(seed)
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["ddpm.cli"])
+        draw = np.random.default_rng(0)
+        labels = np.arange(30) % 2
+        images = draw.integers(0, 100, (30, 8, 8, 1)) + 100 * labels[:, None, None, None]
+        np.savez(scratch / "data.npz", images.astype(np.uint8), labels)
+        self.config = scratch / "config.yaml"
+        self.config.write_text(CONFIG.replace("DATA", str(scratch / "data.npz")).replace("STEPS", str(STEPS)))
+        self.log = scratch / "said.txt"
+        self.counts: Counter[str] = Counter()
+        undisturbed = scratch / "undisturbed"
+        begun = time.monotonic()
+        self.finish(self.start(undisturbed, keep=1000), 0)
+        self.duration = time.monotonic() - begun
+        self.expected = {int(path.name): contents(path) for path in (undisturbed / "checkpoints").iterdir()}
+        self.expected_end = end_of(undisturbed)
+        self.expected_log = log_of(undisturbed)
+
+    def start(self, run: Path, keep: int = 2):
+        process = self.context.Process(target=train_in_child, args=(str(self.config), str(run), keep, str(self.log)))
+        process.start()
+        return process
+
+    def finish(self, process, code: int) -> None:
+        """Wait for a process, which must end with `code`."""
+        process.join(PATIENCE)
+        if process.exitcode != code:
+            raise Mismatch(f"a process ended with {process.exitcode}, not {code}: {self.log.read_text()[-2000:]}")
+
+    def check(self, run: Path) -> None:
+        """The newest good checkpoint equals the undisturbed run's of that step, and so does the log up to it."""
+        from ddpm.training.checkpoint import Checkpoints
+
+        checkpoints = Checkpoints(run / "checkpoints", keep=2)
+        if not checkpoints.steps():
+            return
+        newest = checkpoints.newest(lambda line: None)
+        step = int(newest.path.name)
+        if contents(newest.path) != self.expected[step]:
+            raise Mismatch(f"checkpoint {step} differs")
+        logged = [record for record in log_of(run) if record["step"] <= step]
+        if logged != [record for record in self.expected_log if record["step"] <= step]:
+            raise Mismatch(f"the log up to {step} differs")
+
+    def check_end(self, run: Path) -> None:
+        if end_of(run) != self.expected_end or log_of(run) != self.expected_log:
+            raise Mismatch("what the run ends with differs")
+        self.counts["runs that reached their end, bitwise equal"] += 1
+
+    def disturb(self, run: Path, disturbance) -> None:
+        """Start or go on with a run, disturb it, and compare; a run that got to its end makes way for a new one."""
+        process = self.start(run)
+        happened = disturbance(process, run)
+        process.join(PATIENCE)
+        if process.exitcode is None:
+            raise Mismatch("a process hangs")
+        if happened:
+            self.counts[happened] += 1
+        if process.exitcode == 0:
+            self.check_end(run)
+            shutil.rmtree(run)
+        elif "Traceback" in (text := self.log.read_text()):
+            raise Mismatch(f"a traceback: {text[-2000:]}")
+        else:
+            self.check(run)
+
+    def somewhere(self, process, run: Path) -> bool:
+        """Wait a random share of a run's duration from its first log line; False where it ended before."""
+        while not (run / "metrics.jsonl").exists() and process.is_alive():
+            time.sleep(0.001)
+        process.join(self.random.uniform(0, 0.7 * self.duration))
+        return process.is_alive()
+
+    def kill(self, process, run: Path) -> str | None:
+        if not self.somewhere(process, run):
+            return None
+        process.kill()
+        process.join()
+        return "killed at a random moment"
+
+    def kill_while_writing(self, process, run: Path) -> str | None:
+        """Kill as soon as a checkpoint, or a little later, is seen half written (or half removed)."""
+        self.somewhere(process, run)
+        while process.is_alive():
+            if unfinished(run):
+                time.sleep(self.random.uniform(0, 0.004))
+                process.kill()
+                process.join()
+                left = unfinished(run)
+                return f"{INSIDE} ({left})" if left else "killed just after a checkpoint write"
+        return None
+
+    def terminate(self, process, run: Path) -> str | None:
+        if not self.somewhere(process, run):
+            return None
+        process.terminate()
+        process.join(PATIENCE)
+        return "terminated (SIGTERM)" if process.exitcode == 128 + signal.SIGTERM else None
+
+    def second_run(self, process, run: Path) -> str | None:
+        if not self.somewhere(process, run):
+            return None
+        os.kill(process.pid, signal.SIGSTOP)  # so that the first is there for as long as the second asks
+        second = self.start(run)
+        second.join(PATIENCE)
+        os.kill(process.pid, signal.SIGCONT)
+        if second.exitcode != 2:
+            raise Mismatch(f"a second run ended with {second.exitcode}")
+        process.kill()
+        process.join()
+        return "a second run refused"
+
+    def limit_files(self, process, run: Path) -> str | None:
+        """From a random moment on no file may grow beyond a random size: what a quota does."""
+        import resource
+
+        if not self.somewhere(process, run):
+            return None
+        size = int(10 ** self.random.uniform(2, 5))
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
+        process.join(PATIENCE)
+        return "file size limited (quota)" if process.exitcode == 1 else None
+
+    def fill_disk(self, process, run: Path) -> str | None:
+        if not self.somewhere(process, run):
+            return None
+        filler = run.parent / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as handle:
+            while True:
+                handle.write(bytes(4096))
+        process.join(PATIENCE)
+        filler.unlink()
+        return "disk full" if process.exitcode == 1 else None
+
+    def damage(self, process, run: Path, damage: str) -> str | None:
+        """Kill, then spoil a file of the newest checkpoint."""
+        self.somewhere(process, run)
+        process.kill()
+        process.join()
+        found = sorted((run / "checkpoints").glob("[0-9]*")) if (run / "checkpoints").exists() else []
+        if len(found) < 2:
+            return None
+        file = self.random.choice(sorted(found[-1].iterdir()))
+        if damage == "missing":
+            file.unlink()
+        else:
+            data = bytearray(file.read_bytes())
+            if damage == "truncated":
+                del data[self.random.randrange(len(data)) :]
+            else:
+                data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
+            file.write_bytes(data)
+        return f"newest checkpoint {damage}"
+
+    def read_only(self, disk: Path) -> None:
+        """A disk that has become read-only refuses the run in one line, and the run goes on when it is writable."""
+        run = disk / "run"
+        self.disturb(run, self.kill)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        process = self.start(run)
+        process.join(PATIENCE)
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        if process.exitcode not in (1, 2) or "Traceback" in self.log.read_text():
+            raise Mismatch(f"on a read-only disk: {process.exitcode}, {self.log.read_text()[-2000:]}")
+        self.counts["disk read-only"] += 1
+        self.disturb(run, self.nothing)
+
+    def nothing(self, process, run: Path) -> None:
+        """Let a run go on undisturbed."""
+
+
+def unfinished(run: Path) -> str | None:
+    """What is half done in a run: a checkpoint being written or removed, the model being replaced."""
+    names = {"writing": "writing", "removed": "removing", "replaced": "replacing", "model": "replacing the model"}
+    with contextlib.suppress(OSError):
+        for path in [*(run / "checkpoints").iterdir(), *run.glob(".model*")]:
+            word = path.name.strip(".").replace(".", "-").partition("-")[0]
+            if path.name.startswith(".") and word in names:
+                return names[word]
+    return None
+
+
+def contents(folder: Path) -> str:
+    """A hash of the tensors of a checkpoint. Its JSON holds times, which no two runs share."""
+    return hashed(sorted(folder.glob("*.safetensors")))
+
+
+def end_of(run: Path) -> str:
+    last = sorted((run / "checkpoints").glob("[0-9]*"))[-1]
+    return hashed(
+        [*sorted(last.glob("*.safetensors")), *sorted(run.glob("samples/*")), *sorted(run.glob("model/unet/*"))]
+    )
+
+
+def hashed(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def log_of(run: Path) -> list[dict]:
+    """The whole records of metrics.jsonl, less what depends on the clock."""
+    records = []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            records.append({key: value for key, value in json.loads(line).items() if key in LOGGED})
+    return records
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: int = 8):
+    """A tmpfs to fill, or None where this user may not mount one."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True
+    )
+    try:
+        yield folder if mounted.returncode == 0 else None
+    finally:
+        if mounted.returncode == 0:
+            subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def run_campaign(scratch: Path, kills: int, faults: int, seed: int) -> dict:
+    """Disturb as asked; returns the figures."""
+    begun = time.monotonic()
+    campaign = Campaign(scratch, seed)
+    run = scratch / "run"
+
+    def killed() -> int:
+        return sum(count for name, count in campaign.counts.items() if name.startswith("killed"))
+
+    while killed() < kills:
+        half = sum(count for name, count in campaign.counts.items() if name.startswith(INSIDE))
+        campaign.disturb(run, campaign.kill_while_writing if half < killed() / 2 else campaign.kill)
+        show(campaign.counts)
+    others = [campaign.terminate, campaign.second_run, campaign.limit_files]
+    others += [functools.partial(campaign.damage, damage=damage) for damage in DAMAGES]
+    for number in range(faults):
+        campaign.disturb(run, others[number % len(others)])
+        show(campaign.counts)
+    with small_disk(scratch / "disk") as disk:
+        for _ in range(faults // 6 if disk else 0):
+            campaign.disturb(disk / "run", campaign.fill_disk)
+            campaign.read_only(disk)
+            show(campaign.counts)
+    while run.exists():
+        campaign.disturb(run, campaign.nothing)
+    return {
+        "kills": killed(),
+        "counts": dict(sorted(campaign.counts.items())),
+        "lost": 0,  # anything else ends the campaign
+        "steps_a_run": STEPS,
+        "seconds": round(time.monotonic() - begun),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "command": f"python tests/campaigns/torture.py --kills {kills} --faults {faults} --seed {seed}",
+    }
+
+
+def show(counts: Counter[str]) -> None:
+    print("\x1b[2K\r" + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())), end="", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--faults", type=int, default=30, help="other disturbances")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            figures = run_campaign(Path(scratch), arguments.kills, arguments.faults, arguments.seed)
+        except Mismatch as mismatch:
+            print(f"\nLOST: {mismatch}")
+            return 1
+    print()
+    print(json.dumps(figures, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
