@@ -2,7 +2,7 @@
 
 import queue
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from threading import Event
 from typing import TypeVar
@@ -10,7 +10,7 @@ from typing import TypeVar
 from ddpm.samplers.step import Callback, Step
 
 T = TypeVar("T")
-PAUSE = 0.1  # seconds between two looks at the steps
+PAUSE = 0.2  # seconds between two looks at the steps
 
 
 class Cancelled(Exception):
@@ -36,10 +36,9 @@ def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
     try:
         future = pool.submit(work, callback)
         while not future.done():
-            try:
-                yield newest.get(timeout=PAUSE)
-            except queue.Empty:
-                continue
+            wait([future], timeout=PAUSE)
+            with suppress(queue.Empty):
+                yield newest.get_nowait()
         yield future.result()
     finally:
         stop.set()

@@ -73,4 +73,5 @@ def tab(model: Model, name: str) -> None:
         concurrency_id="model",
         show_progress="hidden",
     )
-    cancel.click(lambda: "Cancelled.", None, status, cancels=run, queue=False, api_visibility="private")
+    cancelled = cancel.click(None, cancels=run)
+    cancelled.then(lambda: "Cancelled.", None, status, queue=False, api_visibility="private", show_progress="hidden")

@@ -86,6 +86,7 @@ def tab(model: Model) -> None:
         concurrency_id="model",
         show_progress="hidden",
     )
-    cancel.click(lambda: "Cancelled.", None, status, cancels=run, queue=False, api_visibility="private")
+    cancelled = cancel.click(None, cancels=run)
+    cancelled.then(lambda: "Cancelled.", None, status, queue=False, api_visibility="private", show_progress="hidden")
     image.change(to_paint_on, image, [mask, status], api_visibility="private", show_progress="hidden")
     kind.change(for_kind, kind, [mask, share, scale, blur], api_visibility="private", show_progress="hidden")
