@@ -30,10 +30,10 @@ $(VENV)/.peers: $(VENV)/.dev
 
 demo: $(VENV)/.core
 	mkdir -p demo
-	$(BIN)/ddpm sample digits --labels all --num 100 --columns 10 --out demo/bundled.png --overwrite
+	$(BIN)/ddpm sample digits --labels all --guidance 1.5 --num 100 --columns 10 --out demo/bundled.png --overwrite
 	rm -rf demo/run
 	$(BIN)/ddpm train digits --out demo/run
-	$(BIN)/ddpm sample demo/run --labels all --num 100 --columns 10 --out demo/samples.png --overwrite
+	$(BIN)/ddpm sample demo/run --labels all --guidance 1.5 --num 100 --columns 10 --out demo/samples.png --overwrite
 	@echo "Look at demo/bundled.png (the bundled model) and demo/samples.png (the one just trained)."
 
 check: $(VENV)/.dev

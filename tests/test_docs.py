@@ -28,6 +28,9 @@ TINY_NETWORK = [
 ]
 TOY = {
     "sample": ["--num", "2", "--steps", "2", "--overwrite"],
+    "restore": ["--steps", "2", "--samples", "2", "--overwrite"],
+    "edit": ["--steps", "3", "--evaluations", "4", "--batch-size", "2", "--overwrite"],
+    "interpolate": ["--num", "3", "--steps", "2", "--overwrite"],
 }
 
 
