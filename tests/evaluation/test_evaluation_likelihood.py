@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Normal
@@ -170,6 +170,7 @@ def test_a_wide_stratum_lies_on_the_same_curve():
 
 
 @given(st.integers(2, 1200), st.data())
+@settings(deadline=None)
 def test_strata_partition_the_timesteps(timesteps, data):
     count = data.draw(st.integers(1 if timesteps == 2 else 2, timesteps))
     strata = make_strata(timesteps, count)
