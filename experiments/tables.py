@@ -185,6 +185,61 @@ def restoration(name: str) -> Callable[[Path], Rows]:
     return rows
 
 
+def posteriors(results: Path) -> Rows:
+    """Bias and spread of each method's samples about the exact Gaussian posterior, a row a problem and σ."""
+    found = load_result("restoration_gaussian", results)
+    if found is None:
+        return [["problem", "σ", "bias / spread"], [NOT_RUN] * 3]
+    methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
+    cells: dict[tuple[str, float], dict[str, str]] = {}
+    for row in found["rows"]:
+        key = row["problem"], row["sigma"]
+        cells.setdefault(key, {})[row["method"]] = f"{row['bias']:.2f} / {row['spread']:.2f}"
+    body = [[problem, f"{sigma:g}", *(row.get(m, "–") for m in methods)] for (problem, sigma), row in cells.items()]
+    return [["bias / spread", "σ", *methods], *body]
+
+
+def round_trips(name: str) -> Callable[[Path], Rows]:
+    """Error of an inversion and the way back, of 255."""
+
+    def rows(results: Path) -> Rows:
+        head = ["method", "network evaluations", "error (of 255)", "largest (of 255)", "PSNR (dB)"]
+        found = load_result(f"editing_{name}", results)
+        body = [
+            [
+                row["method"],
+                str(row["evaluations"]),
+                f"{row['error']:.2f}",
+                f"{row['largest']:.1f}",
+                f"{row['psnr']:.1f}",
+            ]
+            for row in (found["round_trips"] if found else [])
+        ]
+        return [head, *(body or [[NOT_RUN] * len(head)])]
+
+    return rows
+
+
+def curve(name: str) -> Callable[[Path], Rows]:
+    """SDEdit: what each strength keeps, and how the model takes the outcome."""
+
+    def rows(results: Path) -> Rows:
+        head = ["strength", "PSNR (dB)", "SSIM", "surprise"]
+        found = load_result(f"editing_{name}", results)
+        body = [
+            [
+                f"{row['strength']:g}" if row["strength"] else "0 (the originals)",
+                "–" if row["psnr"] is None else f"{row['psnr']:.2f}",
+                f"{row['ssim']:.3f}",
+                f"{row['surprise']:.4f}",
+            ]
+            for row in (found["curve"] if found else [])
+        ]
+        return [head, *(body or [[NOT_RUN] * len(head)])]
+
+    return rows
+
+
 def real_against_real(results: Path) -> Rows:
     """FID of real images, the floor under every figure."""
     head = ["", "n", "FID"]
@@ -219,6 +274,9 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "study_cifar10": study("cifar10"),
     "likelihood": likelihoods("mnist", "cifar10"),
     "restoration_digits": restoration("digits"),
+    "restoration_gaussian": posteriors,
+    "round_trips_digits": round_trips("digits"),
+    "sdedit_digits": curve("digits"),
     "restoration_flowers64": restoration("flowers64"),
     "real_against_real": real_against_real,
 }

@@ -26,8 +26,10 @@ TINY_NETWORK = [
     *("--network.channel_mult", "[1,2]"),
     *("--network.blocks", "1"),
 ]
+UNENDING = {"app", "push"}  # a server, and an upload
 TOY = {
     "sample": ["--num", "2", "--steps", "2", "--overwrite"],
+    "trace": ["--steps", "4", "--frames", "3", "--overwrite"],
     "restore": ["--steps", "2", "--samples", "2", "--overwrite"],
     "edit": ["--steps", "3", "--evaluations", "4", "--batch-size", "2", "--overwrite"],
     "interpolate": ["--num", "3", "--steps", "2", "--overwrite"],
@@ -43,7 +45,7 @@ def commands(page: Path) -> list[str]:
     lines = "".join(blocks(page, "console")).replace("\\\n", " ").splitlines()
     found = [re.sub(r"\s+#.*$", "", line).removeprefix("$ ") for line in lines if line.startswith("$ ")]
     found = [re.sub(r"^(accelerate launch|torchrun).* -m ddpm", "ddpm", line) for line in found]
-    return [line for line in found if line.startswith("ddpm ")]
+    return [line for line in found if line.startswith("ddpm ") and line.split()[1] not in UNENDING]
 
 
 def toy(command: str) -> list[str]:

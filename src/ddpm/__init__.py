@@ -2,7 +2,8 @@
 
 from ddpm.model import Model, load
 from ddpm.randomness import image_generator
+from ddpm.restoration.deepinv_bridge import as_deepinv
 from ddpm.tracing import trace
 from ddpm.viewing.pictures import save_grid
 
-__all__ = ["Model", "image_generator", "load", "save_grid", "trace"]
+__all__ = ["Model", "as_deepinv", "image_generator", "load", "save_grid", "trace"]
