@@ -199,6 +199,20 @@ def posteriors(results: Path) -> Rows:
     return [["bias / spread", "σ", *methods], *body]
 
 
+def digits_read(results: Path) -> Rows:
+    """How often a classifier reads the digit that was asked for."""
+    head = ["model", "samples", "guidance 1", "guidance 1.5", "the reader on MNIST's test images"]
+    rows = []
+    for name in ("bundled", "three_minutes"):
+        found = load_result(f"digits_read_{name}", results)
+        if found is None:
+            rows.append([name.replace("_", " "), *[NOT_RUN] * 4])
+            continue
+        shares = [f"{found['read_as_asked_by_guidance'][key]:.1%}" for key in ("1.0", "1.5")]
+        rows.append([name.replace("_", " "), f"{found['num']:,}", *shares, f"{found['reader_on_mnist_test']:.1%}"])
+    return [head, *rows]
+
+
 def round_trips(name: str) -> Callable[[Path], Rows]:
     """Error of an inversion and the way back, of 255."""
 
@@ -263,10 +277,21 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
 
 
+def disturbances(results: Path) -> Rows:
+    """What the crash campaign did to training runs, how often, and what it cost."""
+    result = load_result("torture", results)
+    if result is None:
+        return [["disturbance", "times"], [NOT_RUN, NOT_RUN]]
+    rows = [[name, str(count)] for name, count in result["counts"].items()]
+    rows += [["checkpoints, weights, pictures or log lines lost", str(result["lost"])]]
+    return [["disturbance", "times"], *rows, [f"took, on {result['machine']}", duration(result["seconds"])]]
+
+
 CIFAR10 = ("cifar10", "cifar10_classes", "cifar10_gpu")
 PHOTOGRAPHS = ("flowers32", "flowers64", "emoji32", "emoji32_tuned")
 TABLES: dict[str, Callable[[Path], Rows]] = {
     "mnist": headlines("mnist"),
+    "digits_read": digits_read,
     "cifar10": headlines(*CIFAR10),
     "photographs": headlines(*PHOTOGRAPHS),
     "commands": commands(*HEADLINES),
@@ -279,6 +304,7 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "sdedit_digits": curve("digits"),
     "restoration_flowers64": restoration("flowers64"),
     "real_against_real": real_against_real,
+    "torture": disturbances,
 }
 
 PAPER = {

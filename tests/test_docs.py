@@ -56,26 +56,28 @@ def toy(command: str) -> list[str]:
         extra = TINY_RUN if {"--init", "--resume"} & set(words) else TINY_RUN + TINY_NETWORK
         extra = [*extra, *(["--overwrite"] if "--resume" not in words else [])]
         if not {"--init", "--resume"} & set(words):
-            extra = [*extra, "--network.attention", "[16]" if "28" not in command and "digits" not in words else "[14]"]
+            extra = [*extra, "--network.attention", "[14]" if words[0] in ("digits", "mnist") else "[16]"]
     return [verb, *words, *extra]
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory) -> Path:
-    """A folder with the files that the pages speak of."""
+    """A folder with the files that the pages speak of, and data sets by the names that they use."""
     folder = tmp_path_factory.mktemp("docs")
     random = np.random.default_rng(0)
-    for kind in ("cats", "dogs"):
-        (folder / "photos" / kind).mkdir(parents=True)
-        for index in range(4):
-            pixels = random.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "photos" / kind / f"{index}.png")
+    for source in ("photos", "data/mnist", "data/cifar10"):
+        for kind in ("cats", "dogs"):
+            (folder / source / kind).mkdir(parents=True)
+            for index in range(4):
+                pixels = random.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / source / kind / f"{index}.png")
     return folder
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_runs(page, workshop, monkeypatch, capfd):
     monkeypatch.chdir(workshop)
+    monkeypatch.setenv("DDPM_DATA", str(workshop / "data"))
     for command in commands(page):
         code = run(toy(command))
         assert code == 0, f"{command}\n{capfd.readouterr().err[-2000:]}"
