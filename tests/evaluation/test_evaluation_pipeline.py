@@ -243,6 +243,12 @@ def test_generated_images_are_the_models_and_extend(model):
     more = GeneratedImages(model, 14, **options)
     assert more.fingerprint == images.fingerprint
     assert GeneratedImages(model, 10, **{**options, "seed": 6}).fingerprint != images.fingerprint
+    smaller = replace(
+        model.process, variance="fixed_small" if model.process.variance != "fixed_small" else "fixed_large"
+    )
+    other = Model(model.network, smaller, image_shape=(3, 8, 8), class_names=model.class_names, null_label=3)
+    assert other.weights_hash == model.weights_hash
+    assert GeneratedImages(other, 10, **options).fingerprint != images.fingerprint
 
 
 def test_a_model_is_judged_with_all_that_makes_it_comparable(model, network, tmp_path):

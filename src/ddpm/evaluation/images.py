@@ -87,6 +87,7 @@ class GeneratedImages(ImageSet):
         self.class_names = model.class_names
         self.settings = {
             "weights": model.weights_hash,
+            "definition": _definition(model),
             "device": model.device.type,
             **self.options,
             "precision": str(compute_dtype(self.options["precision"], model.device)).removeprefix("torch."),
@@ -122,3 +123,10 @@ class GeneratedImages(ImageSet):
 
 def _mixed(size: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(0))
+
+
+def _definition(model: Model) -> str:
+    """Eight hexadecimal digits for all but the weights that samples depend on: one set of weights can have two."""
+    process, network = model.process, model.network
+    words = [process.schedule.betas.tolist(), process.prediction, process.variance, model.null_label]
+    return content_key({"words": words, "network": str(getattr(network, "config", type(network).__name__))})[:8]
