@@ -44,7 +44,7 @@ def test_16_requests_at_once_are_answered_and_none_is_mixed_up(client, served_mo
 
     ask(4)  # what is kept once for all, is kept from here on
     gc.collect()
-    tensors, threads, memory = live_tensors(), threading.active_count(), psutil.Process().memory_info().rss
+    tensors, memory = live_tensors(), psutil.Process().memory_info().rss
     answers = ask(16)
     for i, answer in enumerate(answers):
         images = served_model.sample(2, labels=i % 3, steps=2, seed=i, batch_size=2)
@@ -52,12 +52,12 @@ def test_16_requests_at_once_are_answered_and_none_is_mixed_up(client, served_mo
     del images
     gc.collect()
     assert live_tensors() <= tensors + 5
-    assert threading.active_count() <= threads + 8  # the server's own pool may grow to its bound
-    assert psutil.Process().memory_info().rss < memory + 50 * 2**20
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sampling")]
+    assert psutil.Process().memory_info().rss < memory + 100 * 2**20  # the server's own pool of threads grows once
 
 
 def live_tensors() -> int:
-    return sum(torch.is_tensor(thing) for thing in gc.get_objects())
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
 def test_the_guide_is_true(client, address, served_model, uploads, tmp_path, monkeypatch):

@@ -81,9 +81,7 @@ class Campaign:
         self.log = scratch / "said.txt"
         self.counts: Counter[str] = Counter()
         undisturbed = scratch / "undisturbed"
-        begun = time.monotonic()
         self.finish(self.start(undisturbed, keep=1000), 0)
-        self.duration = time.monotonic() - begun
         self.expected = {int(path.name): contents(path) for path in (undisturbed / "checkpoints").iterdir()}
         self.expected_end = end_of(undisturbed)
         self.expected_log = log_of(undisturbed)
@@ -137,10 +135,13 @@ class Campaign:
             self.check(run)
 
     def somewhere(self, process, run: Path) -> bool:
-        """Wait a random share of a run's duration from its first log line; False where it ended before."""
-        while not (run / "metrics.jsonl").exists() and process.is_alive():
-            time.sleep(0.001)
-        process.join(self.random.uniform(0, 0.7 * self.duration))
+        """Wait until the run has logged a few steps, and a random moment more; False where it ended before."""
+        while process.is_alive() and "images/s" not in self.log.read_text():  # the bar: its logs are cut back by now
+            time.sleep(0.002)
+        target = min(last_step(run) + self.random.randint(1, 6), STEPS - 1)
+        while process.is_alive() and last_step(run) < target:
+            time.sleep(0.002)
+        time.sleep(self.random.uniform(0, 0.05))
         return process.is_alive()
 
     def kill(self, process, run: Path) -> str | None:
@@ -160,6 +161,7 @@ class Campaign:
                 process.join()
                 left = unfinished(run)
                 return f"{INSIDE} ({left})" if left else "killed just after a checkpoint write"
+            time.sleep(0.0005)
         return None
 
     def terminate(self, process, run: Path) -> str | None:
@@ -252,6 +254,12 @@ def unfinished(run: Path) -> str | None:
     return None
 
 
+def last_step(run: Path) -> int:
+    """The step that the log has come to."""
+    records = log_of(run) if (run / "metrics.jsonl").exists() else []
+    return records[-1]["step"] if records else 0
+
+
 def contents(folder: Path) -> str:
     """A hash of the tensors of a checkpoint. Its JSON holds times, which no two runs share."""
     return hashed(sorted(folder.glob("*.safetensors")))
@@ -276,7 +284,7 @@ def log_of(run: Path) -> list[dict]:
     """The whole records of metrics.jsonl, less what depends on the clock."""
     records = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # a line that a kill cut short
             records.append({key: value for key, value in json.loads(line).items() if key in LOGGED})
     return records
 
@@ -326,9 +334,18 @@ def run_campaign(scratch: Path, kills: int, faults: int, seed: int) -> dict:
         "lost": 0,  # anything else ends the campaign
         "steps_a_run": STEPS,
         "seconds": round(time.monotonic() - begun),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": processor(),
         "command": f"python tests/campaigns/torture.py --kills {kills} --faults {faults} --seed {seed}",
     }
+
+
+def processor() -> str:
+    """Its name and cores."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return f"{name}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def show(counts: Counter[str]) -> None:

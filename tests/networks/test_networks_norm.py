@@ -76,6 +76,14 @@ def test_bfloat16_is_rounded_once() -> None:
     torch.testing.assert_close(result.double(), exact, rtol=2**-8, atol=1e-5)
 
 
+def test_epsilon_is_added_to_the_variance() -> None:
+    """On a faint input it decides the size of the result."""
+    module, (x, *_) = layer(silu=False), inputs()
+    torch.testing.assert_close(
+        module(x * 1e-3), F.group_norm(x * 1e-3, GROUPS, module.weight, module.bias, 1e-6), rtol=1e-9, atol=0
+    )
+
+
 def test_a_large_mean_costs_few_digits() -> None:
     """The variance is a difference of sums; float32 sums bear a mean of a hundred deviations."""
     x = torch.randn(2, C, 16, 16, dtype=torch.float64) + 100
