@@ -110,10 +110,7 @@ def test_jpeg_is_refused(model, tmp_path):
         generate(model, tmp_path / "a.jpg", num=1, **OPTIONS)
 
 
-def test_colour_channels_stay_in_place(tmp_path):
-    from conftest import tiny_model
-
-    model = tiny_model()
+def test_colour_channels_stay_in_place(model, tmp_path):
     model.sample_batches = lambda indices, **_: iter([(list(indices), torch.tensor([1.0, -1, 0]).expand(8, 8, 3)
                                                        .permute(2, 0, 1)[None])])  # fmt: skip
     generate(model, tmp_path / "folder", num=1, **OPTIONS)

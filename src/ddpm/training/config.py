@@ -141,7 +141,7 @@ def parse_value(name: str, text: str) -> Any:
     try:
         return parse_yaml(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"--{name} {text!r} is not valid YAML: {one_line(error)}") from None
+        raise UserError(f"--{' '.join(name.split())} {text!r} is not valid YAML: {one_line(error)}") from None
 
 
 def parse_yaml(text: str) -> Any:
