@@ -143,6 +143,7 @@ def test_manifold_ticks_as_often_as_it_says():
     assert len(ticks) == blocks_needed(1200, 1100)
 
 
+@pytest.mark.filterwarnings("ignore")  # torchmetrics warns of being handed features
 def test_inception_score_is_torch_fidelitys_and_torchmetrics():
     logits = 3 * np.random.default_rng(0).normal(size=(503, 17))
     ours = inception_score(logits)
