@@ -48,10 +48,10 @@ bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.cpu
 
 torture: $(VENV)/.dev
-	$(BIN)/python -m tests.campaigns.torture
+	$(BIN)/python tests/campaigns/torture.py
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m tests.campaigns.fuzz
+	$(BIN)/python tests/campaigns/fuzz.py
 
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --all-extras --no-header --no-annotate --no-emit-index-url --python-version 3.11 \

@@ -53,7 +53,7 @@ def test_an_unknown_name_says_what_is_near():
         opened("digitz")
     with pytest.raises(UserError, match="there is no file or folder /no/where"):
         opened("/no/where")
-    for source in ("\0", "x" * 5000, "~nobody-of-that-name/x"):
+    for source in ("\0", "set\0/./t-{000..00\0?}.tar", "x" * 5000, "~nobody-of-that-name/x"):
         with pytest.raises(UserError):
             opened(source)
 

@@ -101,6 +101,8 @@ def find_shards(source: str) -> Shards:
 
 def split_of(source: str) -> tuple[str, str | None]:
     """`mnist:test` is ("mnist", "test"); a path that exists as it is written is left whole."""
+    if "\0" in source:
+        raise UserError(f"{source!r} is no data source: it holds a null byte")
     head, colon, tail = source.rpartition(":")
     if colon and head and tail.isidentifier() and not Path(source).exists():
         return head, tail
@@ -116,7 +118,7 @@ def _place(name: str) -> Path | None:
                     return path
         path = Path(name).expanduser()
         return path if path.exists() else None
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a null byte, or of no known user
+    except (OSError, RuntimeError) as error:  # a name too long, or of no known user
         raise UserError(f"{name[:80]!r} is no data source: {error}") from error
 
 
