@@ -63,6 +63,7 @@ CSS = """
 .status p { font-variant-numeric: tabular-nums; margin: 0; }
 .picture img { image-rendering: pixelated; }
 .upload img { width: 100%; height: 100%; object-fit: contain; }
+.lowered img { padding-top: 28px; }
 .figure { overflow-x: auto; }
 .figure svg { display: block; width: 100%; height: auto; min-width: 520px; max-width: 900px; margin: 0 auto; }
 .grids .gallery-container, .grids .grid-wrap {

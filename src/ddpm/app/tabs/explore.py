@@ -43,7 +43,9 @@ def tab(model: Model) -> None:
             name = gr.Dropdown(names, value=behind.OWN, label="Schedule")
             start = gr.Button("Noise it", variant="primary")
         with gr.Column(scale=3, min_width=300):
-            strip = gr.Image(label="Forward process", format="png", interactive=False, buttons=["download"])
+            strip = gr.Image(
+                label="Forward process", format="png", interactive=False, buttons=["download"], elem_classes="lowered"
+            )
             moving = gr.Image(label="In motion", format="gif", height=360, interactive=False, buttons=["download"])
 
     numbers = [timesteps, beta_start, beta_end, zero]
