@@ -71,6 +71,7 @@ def tab(model: Model, name: str) -> None:
         [status, samples, png, gif, npz, command, python],
         api_name="generate",
         concurrency_id="model",
+        trigger_mode="multiple",  # else a press just after Cancel is lost: to the page the run is still on
         show_progress="hidden",
     )
     cancelled = cancel.click(None, cancels=run)
