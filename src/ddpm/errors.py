@@ -1,6 +1,9 @@
-"""The two errors that the command line turns into one line and an exit code, and the way to ask for an extra."""
+"""The two errors that the command line turns into one line and an exit code, what to say of
+an unknown name, and the way to ask for an extra."""
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -18,3 +21,10 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(f"this needs {module.split('.')[0]}: pip install 'ddpm[{extra}]'") from error
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The hint behind an unknown name: "did you mean …" where something is near, else all there is."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, 1, cutoff)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"

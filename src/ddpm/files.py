@@ -1,10 +1,13 @@
 """Files that are never half there, and a lock that a dead process does not keep."""
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a full disk, a quota, a file-size limit
 
 
 @contextlib.contextmanager

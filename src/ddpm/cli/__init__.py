@@ -1,6 +1,5 @@
 """The command line: one file a verb. Here they are gathered, and errors become one line and an exit code."""
 
-import errno
 import os
 import sys
 from typing import Any
@@ -21,6 +20,7 @@ from ddpm.cli.sample import sample
 from ddpm.cli.trace import trace
 from ddpm.cli.train import CONTEXT, train
 from ddpm.errors import RunStopped, UserError
+from ddpm.files import NO_SPACE
 
 app = typer.Typer(
     name="ddpm",
@@ -37,7 +37,6 @@ app.command("app")(page)
 
 # Typer has brought its own copy of Click since 0.20; what it exports leads to the class in either case
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def main() -> None:

@@ -1,13 +1,12 @@
 """The metrics by name. A new one is a function of a `Comparison` and one line at the end."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
 from tqdm import tqdm
 
-from ddpm.errors import UserError
+from ddpm.errors import UserError, nearest
 from ddpm.evaluation.accuracy_score import classification_accuracy_score, matched, spread
 from ddpm.evaluation.comparison import FEATURES, HELD_OUT_FEATURES, SAMPLES, Comparison, Figure, Metric
 from ddpm.evaluation.frechet import Moments, frechet_distance
@@ -224,6 +223,4 @@ def find_metric(name: str) -> Metric:
     """The metric of this name; UserError with the nearest one otherwise."""
     if name in METRICS:
         return METRICS[name]
-    near = difflib.get_close_matches(name, METRICS, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
-    raise UserError(f"no metric {name!r}; {hint}")
+    raise UserError(f"no metric {name!r}; {nearest(name, METRICS)}")

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ddpm.errors import UserError
+from ddpm.files import write_whole
 
 MAX_JSON_BYTES = 16 * 2**20
 WEIGHTS = "diffusion_pytorch_model"
@@ -178,11 +179,9 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write beside and rename."""
+    """A file of text, whole or not at all, in a folder that may not be there yet."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)
+    write_whole(file, text.encode())
 
 
 def exact_float32(tensor: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Samplers, by name. A new one is a function like these in a file of its own, and one line here."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm.errors import UserError
+from ddpm.errors import UserError, nearest
 from ddpm.samplers.ancestral import ancestral
 from ddpm.samplers.ddim import ddim
 from ddpm.samplers.denoiser import Clip, Denoiser, Network, Prediction
@@ -70,6 +69,4 @@ def find_sampler(name: str) -> SamplerSpec:
     """The sampler of this name; UserError with the nearest one otherwise."""
     if name in SAMPLERS:
         return SAMPLERS[name]
-    near = difflib.get_close_matches(name, SAMPLERS, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SAMPLERS)}"
-    raise UserError(f"no sampler named {name!r}; {hint}")
+    raise UserError(f"no sampler named {name!r}; {nearest(name, SAMPLERS)}")

@@ -1,6 +1,5 @@
 """A run's configuration: data, process, network and training, read from a preset or a YAML file plus overrides."""
 
-import difflib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -10,12 +9,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddpm.data.config import DataConfig
-from ddpm.errors import UserError
+from ddpm.errors import UserError, nearest
 from ddpm.hardware import Precision
 from ddpm.networks.config import NetworkConfig
 from ddpm.process.config import ProcessConfig
 
 MAX_FILE_BYTES = 1 << 20  # a configuration is a page of text; anything larger is another kind of file
+NEAR = 0.5  # likeness from which a name is suggested; fields are long words, so less than difflib's own 0.6
 DEEPEST = 20
 
 Tracker = Literal["tensorboard", "wandb"]
@@ -116,7 +116,7 @@ def find_file(preset_or_file: str | Path):
         return path
     if is_yaml(name) or len(path.parts) > 1:
         raise UserError(f"no configuration file {name}")
-    raise UserError(f"no preset {name!r}; {nearest(name, preset_names())}")
+    raise UserError(f"no preset {name!r}; {nearest(name, preset_names(), NEAR)}")
 
 
 def read_yaml(path) -> dict[str, Any]:
@@ -176,10 +176,10 @@ def explain(error: ValidationError) -> str:
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = fields_at(path[:-1])
-        line = f"{'.'.join(path[:-1]) or 'a configuration'} has no field {path[-1]!r}; {nearest(path[-1], known)}"
+        line = f"{'.'.join(path[:-1]) or 'a configuration'} has no field {path[-1]!r}; {nearest(path[-1], known, NEAR)}"
     elif first["type"] == "literal_error":
         allowed = choices_at(path)
-        near = f"; {nearest(str(first['input']), allowed)}" if allowed else f": {first['msg']}"
+        near = f"; {nearest(str(first['input']), allowed, NEAR)}" if allowed else f": {first['msg']}"
         line = f"{'.'.join(path)} cannot be {shortened(first['input'])}{near}"
     else:
         message = first["msg"].removeprefix("Value error, ")
@@ -221,13 +221,7 @@ def literals(annotation: Any) -> list[Any]:
 
 def check_name(name: str, known, kind: str) -> None:
     if name not in known:
-        raise UserError(f"no {kind} {name!r}; {nearest(name, list(known))}")
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """ "did you mean …" where something is near, else all there is."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        raise UserError(f"no {kind} {name!r}; {nearest(name, known, NEAR)}")
 
 
 def shortened(value: Any) -> str:

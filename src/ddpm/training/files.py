@@ -1,7 +1,6 @@
 """Writing so that nothing is ever half there: beside, flushed to the disk, renamed."""
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -12,9 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm.errors import RunStopped
-
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-CHUNK = 1 << 22
+from ddpm.files import NO_SPACE
 
 
 @contextlib.contextmanager
@@ -65,8 +62,5 @@ def sync_folder(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as handle:
-        while chunk := handle.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,14 +1,12 @@
 """Files that are whole or absent, and never replace another by accident."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ddpm.errors import RunStopped, UserError
-
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from ddpm.files import NO_SPACE
 
 
 def check_target(path: str | Path, endings: tuple[str, ...], *, overwrite: bool = False) -> Path:
