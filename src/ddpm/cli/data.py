@@ -7,6 +7,7 @@ import torch
 import typer
 from torch import Tensor
 
+from ddpm.cli.options import Overwrite
 from ddpm.data import LazyDataset, MemoryDataset
 from ddpm.data.config import checked_config
 from ddpm.data.opening import make_ready
@@ -26,7 +27,7 @@ def data(
     channels: Annotated[int | None, typer.Option(help="1 to 4; default: as stored, or 3")] = None,
     fit: Annotated[str, typer.Option(help="crop or pad")] = "crop",
     out: Annotated[Path, typer.Option(help="the contact sheet")] = Path("contact_sheet.png"),
-    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Count a source's images, sizes, classes and broken files, and draw a contact sheet."""
     if out.exists() and not overwrite:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from torch import Tensor
 
-from ddpm.cli.options import parse_labels
+from ddpm.cli.options import MODEL_HELP, Overwrite, parse_labels
 from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
 from ddpm.editing.pictures import draw_curve, draw_reconstructions, read_fitted
 from ddpm.errors import UserError
@@ -21,7 +21,7 @@ FIGURES = (".png", ".pdf", ".svg")
 
 
 def edit(
-    model: Annotated[str, typer.Argument(help="'digits', a run directory, a Diffusers folder, or a Hub id")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="a picture, or a folder of them")],
     strength: Annotated[float | None, typer.Option(help="SDEdit: noise by this share of the timesteps")] = None,
     curve: Annotated[bool, typer.Option("--curve", help="SDEdit at ten strengths: what is kept, what is real")] = False,
@@ -38,7 +38,7 @@ def edit(
     batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32; inversion takes fp32")] = "auto",
     out: Annotated[Path | None, typer.Option(help="a .png, a folder for a folder, or a figure")] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Edit a picture or a folder of pictures: one of --strength, --curve, --invert and --to."""
     if sum([strength is not None, curve, invert, to is not None]) != 1:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddpm.cli.options import parse_clip, parse_labels
+from ddpm.cli.options import Eta, Overwrite, parse_clip, parse_labels
 from ddpm.errors import UserError
 from ddpm.evaluation.evaluate import evaluate as run_evaluation
 from ddpm.evaluation.metrics import METRICS
@@ -25,7 +25,7 @@ def evaluate(
     sampler: Annotated[str | None, typer.Option(help="default dpm++; several, with commas, for --sweep")] = None,
     steps: Annotated[str | None, typer.Option(help="default 20; for --sweep evaluations an image, with commas")] = None,
     spacing: Annotated[str | None, typer.Option(help="trailing, leading, uniform, quadratic or log_snr")] = None,
-    eta: Annotated[float | None, typer.Option(help="ddim only: 0 deterministic, 1 as noisy as ancestral")] = None,
+    eta: Eta = None,
     labels: Annotated[str | None, typer.Option(help="classes taken in turn: 3, or 0,1,2, or all")] = None,
     guidance: Annotated[float | None, typer.Option(help="classifier-free guidance; 1, the default, is off")] = None,
     clip: Annotated[str | None, typer.Option(help="predicted x_0: static (default), dynamic or none")] = None,
@@ -35,7 +35,7 @@ def evaluate(
     force: Annotated[bool, typer.Option(help="compute a biased FID and label it")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="quality against network evaluations")] = False,
     out: Annotated[Path, typer.Option(help="JSON; pictures take its name")] = Path("evaluation.json"),
-    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Judge a model, or images drawn before, against real images."""
     if out.suffix != ".json":

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ddpm.cli.options import parse_labels
+from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName, Sampler, parse_labels
 from ddpm.editing import Editor, coarse_to_fine
 from ddpm.editing.pictures import read_fitted
 from ddpm.errors import UserError
@@ -16,24 +16,24 @@ from ddpm.viewing.pictures import save_grid
 
 
 def interpolate(
-    model: Annotated[str, typer.Argument(help="'digits', a run directory, a Diffusers folder, or a Hub id")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     first: Annotated[Path, typer.Argument(metavar="A", help="a picture")],
     second: Annotated[Path, typer.Argument(metavar="B", help="another")],
     num: Annotated[int, typer.Option(help="images from A to B, both ends included")] = 9,
     depths: Annotated[
         str, typer.Option(help="shares of the timesteps, a row each; 0.5 is the paper's figure 8, several its 9")
     ] = "0.5",
-    sampler: Annotated[str, typer.Option(help="ancestral, ddim, dpm++, dpm++sde, unipc or heun")] = "ancestral",
+    sampler: Sampler = "ancestral",
     steps: Annotated[int, typer.Option(help="of a whole run; depth D takes D of them")] = 100,
     labels: Annotated[str | None, typer.Option(help="the class of all images; default: no class")] = None,
     guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off")] = 1.0,
     seed: Annotated[int, typer.Option(help="the noise is the same for every image of a row")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
-    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")] = "auto",
+    precision: PrecisionName = "auto",
     out: Annotated[Path, typer.Option(help="NAME.png: A, the images between, B; a row a depth")] = Path(
         "interpolation.png"
     ),
-    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Walk from picture A to picture B."""
     check_target(out, (".png",), overwrite=overwrite)

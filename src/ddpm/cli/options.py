@@ -1,7 +1,25 @@
-"""What several verbs read from their flags in the same way."""
+"""The flags that several verbs have, and what is read from them in the same way."""
+
+from typing import Annotated
+
+import typer
 
 from ddpm.errors import UserError
 from ddpm.samplers.denoiser import Clip
+
+MODEL_HELP = "'digits', a run directory, a Diffusers folder, or a Hub id"
+Labels = Annotated[str | None, typer.Option(help="classes taken in turn: 3, or 0,1,2, or names, or all")]
+Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 unconditional")]
+Sampler = Annotated[str, typer.Option(help="ancestral, ddim, dpm++, dpm++sde, unipc or heun")]
+Steps = Annotated[int, typer.Option(help="sampling steps")]
+Spacing = Annotated[
+    str | None, typer.Option(help="trailing, leading, uniform, quadratic or log_snr; default: the sampler's own")
+]
+Eta = Annotated[float | None, typer.Option(help="ddim only: 0 deterministic, 1 as noisy as ancestral")]
+ClipName = Annotated[str, typer.Option(help="limits on the predicted x_0: static, dynamic or none")]
+Seed = Annotated[int, typer.Option(help="image i of a seed is always the same image")]
+PrecisionName = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")]
+Overwrite = Annotated[bool, typer.Option(help="replace what is there")]
 
 
 def parse_labels(text: str | None) -> list[int | str] | str | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddpm import figures
-from ddpm.cli.options import parse_labels
+from ddpm.cli.options import Guidance, Labels, Overwrite, Sampler, Seed, Steps, parse_labels
 from ddpm.errors import UserError
 from ddpm.model import Model, load
 from ddpm.viewing.files import check_target
@@ -17,15 +17,9 @@ plot = typer.Typer(name="plot", help="Draw a figure: PDF, SVG or PNG.", no_args_
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="'digits', a run, a Diffusers folder, or a Hub id")]
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="one or more, as NAME or TITLE=NAME")]
 Source = Annotated[str, typer.Option("--data", help="a name, hf:user/set, or a path; NAME:test is a split")]
-Labels = Annotated[str | None, typer.Option(help="classes taken in turn: 3, or 0,1,2, or names, or all")]
-Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 1 is off")]
-Sampler = Annotated[str, typer.Option(help="ancestral, ddim, dpm++, dpm++sde, unipc or heun")]
-Steps = Annotated[int, typer.Option(help="sampling steps")]
-Seed = Annotated[int, typer.Option(help="image i of a seed is always the same image")]
 Rows = Annotated[int, typer.Option(help="rows of images")]
 Columns = Annotated[int, typer.Option(help="columns of images")]
 Out = Annotated[Path | None, typer.Option(help="NAME.pdf, NAME.svg or NAME.png; default: KIND.pdf")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
 
 
 @plot.command()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli.options import parse_labels
+from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName, parse_labels
 from ddpm.errors import UserError
 from ddpm.model import load
 from ddpm.restoration.items import Settings
@@ -16,7 +16,7 @@ from ddpm.restoration.tasks import Task, number
 
 
 def restore(
-    model: Annotated[str, typer.Argument(help="'digits', a run directory, a Diffusers folder, or a Hub id")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="a picture, or a folder of them")],
     task: Annotated[str, typer.Option(help="denoise, inpaint, superresolve, deblur or colorize")],
     method: Annotated[str, typer.Option(help="ddrm, ddnm, repaint (inpainting only) or dps")] = "ddrm",
@@ -39,9 +39,9 @@ def restore(
     guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off")] = 1.0,
     seed: Annotated[int, typer.Option(help="an image's result depends on the seed and its name alone")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
-    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")] = "auto",
+    precision: PrecisionName = "auto",
     out: Annotated[Path | None, typer.Option(help="a .png, or a folder for a folder")] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Restore a picture or a folder of pictures."""
     settings = Settings(

@@ -7,7 +7,20 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from ddpm.cli.options import parse_clip, parse_labels
+from ddpm.cli.options import (
+    MODEL_HELP,
+    ClipName,
+    Eta,
+    Guidance,
+    Labels,
+    Overwrite,
+    PrecisionName,
+    Sampler,
+    Seed,
+    Spacing,
+    parse_clip,
+    parse_labels,
+)
 from ddpm.data.decode import read_image, to_tensor
 from ddpm.data.fit import fit
 from ddpm.errors import UserError
@@ -22,24 +35,20 @@ LARGEST_FORWARD = 512  # pixels a side; without a model an image keeps its size 
 
 
 def trace(
-    model: Annotated[
-        str | None, typer.Argument(help="'digits', a run directory, a Diffusers folder, or a Hub id")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
     forward: Annotated[
         Path | None, typer.Option(help="an image to turn into noise; with MODEL, which then starts from that noise")
     ] = None,
     num: Annotated[int, typer.Option(help="how many images, seen as a grid")] = 1,
-    labels: Annotated[str | None, typer.Option(help="classes taken in turn: 3, or 0,1,2, or names, or all")] = None,
-    guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 unconditional")] = 1.0,
-    sampler: Annotated[str, typer.Option(help="ancestral, ddim, dpm++, dpm++sde, unipc or heun")] = "ancestral",
+    labels: Labels = None,
+    guidance: Guidance = 1.0,
+    sampler: Sampler = "ancestral",
     steps: Annotated[int | None, typer.Option(help="sampling steps; default: 100, or all there are")] = None,
-    spacing: Annotated[
-        str | None, typer.Option(help="trailing, leading, uniform, quadratic or log_snr; default: the sampler's own")
-    ] = None,
-    eta: Annotated[float | None, typer.Option(help="ddim only: 0 deterministic, 1 as noisy as ancestral")] = None,
-    clip: Annotated[str, typer.Option(help="limits on the predicted x_0: static, dynamic or none")] = "static",
-    seed: Annotated[int, typer.Option(help="image i of a seed is always the same image")] = 0,
-    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")] = "auto",
+    spacing: Spacing = None,
+    eta: Eta = None,
+    clip: ClipName = "static",
+    seed: Seed = 0,
+    precision: PrecisionName = "auto",
     schedule: Annotated[
         str, typer.Option(help="without MODEL: linear, quadratic, cosine, sigmoid or constant")
     ] = "linear",
@@ -50,7 +59,7 @@ def trace(
     hold: Annotated[float, typer.Option(help="seconds for which the last frame stands still")] = 2.0,
     columns: Annotated[int | None, typer.Option(help="columns of the grid")] = None,
     out: Annotated[Path, typer.Option(help="NAME.gif, NAME.mp4, or NAME.png: a strip")] = Path("trace.gif"),
-    overwrite: Annotated[bool, typer.Option(help="replace what is there")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Watch the denoising, the noising, or both."""
     check_animation(out, fps=fps, overwrite=overwrite)
