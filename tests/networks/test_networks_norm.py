@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm.networks import norm as norm_module
-from ddpm.networks.norm import GroupNorm
+from ddpm.networks.norm import GroupNorm, _Fused
 
 N, C, H, W, GROUPS = 3, 4, 2, 3, 2
 
@@ -31,37 +31,44 @@ def reference(module: GroupNorm, x: Tensor, added: Tensor, scale: Tensor, shift:
     return F.silu(h) if module.silu else h
 
 
+def fused(module: GroupNorm, x: Tensor, added: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    """What half precision takes on the CPU, here in any."""
+    gamma, beta = module.weight * (1 + scale), module.bias * (1 + scale) + shift
+    return _Fused.apply(x, added, gamma, beta, GROUPS, module.eps, module.silu)
+
+
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("chunk", [1, 50, 2**20])  # one image at a time, two, all
-def test_equals_its_parts(monkeypatch: pytest.MonkeyPatch, silu: bool, chunk: int) -> None:
+def test_fused_equals_its_parts(monkeypatch: pytest.MonkeyPatch, silu: bool, chunk: int) -> None:
     monkeypatch.setattr(norm_module, "CHUNK", chunk)
-    module, arguments = layer(silu), inputs()
-    torch.testing.assert_close(module(*arguments), reference(module, *arguments))
-    x, none = arguments[0], torch.zeros(N, C, dtype=torch.float64)
-    torch.testing.assert_close(module(x), reference(module, x, none, none, none))
+    module, (x, *rest) = layer(silu), inputs()
+    torch.testing.assert_close(fused(module, x, *rest), reference(module, x, *rest))
+    none = torch.zeros(N, C, dtype=torch.float64)
+    torch.testing.assert_close(fused(module, x, None, none, none), reference(module, x, none, none, none))
 
 
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("chunk", [1, 50, 2**20])
-def test_derivative(monkeypatch: pytest.MonkeyPatch, silu: bool, chunk: int) -> None:
+def test_fused_derivative(monkeypatch: pytest.MonkeyPatch, silu: bool, chunk: int) -> None:
     monkeypatch.setattr(norm_module, "CHUNK", chunk)
-    module = layer(silu)
-    arguments = [tensor.requires_grad_() for tensor in inputs()]
-
-    def call(weight: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
-        return torch.func.functional_call(module, {"weight": weight, "bias": bias}, rest)
-
-    assert torch.autograd.gradcheck(call, (module.weight, module.bias, *arguments))
-    assert torch.autograd.gradcheck(call, (module.weight, module.bias, arguments[0]))
-    one_for_all = torch.randn(1, C, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(call, (module.weight, module.bias, arguments[0], one_for_all))
+    x, added, gamma, beta = (tensor.requires_grad_() for tensor in inputs())
+    options = (GROUPS, 1e-6, silu)
+    for gains in (gamma, gamma[:1].detach().requires_grad_()):  # its own for every image, or one for all
+        for biases in (added, added[:1].detach().requires_grad_(), None):
+            given = tuple(tensor for tensor in (x, gains, beta, biases) if tensor is not None)
+            assert torch.autograd.gradcheck(
+                lambda x, gains, beta, biases=None: _Fused.apply(x, biases, gains, beta, *options), given
+            )
 
 
-def test_what_a_compiler_sees_is_the_same() -> None:
-    module, (x, added, scale, shift) = layer(), inputs()
-    weights = (module.weight[None] * (1 + scale), module.bias[None] * (1 + scale) + shift)
-    plain = norm_module._plain(x, added, *weights, GROUPS, module.eps, True)
-    torch.testing.assert_close(plain, reference(module, x, added, scale, shift))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("silu", [True, False])
+def test_the_layer_equals_its_parts(silu: bool, dtype: torch.dtype) -> None:
+    module, arguments = layer(silu), inputs(dtype)
+    expected = reference(module, arguments[0].double(), *arguments[1:]).to(dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    result = module(arguments[0], *(tensor.to(exact) for tensor in arguments[1:]))
+    torch.testing.assert_close(result, expected)
 
 
 def test_bfloat16_is_rounded_once() -> None:
@@ -79,30 +86,31 @@ def test_bfloat16_is_rounded_once() -> None:
 def test_epsilon_is_added_to_the_variance() -> None:
     """On a faint input it decides the size of the result."""
     module, (x, *_) = layer(silu=False), inputs()
-    torch.testing.assert_close(
-        module(x * 1e-3), F.group_norm(x * 1e-3, GROUPS, module.weight, module.bias, 1e-6), rtol=1e-9, atol=0
-    )
+    none = torch.zeros(N, C, dtype=torch.float64)
+    expected = F.group_norm(x * 1e-3, GROUPS, module.weight, module.bias, 1e-6)
+    torch.testing.assert_close(fused(module, x * 1e-3, None, none, none), expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(module(x * 1e-3), expected)
 
 
 def test_a_large_mean_costs_few_digits() -> None:
     """The variance is a difference of sums; float32 sums bear a mean of a hundred deviations."""
     x = torch.randn(2, C, 16, 16, dtype=torch.float64) + 100
-    module = GroupNorm(GROUPS, C, 1e-6, silu=False)
+    module, none = GroupNorm(GROUPS, C, 1e-6, silu=False), torch.zeros(2, C)
     exact = F.group_norm(x.float().double(), GROUPS, eps=1e-6)
-    assert (module(x.float()).double() - exact).abs().max() < 5e-3
+    assert (fused(module, x.float(), None, none, none).double() - exact).abs().max() < 5e-3
 
 
 def test_any_memory_format_and_batch() -> None:
-    module, (x, *_) = layer(), inputs()
+    module, (x, *_) = layer().float(), inputs(torch.bfloat16)
     torch.testing.assert_close(module(x.contiguous()), module(x))
     for image in range(N):
         torch.testing.assert_close(module(x[image : image + 1]), module(x)[image : image + 1])
-    assert module(x).is_contiguous(memory_format=torch.channels_last)
+    assert module(x.contiguous()).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_results_do_not_share_memory() -> None:
     """The rooms worked in are reused; what is handed out is not."""
-    module, (x, *_) = layer(), inputs()
+    module, (x, *_) = layer().float(), inputs(torch.bfloat16)
     first = module(x)
     kept = first.clone()
     module(torch.randn_like(x))

@@ -13,6 +13,7 @@ from ddpm.errors import UserError
 from ddpm.networks import NetworkConfig, UNet
 from ddpm.networks import layers as layers_module
 from ddpm.networks.layers import Conv, Linear, Upsample, doubled
+from ddpm.networks.norm import GroupNorm
 
 SMALL_CASES = [name for name in CASES if name not in ("cifar10", "256px")]
 
@@ -106,6 +107,25 @@ def test_bfloat16_activations_give_float32_gradients() -> None:
         assert all(p.grad.dtype == torch.float32 for p in ours.parameters())
         gradients.append(torch.cat([p.grad.flatten() for p in ours.parameters()]))
     assert relative_error(gradients[1], gradients[0]) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("dtype", "order"), [(torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+def test_activations_keep_the_memory_order_that_is_fast(
+    dtype: torch.dtype, order: torch.memory_format, channels: int, weights: torch.memory_format
+) -> None:
+    """Grey images are the trap: with one channel both orders look the same."""
+    network = UNet(NetworkConfig(**OURS), (16, 16), channels, channels).to(memory_format=weights)
+    seen = []
+    for layer in network.modules():
+        if isinstance(layer, Conv | GroupNorm):
+            layer.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0], output]))
+    network(torch.randn(2, channels, 16, 16).to(dtype), torch.zeros(2))
+    assert len(seen) > 50
+    assert all(tensor.is_contiguous(memory_format=order) for tensor in seen)
 
 
 @pytest.mark.parametrize("resample", ["conv", "resnet"])

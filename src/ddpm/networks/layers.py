@@ -29,6 +29,12 @@ def _xavier(layer: "Conv | Linear", gain: float) -> None:
     nn.init.zeros_(layer.bias)
 
 
+def memory_order(x: Tensor) -> torch.memory_format:
+    """Channels-last, except in full precision on the CPU, whose kernels are as fast or faster the ordinary way."""
+    full = x.dtype in (torch.float32, torch.float64)
+    return torch.contiguous_format if x.device.type == "cpu" and full else torch.channels_last
+
+
 class Linear(nn.Linear):
     bias: nn.Parameter
 
@@ -64,7 +70,9 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias.to(x.dtype) if self.adds_bias else None
-        return F.conv2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding)
+        weight = self.weight.to(x.dtype, memory_format=memory_order(x))
+        # where x or its output has one channel both orders are the same, and PyTorch takes the wrong one
+        return F.conv2d(x, weight, bias, self.stride, self.padding).contiguous(memory_format=memory_order(x))
 
 
 def sinusoid(t: Tensor, channels: int, freq_shift: float, flip_sin_to_cos: bool) -> Tensor:

@@ -23,6 +23,7 @@ from ddpm.networks.layers import (
     Upsample,
     doubled,
     halved,
+    memory_order,
     sinusoid,
 )
 from ddpm.networks.norm import GroupNorm
@@ -171,7 +172,7 @@ class UNet(nn.Module):
         embedding = self._embedding(x_t, t, labels)
         if self.training and self.config.dropout > 0 and dropout_keys is None:
             dropout_keys = torch.randint(2**62, (len(x_t),), device=x_t.device)
-        h = self.conv_in(x_t.contiguous(memory_format=torch.channels_last))
+        h = self.conv_in(x_t.contiguous(memory_format=memory_order(x_t)))
         skips = [h]
         for down in self.down_blocks:
             h = down(h, skips, embedding, dropout_keys)
