@@ -23,7 +23,7 @@ from ddpm.errors import UserError
 from ddpm.fidelity import psnr
 from ddpm.model import Labels
 from ddpm.process.schedule import NoiseSchedule
-from ddpm.samplers.denoiser import Denoiser
+from ddpm.samplers.denoiser import Denoiser, Prediction
 from ddpm.samplers.step import Noise
 
 Order = Literal[1, 2]
@@ -36,26 +36,29 @@ def flow(denoiser: Denoiser, x: Tensor, angles: Sequence[float], order: Order = 
 
     One network evaluation a step for order 1, two for order 2.
     """
-    before: Tensor | None = None  # v in the middle of the last step
+    seen: Prediction | None = None  # x̂_0 and ε̂ in the middle of the last step: the first guess for this one's
     for start, end in pairwise(angles):
-        delta = end - start
+        delta, middle = end - start, (start + end) / 2
         if order == 1:
-            x = math.cos(delta) * x + math.sin(delta) * velocity(denoiser, x, start)
+            x = math.cos(delta) * x + math.sin(delta) * velocity(predict(denoiser, x, start), start)
             continue
-        half, middle = delta / 2, (start + end) / 2
-        guess = velocity(denoiser, x, start) if before is None else before
-        for _ in range(1 if before is None else 2):
-            guess = velocity(denoiser, x / math.cos(half) + math.tan(half) * guess, middle)
-        x, before = x + 2 * math.sin(half) * guess, guess
+        evaluations = 1 if seen is None else 2
+        seen = predict(denoiser, x, start) if seen is None else seen
+        for _ in range(evaluations):
+            x_m = x / math.cos(delta / 2) + math.tan(delta / 2) * velocity(seen, middle)
+            seen = predict(denoiser, x_m, middle)
+        x = x + 2 * math.sin(delta / 2) * velocity(seen, middle)
     return x
 
 
-def velocity(denoiser: Denoiser, x: Tensor, angle: float) -> Tensor:
-    """v at φ; a φ between the data and t = 0, where no network was trained, is taken to t = 0."""
-    t = max(0.0, timestep_of(denoiser.schedule, angle))
-    signal, sigma = denoiser.schedule.signal_noise(t)
-    prediction = denoiser(x, t)
-    return signal * prediction.epsilon - sigma * prediction.x_0
+def predict(denoiser: Denoiser, x: Tensor, angle: float) -> Prediction:
+    """x̂_0 and ε̂ at φ; a φ between the data and t = 0, where no network was trained, is taken to t = 0."""
+    return denoiser(x, max(0.0, timestep_of(denoiser.schedule, angle)))
+
+
+def velocity(prediction: Prediction, angle: float) -> Tensor:
+    """v = cos φ ε̂ - sin φ x̂_0."""
+    return math.cos(angle) * prediction.epsilon - math.sin(angle) * prediction.x_0
 
 
 def timestep_of(schedule: NoiseSchedule, angle: float) -> float:
