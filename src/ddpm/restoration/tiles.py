@@ -7,26 +7,14 @@ image and need not know.
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ddpm.errors import UserError
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule
 from ddpm.samplers.denoiser import Denoiser, Prediction
 
 OVERLAP = 0.5  # of a tile with its neighbour: with half, every pixel away from the border is seen by four tiles
-
-
-class Predictor(Protocol):
-    """What a restoration method asks of a denoiser."""
-
-    process: GaussianProcess
-    schedule: NoiseSchedule
-
-    def __call__(self, x_t: Tensor, t: float) -> Prediction: ...
 
 
 class TileGrid:
