@@ -1,0 +1,223 @@
+"""One training step and one drawing of images, as each library's own documentation has them done."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+from ema_pytorch import EMA
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.problems import Problem
+from ddpm.interop.unet_config import to_unet2d
+from ddpm.networks import UNet
+from ddpm.training.config import Config
+from ddpm.training.interrupt import StopRequest
+from ddpm.training.run import Run
+
+IMAGES = 256  # random ones in the set that is trained on
+
+
+class Contestant:
+    """A library with one network, ready to be timed.
+
+    train: one optimization step on `problem.training_batch` images, data and averaging included.
+    sample(steps): draw `problem.sampling_batch` images.
+    """
+
+    name: str
+    network: nn.Module
+    train: Callable[[], None]
+    sample: Callable[[int], Any]
+
+
+class Ours(Contestant):
+    """What `ddpm train` and `ddpm sample` run."""
+
+    name = "ddpm"
+
+    def __init__(self, problem: Problem, device: torch.device):
+        config = {
+            "data": {"source": _stored_images(problem), "image_size": problem.image_size, "channels": problem.channels},
+            "network": problem.config.model_dump(),
+            "training": {"batch_size": problem.training_batch, "micro_batch": problem.training_batch, "track": []},
+        }
+        accelerator = Accelerator(cpu=device.type == "cpu")
+        folder = Path(tempfile.mkdtemp())
+        self.run = Run(Config(**config), folder, accelerator, init=None, resume=False, evaluator=None)  # type: ignore[arg-type]
+        self.loop, self.network = self.run.loop, self.run.network
+        self.batches = self.loop.batches.steps(0, device)
+        self.batch_size = problem.sampling_batch
+
+    def train(self) -> None:
+        self.network.train()
+        progress = self.loop.progress
+        self.loop.step(progress.step, next(self.batches), StopRequest()).read()
+        progress.step += 1
+
+    def sample(self, steps: int, sampler: str = "ancestral") -> Tensor:
+        if not hasattr(self, "model"):
+            self.model = self.run.model()
+        return self.model.sample(self.batch_size, steps=steps, sampler=sampler, batch_size=self.batch_size)
+
+
+class Diffusers(Contestant):
+    """The loop of Diffusers' `train_unconditional.py` and `DDPMPipeline`, on the same network. Accelerate's wrappers,
+    which do nothing in one process, are left out.
+
+    best: with bf16 and channels-last, which its users may set; otherwise as documented.
+    """
+
+    def __init__(self, problem: Problem, device: torch.device, weights: dict[str, Tensor], *, best: bool):
+        self.name = "Diffusers, bf16 channels-last" if best else "Diffusers, as documented"
+        self.device, self.best, self.problem, self.halved = device, best, problem, None
+        ours = UNet(problem.config, problem.image_size, problem.channels, problem.channels)
+        self.network = UNet2DModel.from_config(to_unet2d(ours)).to(device)
+        self.network.load_state_dict(weights)
+        if best:
+            self.network.to(memory_format=torch.channels_last)
+        self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+        self.average = EMAModel(self.network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+        self.average.to(device)
+        self.batches = _forever(_loader(problem))
+
+    def train(self) -> None:
+        self.network.train()
+        clean = next(self.batches)[0].to(self.device)
+        noise = torch.randn_like(clean)
+        timesteps = torch.randint(0, 1000, (len(clean),), device=self.device).long()
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        if self.best:
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.best):
+            predicted = self.network(noisy, timesteps).sample
+        loss = F.mse_loss(predicted.float(), noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.step(self.network.parameters())
+        loss.detach().item()
+
+    @torch.no_grad()
+    def sample(self, steps: int) -> Any:
+        if self.best:
+            return self._sample_in_bf16(steps)
+        pipeline = DDPMPipeline(self.network.eval(), self.scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline(self.problem.sampling_batch, num_inference_steps=steps, output_type="np").images
+
+    def _sample_in_bf16(self, steps: int) -> Tensor:
+        """The pipeline's loop; itself, it cannot hand out images in bf16."""
+        if self.halved is None:
+            self.halved = copy.deepcopy(self.network).eval().to(memory_format=torch.channels_last).bfloat16()
+        shape = (self.problem.sampling_batch, self.problem.channels, *self.problem.image_size)
+        image = torch.randn(shape, device=self.device).contiguous(memory_format=torch.channels_last)
+        self.scheduler.set_timesteps(steps)
+        for t in self.scheduler.timesteps:
+            image = self.scheduler.step(self.halved(image.bfloat16(), t).sample.float(), t, image).prev_sample
+        return image
+
+
+class Lucidrains(Contestant):
+    """`denoising_diffusion_pytorch` with its own network and the steps of its `Trainer`."""
+
+    name = "denoising-diffusion-pytorch"
+
+    def __init__(self, problem: Problem, device: torch.device):
+        self.device, self.problem = device, problem
+        self.network = Unet(dim=problem.peer_dim, dim_mults=problem.peer_mults, channels=problem.channels)
+        self.diffusion = GaussianDiffusion(self.network, image_size=problem.image_size[0], timesteps=1000).to(device)
+        self.optimizer = torch.optim.Adam(self.diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
+        self.average = EMA(self.diffusion, beta=0.995, update_every=10)
+        self.batches = _forever(_loader(problem, low=0.0))
+
+    def train(self) -> None:
+        self.diffusion.train()
+        loss = self.diffusion(next(self.batches)[0].to(self.device))
+        loss.item()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.diffusion.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update()
+
+    @torch.inference_mode()
+    def sample(self, steps: int) -> Tensor:
+        """The first `steps` of its 1,000 ancestral ones."""
+        self.diffusion.eval()
+        shape = (self.problem.sampling_batch, self.problem.channels, *self.problem.image_size)
+        image = torch.randn(shape, device=self.device)
+        for t in range(999, 999 - steps, -1):
+            image, _ = self.diffusion.p_sample(image, t)
+        return image
+
+
+def line_up(problem: Problem, device: torch.device) -> list[Contestant]:
+    """All contestants; the equal networks have equal weights, and it is checked that they answer alike."""
+    ours = Ours(problem, device)
+    randomise(ours.network)
+    weights = {name: tensor.clone() for name, tensor in ours.network.state_dict().items()}
+    theirs = [Diffusers(problem, device, weights, best=best) for best in (False, True)]
+    for other in theirs:
+        check_equal(ours.network, other.network, problem, device)
+    return [ours, *theirs, Lucidrains(problem, device)]
+
+
+@torch.no_grad()
+def randomise(network: nn.Module) -> None:
+    """Weights away from zero, so that equal answers mean equal networks."""
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
+
+
+@torch.no_grad()
+def check_equal(ours: nn.Module, theirs: nn.Module, problem: Problem, device: torch.device) -> None:
+    """Raises where two networks differ in size or in what they answer in float32."""
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (ours, theirs)]
+    if sizes[0] != sizes[1]:
+        raise RuntimeError(f"not the same network: {sizes[0]:,} and {sizes[1]:,} parameters")
+    x = torch.randn(2, problem.channels, *problem.image_size, device=device)
+    t = torch.tensor([10.0, 900.0], device=device)
+    one, other = ours.eval()(x, t), theirs.eval()(x, t).sample
+    error = float((one - other).norm() / other.norm())
+    if error > 1e-4:
+        raise RuntimeError(f"not the same network: answers differ by {error:.1e}")
+
+
+def parameters(contestant: Contestant) -> int:
+    return sum(p.numel() for p in contestant.network.parameters())
+
+
+def _images(problem: Problem) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (max(IMAGES, problem.training_batch), problem.channels, *problem.image_size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def _stored_images(problem: Problem) -> str:
+    path = Path(tempfile.mkdtemp()) / "images.npz"
+    np.savez(path, _images(problem).permute(0, 2, 3, 1).numpy())
+    return str(path)
+
+
+def _loader(problem: Problem, low: float = -1.0) -> DataLoader:
+    """The same images from memory, in [low, 1]."""
+    images = _images(problem) / 255 * (1 - low) + low
+    return DataLoader(TensorDataset(images), batch_size=problem.training_batch, shuffle=True, drop_last=True)
+
+
+def _forever(loader: DataLoader) -> Iterator[list[Tensor]]:
+    while True:
+        yield from loader
