@@ -1,6 +1,7 @@
 """Bits/dim of models whose likelihood is known: Gaussian pixels and the exact network for them."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from torch.distributions import Normal
 
 from ddpm.errors import UserError
+from ddpm.evaluation import likelihood
+from ddpm.evaluation.cache import Chunks
 from ddpm.evaluation.likelihood import evaluate_likelihood, make_strata, plot_likelihood
 from ddpm.model import Model
 from ddpm.pixels import to_float, to_uint8
@@ -113,6 +116,67 @@ def test_a_worse_model_has_a_higher_bound(variance):
     fixed = evaluate(model_of(MeanOnly(), variance=variance), images).bits_per_dim
     blind = evaluate(model_of(Blind(), variance=variance), images).bits_per_dim
     assert exact < fixed < blind
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Chunks of 256 pairs; how many pairs each network call had, and `seen.most` after which the evaluation dies."""
+
+    class Seen(list):
+        most = math.inf
+
+    seen, term = Seen(), likelihood._term
+
+    def counted(*arguments):
+        if sum(seen) >= seen.most:
+            raise KeyboardInterrupt
+        found = term(*arguments)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(likelihood, "CHUNK", 256)
+    monkeypatch.setattr(likelihood, "_term", counted)
+    return seen
+
+
+def test_a_killed_evaluation_goes_on(cache, seen):
+    """What was computed before the kill is not computed again, and nothing of other settings is taken for it."""
+    images = pixels(40)
+    expected = evaluate(model_of(), images)
+    assert sum(seen) == 40 * T
+    shutil.rmtree(cache)
+    seen.clear()
+    seen.most = 600
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model_of(), images)
+    seen.clear()
+    seen.most = math.inf
+    for _ in range(2):
+        assert evaluate(model_of(), images) == expected
+        assert sum(seen) == 40 * T - 512
+    for other in ({"images": images.flip(0)}, {"seed": 1}, {"budget": 800}, {"batch_size": 9}):
+        seen.clear()
+        evaluate(model_of(), **{"images": images, **other})
+        assert sum(seen) == other.get("budget", 40 * T)
+
+
+def test_processes_share_the_pairs(cache, seen, monkeypatch):
+    whole, images = Chunks.wait, pixels(40)
+    expected = evaluate(model_of(), images)
+    shutil.rmtree(cache)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(Chunks, "wait", lambda chunks: pytest.fail("waits") if chunks.missing() else whole(chunks))
+    shares = []
+    for rank in ("1", "0"):
+        seen.clear()
+        monkeypatch.setenv("RANK", rank)
+        if rank == "1":  # has done its share, and would wait for the first
+            with pytest.raises(pytest.fail.Exception, match="waits"):
+                evaluate(model_of(), images)
+        else:
+            assert evaluate(model_of(), images) == expected
+        shares.append(sum(seen))
+    assert shares == [40 * T - 3 * 256, 3 * 256]
 
 
 def test_labels_reach_the_network():

@@ -32,16 +32,6 @@ from ddpm.pixels import to_uint8
 from ddpm.process.config import ProcessConfig
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache of the test's own, and one process."""
-    monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "cache"
-
-
 @pytest.fixture(scope="module")
 def digits():
     """4,000 digits, mixed, as (uint8 N,H,W,1; labels)."""

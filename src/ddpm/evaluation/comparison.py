@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ddpm.errors import UserError
+from ddpm.evaluation.accuracy_score import matched, spread
 from ddpm.evaluation.extract import Features, extract
 from ddpm.evaluation.features import FeatureNetwork
 from ddpm.evaluation.frechet import Moments
 from ddpm.evaluation.images import ImageSet
+from ddpm.evaluation.likelihood import Likelihood, evaluate_likelihood
 from ddpm.model import Model
 
-SAMPLES, FEATURES, HELD_OUT_FEATURES = "samples", "features", "held-out features"
+SAMPLES, FEATURES, HELD_OUT_FEATURES, LIKELIHOOD = "samples", "features", "held-out features", "likelihood"
+LIKELIHOOD_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,14 @@ class Comparison:
     def held_out_features(self) -> Features:
         return extract(self.held_out, self.network, self.progress)
 
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """Of at most LIKELIHOOD_IMAGES held-out images, each with its class where the model has classes."""
+        rows = spread(len(self.held_out), LIKELIHOOD_IMAGES)
+        names = self.model.class_names
+        labels = None if names is None else matched(self.held_out, names)[rows]
+        return evaluate_likelihood(self.model, self.held_out[rows.numpy()], labels, progress=self.progress)
+
     @property
     def reference_moments(self) -> Moments:
         return self.reference if isinstance(self.reference, Moments) else self.real_features.moments()
@@ -105,7 +116,7 @@ class Comparison:
         return self.reference.n if isinstance(self.reference, Moments) else len(self.reference)
 
     def prepare(self, uses: Iterable[str]) -> None:
-        """Draw and extract: each process its share, the first returns when all shares are there."""
+        """Draw, extract and code: each process its share, the first returns when all shares are there."""
         if SAMPLES in uses:
             self.generated.prepare(self.progress)
         extracted = [self.generated] if FEATURES in uses else []
@@ -115,6 +126,8 @@ class Comparison:
             extracted.append(self.held_out)
         for images in extracted:
             extract(images, self.network, self.progress)
+        if LIKELIHOOD in uses:
+            _ = self.likelihood
 
     def picture(self, name: str) -> Path:
         """Where a metric puts a picture of this name; the report lists it."""

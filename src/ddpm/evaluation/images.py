@@ -86,9 +86,7 @@ class GeneratedImages(ImageSet):
         self.labels = None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in range(num)])
         self.class_names = model.class_names
         self.settings = {
-            "weights": model.weights_hash,
-            "definition": _definition(model),
-            "device": model.device.type,
+            **identify(model),
             **self.options,
             "precision": str(compute_dtype(self.options["precision"], model.device)).removeprefix("torch."),
             "labels": chosen,
@@ -125,8 +123,9 @@ def _mixed(size: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(0))
 
 
-def _definition(model: Model) -> str:
-    """Eight hexadecimal digits for all but the weights that samples depend on: one set of weights can have two."""
+def identify(model: Model) -> dict[str, Any]:
+    """What names a model in the cache: its weights, all else that samples depend on, and the kind of device."""
     process, network = model.process, model.network
     words = [process.schedule.betas.tolist(), process.prediction, process.variance, model.null_label]
-    return content_key({"words": words, "network": str(getattr(network, "config", type(network).__name__))})[:8]
+    definition = content_key({"words": words, "network": str(getattr(network, "config", type(network).__name__))})[:8]
+    return {"weights": model.weights_hash, "definition": definition, "device": model.device.type}

@@ -3,8 +3,12 @@
 The bound of Ho et al. 2020, eq. 5, on held-out images: a code of that length transmits them without loss. Few images
 get every timestep; many get some timesteps each, one from every stratum of neighbouring timesteps, weighted by the
 stratum's size. That is unbiased for each image, so the standard error is simply that of the images' mean.
+
+Every pair of an image and a timestep is independent of the others, so the pairs are computed in chunks that are kept
+in the cache: a killed evaluation goes on, and processes share the chunks.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.errors import UserError, require
-from ddpm.hardware import Precision
+from ddpm.evaluation.cache import Chunks
+from ddpm.evaluation.images import identify
+from ddpm.hardware import Precision, compute_dtype, process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_float
 from ddpm.process.likelihood import VariationalBound
@@ -24,6 +30,7 @@ from ddpm.randomness import ImageNoise, derive_seed
 from ddpm.viewing.files import written_beside
 
 LEAST_TIMESTEPS = 10  # an image, however many images there are
+CHUNK = 1024  # pairs of an image and a timestep
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ def evaluate_likelihood(
             stratified ones an image, at least ten.
         data_dims: dimensions of an image before it was padded or made colour; by default those of `images`.
         batch_size: images a forward pass; the model's own by default.
+
+    Over several processes each computes its share, and all return the whole.
     """
     count = len(images)
     if count < 2:
@@ -102,16 +111,33 @@ def evaluate_likelihood(
     timesteps = model.process.schedule.timesteps
     strata = make_strata(timesteps, min(timesteps, max(LEAST_TIMESTEPS, budget // count)))
     chosen = _draw_timesteps(strata, count, seed)  # (N, K)
-    bits, squared_error = torch.zeros(2, *chosen.shape, dtype=torch.float64)
+    pairs = chosen.flatten().argsort(stable=True)  # by timestep, which the network is told one of a batch
     size = batch_size or model.default_batch_size
-    bound = VariationalBound(model.process)
-    with tqdm(total=chosen.numel(), desc="likelihood", unit="image", disable=not progress) as bar:
-        for t, rows, columns in _batches(chosen, size):
-            batch_labels = None if labels is None else labels[rows]
-            x_0 = to_float(images[rows]).to(model.device)
-            term, error = _term(model, bound, x_0, batch_labels, t, rows, seed, precision)
-            bits[rows, columns], squared_error[rows, columns] = term.double().cpu(), error.double().cpu()
-            bar.update(len(rows))
+    settings = {
+        **identify(model),
+        "images": _content_hash(images),
+        "labels": None if labels is None else _content_hash(labels),
+        "timesteps": len(strata),
+        "seed": seed,
+        "batch_size": size,
+        "precision": str(compute_dtype(precision, model.device)).removeprefix("torch."),
+    }
+    chunks, bound = Chunks("likelihood", settings, len(pairs), CHUNK), VariationalBound(model.process)
+    missing = chunks.missing(chunks.mine())
+    total, shown = sum(len(chunks.bounds(start)) for start in missing), progress and process_rank()[0] == 0
+    with tqdm(total=total, desc="likelihood", unit="image", disable=not (shown and missing)) as bar:
+        for start in missing:
+            found = []
+            for t, rows in _batches(chosen, pairs[start : start + CHUNK], size):
+                batch_labels = None if labels is None else labels[rows]
+                x_0 = to_float(images[rows]).to(model.device)
+                found.append(_term(model, bound, x_0, batch_labels, t, rows, seed, precision))
+                bar.update(len(rows))
+            chunks.write(start, torch.cat(found).numpy())
+    chunks.wait()
+    terms = torch.empty(len(pairs), 2, dtype=torch.float64)
+    terms[pairs] = torch.from_numpy(chunks[:])
+    bits, squared_error = terms.reshape(*chosen.shape, 2).unbind(-1)
     prior = bound.prior(to_float(images)).double()
     return _summary(bits, squared_error, prior, strata, images[0].numel(), dims)
 
@@ -170,13 +196,16 @@ def _draw_timesteps(strata: list[range], count: int, seed: int) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _batches(chosen: Tensor, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(t, images, strata) of all that was drawn, by timestep, at most `size` images at a time."""
-    order = chosen.flatten().argsort(stable=True)
-    values, counts = chosen.flatten()[order].unique_consecutive(return_counts=True)
-    for t, pairs in zip(values.tolist(), order.split(counts.tolist()), strict=True):
-        for block in pairs.split(size):
-            yield t, block // chosen.shape[1], block % chosen.shape[1]
+def _batches(chosen: Tensor, pairs: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """(t, images) of pairs that are sorted by timestep, at most `size` images at a time."""
+    values, counts = chosen.flatten()[pairs].unique_consecutive(return_counts=True)
+    for t, at_t in zip(values.tolist(), pairs.split(counts.tolist()), strict=True):
+        for block in at_t.split(size):
+            yield t, block // chosen.shape[1]
+
+
+def _content_hash(values: Tensor) -> str:
+    return hashlib.blake2b(values.contiguous().numpy().data, digest_size=10).hexdigest()
 
 
 @torch.no_grad()
@@ -189,14 +218,14 @@ def _term(
     indices: Tensor,
     seed: int,
     precision: Precision,
-) -> tuple[Tensor, Tensor]:
-    """(term of the bound at t in bits/dim, mean squared error of the predicted x_0) of each image."""
+) -> Tensor:
+    """float64 (n, 2): each image's term of the bound at t in bits/dim, and the predicted x_0's mean squared error."""
     streams = [torch.Generator().manual_seed(derive_seed(seed, "likelihood", index, t)) for index in indices.tolist()]
     noise = ImageNoise(streams, x_0.shape[1:], device=x_0.device)()
     prediction = model.denoiser(labels, precision=precision)(model.process.q_sample(x_0, t, noise), t)
     times = torch.full((len(x_0),), t, device=x_0.device)
     term = bound.term(prediction.x_0, x_0, times, prediction.variance_fraction)
-    return term, (prediction.x_0 - x_0).square().flatten(1).mean(1)
+    return torch.stack([term, (prediction.x_0 - x_0).square().flatten(1).mean(1)], dim=1).cpu().double()
 
 
 def _summary(

@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 from ddpm.errors import UserError, nearest
 from ddpm.evaluation.accuracy_score import classification_accuracy_score, matched, spread
-from ddpm.evaluation.comparison import FEATURES, HELD_OUT_FEATURES, SAMPLES, Comparison, Figure, Metric
+from ddpm.evaluation.comparison import FEATURES, HELD_OUT_FEATURES, LIKELIHOOD, SAMPLES, Comparison, Figure, Metric
 from ddpm.evaluation.frechet import Moments, frechet_distance
 from ddpm.evaluation.kernel import KernelDistance, kernel_distance
-from ddpm.evaluation.likelihood import evaluate_likelihood, plot_likelihood
+from ddpm.evaluation.likelihood import plot_likelihood
 from ddpm.evaluation.manifold import (
     DENSITY_NEIGHBOURS,
     PRECISION_NEIGHBOURS,
@@ -22,7 +22,6 @@ from ddpm.evaluation.memorisation import QUANTILE, audit, feature_neighbours, pi
 from ddpm.evaluation.scores import SPLITS, channel_drift, inception_score
 
 CLASS_SUBSETS = 20
-LIKELIHOOD_IMAGES = 2000
 MANIFOLD_IMAGES = 10_000  # a side; the balls shrink as images are added, so this number belongs to the figure
 
 
@@ -122,11 +121,8 @@ def memorisation(c: Comparison) -> list[Figure]:
 
 
 def nll(c: Comparison) -> list[Figure]:
-    """Bits/dim of at most LIKELIHOOD_IMAGES test images by the variational bound, its terms and progressive coding."""
-    rows = spread(len(c.held_out), LIKELIHOOD_IMAGES)
-    names = c.model.class_names
-    labels = None if names is None else matched(c.held_out, names)[rows]
-    found = evaluate_likelihood(c.model, c.held_out[rows.numpy()], labels, progress=c.progress)
+    """Bits/dim of test images by the variational bound, its terms and progressive coding."""
+    found = c.likelihood
     plot_likelihood(found, c.picture("likelihood"))
     note = f"± standard error over {found.images:,} of {c.held_out.title}, {found.timesteps_per_image} timesteps each"
     detail = {
@@ -200,7 +196,7 @@ METRICS = {
     "is": Metric(inception, needs=(has_logits,), least=SPLITS),
     "drift": Metric(drift, needs=(real_images,), least=2),
     "cas": Metric(cas, needs=(classes, held_out_classes), uses=(SAMPLES,)),
-    "nll": Metric(nll, needs=(model_told_classes, held_out), uses=()),
+    "nll": Metric(nll, needs=(model_told_classes, held_out), uses=(LIKELIHOOD,)),
     "memorisation": Metric(memorisation, needs=(real_images, held_out), uses=(SAMPLES, FEATURES, HELD_OUT_FEATURES)),
 }
 DEFAULT = ("fid", "kid", "prdc", "is", "drift")
