@@ -14,6 +14,7 @@ from ddpm.errors import UserError
 from ddpm.hardware import Precision, compute_dtype, default_device
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
+from ddpm.networks.graph import CudaGraphed
 from ddpm.networks.unet import UNet
 from ddpm.process.gaussian import GaussianProcess
 from ddpm.randomness import ImageNoise
@@ -124,8 +125,8 @@ class Model:
         """The network with its weights in the compute format; converted once and kept."""
         dtype = compute_dtype(precision, self.device)
         if dtype not in self._compute_networks:
-            network = copy.deepcopy(self.network).to(dtype).to(memory_format=torch.channels_last)
-            self._compute_networks[dtype] = network
+            network: nn.Module = copy.deepcopy(self.network).to(dtype).to(memory_format=torch.channels_last)
+            self._compute_networks[dtype] = CudaGraphed(network) if self.device.type == "cuda" else network
         return self._compute_networks[dtype]
 
     def sample(self, num: int = 16, **options) -> Tensor:

@@ -1,16 +1,18 @@
 """`--dry-run`: what a run would cost, measured by a few of its own steps."""
 
-import statistics
+import contextlib
 import time
 from pathlib import Path
 
 from ddpm.networks.flops import count_flops
 from ddpm.training.config import Config
 from ddpm.training.interrupt import StopRequest
+from ddpm.training.loop import Loop
 from ddpm.training.processes import launch
 from ddpm.training.run import Run
 
-WARM_UP, MEASURED = 2, 5
+WARM_UP, FEWEST = 3, 5  # steps
+LEAST_SECONDS = 2.0  # a card takes many steps in that time, and its queue of batches comes to rest
 
 
 def dry_run(config: Config, *, init: str | Path | None = None) -> str:
@@ -18,12 +20,7 @@ def dry_run(config: Config, *, init: str | Path | None = None) -> str:
     accelerator = launch()
     run = Run(config, Path(), accelerator, init=init, resume=False, evaluator=None)
     loop, training = run.loop, run.config.training
-    seconds = []
-    for step in range(WARM_UP + MEASURED):
-        begin = time.monotonic()
-        loop.step(step, loop.batches.at(step).to(loop.engine.device), StopRequest()).read()
-        seconds.append(time.monotonic() - begin)
-    a_step = statistics.median(seconds[WARM_UP:])
+    a_step = seconds_a_step(loop)
     speed = training.batch_size / a_step
     forward = count_flops(run.network)
     images = training.steps * training.batch_size
@@ -38,6 +35,26 @@ def dry_run(config: Config, *, init: str | Path | None = None) -> str:
             f"time                {duration(training.steps * a_step)}",
         ]
     )
+
+
+def seconds_a_step(loop: Loop) -> float:
+    """What a step takes with all that belongs to it: drawing the batch, gradient, clipping, Adam, averaging.
+
+    Steps follow each other as in `Loop.run`: the next is queued before the numbers of the last are waited for, and
+    batches are drawn ahead where the loop does so. The loop's weights change.
+    """
+    loop.network.train()
+    with contextlib.closing(loop.batches.steps(0, loop.engine.device)) as feed:
+        for step in range(WARM_UP):
+            pending = loop.step(step, next(feed), StopRequest())
+        pending.read()
+        begin, steps = time.monotonic(), 0
+        while steps < FEWEST or time.monotonic() - begin < LEAST_SECONDS:
+            last, pending = pending, loop.step(WARM_UP + steps, next(feed), StopRequest())
+            last.read()
+            steps += 1
+        pending.read()
+        return (time.monotonic() - begin) / steps
 
 
 def duration(seconds: float) -> str:

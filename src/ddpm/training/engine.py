@@ -15,6 +15,7 @@ from ddpm.training.config import TrainingConfig
 
 MEMORY_SHARE = 0.5  # of the machine's memory that a micro-batch chosen here may fill
 TRANSIENT = 1.4  # measured: activations held for the backward pass, and what comes and goes beside them
+COMPILED_FROM = 2000  # steps, in which a CUDA card wins back the minute that compiling takes
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 GIB = 1 << 30
 
@@ -88,7 +89,8 @@ def choose_engine(
             f"this run would need {memory.total(micro) / GIB:.1f} GiB of memory and there are {has / GIB:.1f}: take a "
             f"smaller {'network or image' if micro == 1 else 'training.micro_batch'}, or network.gradient_checkpointing"
         )
-    compiled = device.type == "cuda" if config.compile == "auto" else config.compile
+    worthwhile = device.type == "cuda" and config.steps >= COMPILED_FROM
+    compiled = worthwhile if config.compile == "auto" else config.compile
     return Engine(device, dtype, compiled, micro, processes), memory
 
 

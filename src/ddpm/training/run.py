@@ -30,6 +30,7 @@ from ddpm.training.lock import RunLock
 from ddpm.training.loop import Loop, size_of
 from ddpm.training.preview import channel_drift, channel_means, draw_preview, save_preview
 from ddpm.training.processes import launch, lost_peer, on_main
+from ddpm.training.reproducible import reproducible_kernels
 from ddpm.training.tracking import Tracking
 
 # (model with the averaged weights) -> figures; the first decides which checkpoint is best, and lower is better.
@@ -61,7 +62,7 @@ def train(
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
     accelerator, out = launch(), Path(out)
-    with explained_losses(accelerator, out):
+    with explained_losses(accelerator, out), reproducible_kernels(accelerator.device):
         lock = on_main(accelerator, lambda: claim(out, resume, overwrite))
         try:
             run = Run(config, out, accelerator, init=init, resume=resume, evaluator=evaluator)

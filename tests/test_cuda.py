@@ -1,0 +1,125 @@
+"""What only a CUDA card can show: graphs, compilation, and a restart that is exact there too."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddpm.data import Loader, open_dataset
+from ddpm.data.config import DataConfig
+from ddpm.networks import NetworkConfig, UNet
+from ddpm.networks.graph import SHAPES, CudaGraphed
+from ddpm.training import load_config, train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def exact_floats():
+    """float32 that is float32: convolutions take TF32 by default."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.fixture
+def configuration(tmp_path: Path):
+    """configuration(steps=3, …) -> a run of 16×16 colour images of two classes."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images, np.arange(40) % 2)
+
+    def make(**training):
+        text = f"""
+data:     {{source: {tmp_path / "data.npz"}, image_size: 16, channels: 3, labels: true, random_flip: true}}
+process:  {{timesteps: 100}}
+network:  {{channels: 32, channel_mult: [1, 2], blocks: 1, attention: [8], groups: 8, dropout: 0.2}}
+training: {{steps: 6, batch_size: 8, learning_rate: 1.0e-3, warmup: 2, checkpoint_every: 3, preview_every: 3,
+           preview_images: 4, preview_steps: 2, log_every: 1, track: []}}
+"""
+        (tmp_path / "run.yaml").write_text(text)
+        return load_config(tmp_path / "run.yaml", {f"training.{name}": value for name, value in training.items()})
+
+    return make
+
+
+def test_the_network_answers_as_on_the_cpu(exact_floats) -> None:
+    config = NetworkConfig(channels=32, channel_mult=[1, 2], blocks=1, attention=[8], groups=8)
+    network = UNet(config, (16, 16), 3, 3, 4).eval()
+    x, t, labels = torch.randn(3, 3, 16, 16), torch.tensor([0.0, 10.5, 999.0]), torch.tensor([0, 3, 1])
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        expected = network(x, t, labels)
+        network.to(CUDA)
+        found = network(x.to(CUDA), t.to(CUDA), labels.to(CUDA)).cpu()
+        half = network(x.to(CUDA, torch.bfloat16), t.to(CUDA), labels.to(CUDA)).cpu().float()
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    assert (half - expected).norm() < 3e-2 * expected.norm()
+
+
+def test_a_graph_gives_the_bits_of_its_network(conditional_model) -> None:
+    """For new values in old shapes, for more shapes than are kept, and for a shape that was dropped."""
+    network = conditional_model.to(CUDA).network
+    graphed = CudaGraphed(network)
+    for size in [*range(1, SHAPES + 3), 1]:
+        for _ in range(2):
+            x, t = torch.randn(size, 1, 8, 8, device=CUDA), torch.rand(size, device=CUDA) * 40
+            labels = torch.arange(size, device=CUDA) % 4
+            with torch.no_grad():
+                assert torch.equal(graphed(x, t, labels), network(x, t, labels))
+
+
+def test_a_graph_passes_gradients(model) -> None:
+    model.to(CUDA)
+    x = torch.randn(2, 1, 8, 8, device=CUDA, requires_grad=True)
+    CudaGraphed(model.network)(x, torch.tensor([3.0, 30.0], device=CUDA)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_samples_are_those_of_the_cpu(exact_floats, conditional_model, guidance: float) -> None:
+    options = {"steps": 6, "labels": [0, 2], "guidance": guidance, "precision": "fp32", "batch_size": 4}
+    expected = conditional_model.sample(6, **options)
+    found = conditional_model.to(CUDA).sample(6, **options)
+    assert (found - expected).abs().max() < 2 / 255
+    assert torch.equal(found[:2], conditional_model.sample(2, **options))
+
+
+def test_the_data_stay_on_the_card(configuration) -> None:
+    config: DataConfig = configuration().data
+    dataset = open_dataset(config)
+    loader = Loader(dataset, 8, 0, True, device=CUDA)
+    images, labels = loader.batch(0, range(8))
+    assert dataset.images.is_cuda
+    assert images.is_cuda
+    elsewhere, same = Loader(open_dataset(config), 8, 0, True).batch(0, range(8))
+    assert torch.equal(images.cpu(), elsewhere)
+    assert torch.equal(labels.cpu(), same)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_restart_is_exact(configuration, tmp_path: Path, compiled: bool) -> None:
+    config = configuration(compile=compiled)
+    undisturbed = train(config, tmp_path / "undisturbed")
+    run = train(config, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "000006")
+    train(config, run, resume=True)
+    one, other = (load_file(folder / "model/unet/diffusion_pytorch_model.safetensors") for folder in (undisturbed, run))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_compiled_training_learns_the_same(configuration, tmp_path: Path) -> None:
+    """The same losses, to what half precision rounds."""
+    losses = {}
+    for compiled in (False, True):
+        run = train(configuration(compile=compiled), tmp_path / str(compiled))
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses[compiled] = torch.tensor([line["loss"] for line in lines if "loss" in line])
+    assert len(losses[True]) == 6
+    assert torch.allclose(losses[False], losses[True], rtol=2e-2)
