@@ -1,19 +1,16 @@
 """PSNR and SSIM of restored test images, against what was given and against classical methods.
 
-    python -m experiments.restoration_images --model digits --data mnist:test --name restoration_digits
+    python -m experiments.restoration_images --model digits --data mnist:test --name restoration_digits --images 100
 
-For every task: the degraded input, the pseudo-inverse, total variation (min ½‖Hx - y‖² + λ TV(x) by FISTA, with
-scikit-image's Chambolle step as its proximal map), non-local means of input or pseudo-inverse (scikit-image), DDRM
-(one draw, and the mean of several), and DDNM(+) with time travel (the mean of several). λ and the filter strength of
-the classical methods are the ones that do best on these very images; ours are told nothing but σ.
+For every task: the degraded input, the pseudo-inverse, total variation, non-local means of input or pseudo-inverse,
+DDRM (one draw, and the mean of several), and DDNM(+) (the mean of several), all with their default options. λ and the
+filter strength of the classical methods are the ones that do best on these very images; ours are told nothing but σ.
 """
 
 import argparse
 import time
 
-import numpy as np
 import torch
-from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -21,8 +18,9 @@ import ddpm
 from ddpm.data import open_dataset
 from ddpm.fidelity import psnr, ssim
 from ddpm.pixels import to_float
-from ddpm.restoration import Denoising, Inpainting, Task, restore
-from ddpm.restoration.operator import SpectralOperator
+from ddpm.restoration import Inpainting, Task, restore
+from ddpm.restoration.posterior import PIXEL_SCALE
+from experiments.classical import nl_means, total_variation
 from experiments.record import PICTURES, machine, save_result
 
 # task, its parameters, σ in units of the [0, 1] image
@@ -36,47 +34,20 @@ ROWS: list[tuple[str, Task, float]] = [
     ("super-resolution 4×", Task("superresolve", scale=4), 0.0),
     ("deblurring, σ = 0.05", Task("deblur", kernel="gaussian:1.5"), 0.05),
 ]
-TV_WEIGHTS = (0.01, 0.03, 0.1, 0.2, 0.4)  # on the [0, 1] scale
-TV_ITERATIONS = 40
-TRAVEL = {"travel_length": 4, "travel_repeats": 2}
+TV_WEIGHTS = (0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # λ for images in [0, 1]; 0 where there is no noise
+NLM_STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.6)
 PICTURED = 2  # images of each row in the picture
-COMMAND = "python -m experiments.restoration_images --model {0.model} --data {0.data} --name {0.name}"
-NLM_STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+COMMAND = (
+    "python -m experiments.restoration_images --model {0.model} --data {0.data} --name {0.name} --images {0.images} "
+    "--samples {0.samples}"
+)
 
 
-def total_variation(operator: SpectralOperator, y: Tensor, weight: float) -> Tensor:
-    """FISTA on ½‖Hx - y‖² + λ TV(x), images in [0, 1] in the inner step; step length 1/s²max."""
-    step = 1 / float(operator.singulars.max()) ** 2
-    x = previous = step * operator.Ht(y)
-    momentum = 1.0
-    for _ in range(1 if isinstance(operator, Denoising) else TV_ITERATIONS):  # H = 1: the proximal map is the answer
-        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        ahead = x + (momentum - 1) / following * (x - previous)
-        target = ahead - step * operator.Ht(operator.H(ahead) - y)
-        previous, momentum = x, following
-        x = torch.stack([chambolle(one, step * weight) for one in target])
-    return x.clamp(-1, 1)
-
-
-def chambolle(image: Tensor, weight: float) -> Tensor:
-    """argmin ½‖x - image‖² + λ TV(x) of one image (C, H, W) in [-1, 1]."""
-    return from_pixels(denoise_tv_chambolle(as_pixels(image), weight=weight, max_num_iter=30, channel_axis=-1))
-
-
-def nl_means(image: Tensor, strength: float, sigma: float) -> Tensor:
-    """Non-local means of one image (C, H, W) in [-1, 1]."""
-    pixels = as_pixels(image.clamp(-1, 1))
-    found = denoise_nl_means(pixels, patch_size=5, patch_distance=6, h=strength, sigma=sigma, channel_axis=-1)
-    return from_pixels(found.reshape(pixels.shape))
-
-
-def as_pixels(image: Tensor) -> np.ndarray:
-    """(C, H, W) in [-1, 1] as scikit-image has it: (H, W, C) in [0, 1]."""
-    return (image.permute(1, 2, 0).numpy() + 1) / 2
-
-
-def from_pixels(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(pixels, dtype=np.float32)).permute(2, 0, 1) * 2 - 1
+def measure(operator: torch.nn.Module, x: Tensor, sigma: float) -> Tensor:
+    """y = H x + σ n, lost pixels 0, with the noise of one seed."""
+    y = operator.H(x)
+    y = y + PIXEL_SCALE * sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return y * operator.known if isinstance(operator, Inpainting) else y
 
 
 def figures(images: Tensor, originals: Tensor) -> dict[str, float]:
@@ -89,63 +60,57 @@ def figures(images: Tensor, originals: Tensor) -> dict[str, float]:
     }
 
 
-def best(candidates: dict[float | str, Tensor], originals: Tensor) -> tuple[dict[str, float], Tensor]:
+def best(candidates: dict[float | str, Tensor], originals: Tensor) -> tuple[dict[str, float | str], Tensor]:
     """The figures of the candidate with the highest PSNR and its parameter, and its images."""
     found = {parameter: figures(images, originals) for parameter, images in candidates.items()}
     parameter = max(found, key=lambda key: found[key]["psnr"])
     return {**found[parameter], "parameter": parameter}, candidates[parameter]
 
 
-def run_row(
-    model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, arguments: argparse.Namespace
-) -> tuple[dict, Tensor]:
-    """A row of the table, and (PICTURED, 7, C, H, W): original, input, pseudo-inverse, TV, DDNM's draw, mean, std."""
-    operator = task.operator(tuple(x.shape[1:]))
-    clean = operator.H(x)
-    y = clean + 2 * sigma * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
-    if isinstance(operator, Inpainting):
-        y = y * operator.known
-    inverse = operator.H_pinv(y)
-    shown = interpolate(y, size=x.shape[-2:], mode="nearest-exact").expand_as(x)
+def run_row(model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, samples: int) -> tuple[dict, Tensor]:
+    """A row of the table, and (PICTURED, 7, C, H, W): original, input, pseudo-inverse, TV, DDRM's draw, mean, std."""
+    operator = task.operator(tuple(x.shape[1:])).to(model.device)
+    y = measure(operator, x.to(model.device), sigma)
+    inverse = operator.H_pinv(y).cpu()
+    shown = interpolate(y, size=x.shape[-2:], mode="nearest-exact").expand_as(x).cpu()
     row = {"task": label, "sigma": sigma, "input": figures(shown, x), "pseudo-inverse": figures(inverse, x)}
-    row["total variation"], classical = best({w: total_variation(operator, y, w) for w in TV_WEIGHTS}, x)
+    weights = TV_WEIGHTS if sigma > 0 else (0.0,)
+    smoothest = {w: total_variation(operator, y, PIXEL_SCALE * w).cpu() for w in weights}
+    row["total variation"], classical = best(smoothest, x)
     smoothed = {
-        f"{h} on the {name}": torch.stack([nl_means(one, h, sigma) for one in start])
-        for h in NLM_STRENGTHS
+        f"{strength} on the {name}": nl_means(start, strength, sigma)
+        for strength in NLM_STRENGTHS
         for name, start in {"input": shown, "pseudo-inverse": inverse}.items()
     }
     row["non-local means"], _ = best(smoothed, x)
-    options = {"noise": sigma, "samples": arguments.samples, "steps": arguments.steps, "batch_size": 32}
-    drawn = restore(model, y, operator, **options)
-    travelled = restore(model, y, operator, method="ddnm", **TRAVEL, **options)
-    row["DDRM, one draw"] = figures(drawn.samples[:, 0], x)
-    row[f"DDRM, mean of {arguments.samples}"] = figures(drawn.mean, x)
-    row[f"DDNM(+), mean of {arguments.samples}"] = figures(travelled.mean, x)
+    ddrm, ddnm = (restore(model, y, operator, method=m, noise=sigma, samples=samples) for m in ("ddrm", "ddnm"))
+    row["DDRM, one draw"] = figures(ddrm.samples[:, 0], x)
+    row[f"DDRM, mean of {samples}"] = figures(ddrm.mean, x)
+    row[f"DDNM(+), mean of {samples}"] = figures(ddnm.mean, x)
     print(f"{label:22}" + "  ".join(f"{key}: {v['psnr']}" for key, v in row.items() if isinstance(v, dict)), flush=True)
-    shown_parts = [x, shown, inverse, classical, travelled.samples[:, 0], travelled.mean, travelled.std * 8 - 1]
-    return row, torch.stack([part[:PICTURED].clamp(-1, 1) for part in shown_parts], dim=1)
+    strip = [x, shown, inverse, classical, ddrm.samples[:, 0], ddrm.mean, ddrm.std * 8 - 1]  # white: 0.25 of [0, 1]
+    return row, torch.stack([part[:PICTURED].clamp(-1, 1) for part in strip], dim=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="digits")
     parser.add_argument("--data", default="mnist:test")
-    parser.add_argument("--num", type=int, default=100)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--samples", type=int, default=4, help="draws that are averaged")
-    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--name", default="restoration_digits", help="of the result and its picture")
     arguments = parser.parse_args()
     model = ddpm.load(arguments.model)
     channels, *size = model.image_shape
     data = open_dataset(arguments.data, image_size=tuple(size), channels=channels, labels=False)
-    x = to_float(data.batch(list(range(arguments.num)))[0])
+    x = to_float(data.batch(list(range(arguments.images)))[0])
     started = time.monotonic()
-    about = {"model": arguments.model, "weights": model.weights_hash, "data": arguments.data, "images": arguments.num}
-    about |= {"samples": arguments.samples, "steps": arguments.steps, "machine": machine()}
-    about["command"] = COMMAND.format(arguments)
+    about = {"model": arguments.model, "weights": model.weights_hash, "data": arguments.data}
+    about |= {"images": arguments.images, "samples": arguments.samples}
+    about |= {"machine": machine(), "command": COMMAND.format(arguments)}
     rows, strips = [], []
     for task in ROWS:  # what is done is kept, should the rest be cut short
-        row, strip = run_row(model, *task, x, arguments)
+        row, strip = run_row(model, *task, x, arguments.samples)
         rows.append(row)
         strips.append(strip.flatten(0, 1))
         about["seconds"] = round(time.monotonic() - started)
