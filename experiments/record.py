@@ -34,8 +34,12 @@ def machine() -> str:
     """The accelerator, or the processor with the cores that this process may use."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{_processor()}, {cores} core{'s' * (cores > 1)}"
+    return f"{_processor()}, {cores()} core{'s' * (cores() > 1)}"
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

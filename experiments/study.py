@@ -10,9 +10,6 @@ experiments/results/study.json is written again, at the end docs/pictures/study_
 """
 
 import argparse
-import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,11 @@ import numpy as np
 import torch
 
 from ddpm.data import open_dataset
-from ddpm.evaluation.evaluate import evaluate
-from ddpm.files import write_whole
 from ddpm.model import Model, load
 from ddpm.pixels import to_float
-from ddpm.training import load_config, train
-from ddpm.training.checkpoint import Checkpoints
+from ddpm.training import load_config
 from ddpm.viewing.plots import plot_images, save_figure
+from experiments.cells import finished, side_by_side, trained_and_judged
 from experiments.record import PICTURES, RESULTS, machine, save_result
 
 SCHEDULES = ("linear", "cosine")
@@ -105,46 +100,12 @@ def cells(budget: Budget) -> list[Cell]:
 
 def run_cell(cell: Cell, runs: Path, budget: Budget) -> dict[str, Any]:
     """Train and judge one cell, or go on with it, or read what it came to."""
-    folder = runs / cell.name
     overrides = dict(budget.overrides) | cell.overrides
     config = load_config(Path(__file__).parent / f"study_{cell.data}.yaml", overrides)
-    note = folder / "study.json"
-    wanted = {"config": config.model_dump(mode="json"), "num": budget.num, "steps": budget.steps}
-    if note.exists() and (found := json.loads(note.read_text()))["wanted"] == wanted:
-        return found["row"]
-    begun = (folder / "config.yaml").exists()
-    same = begun and load_config(folder / "config.yaml") == config
-    if not (same and trained_steps(folder) == config.training.steps):
-        resume = same and bool(Checkpoints(folder / "checkpoints", keep=1).steps())
-        train(config, folder, resume=resume, overwrite=begun and not resume)
-    model = load(folder)
     steps = budget.steps if cell.schedule else 1
-    report = evaluate(
-        model,
-        cell.data,
-        metrics=METRICS,
-        features="builtin",
-        num=budget.num,
-        steps=steps,
-        seed=cell.seed,
-        progress=False,
-    )
-    row = {
-        "data": cell.data,
-        "schedule": cell.schedule,
-        "prediction": cell.prediction,
-        "seed": cell.seed,
-        **{key: report.value(key) for key in SHOWN},
-        "weights": model.weights_hash,
-        "seconds": model.provenance["seconds"],
-    }
-    write_whole(note, json.dumps({"wanted": wanted, "row": row}, indent=1).encode())
-    return row
-
-
-def trained_steps(folder: Path) -> int | None:
-    """How far the model of a run directory is, if there is one."""
-    return load(folder, device="cpu").provenance["steps"] if (folder / "model" / "ddpm.json").exists() else None
+    found = trained_and_judged(config, runs / cell.name, METRICS, num=budget.num, steps=steps)
+    row = {"data": cell.data, "schedule": cell.schedule, "prediction": cell.prediction, "seed": cell.seed}
+    return row | {key: found[key] for key in (*SHOWN, "weights", "seconds")}
 
 
 def summarise(rows: list[dict[str, Any]], budget: Budget, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +135,7 @@ def cell_of(row: dict[str, Any]) -> Cell:
 def draw(data: str, runs: Path, budget: Budget, folder: Path) -> Path | None:
     """A row of samples of each kind, all of seed 0, below a row of training images; None until all cells are there."""
     mine = [cell for cell in cells(budget) if cell.data == data and cell.seed == 0]
-    if not all((runs / cell.name / "study.json").exists() for cell in mine):
+    if not all(finished(runs / cell.name) for cell in mine):
         return None
     models = {title(cell): load(runs / cell.name) for cell in mine}
     steps = {title(cell): budget.steps if cell.schedule else 1 for cell in mine}
@@ -214,18 +175,11 @@ def study(
         "budget": {data: budget_of(data, budget) for data in budget.seeds},
     }
     rows: list[dict[str, Any]] = []
-    # processes of one thread each: two small networks side by side are faster than one on two cores
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
-        waiting = [pool.submit(run_cell, cell, runs, budget) for cell in cells(budget)]
-        try:
-            for done in as_completed(waiting):
-                rows.append(done.result())
-                path = save_result("study", summarise(rows, budget, parameters), results)
-                print(f"{len(rows)} of {len(waiting)} cells", flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    waiting = [(cell, runs, budget) for cell in cells(budget)]
+    for row in side_by_side(run_cell, waiting, jobs):
+        rows.append(row)
+        path = save_result("study", summarise(rows, budget, parameters), results)
+        print(f"{len(rows)} of {len(waiting)} cells", flush=True)
     for data in budget.seeds:
         draw(data, runs, budget, pictures)
     return path
@@ -240,7 +194,7 @@ def budget_of(data: str, budget: Budget) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="where the run directories lie")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at once, one thread each")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, which share the cores")
     parser.add_argument("--steps", type=int, help="training steps of a cell, in place of the configurations'")
     parser.add_argument("--toy", action="store_true", help="two steps of a tiny network, to see that all works")
     parser.add_argument("--out", type=Path, default=RESULTS)

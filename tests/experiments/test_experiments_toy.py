@@ -107,7 +107,7 @@ def test_study_is_made_kept_and_gone_on_with(budget, tmp_path):
     assert table("study_mnist", tmp_path).count("\n") == 9
 
     lost = study.cells(budget)[0]
-    (runs / lost.name / "study.json").unlink()  # as if killed between training and judging
+    (runs / lost.name / "cell.json").unlink()  # as if killed between training and judging
     weights = (runs / lost.name / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
     assert study.run_cell(lost, runs, budget) in first["cells"]
     assert (runs / lost.name / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == weights
