@@ -20,13 +20,11 @@ from typing import Any
 
 from experiments.headline import HEADLINES
 from experiments.record import PICTURES, RESULTS, ROOT, load_result
+from experiments.speed_tables import NOT_RUN, SPEED_TABLES, Rows
 
-NOT_RUN = "not run"
 MARKED = re.compile(
     r"(?P<begin><!-- (?P<kind>table|pictures): (?P<name>\w+) -->\n).*?(?P<end><!-- end of (?P=kind) -->)", re.DOTALL
 )
-
-Rows = list[list[str]]
 
 
 def pages(root: Path = ROOT) -> list[Path]:
@@ -305,6 +303,7 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "restoration_flowers64": restoration("flowers64"),
     "real_against_real": real_against_real,
     "torture": disturbances,
+    **SPEED_TABLES,
 }
 
 PAPER = {
@@ -326,6 +325,11 @@ GALLERIES: dict[str, dict[str, str]] = {
     "study": {
         f"study_{data}.png": f"Samples of every kind of the study on {title}, all of seed 0"
         for data, title in (("mnist", "MNIST"), ("cifar10", "CIFAR-10"))
+    },
+    "time_to_quality": {"time_to_quality.png": "The first samples of every contestant, none of them chosen"},
+    "ablations": {"ablations.png": "Samples of the recipe and of every variant, all of seed 0"},
+    "few_steps": {
+        f"few_steps_{name}.png": f"Quality against network evaluations, {name}" for name in ("digits", "cifar10")
     },
     **{
         f"paper_{name}": {f"{name}_{figure}.png": f"{caption} ({name})" for figure, caption in PAPER.items()}

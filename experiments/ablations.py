@@ -1,0 +1,152 @@
+"""Which choices of the fast recipe earn their place? One is changed at a time, on Fashion-MNIST, at a short budget.
+
+    CUDA_VISIBLE_DEVICES="" python -m experiments.ablations --jobs 8
+
+The base is the preset `fashion_mnist` for 40,000 images. Every variant sees as many, but for the widths, which get the
+time that the base takes: their steps follow from a measurement at the start, kept in RUNS/paces.json. Figure: the
+distance with the built-in features to the training images. A cell is a run directory below --runs; a finished one is
+kept and one that was killed goes on. After every cell experiments/results/ablations.json is written again, and at the
+end docs/pictures/ablations.png is drawn.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ddpm.files import write_whole
+from ddpm.model import load
+from ddpm.training import Config, load_config
+from ddpm.training.dry_run import seconds_a_step
+from ddpm.training.run import Run
+from ddpm.viewing.plots import plot_images, save_figure
+from experiments.cells import side_by_side, threads, trained_and_judged
+from experiments.record import PICTURES, RESULTS, machine, save_result
+
+PRESET, SEEDS, COLUMNS = "fashion_mnist", 2, 12
+BASE = "the recipe"
+IMAGES = 40_000
+QUIET = {"training.preview_every": 0, "training.checkpoint_every": 200, "training.keep": 1, "training.track": []}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASE: {},
+    "ε in place of v": {"process.prediction": "epsilon"},
+    "linear in place of cosine schedule": {"process.schedule": "linear"},
+    "uniform in place of stratified timesteps": {"process.timestep_draw": "uniform"},
+    "no min-SNR weighting": {"process.weighting": "none"},
+    "the paper's average (0.9999 from the first step)": {"training.ema": 0.9999, "training.ema_warmup": False},
+    "no average": {"training.ema": 0.0},
+    "constant learning rate": {"training.decay": "constant"},
+    "learning rate 2e-4": {"training.learning_rate": 2e-4},
+    "batches of 128": {"training.batch_size": 128},
+    "width 48, equal time": {"network.channels": 48, "network.groups": 16},
+    "width 24, equal time": {"network.channels": 24, "network.groups": 8},
+    "2 blocks a level": {"network.blocks": 2},
+    "no attention": {"network.attention": [], "network.mid_attention": False},
+}
+EQUAL_TIME = [name for name in VARIANTS if name.endswith("equal time")]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every variant gets: training images, images and sampling steps of the judgement, overrides of all."""
+
+    images: int = IMAGES
+    num: int = 2500
+    steps: int = 10
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+
+def configuration(variant: str, seed: int, budget: Budget, paces: dict[str, float]) -> Config:
+    """The preset with one thing changed, its course fitted to the budget."""
+    overrides = QUIET | VARIANTS[variant] | dict(budget.overrides) | {"training.seed": seed}
+    config = load_config(PRESET, overrides)
+    steps = budget.images / config.training.batch_size
+    if variant in paces:
+        steps *= paces[BASE] / paces[variant]
+    steps = max(2, round(steps))
+    return load_config(PRESET, overrides | {"training.steps": steps, "training.warmup": steps // 10})
+
+
+def measured_paces(folder: Path, budget: Budget, jobs: int) -> dict[str, float]:
+    """Seconds a step of the base and of the variants that get equal time, measured once."""
+    path = folder / "paces.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    torch.set_num_threads(threads(jobs))
+    paces = {}
+    for name in (BASE, *EQUAL_TIME):
+        config = configuration(name, 0, budget, {})
+        run = Run(config, folder, Accelerator(), init=None, resume=False, evaluator=None)
+        paces[name] = seconds_a_step(run.loop)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(paces, indent=1).encode())
+    return paces
+
+
+def run_cell(variant: str, seed: int, runs: Path, budget: Budget, paces: dict[str, float]) -> dict[str, Any]:
+    """One variant with one seed."""
+    config = configuration(variant, seed, budget, paces)
+    found = trained_and_judged(config, folder_of(variant, seed, runs), ["fid"], num=budget.num, steps=budget.steps)
+    images = config.training.steps * config.training.batch_size
+    return {"variant": variant, "seed": seed, "images": images, **found}
+
+
+def folder_of(variant: str, seed: int, runs: Path) -> Path:
+    return runs / f"{list(VARIANTS).index(variant):02d}-{seed}"
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds of every variant, in order."""
+    summary = []
+    for variant in VARIANTS:
+        mine = [row for row in rows if row["variant"] == variant]
+        if mine:
+            distances = [row["frechet_distance"] for row in mine]
+            spread = {"mean": float(np.mean(distances)), "std": float(np.std(distances, ddof=1)) if mine[1:] else None}
+            seconds = float(np.mean([row["seconds"] for row in mine]))
+            kept = {"variant": variant, "seeds": len(mine), "images": mine[0]["images"], "seconds": round(seconds, 1)}
+            summary.append(kept | {"frechet_distance": spread})
+    return summary
+
+
+def ablations(
+    runs: Path, budget: Budget, *, jobs: int, command: str, results: Path = RESULTS, pictures: Path = PICTURES
+) -> Path:
+    """Make all cells, `jobs` at a time; returns the path of ablations.json, which says that `command` made it."""
+    paces = measured_paces(runs, budget, jobs)
+    tasks = [(variant, seed, runs, budget, paces) for seed in range(SEEDS) for variant in VARIANTS]
+    judged = {"num": budget.num, "sampler": "dpm++", "steps": budget.steps, "features": "builtin"}
+    rows: list[dict[str, Any]] = []
+    for row in side_by_side(run_cell, tasks, jobs):
+        rows.append(row)
+        parameters = {"command": command, "machine": machine(), "threads": threads(jobs), "judged": judged}
+        path = save_result("ablations", {**parameters, "paces": paces, "rows": summarise(rows), "cells": rows}, results)
+        print(f"{len(rows)} of {len(tasks)} cells", flush=True)
+    draw(runs, budget, pictures)
+    return path
+
+
+def draw(runs: Path, budget: Budget, pictures: Path) -> Path:
+    """A row of samples of every variant, all of seed 0."""
+    drawn = [load(folder_of(variant, 0, runs)).sample(COLUMNS, steps=budget.steps) for variant in VARIANTS]
+    pictures.mkdir(parents=True, exist_ok=True)
+    return save_figure(plot_images(torch.stack(drawn), rows=list(VARIANTS)), pictures / "ablations.png", overwrite=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="where the run directories lie")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, which share the cores")
+    options = parser.parse_args()
+    command = f"python -m experiments.ablations --jobs {options.jobs}"
+    print(ablations(options.runs, Budget(), jobs=options.jobs, command=command))
+
+
+if __name__ == "__main__":
+    main()
