@@ -65,6 +65,24 @@ def test_cifar10_under_either_folder_name(tmp_path, monkeypatch, name):
     assert len(opened("cifar10:test", image_size=32)) == 4
 
 
+def test_a_split_asked_of_what_has_none_is_refused(tmp_path, pixels, encode, write_tar, write_idx, image_folder):
+    """Never the whole set in its place: it would be training images where held-out ones were meant."""
+    np.savez(tmp_path / "x.npz", arr_0=np.stack([pixels(0), pixels(1)]))
+    write_tar(tmp_path / "shards" / "0.tar", {"a.png": encode(pixels())})
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((2, 16, 16), np.uint8))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", encode(pixels()))
+    for name in ("x.npz", "x.zip", "shards", "shards/0.tar", "shards/{0..0}.tar", "train-images-idx3-ubyte"):
+        assert len(opened(tmp_path / name)) in (1, 2)
+        with pytest.raises(UserError, match="has no splits: leave out :test") as refused:
+            opened(f"{tmp_path / name}:test")
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="has no splits: leave out :test"):
+        opened(f"{tmp_path}/shards:test", streaming=True)
+    with pytest.raises(UserError, match="no split 'test'"):
+        opened(f"{image_folder(['a.png'])}:test")
+
+
 # ---- folders
 
 

@@ -78,7 +78,7 @@ def find_stored(source: str) -> Stored:
         if path := _place(name):
             return _open_path(path, split, CLASS_NAMES.get(name))
         if shards := _shards_of(name, ".tar"):
-            return open_tar(shards)
+            return open_tar(_undivided(shards, name, split))
     except OSError as error:
         raise UserError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     return open_hub(_hub_source(name, split))
@@ -91,9 +91,9 @@ def find_shards(source: str) -> Shards:
     name, split = split_of(source)
     place = str(_place(name) or name)
     if paths := _shards_of(place, ".tar"):
-        return TarShards(paths)
+        return TarShards(_undivided(paths, name, split))
     if paths := _shards_of(place, ".parquet"):
-        return stream_parquet(paths)
+        return stream_parquet(_undivided(paths, name, split))
     if _place(name) or name == "digits":
         raise UserError(f"{source} is not streamed: tar shards, parquet files and hf: are; set streaming: false")
     return stream_hub(_hub_source(name, split))
@@ -127,6 +127,7 @@ def _open_path(path: Path, split: str | None, class_names: list[str] | None) -> 
         return _open_directory(path, split, class_names)
     if not path.is_file():
         raise UserError(f"{path} is neither a file nor a folder")
+    _undivided([path], str(path), split)
     name = path.name.lower()
     if name.endswith(".npz"):
         return open_npz(path)
@@ -148,10 +149,17 @@ def _open_directory(folder: Path, split: str | None, class_names: list[str] | No
     if arrays := open_cifar(folder, split or "train"):
         return arrays
     if shards := shard_paths(str(folder), ".tar"):
-        return open_tar(shards)
+        return open_tar(_undivided(shards, str(folder), split))
     if files := shard_paths(str(folder), ".parquet"):
-        return open_parquet(files)
+        return open_parquet(_undivided(files, str(folder), split))
     return open_folder(folder, split)
+
+
+def _undivided(files: list[Path], name: str, split: str | None) -> list[Path]:
+    """The files of a set that has no splits. To give all of it for a split would take its training images for tests."""
+    if split is not None:
+        raise UserError(f"{name} has no splits: leave out :{split}, or name the file that holds it")
+    return files
 
 
 def _shards_of(name: str, ending: str) -> list[Path]:

@@ -50,13 +50,12 @@ def evaluate(
     """
     title = judged if isinstance(judged, str) else None
     judged = open_judged(judged) if isinstance(judged, str) else judged
-    reference = open_reference(data, judged)
     comparison = Comparison(
         generated=as_images(judged, num, title, sampling),
-        reference=reference,
+        reference=open_reference(data, judged),
         load_network=lambda: load_features(features) if isinstance(features, str) else features,
         pictures=pictures,
-        test=open_test(test, data, reference, judged),
+        test=open_test(test, data, judged),
         judged_model=judged if isinstance(judged, Model) else None,
         force=force,
         progress=progress,

@@ -52,9 +52,7 @@ def open_reference(source: str, judged: Model | DatasetImages) -> DatasetImages 
     return reference
 
 
-def open_test(
-    source: str | None, data: str, reference: DatasetImages | Moments, judged: Model | DatasetImages
-) -> DatasetImages | None:
+def open_test(source: str | None, data: str, judged: Model | DatasetImages) -> DatasetImages | None:
     """Held-out images: what was asked for, else the test split of `data` where it has one, else none."""
     name, split = split_of(data)
     if source is None and split is not None:
@@ -67,8 +65,6 @@ def open_test(
         return None
     if isinstance(opened, Moments):
         raise UserError(f"--test takes images, and {source} holds moments")
-    if source is None and isinstance(reference, DatasetImages) and opened.fingerprint == reference.fingerprint:
-        return None  # a file without splits gives the same images whatever split is asked for
     return opened
 
 
