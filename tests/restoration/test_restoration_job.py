@@ -238,9 +238,10 @@ def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys)
         (["--task", "sharpen"], "no task named 'sharpen'"),
         (["--task", "denoise", "--method", "drm"], "did you mean 'ddrm'"),
         (["--task", "denoise", "--noise", "-1"], "at least 0"),
-        (["--task", "denoise", "--noise", "nan"], "at least 0"),
+        (["--task", "denoise", "--noise", "nan"], "takes numbers"),
         (["--task", "denoise", "--noise", "much"], "takes numbers"),
-        (["--task", "denoise", "--method", "repaint"], "only inpaints"),
+        (["--task", "denoise"], "needs --noise"),
+        (["--task", "superresolve", "--degrade", "--method", "repaint"], "only inpaints"),
         (["--task", "inpaint"], "needs --mask"),
         (["--task", "inpaint", "--mask", "nowhere.png"], "no mask nowhere.png"),
         (["--task", "inpaint", "--mask", "random:2"], "share of pixels lost"),
@@ -258,8 +259,11 @@ def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys)
         (["--task", "colorize", "--degrade"], "colour"),
         (["--task", "denoise", "--noise", "auto", "--degrade"], "give --noise a number"),
         (["--task", "denoise", "--option", "zeta=1"], "no option 'zeta'"),
-        (["--task", "denoise", "--samples", "0"], "at least 1"),
-        (["--task", "denoise", "--out", "x.jpg"], "end in .png"),
+        (["--task", "denoise", "--option", "eta=nan"], "takes numbers"),
+        (["--task", "denoise", "--noise", "0.1", "--option", "eta=5"], "eta must lie between 0 and 1"),
+        (["--task", "denoise", "--method", "ddnm", "--option", "travel_length=2.5"], "takes whole numbers"),
+        (["--task", "denoise", "--noise", "0.1", "--samples", "0"], "at least 1"),
+        (["--task", "denoise", "--noise", "0.1", "--out", "x.jpg"], "end in .png"),
     ],
 )
 def test_command_line_refuses_in_one_line(saved_model, pictures, tmp_path, capsys, arguments, words):
@@ -288,5 +292,5 @@ def test_command_line_refuses_masks_that_say_nothing(saved_model, pictures, tmp_
     arguments = ["restore", saved_model, pictures / "0.png", "--task", "inpaint", "--mask", tmp_path / "other.png"]
     assert cli.run([str(word) for word in [*arguments, "--out", tmp_path / "x.png"]]) == 2
     assert "mask is 9×12" in capsys.readouterr().err
-    assert cli.run(["restore", str(saved_model), str(tmp_path / "no.png"), "--task", "denoise"]) == 2
+    assert cli.run(["restore", str(saved_model), str(tmp_path / "no.png"), "--task", "inpaint", "--mask", "half"]) == 2
     assert "no picture or folder" in capsys.readouterr().err

@@ -98,7 +98,7 @@ def print_figures(row: Row) -> None:
 
 
 def parse_options(words: list[str], method: str) -> dict[str, float]:
-    """NAME=NUMBER words as arguments of the method; whole numbers stay whole."""
+    """NAME=NUMBER words as arguments of the method, whole numbers where it counts something."""
     known = find_method(method).options
     options: dict[str, float] = {}
     for word in words:
@@ -106,5 +106,7 @@ def parse_options(words: list[str], method: str) -> dict[str, float]:
         if name not in known:
             raise UserError(f"{method} has no option {name!r}; it has {', '.join(known)}")
         amount = number(value, f"--option {name}")
-        options[name] = int(amount) if amount == int(amount) and isinstance(known[name], int) else amount
+        if isinstance(known[name], int) and not amount.is_integer():
+            raise UserError(f"--option {name} takes whole numbers, not {value!r}")
+        options[name] = int(amount) if isinstance(known[name], int) else amount
     return options

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm.errors import UserError
-from ddpm.restoration.ddrm import Evidence
+from ddpm.restoration.ddrm import Evidence, check_share
 from ddpm.restoration.jumps import jump_path, renoise
 from ddpm.restoration.operator import LinearOperator, SpectralOperator
 from ddpm.samplers.denoiser import Denoiser
@@ -42,6 +42,7 @@ def ddnm(
         travel_length, travel_repeats: the time-travel trick: go back up `travel_length` steps and down again, so
             that each stretch is walked `travel_repeats` times.
     """
+    check_share("eta", eta)
     schedule, steps = denoiser.schedule, len(timesteps) - 1
     evidence = None
     if sigma_y > 0:

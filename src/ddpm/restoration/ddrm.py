@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ddpm.errors import UserError
 from ddpm.restoration.operator import SpectralOperator
 from ddpm.samplers.denoiser import Denoiser, Prediction
 from ddpm.samplers.step import Callback, Noise, Step
@@ -33,6 +34,8 @@ def ddrm(
         noise: standard normal (N, C, H, W), once at the start and once a step but the last.
         eta, eta_b: the paper's η and η_b (eq. 8); 0.85 and 1 are its choice.
     """
+    check_share("eta", eta)
+    check_share("eta_b", eta_b)
     schedule, steps = denoiser.schedule, len(timesteps) - 1
     evidence = Evidence(operator, y, sigma_y)
     x_t = evidence.start(*schedule.signal_noise(timesteps[0]), noise())
@@ -44,6 +47,12 @@ def ddrm(
             callback(Step(i, steps, t, t_prev, x_t, prediction.x_0, x_prev))
         x_t = x_prev
     return x_t
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse an η that is no share of a step's noise."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} must lie between 0 and 1, not at {value}")
 
 
 class Evidence:

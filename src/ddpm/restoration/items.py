@@ -39,6 +39,8 @@ class Settings:
 
     def __post_init__(self):
         find_method(self.method)
+        if self.task.name == "denoise" and self.noise == 0:
+            raise UserError("denoise needs --noise: σ in units of the [0, 1] image, or auto")
         if self.noise is not None:
             check_sigma(self.noise)
         elif self.degrade:

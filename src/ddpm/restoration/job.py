@@ -16,6 +16,7 @@ from ddpm.model import Model
 from ddpm.restoration.items import Item, Reader, Settings
 from ddpm.restoration.posterior import Restored, restore
 from ddpm.restoration.report import Row, read_report, row_of, write_images, write_picture, write_report
+from ddpm.viewing.files import check_target
 
 REPORT, PICTURE, SETTINGS = "report.csv", "report.png", "settings.json"
 
@@ -24,10 +25,7 @@ def restore_file(
     model: Model, source: Path, out: Path, settings: Settings, *, overwrite: bool = False
 ) -> tuple[Item, Row]:
     """Restore one picture to `out`, a .png; more pictures stand beside it, see `report.write_images`."""
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out} should end in .png for one picture: results are stored without loss")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists: give another --out, or --overwrite")
+    check_target(out, (".png",), overwrite=overwrite)
     item = Reader(model, settings).read(source, source.stem, out.with_suffix(""))
     (row,) = restore_items(model, [item], settings)
     return item, row

@@ -1,5 +1,6 @@
 """The tasks of `ddpm restore`: from a name and its parameters to an operator, and from a file to a measurement."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,11 @@ def read_picture(path: str | Path, channels: int) -> Tensor:
 
 
 def number(word: str, flag: str) -> float:
-    """A number out of a flag."""
+    """A finite number out of a flag."""
     try:
-        return float(word)
-    except ValueError as error:
-        raise UserError(f"{flag} takes numbers, not {word!r}") from error
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{flag} takes numbers, not {word!r}")
+    return value
