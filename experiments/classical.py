@@ -59,10 +59,13 @@ def gradient_adjoint(p: Tensor) -> Tensor:
 
 
 def nl_means(images: Tensor, strength: float, sigma: float) -> Tensor:
-    """Non-local means (scikit-image's) of images (N, C, H, W) in [-1, 1]; strength and σ in units of [0, 1] images."""
-    pixels = (images.clamp(-1, 1).permute(0, 2, 3, 1).numpy() + 1) / 2
+    """Non-local means (scikit-image's) of images (N, C, H, W) in [-1, 1]; strength and σ in units of [0, 1] images.
+
+    The noise must not be cut off at black and white: that moves its mean, which no averaging takes out again.
+    """
+    pixels = (images.permute(0, 2, 3, 1).numpy() + 1) / 2
     found = [
-        denoise_nl_means(one, patch_size=5, patch_distance=6, h=strength, sigma=sigma, channel_axis=-1)
+        denoise_nl_means(one, patch_size=5, patch_distance=10, h=strength, sigma=sigma, channel_axis=-1)
         for one in pixels
     ]
     return torch.from_numpy(np.stack(found).reshape(pixels.shape)).float().permute(0, 3, 1, 2) * 2 - 1

@@ -35,7 +35,7 @@ ROWS: list[tuple[str, Task, float]] = [
     ("deblurring, σ = 0.05", Task("deblur", kernel="gaussian:1.5"), 0.05),
 ]
 TV_WEIGHTS = (0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # λ for images in [0, 1]; 0 where there is no noise
-NLM_STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.6)
+NLM_STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # h, likewise
 PICTURED = 2  # images of each row in the picture
 COMMAND = (
     "python -m experiments.restoration_images --model {0.model} --data {0.data} --name {0.name} --images {0.images} "
@@ -77,10 +77,11 @@ def run_row(model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, 
     weights = TV_WEIGHTS if sigma > 0 else (0.0,)
     smoothest = {w: total_variation(operator, y, PIXEL_SCALE * w).cpu() for w in weights}
     row["total variation"], classical = best(smoothest, x)
+    starts = {"pseudo-inverse": inverse} if task.name == "denoise" else {"input": shown, "pseudo-inverse": inverse}
     smoothed = {
         f"{strength} on the {name}": nl_means(start, strength, sigma)
         for strength in NLM_STRENGTHS
-        for name, start in {"input": shown, "pseudo-inverse": inverse}.items()
+        for name, start in starts.items()
     }
     row["non-local means"], _ = best(smoothed, x)
     ddrm, ddnm = (restore(model, y, operator, method=m, noise=sigma, samples=samples) for m in ("ddrm", "ddnm"))
