@@ -2,7 +2,8 @@
 
     python -m benchmarks.cpu [--rounds N] [--problems cifar10,small28] [--out FOLDER]
 
-About ten minutes on two cores with nothing else to do. Prints a table; writes FOLDER/speed_cpu.json and .png.
+About ten minutes on two cores with nothing else to do. Prints a table; writes FOLDER/speed_cpu.json and
+docs/pictures/speed_cpu.png.
 """
 
 import argparse
@@ -14,14 +15,15 @@ import torch
 from benchmarks.compare import compare
 from benchmarks.problems import PROBLEMS
 from benchmarks.report import save, table
-from experiments.record import RESULTS, machine
+from experiments.record import PICTURES, RESULTS, machine
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="turns that each contestant takes")
     parser.add_argument("--problems", default="cifar10,small28", help=f"some of {', '.join(PROBLEMS)}")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON and the picture")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
+    parser.add_argument("--pictures", type=Path, default=PICTURES)
     options = parser.parse_args(arguments)
     where = f"{machine()}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
     print(where)
@@ -29,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.problems.split(","):
         results.append(compare(name, options.rounds, torch.device("cpu"), lambda line: print(line, file=sys.stderr)))
         print("\n" + table(results[-1]))
-    save("speed_cpu", results, where, options.out)
+    save("speed_cpu", results, where, options.out, options.pictures)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def save(name: str, results: list[dict[str, Any]], machine: str, folder: Path) -> None:
-    """folder/NAME.json and folder/NAME.png."""
-    save_result(name, {"machine": machine, "problems": results}, folder)
-    picture(results, folder / f"{name}.png")
+def save(name: str, results: list[dict[str, Any]], machine: str, folder: Path, pictures: Path) -> None:
+    """folder/NAME.json and pictures/NAME.png."""
+    command = f"python -m benchmarks.{name.removeprefix('speed_')}"
+    save_result(name, {"command": command, "machine": machine, "problems": results}, folder)
+    pictures.mkdir(parents=True, exist_ok=True)
+    picture(results, pictures / f"{name}.png")

@@ -1,6 +1,6 @@
 """Which schedule, and what should the network predict? Every combination at one short budget.
 
-    python -m experiments.study --jobs 2
+    CUDA_VISIBLE_DEVICES="" python -m experiments.study --jobs 8
 
 Linear and cosine schedule, each with a network that predicts ε, x_0 or v, and beside them the naive way: one step of
 regression from pure noise to an image. All have the network, the budget and the unweighted loss of
@@ -22,7 +22,7 @@ from ddpm.model import Model, load
 from ddpm.pixels import to_float
 from ddpm.training import load_config
 from ddpm.viewing.plots import plot_images, save_figure
-from experiments.cells import finished, side_by_side, trained_and_judged
+from experiments.cells import finished, side_by_side, threads, trained_and_judged
 from experiments.record import PICTURES, RESULTS, machine, save_result
 
 SCHEDULES = ("linear", "cosine")
@@ -32,7 +32,7 @@ SHOWN = ("frechet_distance", "kid", "precision", "recall")
 COLUMNS = 10  # of the pictures
 
 # One step from noise to image is a process without any signal: ᾱ = 0 at both of the two timesteps a process must have.
-# The network sees noise, answers x_0, and is asked once; the best that regression can answer is the mean image.
+# The network sees noise, answers x_0, and is asked once; the best that regression can answer is its class's mean image.
 ONE_STEP = {"process.betas": [1.0, 1.0], "process.prediction": "x_0"}
 
 
@@ -171,6 +171,7 @@ def study(
     parameters = {
         "command": command,
         "machine": machine(),
+        "threads": threads(jobs),
         "judged": {"num": budget.num, "sampler": "dpm++", "steps": budget.steps, "features": "builtin"},
         "budget": {data: budget_of(data, budget) for data in budget.seeds},
     }

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("script", "arguments"), [(cpu, ["--problems", "toy"]), (gpu, ["--toy"])])
 def test_a_comparison(script, arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "memory_of", lambda *_: {"train": 1.0, "sample": 1.0})  # a process each, slow to start
-    script.main([*arguments, "--rounds", "1", "--out", str(tmp_path)])
+    script.main([*arguments, "--rounds", "1", "--out", str(tmp_path), "--pictures", str(tmp_path)])
     name = script.__name__.split(".")[1]
     (result,) = json.loads((tmp_path / f"speed_{name}.json").read_text())["problems"]
     assert (tmp_path / f"speed_{name}.png").stat().st_size > 1000
