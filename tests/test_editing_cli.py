@@ -83,6 +83,21 @@ def test_edit_a_folder(plain, pictures, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
 
 
+def test_a_folder_with_bad_files_and_two_of_one_name(plain, pictures, tmp_path, capsys):
+    (pictures / "bad.png").write_text("no image")
+    Image.open(pictures / "a.png").save(pictures / "a.bmp")
+    arguments = ["edit", plain, pictures, "--strength", "0", "--out", tmp_path / "out"]
+    code, printed, _ = run(capsys, *arguments)
+    assert code == 0
+    assert printed.startswith(f"left out: {pictures / 'bad.png'} cannot be used as an image")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.bmp.png", "a.png.png", "b.png"]
+    for path in pictures.iterdir():
+        path.write_text("no image")
+    code, _, error = run(capsys, *arguments, "--overwrite")
+    assert code == 2
+    assert "no picture in" in error
+
+
 @pytest.mark.parametrize(("mode", "head"), [("--curve", "strength"), ("--invert", "depth")])
 def test_figures_and_their_tables(plain, pictures, tmp_path, capsys, mode, head):
     pytest.importorskip("matplotlib")
@@ -155,7 +170,8 @@ def test_interpolate(plain, pictures, tmp_path, capsys):
         (["interpolate", "MODEL", "a.png", "b.png", "--num", "1"], "at least 2"),
         (["interpolate", "MODEL", "a.png", "b.png", "--depths", "deep"], "--depths takes numbers"),
         (["interpolate", "MODEL", "a.png", "b.png", "--depths", "1.5"], "strength must lie"),
-        (["interpolate", "MODEL", "a.png", "."], "not folders"),
+        (["interpolate", "MODEL", "a.png", "."], "cannot be read"),
+        (["edit", "MODEL", "a.png", "--strength", "0.2", "--batch-size", "0"], "at least 1"),
     ],
 )
 def test_refusals_are_one_line(plain, pictures, capsys, monkeypatch, arguments, words):

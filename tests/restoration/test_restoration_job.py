@@ -252,6 +252,8 @@ def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys)
         (["--task", "deblur"], "needs --kernel"),
         (["--task", "deblur", "--kernel", "box:99"], "larger than the image"),
         (["--task", "deblur", "--kernel", "gaussian"], "gaussian:SIGMA"),
+        (["--task", "deblur", "--kernel", "gaussian:1e9"], "up to 167 pixels"),
+        (["--task", "deblur", "--kernel", "box:2.5"], "whole number of pixels"),
         (["--task", "deblur", "--kernel", "gaussian:wide"], "takes numbers"),
         (["--task", "superresolve", "--scale", "1"], "whole number"),
         (["--task", "superresolve", "--scale", "0"], "whole number"),
@@ -263,6 +265,8 @@ def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys)
         (["--task", "denoise", "--noise", "0.1", "--option", "eta=5"], "eta must lie between 0 and 1"),
         (["--task", "denoise", "--method", "ddnm", "--option", "travel_length=2.5"], "takes whole numbers"),
         (["--task", "denoise", "--noise", "0.1", "--samples", "0"], "at least 1"),
+        (["--task", "denoise", "--noise", "0.1", "--batch-size", "0"], "at least 1"),
+        (["--task", "denoise", "--noise", "0.1", "--steps", "0"], "0 steps asked for"),
         (["--task", "denoise", "--noise", "0.1", "--out", "x.jpg"], "end in .png"),
     ],
 )

@@ -202,7 +202,7 @@ def test_kernel_files(tmp_path):
         (lambda: Separable((1, 4, 4), torch.ones(2, 5), torch.ones(2, 4)), "5×4 images"),
         (lambda: Denoising((1, 4, 4)).check(torch.zeros(2, 1, 4, 5)), "has shape"),
         (lambda: kernels.gaussian(0), "width"),
-        (lambda: kernels.box(0), "at least 1"),
+        (lambda: kernels.box(0), "from 1 to"),
         (lambda: kernels.motion(float("nan")), "length"),
     ],
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddpm.cli.options import MODEL_HELP, Overwrite, parse_labels
 from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
-from ddpm.editing.pictures import draw_curve, draw_reconstructions, read_fitted
+from ddpm.editing.pictures import draw_curve, draw_reconstructions, read_fitted, read_folder
 from ddpm.errors import UserError
 from ddpm.fidelity import psnr, ssim
 from ddpm.model import load
@@ -54,7 +54,7 @@ def edit(
     editor = Editor(
         prior, labels=parse_labels(labels), guidance=guidance, seed=seed, batch_size=batch_size, precision=precision
     )
-    names, images = read_fitted(source, prior.image_shape)
+    names, images = read(source, prior.image_shape)
     if curve:
         points = fidelity_curve(editor, images, sampler=sampler, steps=steps)
         print("strength   PSNR    SSIM  surprise")
@@ -90,6 +90,16 @@ def check(target: Path, drawing: bool, folder: bool, overwrite: bool) -> None:
         check_target(target, FIGURES if drawing else (".png",), overwrite=overwrite)
     elif target.exists() and not overwrite and (target.is_file() or any(target.iterdir())):
         raise UserError(f"{target} exists: give another --out, or --overwrite")
+
+
+def read(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], Tensor]:
+    """The names and images of a picture or a folder; says which pictures were left out."""
+    if not source.is_dir():
+        return [source.stem], read_fitted(source, shape)
+    names, images, failures = read_folder(source, shape)
+    for failure in failures:
+        print(f"left out: {failure}")
+    return names, images
 
 
 def write(names: list[str], images: Tensor, edited: Tensor, target: Path, folder: bool, overwrite: bool) -> None:

@@ -40,7 +40,9 @@ class Editor:
         if tuple(images.shape[1:]) != model.image_shape:
             raise UserError(f"the images are {tuple(images.shape[1:])}, but this model knows {model.image_shape}")
         classes = self._classes(len(images))
-        size = self.batch_size or model.default_batch_size
+        size = model.default_batch_size if self.batch_size is None else self.batch_size
+        if size < 1:
+            raise UserError(f"the batch size must be at least 1, not {size}")
         answers = []
         for start in range(0, len(images), size):
             indices = range(start, min(start + size, len(images)))

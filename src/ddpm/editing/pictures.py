@@ -1,5 +1,6 @@
 """Pictures in and out of an edit: fitted to the model on the way in, drawn beside their figures on the way out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,20 +24,32 @@ if TYPE_CHECKING:
 ROWS_DRAWN = 6
 
 
-def read_fitted(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], Tensor]:
-    """A picture, or the pictures directly in a folder: their names, and (N, *shape) in [-1, 1].
+def read_fitted(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """A picture as (1, *shape) in [-1, 1], cropped to the shape's aspect and resized, as in training."""
+    channels, height, width = shape
+    return to_float(to_tensor(fit(to_pillow(read_image(path, channels, smallest=1)), (height, width))))[None]
 
-    Each is cropped to the shape's aspect and resized, as in training.
+
+def read_folder(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], Tensor, list[str]]:
+    """The pictures directly in a folder: their names, (N, *shape) in [-1, 1], and what is wrong with the others.
+
+    A name is without its ending, which stays where another picture has the same name.
     """
-    if source.is_dir():
-        paths = sorted(path for path in source.iterdir() if path.suffix.lower() in ENDINGS)
-    else:
-        paths = [source]
+    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in ENDINGS)
     if not paths:
         raise UserError(f"no pictures in {source}: looked for {', '.join(ENDINGS)}")
-    channels, *size = shape
-    pictures = [to_tensor(fit(to_pillow(read_image(path, channels, smallest=1)), (size[0], size[1]))) for path in paths]
-    return [path.stem for path in paths], to_float(torch.stack(pictures))
+    pictures: dict[Path, Tensor] = {}
+    failures = []
+    for path in paths:
+        try:
+            pictures[path] = read_fitted(path, shape)
+        except UserError as error:
+            failures.append(str(error))
+    if not pictures:
+        raise UserError(f"no picture in {source} can be used; the first: {failures[0]}")
+    uses = Counter(path.stem for path in pictures)
+    names = [path.stem if uses[path.stem] == 1 else path.name for path in pictures]
+    return names, torch.cat([*pictures.values()]), failures
 
 
 def draw_curve(points: Sequence[CurvePoint]) -> "Figure":

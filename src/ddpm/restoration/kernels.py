@@ -10,29 +10,31 @@ from torch import Tensor
 from ddpm.data.decode import read_image
 from ddpm.errors import UserError
 
+LARGEST = 1_001  # pixels on a side of a kernel; whether it fits the image is seen later, but nothing larger is made
 GAUSSIAN_REACH = 3.0  # standard deviations on each side; what lies outside weighs 0.3%
 
 
 def gaussian(sigma: float) -> Tensor:
     """A one-dimensional Gaussian of standard deviation `sigma` pixels, cut off at 3σ."""
-    if not sigma > 0 or not math.isfinite(sigma):
-        raise UserError(f"a Gaussian kernel needs a width above 0 pixels, not {sigma}")
+    widest = (LARGEST // 2) / GAUSSIAN_REACH
+    if not 0 < sigma <= widest:
+        raise UserError(f"a Gaussian kernel needs a width above 0 and up to {widest:.0f} pixels, not {sigma}")
     reach = max(1, math.ceil(GAUSSIAN_REACH * sigma))
     weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
     return weights / weights.sum()
 
 
-def box(size: int) -> Tensor:
-    """The mean of `size` neighbours, one-dimensional."""
-    if size < 1:
-        raise UserError(f"a box kernel needs at least 1 pixel, not {size}")
-    return torch.full((size,), 1 / size, dtype=torch.float64)
+def box(size: float) -> Tensor:
+    """The mean of `size` neighbours, a whole number, one-dimensional."""
+    if not 1 <= size <= LARGEST or size != int(size):
+        raise UserError(f"a box kernel needs a whole number of pixels from 1 to {LARGEST}, not {size:g}")
+    return torch.full((int(size),), 1 / size, dtype=torch.float64)
 
 
 def motion(length: float, degrees: float = 0.0) -> Tensor:
     """A straight camera movement of `length` pixels, `degrees` anticlockwise from the horizontal: a square matrix."""
-    if not 1 <= length < 10_000:
-        raise UserError(f"a motion kernel needs a length of at least 1 pixel, not {length}")
+    if not 1 <= length < LARGEST:
+        raise UserError(f"a motion kernel needs a length from 1 to {LARGEST - 1} pixels, not {length:g}")
     reach = math.ceil(length / 2)
     kernel = torch.zeros(2 * reach + 1, 2 * reach + 1, dtype=torch.float64)
     samples = torch.linspace(-(length - 1) / 2, (length - 1) / 2, max(2, 16 * math.ceil(length)), dtype=torch.float64)

@@ -73,15 +73,17 @@ def restore(
     """
     chosen = find_method(method)
     chosen.check(operator, noise)
-    if samples < 1:
-        raise UserError(f"the number of samples must be at least 1, not {samples}")
+    size = model.default_batch_size if batch_size is None else batch_size
+    if samples < 1 or size < 1:
+        raise UserError(f"samples and batch size must be at least 1, not {samples} and {size}")
     names = list(map(str, range(len(y)))) if names is None else list(names)
     shape = _image_shape(model, operator, image_size)
     if isinstance(operator, LinearOperator):
         operator.check(y)
     grid = TileGrid(shape[1:], model.image_shape[1:])
-    size, schedule = batch_size or model.default_batch_size, model.process.schedule
-    timesteps = timestep_grid(schedule, steps or min(chosen.steps, schedule.timesteps), spacing)
+    schedule = model.process.schedule
+    steps = min(chosen.steps, schedule.timesteps) if steps is None else steps
+    timesteps = timestep_grid(schedule, steps, spacing)
     classes = _classes(model, labels, len(y))
 
     device = model.device

@@ -90,7 +90,7 @@ class Task:
                 taps = kernels.gaussian(values[0])
                 return separable_blur(image_shape, taps, taps)
             case "box":
-                taps = kernels.box(int(values[0]))
+                taps = kernels.box(values[0])
                 return separable_blur(image_shape, taps, taps)
             case "motion":
                 return CircularBlur(image_shape, kernels.motion(*values))
