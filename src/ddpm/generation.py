@@ -46,6 +46,7 @@ def generate(
         raise UserError(f"cannot write {out.name}: JPEG changes pixels; name a .png, a .npz or a folder")
     parts = out if as_folder else out.with_name(out.name + ".parts")
     prepare(out, parts, settings, overwrite)
+    model.prepare(num, options.get("steps", 20))
     for indices, images in missing_batches(model, parts, num, size, options):
         pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
         (write_pngs if as_folder else write_array)(parts, indices, pixels)

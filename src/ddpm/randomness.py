@@ -49,7 +49,9 @@ class ImageNoise:
         return cls([image_generator(seed, index) for index in indices], shape, **where)
 
     def __call__(self) -> Tensor:
-        noise = torch.empty(len(self.generators), *self.shape)
+        # a card copies from pinned memory while it computes, and the host may draw on meanwhile
+        pinned = torch.device(self.device).type == "cuda"
+        noise = torch.empty(len(self.generators), *self.shape, pin_memory=pinned)
         for row, generator in zip(noise, self.generators, strict=True):
             torch.randn(self.shape, generator=generator, out=row)
         return noise.to(self.device, self.dtype, non_blocking=True)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm.networks import norm as norm_module
-from ddpm.networks.norm import GroupNorm, _Fused
+from ddpm.networks.norm import GroupNorm, _by_channel, _Fused
 
 N, C, H, W, GROUPS = 3, 4, 2, 3, 2
 
@@ -45,6 +45,33 @@ def test_fused_equals_its_parts(monkeypatch: pytest.MonkeyPatch, silu: bool, chu
     torch.testing.assert_close(fused(module, x, *rest), reference(module, x, *rest))
     none = torch.zeros(N, C, dtype=torch.float64)
     torch.testing.assert_close(fused(module, x, None, none, none), reference(module, x, none, none, none))
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_by_channel_equals_its_parts(silu: bool, dtype: torch.dtype) -> None:
+    """What a CUDA card takes, here on the CPU."""
+    module, (x, added, scale, shift) = layer(silu), inputs(dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    gamma, beta = module.weight * (1 + scale), module.bias * (1 + scale) + shift
+    given = (tensor.to(exact) for tensor in (added, gamma, beta))
+    result = _by_channel(x, *given, GROUPS, module.eps, silu)
+    assert result.dtype == dtype
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result, reference(module, x.double(), added, scale, shift).to(dtype))
+
+
+def test_by_channel_derivative() -> None:
+    x, added, gamma, beta = (tensor.requires_grad_() for tensor in inputs())
+    for biases in (added, added[:1].detach().requires_grad_()):
+        assert torch.autograd.gradcheck(
+            lambda x, biases, gamma, beta: _by_channel(x, biases, gamma, beta, GROUPS, 1e-6, True),
+            (x, biases, gamma, beta),
+        )
+    black = torch.zeros_like(x).requires_grad_()  # the norm of nothing has a corner
+    _by_channel(black, None, gamma, beta, GROUPS, 1e-6, True).sum().backward()
+    assert black.grad is not None
+    assert black.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("silu", [True, False])

@@ -105,6 +105,7 @@ class GeneratedImages(ImageSet):
     def prepare(self, progress: bool) -> None:
         missing, first = self.chunks.missing(self.chunks.mine()), process_rank()[0] == 0
         num = sum(len(self.chunks.bounds(start)) for start in missing)
+        self.model.prepare(len(self), self.options["steps"])
         with tqdm(total=num, desc="sampling", unit="image", disable=not (progress and first and missing)) as bar:
             for start in missing:
                 parts = []

@@ -140,4 +140,4 @@ class Batches:
 def use_device(device: torch.device) -> None:
     """A thread pins memory for the card that it uses, which is the first unless it is told."""
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(torch.cuda.current_device() if device.index is None else device)
