@@ -21,13 +21,15 @@ def compare(name: str, rounds: int, device: torch.device, say: Callable[[str], N
     problem = PROBLEMS[name]
     limits = ceilings(device, small=name == "toy")
     contestants = line_up(problem, device)
-    memory = {each.name: memory_of(name, each.name, device) for each in contestants}
     flops = {each.name: forward_flops(each, problem) for each in contestants}
+    memory = {} if device.type == "cuda" else {each.name: memory_of(name, each.name) for each in contestants}
     rows: list[dict[str, Any]] = []
     reference = contestants[1].name
     for phase in PHASES:
         batch = problem.training_batch if phase == "train" else problem.sampling_batch
         times = take_turns(contestants, phase, rounds, device, say)
+        if device.type == "cuda":
+            memory = {each.name: {phase: peak_memory(each, phase, device)} for each in contestants}
         for each in contestants:
             mine = times[each.name]
             rate = batch / spread(mine)["median"]
@@ -55,9 +57,9 @@ def compare(name: str, rounds: int, device: torch.device, say: Callable[[str], N
     return {"problem": name, "title": problem.title, "limits": limits, "rows": rows, "drawing": drawing}
 
 
-def memory_of(problem: str, contestant: str, device: torch.device) -> dict[str, float]:
-    """Peak memory of one contestant, measured in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.compare", problem, contestant, device.type]
+def memory_of(problem: str, contestant: str) -> dict[str, float]:
+    """Peak memory of one contestant on the CPU, measured in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.compare", problem, contestant]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode:
         raise RuntimeError(answer.stderr)
@@ -66,7 +68,7 @@ def memory_of(problem: str, contestant: str, device: torch.device) -> dict[str, 
 
 def main() -> None:
     """The child of `memory_of`. Sampling, which takes less, comes first: a process's peak never falls."""
-    problem, contestant, device = sys.argv[1], sys.argv[2], torch.device(sys.argv[3])
+    problem, contestant, device = sys.argv[1], sys.argv[2], torch.device("cpu")
     every: dict[str, Contestant] = {each.name: each for each in line_up(PROBLEMS[problem], device)}
     chosen = every.pop(contestant)
     every.clear()

@@ -75,7 +75,8 @@ def forward_flops(contestant: Contestant, problem: Problem) -> int:
 def ceilings(device: torch.device, *, small: bool = False) -> dict[str, float]:
     """What the machine can do: a large convolution and a large matrix product in each precision in GFLOP/s, and a
     copy in GB/s; the best of several goes."""
-    batch, channels, side, order = (1, 16, 8, 64) if small else (16, 256, 32, 2048)
+    large = device.type == "cuda"  # a card takes longer to start something than to do what fills a processor
+    batch, channels, side, order = (1, 16, 8, 64) if small else (512, 256, 32, 8192) if large else (16, 256, 32, 2048)
     found = {}
     for name, dtype in DTYPES.items():
         x = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
@@ -86,7 +87,7 @@ def ceilings(device: torch.device, *, small: bool = False) -> dict[str, float]:
         found[f"convolution_{name}"] = 2 * x.numel() * channels * 9 / taken / 1e9
         matrix = torch.randn(order, order, device=device, dtype=dtype)
         found[f"matrix_{name}"] = 2 * order**3 / best(lambda matrix=matrix: matrix @ matrix, device) / 1e9
-    source = torch.zeros(2**16 if small else 2**26, device=device)
+    source = torch.zeros(2**16 if small else 2**28 if large else 2**26, device=device)
     target = torch.empty_like(source)
     found["copy_gb"] = 2 * source.nbytes / best(lambda: target.copy_(source), device) / 1e9
     return found
@@ -98,11 +99,13 @@ def best(action: Callable[[], Any], device: torch.device, goes: int = 8) -> floa
 
 
 def peak_memory(contestant: Contestant, what: str, device: torch.device) -> float:
-    """GiB at the most over one step. On the CPU of the whole process, which should do nothing else."""
+    """GiB at the most over one step: on the CPU of the whole process, which should do nothing else; on a card beyond
+    what stays there between steps."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+        stays = torch.cuda.memory_allocated()
     contestant.train() if what == "train" else contestant.sample(1)
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
+        return (torch.cuda.max_memory_allocated() - stays) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

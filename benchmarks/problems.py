@@ -46,4 +46,4 @@ PROBLEMS = {
     ),
 }
 # batches that fill a data-centre card
-PROBLEMS["cifar10_gpu"] = replace(PROBLEMS["cifar10"], training_batch=512, sampling_batch=512)
+PROBLEMS["cifar10_gpu"] = replace(PROBLEMS["cifar10"], training_batch=256, sampling_batch=256)
