@@ -2,7 +2,7 @@
 
     CUDA_VISIBLE_DEVICES="" python -m experiments.ablations --jobs 8
 
-The base is the preset `fashion_mnist` for 40,000 images. Every variant sees as many, but for the widths, which get the
+The base is the preset `fashion_mnist` for --images images. Every variant sees as many, but for the widths, which get the
 time that the base takes: their steps follow from a measurement at the start, kept in RUNS/paces.json. Figure: the
 distance with the built-in features to the training images. A cell is a run directory below --runs; a finished one is
 kept and one that was killed goes on. After every cell experiments/results/ablations.json is written again, and at the
@@ -30,7 +30,6 @@ from experiments.record import PICTURES, RESULTS, machine, save_result
 
 PRESET, SEEDS, COLUMNS = "fashion_mnist", 2, 12
 BASE = "the recipe"
-IMAGES = 40_000
 QUIET = {"training.preview_every": 0, "training.checkpoint_every": 200, "training.keep": 1, "training.track": []}
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -39,11 +38,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "linear in place of cosine schedule": {"process.schedule": "linear"},
     "uniform in place of stratified timesteps": {"process.timestep_draw": "uniform"},
     "no min-SNR weighting": {"process.weighting": "none"},
-    "the paper's average (0.9999 from the first step)": {"training.ema": 0.9999, "training.ema_warmup": False},
+    "the paper's average, 0.9999 throughout": {"training.ema": 0.9999, "training.ema_warmup": False},
     "no average": {"training.ema": 0.0},
     "constant learning rate": {"training.decay": "constant"},
     "learning rate 2e-4": {"training.learning_rate": 2e-4},
     "batches of 128": {"training.batch_size": 128},
+    "batches of 32": {"training.batch_size": 32},
     "width 48, equal time": {"network.channels": 48, "network.groups": 16},
     "width 24, equal time": {"network.channels": 24, "network.groups": 8},
     "2 blocks a level": {"network.blocks": 2},
@@ -56,7 +56,7 @@ EQUAL_TIME = [name for name in VARIANTS if name.endswith("equal time")]
 class Budget:
     """What every variant gets: training images, images and sampling steps of the judgement, overrides of all."""
 
-    images: int = IMAGES
+    images: int = 40_000
     num: int = 2500
     steps: int = 10
     overrides: tuple[tuple[str, Any], ...] = ()
@@ -143,9 +143,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="where the run directories lie")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, which share the cores")
+    parser.add_argument("--images", type=int, default=Budget.images, help="that each variant is trained on")
     options = parser.parse_args()
     command = f"python -m experiments.ablations --jobs {options.jobs}"
-    print(ablations(options.runs, Budget(), jobs=options.jobs, command=command))
+    command += f" --images {options.images}" if options.images != Budget.images else ""
+    print(ablations(options.runs, Budget(options.images), jobs=options.jobs, command=command))
 
 
 if __name__ == "__main__":

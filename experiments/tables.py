@@ -326,6 +326,10 @@ GALLERIES: dict[str, dict[str, str]] = {
         f"study_{data}.png": f"Samples of every kind of the study on {title}, all of seed 0"
         for data, title in (("mnist", "MNIST"), ("cifar10", "CIFAR-10"))
     },
+    "speed": {
+        f"speed_{kind}.png": f"Images a second beside Diffusers as documented, on a {title}"
+        for kind, title in (("cpu", "processor"), ("gpu", "card"))
+    },
     "time_to_quality": {"time_to_quality.png": "The first samples of every contestant, none of them chosen"},
     "ablations": {"ablations.png": "Samples of the recipe and of every variant, all of seed 0"},
     "few_steps": {

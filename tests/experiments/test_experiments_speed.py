@@ -36,7 +36,7 @@ def source(tmp_path_factory):
 
 def test_every_ablation_changes_what_it_says_and_nothing_else():
     base = ablations.configuration(ablations.BASE, 0, ablations.Budget(), {})
-    assert base.training.steps * base.training.batch_size == ablations.IMAGES
+    assert base.training.steps * base.training.batch_size == ablations.Budget.images
     for variant, changes in ablations.VARIANTS.items():
         config = ablations.configuration(variant, 0, ablations.Budget(), {})
         fitted = {"steps": base.training.steps, "warmup": base.training.warmup}
