@@ -9,6 +9,7 @@ from ddpm.training.config import Config
 from ddpm.training.interrupt import StopRequest
 from ddpm.training.loop import Loop
 from ddpm.training.processes import launch
+from ddpm.training.reproducible import reproducible_kernels
 from ddpm.training.run import Run
 
 WARM_UP, FEWEST = 3, 5  # steps
@@ -40,11 +41,12 @@ def dry_run(config: Config, *, init: str | Path | None = None) -> str:
 def seconds_a_step(loop: Loop) -> float:
     """What a step takes with all that belongs to it: drawing the batch, gradient, clipping, Adam, averaging.
 
-    Steps follow each other as in `Loop.run`: the next is queued before the numbers of the last are waited for, and
-    batches are drawn ahead where the loop does so. The loop's weights change.
+    Steps follow each other as in a run: the next is queued before the numbers of the last are waited for, batches are
+    drawn ahead where the loop does so, and the kernels are the reproducible ones. The loop's weights change.
     """
+    device = loop.engine.device
     loop.network.train()
-    with contextlib.closing(loop.batches.steps(0, loop.engine.device)) as feed:
+    with reproducible_kernels(device), contextlib.closing(loop.batches.steps(0, device)) as feed:
         for step in range(WARM_UP):
             pending = loop.step(step, next(feed), StopRequest())
         pending.read()
