@@ -2,8 +2,8 @@
 
     CUDA_VISIBLE_DEVICES="" python -m experiments.ablations --jobs 8
 
-The base is the preset `fashion_mnist` for --images images. Every variant sees as many, but for the widths, which get the
-time that the base takes: their steps follow from a measurement at the start, kept in RUNS/paces.json. Figure: the
+The base is the preset `fashion_mnist` for --images images. Every variant sees as many, but for the widths, which get
+the time that the base takes: their steps follow from a measurement at the start, kept in RUNS/paces.json. Figure: the
 distance with the built-in features to the training images. A cell is a run directory below --runs; a finished one is
 kept and one that was killed goes on. After every cell experiments/results/ablations.json is written again, and at the
 end docs/pictures/ablations.png is drawn.
