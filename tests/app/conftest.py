@@ -63,10 +63,20 @@ def make_run(run: Path, steps: int) -> None:
 @pytest.fixture(scope="session")
 def address(served_model, runs_folder) -> Iterator[str]:
     """The page, served in this process at a free port."""
+    yield from serve(served_model, runs_folder)
+
+
+@pytest.fixture(scope="session")
+def plain_address(plain_model, tmp_path_factory) -> Iterator[str]:
+    """The page of a model without classes, beside no run at all."""
+    yield from serve(plain_model, tmp_path_factory.mktemp("no runs"))
+
+
+def serve(model: Model, runs: Path) -> Iterator[str]:
     pytest.importorskip("gradio")
     from ddpm.app.page import build, launch
 
-    page = build(served_model, "somebody's model", runs_folder)
+    page = build(model, "somebody's model", runs)
     yield launch(page, "127.0.0.1", free_port(), block=False)
     page.close()
 
@@ -84,6 +94,8 @@ def uploads(tmp_path_factory) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "good.png")
     (folder / "broken.png").write_bytes(b"this is no image")
+    with (folder / "heavy.png").open("wb") as heavy:
+        heavy.truncate(20 * 2**20 + 1)
     Image.new("1", (10_000, 10_000)).save(folder / "huge.png")
     frames = [Image.new("P", (20, 20), colour) for colour in range(3)]
     frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])

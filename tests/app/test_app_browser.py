@@ -88,6 +88,40 @@ def test_no_tab_scrolls_sideways_or_asks_elsewhere(browser, address, width):
     assert visit.wrong == []
 
 
+def test_explore_and_interpolate_on_a_phone(browser, address, uploads):
+    visit = Visit(browser, address, 390)
+    visit.open("Explore")
+    drawing = visit.panel.locator(".figure svg").filter(visible=True)
+    assert drawing.count() == 1
+    box = drawing.bounding_box()
+    assert box["width"] < 390 < box["height"]
+    visit.upload(uploads / "good.png")
+    visit.page.wait_for_timeout(500)
+    visit.press("Noise it")
+    visit.panel.locator("img[src*='forward.gif']").wait_for()
+    visit.open("Edit")
+    visit.upload(uploads / "good.png", 1)
+    visit.panel.locator("img").first.wait_for()
+    visit.upload(uploads / "mask.png", 2)
+    visit.panel.locator("img").nth(1).wait_for()
+    visit.press("Interpolate")
+    visit.panel.locator("img").nth(2).wait_for()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+    visit.page.close()
+    assert visit.wrong == []
+
+
+def test_a_model_without_classes_is_asked_for_none(browser, plain_address):
+    visit = Visit(browser, plain_address, 1280)
+    assert not visit.panel.get_by_label("Class").filter(visible=True).count()
+    visit.press("Generate")
+    visit.says("Done: 16 images, seed 0.")
+    visit.open("Runs")
+    visit.says("Start one with")
+    visit.page.close()
+    assert visit.wrong == []
+
+
 def test_generate_a_class_and_cancel(visit):
     visit.choose("Class", "class 1")
     visit.press("Generate")

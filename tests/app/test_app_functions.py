@@ -1,5 +1,6 @@
 """What is behind the tabs, without Gradio."""
 
+import re
 import shlex
 import threading
 import time
@@ -12,11 +13,14 @@ from PIL import Image
 from ddpm.app.functions import edit, explore, runs
 from ddpm.app.functions import generate as drawing
 from ddpm.app.functions import restore as restoring
+from ddpm.app.functions.drawing import as_svg
 from ddpm.app.functions.live import live
 from ddpm.app.functions.uploads import read_fitted, read_mask, read_upload
 from ddpm.cli import run as command_line
 from ddpm.errors import UserError
 from ddpm.samplers.step import Step
+
+SVG_SIZE = re.compile(r'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"')
 
 
 def last(iterator):
@@ -32,6 +36,7 @@ def last(iterator):
     [
         ("broken.png", "the upload cannot be used: it is not an image"),
         ("huge.png", "10000x10000 is more than"),
+        ("heavy.png", "it is larger than 20 MB"),
         ("missing.png", "No such file"),
     ],
 )
@@ -221,6 +226,18 @@ def test_the_schedule_figure_has_every_curve(served_model):
     assert np.allclose(drawn.axes[1].lines[0].get_ydata(), served_model.process.schedule.alphas_cumprod)
 
 
+def test_a_figure_is_there_for_a_desk_and_for_a_phone(served_model):
+    drawn = explore.schedule_figure(served_model, [explore.OWN, "linear"], explore.Range())
+    element = as_svg(drawn, "β & more")
+    assert 'aria-label="β &amp; more"' in element
+    sizes = [(float(width), float(height)) for width, height in SVG_SIZE.findall(element)]
+    assert len(sizes) == 2
+    assert sizes[0][0] > 2 * sizes[0][1]  # points; three axes side by side
+    assert sizes[1][0] < 390 / 96 * 72 < sizes[1][1]  # one below the other
+    tops = [ax.get_position().y0 for ax in drawn.axes]
+    assert tops == sorted(tops, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("names", "asked"),
     [
@@ -237,7 +254,7 @@ def test_an_impossible_schedule_is_refused(served_model, names, asked):
 
 def test_the_forward_process_of_an_upload(plain_model, uploads, tmp_path):
     strip, path = explore.forward(plain_model, str(uploads / "good.png"), explore.OWN, explore.Range(), tmp_path)
-    assert strip.width > strip.height
+    assert strip.width < 500  # two rows of three, to be read on a phone
     with Image.open(path) as animation:
         assert animation.n_frames == explore.MOST_FRAMES
 

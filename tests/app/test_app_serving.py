@@ -115,6 +115,15 @@ def test_an_odd_upload_is_read(client, uploads, name):
     assert report.startswith("Strength 0.4")
 
 
+@pytest.mark.parametrize("endpoint", ["/generate", "/edit"])
+def test_a_model_without_classes_refuses_one_in_words(plain_address, uploads, endpoint):
+    plain = gradio_client.Client(plain_address, verbose=False)
+    image = {} if endpoint == "/generate" else {"image": gradio_client.handle_file(uploads / "good.png")}
+    with pytest.raises(AppError, match="trained without classes"):
+        plain.predict(label="class 1", **image, api_name=endpoint)
+    plain.predict(steps=2, **image, api_name=endpoint)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_page_fetches_nothing_for_anybody(client):
     elsewhere = {"path": "http://192.0.2.1/picture.png", "meta": {"_type": "gradio.FileData"}}

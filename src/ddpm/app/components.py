@@ -21,7 +21,7 @@ def upload(label: str, **options: Any) -> gr.Image:
         buttons=[],
         sources=["upload", "clipboard"],
         elem_classes="upload",
-        height=180,
+        height=200,
         **options,
     )
     return _own_files(image, lambda payload: None if payload is None else payload.path)

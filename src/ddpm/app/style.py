@@ -61,11 +61,12 @@ CSS = """
 .hint p { color: var(--body-text-color-subdued); font-size: 0.9rem; margin: 0; }
 .status { min-height: 1.6em; }
 .status p { font-variant-numeric: tabular-nums; margin: 0; }
-.picture img { image-rendering: pixelated; }
 .upload img { width: 100%; height: 100%; object-fit: contain; }
-.lowered img { padding-top: 28px; }
-.figure { overflow-x: auto; }
-.figure svg { display: block; width: 100%; height: auto; min-width: 520px; max-width: 900px; margin: 0 auto; }
+.upload img, .lowered img { padding-top: 28px; }  /* below the label */
+.titled label.float { position: static; }
+.gradio-container button.label-wrap > span { text-align: left; }
+.figure svg { display: block; width: 100%; height: auto; max-width: 900px; margin: 0 auto; }
+.figure .narrow { display: none; }
 .grids .gallery-container, .grids .grid-wrap {
   height: auto !important; min-height: 0 !important; max-height: none !important; overflow: visible;
 }
@@ -76,5 +77,9 @@ CSS = """
 .grids .caption-label {
   position: static; border: 0; padding: 2px 0 0; max-width: none; background: none; text-align: left;
 }
-@media (max-width: 640px) { .gradio-container .main.app { padding: 14px 14px 28px !important; } }
+@media (max-width: 640px) {
+  .gradio-container .main.app { padding: 14px 14px 28px !important; }
+  .figure .wide { display: none; }
+  .figure .narrow { display: block; }
+}
 """

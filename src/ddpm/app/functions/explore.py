@@ -25,7 +25,7 @@ SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 OWN = "this model's"
 MOST_TIMESTEPS = 4000
 LARGEST_SIDE = 192  # pixels of the upload that is noised
-MOST_FRAMES, STRIP_FRAMES = 36, 6
+MOST_FRAMES, STRIP_FRAMES, STRIP_COLUMNS = 36, 6, 3  # three side by side can be read on a phone
 
 
 @dataclass(frozen=True)
@@ -65,5 +65,14 @@ def forward(model: Model, source: str | None, name: str, asked: Range, folder: P
     schedule = asked.schedule(name, model)
     trajectory = trace_forward(schedule, pixels, frames=MOST_FRAMES)
     last = len(trajectory.frames) - 1
-    few = sorted({round(place) for place in np.linspace(0, last, STRIP_FRAMES)})
-    return strip([trajectory.frames[index] for index in few]), trajectory.save(folder / "forward.gif")
+    few = [trajectory.frames[index] for index in sorted({round(place) for place in np.linspace(0, last, STRIP_FRAMES)})]
+    rows = [strip(few[start : start + STRIP_COLUMNS]) for start in range(0, len(few), STRIP_COLUMNS)]
+    return stacked(rows), trajectory.save(folder / "forward.gif")
+
+
+def stacked(rows: list[Image.Image]) -> Image.Image:
+    """Pictures of one mode, one below the other on white."""
+    sheet = Image.new(rows[0].mode, (rows[0].width, sum(row.height for row in rows)), "white")
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, number * rows[0].height))
+    return sheet

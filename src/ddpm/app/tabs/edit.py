@@ -44,7 +44,7 @@ def tab(model: Model) -> None:
             )
             compared = gr.ImageSlider(
                 label="Before and after", format="png", max_height=420, interactive=False, buttons=["download"],
-                elem_classes="picture",
+                elem_classes="titled",
             )  # fmt: skip
     gr.Markdown("### From one image to another")
     with gr.Row():
@@ -55,9 +55,8 @@ def tab(model: Model) -> None:
             number = gr.Slider(1, behind.MOST_BETWEEN, 7, step=1, label="Images between")
             walk = gr.Button("Interpolate", variant="primary")
     row = gr.Image(
-        label="From the first to the second", format="png", height=180, interactive=False, buttons=["download"],
-        elem_classes="picture",
-    )  # fmt: skip
+        label="From the first to the second", format="png", height=180, interactive=False, buttons=["download"]
+    )
 
     start.click(
         edit, [image, strength, label, steps, seed], [status, compared], api_name="edit", concurrency_id="model"

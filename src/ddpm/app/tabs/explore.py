@@ -46,7 +46,10 @@ def tab(model: Model) -> None:
             strip = gr.Image(
                 label="Forward process", format="png", interactive=False, buttons=["download"], elem_classes="lowered"
             )
-            moving = gr.Image(label="In motion", format="gif", height=360, interactive=False, buttons=["download"])
+            moving = gr.Image(
+                label="In motion", format="gif", height=360, interactive=False, buttons=["download"],
+                elem_classes="lowered",
+            )  # fmt: skip
 
     numbers = [timesteps, beta_start, beta_end, zero]
     gr.on(

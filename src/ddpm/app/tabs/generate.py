@@ -36,10 +36,7 @@ def tab(model: Model, name: str) -> None:
                 cancel = gr.Button("Cancel", min_width=120)
         with gr.Column(scale=3, min_width=300):
             status = gr.Markdown("Ready.", elem_classes="status")
-            samples = gr.Image(
-                label="Samples", format="png", height=420, interactive=False, buttons=["fullscreen"],
-                elem_classes="picture",
-            )  # fmt: skip
+            samples = gr.Image(label="Samples", format="png", height=420, interactive=False, buttons=["fullscreen"])
             with gr.Row():
                 png = gr.DownloadButton("Grid, PNG", size="sm", min_width=90)
                 gif = gr.DownloadButton("Animation, GIF", size="sm", min_width=90)

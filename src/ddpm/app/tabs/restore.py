@@ -23,7 +23,7 @@ def tab(model: Model) -> None:
             image = upload("Image")
             gr.Markdown(f"Cropped and scaled to {width}×{height}, what this model draws.", elem_classes="hint")
             kind = gr.Dropdown(kinds, value=behind.PAINTED, label="Damage")
-            mask = mask_editor("Mask: paint what is lost", CANVAS, BRUSH, height=CANVAS + 60, elem_id="mask")
+            mask = mask_editor("Paint what is lost", CANVAS, BRUSH, height=CANVAS + 60, elem_id="mask")
             share = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Share of pixels lost", visible=False)
             scale = gr.Slider(2, 8, 2, step=1, label="Times smaller", visible=False)
             blur = gr.Slider(0.3, 4, 1, step=0.1, label="Blur (σ in pixels)", visible=False)
@@ -41,16 +41,16 @@ def tab(model: Model) -> None:
             status = gr.Markdown("Choose an image.", elem_classes="status")
             compared = gr.ImageSlider(
                 label="Before and after", format="png", max_height=420, interactive=False, buttons=["download"],
-                elem_classes="picture",
+                elem_classes="titled",
             )  # fmt: skip
             with gr.Row():
                 every = gr.Image(
                     label="Draws", format="png", height=240, interactive=False, buttons=["download"], min_width=140,
-                    elem_classes="picture",
+                    elem_classes="lowered",
                 )  # fmt: skip
                 spread = gr.Image(
                     label="Uncertainty", format="png", height=240, interactive=False,
-                    buttons=["download"], min_width=140, elem_classes="picture",
+                    buttons=["download"], min_width=140, elem_classes="lowered",
                 )  # fmt: skip
 
     @told

@@ -21,9 +21,9 @@ def tab(folder: Path, page: gr.Blocks) -> None:
     figure = gr.HTML(elem_classes="figure")
     gallery = gr.Gallery(
         label="Newest samples, from the same seeds", format="png", columns=4, height="auto", object_fit="contain",
-        buttons=["download"], elem_classes=["picture", "grids"],
+        buttons=["download"], elem_classes="grids",
     )  # fmt: skip
-    seen = gr.State([])
+    seen = gr.State(None)  # nothing yet, not even that there is nothing
 
     @told
     def runs(names, quantity):
@@ -41,7 +41,7 @@ def tab(folder: Path, page: gr.Blocks) -> None:
         if now == seen:
             yield [gr.skip()] * 6
             return
-        known, there = {name for name, _ in seen}, [name for name, _ in now]
+        known, there = {name for name, _ in seen or []}, [name for name, _ in now]
         names = [name for name in names if name in there] + [name for name in there[:FIRST] if not known]
         hint = f"Runs in `{folder}`, looked at every {EVERY} seconds." if there else nothing_in(folder)
         choices = behind.quantities(folder, names)
