@@ -1,5 +1,7 @@
 """`ddpm trace` as a command."""
 
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -57,6 +59,15 @@ def test_both_joined_in_a_strip(folder, photograph, tmp_path):
     assert run(["trace", folder, "--forward", photograph, "--steps", "4", "--frames", "8", "--out", str(out)]) == 0
     with Image.open(out) as strip:
         assert strip.width > 4 * strip.height / 2
+
+
+def test_without_ffmpeg_an_mp4_says_what_to_install_and_a_gif_works(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    assert run(["trace", folder, "--steps", "2", "--out", str(tmp_path / "a.mp4")]) == 2
+    assert (
+        capsys.readouterr().err == "ddpm: error: an .mp4 needs ffmpeg: pip install 'ddpm[video]'; a .gif does without\n"
+    )
+    assert run(["trace", folder, "--steps", "2", "--out", str(tmp_path / "a.gif")]) == 0
 
 
 @pytest.mark.parametrize(
