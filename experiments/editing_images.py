@@ -1,6 +1,6 @@
 """What an edit keeps: round trips of inversion, and SDEdit's fidelity and realism over its strength.
 
-    python -m experiments.editing_images --model digits --data mnist:test --name editing_digits
+    python -m experiments.editing_images --model digits --data mnist:test --name editing_digits --images 16
 
 Round trips: there and back through the whole process at equal network evaluations in all, first order (DDIM) and
 second, guidance and clipping off, float32. SDEdit: PSNR and SSIM to the originals and the model's surprise, for
@@ -19,7 +19,7 @@ from ddpm.pixels import to_float
 from ddpm.viewing.plots import save_figure
 from experiments.record import PICTURES, machine, save_result
 
-COMMAND = "python -m experiments.editing_images --model {0.model} --data {0.data} --name {0.name}"
+COMMAND = "python -m experiments.editing_images --model {0.model} --data {0.data} --name {0.name} --images {0.images}"
 EVALUATIONS = (50, 100, 200)  # of a round trip, both ways together
 DEPTHS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # figure 9's, of T = 1000
 WEIGHTS = [i / 8 for i in range(9)]
@@ -40,18 +40,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="digits")
     parser.add_argument("--data", default="mnist:test")
-    parser.add_argument("--num", type=int, default=16)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--steps", type=int, default=100, help="of a whole SDEdit run")
     parser.add_argument("--name", default="editing_digits", help="of the result and its pictures")
     arguments = parser.parse_args()
     model = ddpm.load(arguments.model)
     channels, *size = model.image_shape
     data = open_dataset(arguments.data, image_size=tuple(size), channels=channels, labels=model.num_classes is not None)
-    pixels, labels = data.batch(list(range(arguments.num)))
+    pixels, labels = data.batch(list(range(arguments.images)))
     images = to_float(pixels)
     editor = Editor(model, batch_size=16)
 
-    about = {"model": arguments.model, "weights": model.weights_hash, "data": arguments.data, "images": arguments.num}
+    about = {
+        "model": arguments.model,
+        "weights": model.weights_hash,
+        "data": arguments.data,
+        "images": arguments.images,
+    }
     result = {**about, "command": COMMAND.format(arguments), "machine": machine()}
     result["round_trips"] = round_trips(editor, images)
     trips = reconstructions(editor, images, DEPTHS, evaluations=50)
