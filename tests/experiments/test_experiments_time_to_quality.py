@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("denoising_diffusion_pytorch", reason="the peers are an extra of their own")
 
-from ddpm.training import dry_run
+from ddpm.data import open_dataset
+from ddpm.training import dry_run, load_config
 from experiments import peers
 from experiments.tables import table
 from experiments.time_to_quality import QUIET, TITLES, Match, judge, train_contestant
@@ -51,9 +52,6 @@ def test_all_contestants(match, tmp_path):
 
 
 def test_peers_see_the_images_in_their_range(match):
-    from ddpm.data import open_dataset
-    from ddpm.training import load_config
-
     dataset = open_dataset(load_config(match.preset, match.overrides).data)
     for low, least in ((-1.0, 200 / 127.5 - 1), (0.0, 200 / 255)):
         (batch,) = next(peers.endless(dataset, 16, low))
