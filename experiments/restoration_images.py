@@ -3,7 +3,7 @@
     python -m experiments.restoration_images --model digits --data mnist:test --name restoration_digits --images 100
 
 For every task: the degraded input, the pseudo-inverse, total variation, non-local means of input or pseudo-inverse,
-DDRM (one draw, and the mean of several), and DDNM(+) (the mean of several), all with their default options. λ and the
+DDRM and DDNM(+), the default (each one draw, and the mean of several), with their own numbers of steps. λ and the
 filter strength of the classical methods are the ones that do best on these very images; ours are told nothing but σ.
 """
 
@@ -68,7 +68,7 @@ def best(candidates: dict[float | str, Tensor], originals: Tensor) -> tuple[dict
 
 
 def run_row(model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, samples: int) -> tuple[dict, Tensor]:
-    """A row of the table, and (PICTURED, 7, C, H, W): original, input, pseudo-inverse, TV, DDRM's draw, mean, std."""
+    """A row of the table, and (PICTURED, 7, C, H, W): original, input, pseudo-inverse, TV, DDNM's draw, mean, std."""
     operator = task.operator(tuple(x.shape[1:])).to(model.device)
     y = measure(operator, x.to(model.device), sigma)
     inverse = operator.H_pinv(y).cpu()
@@ -85,11 +85,11 @@ def run_row(model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, 
     }
     row["non-local means"], _ = best(smoothed, x)
     ddrm, ddnm = (restore(model, y, operator, method=m, noise=sigma, samples=samples) for m in ("ddrm", "ddnm"))
-    row["DDRM, one draw"] = figures(ddrm.samples[:, 0], x)
-    row[f"DDRM, mean of {samples}"] = figures(ddrm.mean, x)
-    row[f"DDNM(+), mean of {samples}"] = figures(ddnm.mean, x)
+    for name, restored in {"DDRM": ddrm, "DDNM(+)": ddnm}.items():
+        row[f"{name}, one draw"] = figures(restored.samples[:, 0], x)
+        row[f"{name}, mean of {samples}"] = figures(restored.mean, x)
     print(f"{label:22}" + "  ".join(f"{key}: {v['psnr']}" for key, v in row.items() if isinstance(v, dict)), flush=True)
-    strip = [x, shown, inverse, classical, ddrm.samples[:, 0], ddrm.mean, ddrm.std * 8 - 1]  # white: 0.25 of [0, 1]
+    strip = [x, shown, inverse, classical, ddnm.samples[:, 0], ddnm.mean, ddnm.std * 8 - 1]  # white: 0.25 of [0, 1]
     return row, torch.stack([part[:PICTURED].clamp(-1, 1) for part in strip], dim=1)
 
 

@@ -19,7 +19,7 @@ def restore(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="a picture, or a folder of them")],
     task: Annotated[str, typer.Option(help="denoise, inpaint, superresolve, deblur or colorize")],
-    method: Annotated[str, typer.Option(help="ddrm, ddnm, repaint (inpainting only) or dps")] = "ddrm",
+    method: Annotated[str, typer.Option(help="ddnm, ddrm, repaint (inpainting only) or dps")] = "ddnm",
     noise: Annotated[str, typer.Option(help="σ of the noise for images in [0, 1], or auto")] = "0",
     scale: Annotated[int, typer.Option(help="superresolve: how many times larger")] = 2,
     filter: Annotated[str, typer.Option(help="superresolve: what made it small, average or bicubic")] = "average",
@@ -31,7 +31,7 @@ def restore(
     ] = None,
     degrade: Annotated[bool, typer.Option(help="INPUT is clean: spoil it first, and print PSNR and SSIM")] = False,
     samples: Annotated[int, typer.Option(help="draws from the posterior: writes their mean, themselves and std")] = 1,
-    steps: Annotated[int | None, typer.Option(help="steps; default: 20 ddrm, 100 ddnm, 250 repaint, 1000 dps")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps; default: 100 ddnm, 20 ddrm, 250 repaint, 1000 dps")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=NUMBER for the method, e.g. eta=0.5, jump_repeats=5, scale=0.3")
     ] = None,

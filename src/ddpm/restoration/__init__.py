@@ -1,7 +1,7 @@
 """Restore degraded images with a generative prior: operators, methods and the batch job.
 
 operator = ddpm.restoration.superresolution((1, 28, 28), 4)
-restored = ddpm.restoration.restore(model, y, operator, method="ddrm", noise=0.1, samples=8)
+restored = ddpm.restoration.restore(model, y, operator, noise=0.1, samples=8)
 restored.mean, restored.std
 """
 

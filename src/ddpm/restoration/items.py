@@ -25,7 +25,7 @@ class Settings:
     """What `ddpm restore` is told; the fields that change a result are kept beside a folder's results."""
 
     task: Task
-    method: str = "ddrm"
+    method: str = "ddnm"
     noise: float | None = 0.0  # σ in [0, 1] units; None: estimated from each image
     degrade: bool = False
     samples: int = 1

@@ -41,7 +41,7 @@ def restore(
     y: Tensor,
     operator: LinearOperator | Callable[[Tensor], Tensor],
     *,
-    method: str = "ddrm",
+    method: str = "ddnm",
     noise: float = 0.0,
     samples: int = 1,
     image_size: Sequence[int] | None = None,
@@ -61,7 +61,7 @@ def restore(
     Args:
         y: (N, ...) as the operator gives for images in [-1, 1] (a picture of the degraded image, where it is one).
         operator: see `ddpm.restoration.operators`; DPS also takes any differentiable function of (N, C, H, W).
-        method: ddrm, ddnm, repaint or dps; `method_options` go to it (eta, travel_repeats, scale, …).
+        method: ddnm, ddrm, repaint or dps; `method_options` go to it (eta, travel_repeats, scale, …).
         noise: σ of y's Gaussian noise, in units of the [0, 1] image.
         samples: how many draws an image, K.
         image_size: (H, W) of x where the operator is a plain function; an image larger than the model's is restored
