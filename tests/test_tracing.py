@@ -2,7 +2,10 @@
 
 import copy
 import math
+import re
+from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from ddpm.process.gaussian import GaussianProcess
 from ddpm.process.schedule import NoiseSchedule, make_betas
 from ddpm.tracing import trace, trace_forward, trace_model
 
+GUIDE = Path(__file__).parent.parent / "docs" / "pictures.md"
 SCHEDULE = NoiseSchedule(make_betas("linear", 50, 1e-3, 0.2))
 
 
@@ -193,6 +197,25 @@ def test_a_pipelines_predictions_are_the_schedulers(unet):
         predicted = scheduler.step(unet(x, 19).sample, 19, x).pred_original_sample
     assert torch.equal(traced.frames[0].x_0, to_uint8(predicted)[0])
     assert torch.equal(traced.frames[0].x_t, to_uint8(x)[0])
+
+
+def test_the_documented_example_runs(unet, tmp_path, monkeypatch):
+    """As it is printed, but for the model's name."""
+    diffusers = pytest.importorskip("diffusers")
+    monkeypatch.chdir(tmp_path)
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained("mine")
+    (example,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {}
+    exec(example.replace("google/ddpm-cifar10-32", "mine"), names)
+    pipeline = names["pipeline"]
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    images = pipeline(batch_size=4, num_inference_steps=100, generator=generator, output_type="pt").images
+    assert torch.equal((names["trajectory"].images / 2 + 0.5).clamp(0, 1), images)
+    with PIL.Image.open("denoising.gif") as animation:
+        assert animation.n_frames == 60
+    with PIL.Image.open("denoising.png") as strip:
+        assert strip.width > 2 * strip.height
 
 
 def test_anything_else_is_refused():
