@@ -8,9 +8,9 @@ shift $(($# < 3 ? $# : 3))
 
 # SIGINT makes the run save and leave with code 130
 code=0
-timeout --signal=INT "${minutes}m" ddpm train "${PRESET:-cifar10}" --out "$run" "$@" || code=$?
+timeout --signal=INT "${minutes}m" ddpm train "${PRESET:-cifar10_fast}" --out "$run" "$@" || code=$?
 [[ $code == 0 || $code == 124 || $code == 130 ]] || exit "$code"
 
 ddpm evaluate "$run" --data "${DATA:-cifar10}" --metrics fid --num "$images" \
-    --sampler "${SAMPLER:-dpm++}" --steps "${STEPS:-20}" --features "${FEATURES:-inception}" --force \
+    --sampler "${SAMPLER:-dpm++}" --steps "${STEPS:-50}" --features "${FEATURES:-inception}" --force \
     --out "$run/fid.json" --overwrite

@@ -3,11 +3,12 @@
     python -m experiments.headline mnist
     python -m experiments.headline cifar10 --reference cifar10_train.npz
 
-NAME is one of `HEADLINES`, and its run directory is RUNS/NAME. Draws the samples, then: FID with the features named
-(`--reference` gives ready moments of the training images in place of their features), the distance, KID, precision and
-recall with the features that come with the package, a memorisation audit, and where there are classes the
-classification accuracy score. Writes experiments/results/NAME.json and docs/pictures/NAME.png, and puts the figures
-and the picture into the run's model card. What is dear is cached: a killed call goes on where it was.
+NAME is one of `HEADLINES`, and its run directory is RUNS/NAME, or that of the row it shares a model with. Draws the
+samples, then: FID with the features named (`--reference` gives ready moments of the training images in place of their
+features), the distance, KID, precision and recall with the features that come with the package, a memorisation audit,
+and where there are classes the classification accuracy score. Writes experiments/results/NAME.json and
+docs/pictures/NAME.png, and puts the figures and the picture into the run's model card. What is dear is cached: a killed
+call goes on where it was.
 """
 
 import argparse
@@ -35,7 +36,8 @@ class Headline:
     """A row of the results.
 
     title: what was trained; training: the command; data: the training images, whose `:test` split is held out;
-    num: samples judged, which FID needs to be at least 2,048; guidance: of the sampler.
+    num: samples judged, which FID needs to be at least 2,048; guidance: of the sampler; run: the row whose model it is,
+    if not its own.
     """
 
     title: str
@@ -43,19 +45,25 @@ class Headline:
     data: str
     num: int = 10_000
     guidance: float = 1.0
+    run: str | None = None
 
+
+CIFAR10_BY_CLASS = "ddpm train cifar10_small --data.labels true --training.steps 3900 --out runs/cifar10"
 
 HEADLINES = {
     "mnist": Headline("MNIST 28×28, by class", "ddpm train mnist --out runs/mnist", "mnist"),
-    "cifar10": Headline("CIFAR-10 32×32", "ddpm train cifar10_small --out runs/cifar10", "cifar10"),
-    "cifar10_classes": Headline(
-        "CIFAR-10 32×32, by class, guided",
-        "ddpm train cifar10_small --data.labels true --out runs/cifar10_classes",
-        "cifar10",
-        guidance=1.5,
+    "cifar10": Headline("CIFAR-10 32×32, by class", CIFAR10_BY_CLASS, "cifar10"),
+    "cifar10_guided": Headline(
+        "CIFAR-10 32×32, by class, guided", CIFAR10_BY_CLASS, "cifar10", guidance=1.5, run="cifar10"
+    ),
+    "cifar10_unguided": Headline(
+        "CIFAR-10 32×32, the same asked for no class", CIFAR10_BY_CLASS, "cifar10", guidance=0.0, run="cifar10"
     ),
     "cifar10_gpu": Headline(
-        "CIFAR-10 32×32, the paper's, on a GPU", "ddpm train cifar10 --out runs/cifar10_gpu", "cifar10", num=50_000
+        "CIFAR-10 32×32, the paper's network, on a GPU",
+        "ddpm train cifar10_fast --out runs/cifar10_gpu",
+        "cifar10",
+        num=50_000,
     ),
     "flowers32": Headline(
         "flowers 32×32, by class",
@@ -103,7 +111,8 @@ def judge(
     standard = evaluate(
         model, reference or headline.data, metrics=["fid"], features=features, pictures=prefix, **sampling
     )
-    metrics = BUILTIN + (("cas",) if model.num_classes else ())
+    asks_for_classes = bool(model.num_classes) and headline.guidance > 0
+    metrics = BUILTIN + (("cas",) if asks_for_classes else ())
     builtin = evaluate(model, headline.data, metrics=metrics, features="builtin", pictures=prefix, **sampling)
     draw_samples(model, prefix.with_suffix(".png"), sampling)
     result = {
@@ -119,7 +128,8 @@ def judge(
         "builtin": as_json(builtin, headline.data),
     }
     save_result(name, result, results)
-    complete_card(run / "model", result, prefix.with_suffix(".png"))
+    if headline.run is None:
+        complete_card(run / "model", result, prefix.with_suffix(".png"))
     return result
 
 
@@ -176,7 +186,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="dpm++")
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
-    run = options.runs / options.name
+    run = options.runs / (HEADLINES[options.name].run or options.name)
     if not run.is_dir():
         raise SystemExit(f"no run in {run}; train it first: {HEADLINES[options.name].training}")
     try:

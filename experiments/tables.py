@@ -285,7 +285,23 @@ def disturbances(results: Path) -> Rows:
     return [["disturbance", "times"], *rows, [f"took, on {result['machine']}", duration(result["seconds"])]]
 
 
-CIFAR10 = ("cifar10", "cifar10_classes", "cifar10_gpu")
+def serving(results: Path) -> Rows:
+    """Answers and the server's memory, a row a round of requests at once."""
+    head = ["round", "asked at once", "answered", "right", "before (MiB)", "peak (MiB)", "after (MiB)"]
+    found = load_result("serving", results)
+    if found is None:
+        return [head, [NOT_RUN] * len(head)]
+    columns = ("answered", "right", "before", "peak", "after")
+    return [
+        head,
+        *(
+            [str(number), str(found["requests"]), *(f"{row[column]:,}" for column in columns)]
+            for number, row in enumerate(found["rounds"], start=1)
+        ),
+    ]
+
+
+CIFAR10 = ("cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_gpu")
 PHOTOGRAPHS = ("flowers32", "flowers64", "emoji32", "emoji32_tuned")
 TABLES: dict[str, Callable[[Path], Rows]] = {
     "mnist": headlines("mnist"),
@@ -303,6 +319,7 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "restoration_flowers64": restoration("flowers64"),
     "real_against_real": real_against_real,
     "torture": disturbances,
+    "serving": serving,
     **SPEED_TABLES,
 }
 

@@ -15,7 +15,7 @@ from ddpm.training.config import TrainingConfig
 
 MEMORY_SHARE = 0.5  # of the machine's memory that a micro-batch chosen here may fill
 TRANSIENT = 1.4  # measured: activations held for the backward pass, and what comes and goes beside them
-COMPILED_FROM = 2000  # steps, in which a CUDA card wins back the minute that compiling takes
+COMPILED_FROM = 5000  # steps, in which a CUDA card wins back the minute or two that compiling takes
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 GIB = 1 << 30
 
