@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ddpm.editing.batches import Editor
 from ddpm.editing.sdedit import grid_from
+from ddpm.errors import UserError
 from ddpm.randomness import ImageNoise
 from ddpm.samplers import find_sampler
 from ddpm.samplers.denoiser import Denoiser
@@ -30,6 +31,8 @@ def interpolate(
     its variance, and the model would take the rest for an image's smoothness; so their average is scaled back.
     Neither λ = 0 nor λ = 1 gives the image back: at depth > 0 details are new, the more the deeper (figure 9).
     """
+    if not 0 <= depth <= 1:
+        raise UserError(f"the depth must lie between 0 (the images, mixed) and 1 (pure noise), not at {depth}")
     chosen = find_sampler(sampler)
     lambdas = torch.tensor(list(weights), dtype=torch.float32).reshape(-1, 1, 1, 1)
     images = torch.lerp(first[None], second[None], lambdas)

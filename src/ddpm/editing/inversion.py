@@ -127,6 +127,9 @@ def round_trip(
     editor: Editor, images: Tensor, *, depth: float = 1.0, evaluations: int = 200, order: Order = 2
 ) -> RoundTrip:
     """Invert and generate again, half of the network evaluations each way, guidance and clipping off."""
+    if evaluations < 2 * order:
+        least = f"at least {2 * order} network evaluations, not {evaluations}"
+        raise UserError(f"a round trip of order {order} needs {least}")
     latents = invert(editor, images, depth=depth, evaluations=evaluations // 2, order=order)
     back = generate(exact(editor), latents, depth=depth, evaluations=evaluations // 2, order=order)
     error = back - images
