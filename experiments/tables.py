@@ -18,8 +18,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.evaluation_tables import EVALUATION_TABLES
 from experiments.headline import HEADLINES
 from experiments.record import PICTURES, RESULTS, ROOT, load_result
+from experiments.restoration_tables import RESTORATION_TABLES
+from experiments.scale_tables import SCALE_TABLES
 from experiments.speed_tables import NOT_RUN, SPEED_TABLES, Rows
 
 MARKED = re.compile(
@@ -144,7 +147,7 @@ def spread(figure: dict[str, float | None], digits: int) -> str:
     return f"{figure['mean']:.{digits}f}{error}"
 
 
-# the paper's figures, restoration, the pipeline itself
+# the paper's figures, the pipeline itself
 
 
 def likelihoods(*names: str) -> Callable[[Path], Rows]:
@@ -166,37 +169,6 @@ def likelihoods(*names: str) -> Callable[[Path], Rows]:
     return rows
 
 
-def restoration(name: str) -> Callable[[Path], Rows]:
-    """PSNR and SSIM of each task, a column a method."""
-
-    def rows(results: Path) -> Rows:
-        found = load_result(f"restoration_{name}", results)
-        if found is None:
-            return [["task", "PSNR (dB) / SSIM"], [NOT_RUN, NOT_RUN]]
-        methods = [key for key, value in found["rows"][0].items() if isinstance(value, dict)]
-        body = [
-            [row["task"], *(f"{row[method]['psnr']:.2f} / {row[method]['ssim']:.3f}" for method in methods)]
-            for row in found["rows"]
-        ]
-        return [["PSNR (dB) / SSIM", *methods], *body]
-
-    return rows
-
-
-def posteriors(results: Path) -> Rows:
-    """Bias and spread of each method's samples about the exact Gaussian posterior, a row a problem and σ."""
-    found = load_result("restoration_gaussian", results)
-    if found is None:
-        return [["problem", "σ", "bias / spread"], [NOT_RUN] * 3]
-    methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
-    cells: dict[tuple[str, float], dict[str, str]] = {}
-    for row in found["rows"]:
-        key = row["problem"], row["sigma"]
-        cells.setdefault(key, {})[row["method"]] = f"{row['bias']:.2f} / {row['spread']:.2f}"
-    body = [[problem, f"{sigma:g}", *(row.get(m, "–") for m in methods)] for (problem, sigma), row in cells.items()]
-    return [["bias / spread", "σ", *methods], *body]
-
-
 def digits_read(results: Path) -> Rows:
     """How often a classifier reads the digit that was asked for."""
     head = ["model", "samples", "guidance 1", "guidance 1.5", "the reader on MNIST's test images"]
@@ -209,65 +181,6 @@ def digits_read(results: Path) -> Rows:
         shares = [f"{found['read_as_asked_by_guidance'][key]:.1%}" for key in ("1.0", "1.5")]
         rows.append([name.replace("_", " "), f"{found['num']:,}", *shares, f"{found['reader_on_mnist_test']:.1%}"])
     return [head, *rows]
-
-
-def round_trips(name: str) -> Callable[[Path], Rows]:
-    """Error of an inversion and the way back, of 255."""
-
-    def rows(results: Path) -> Rows:
-        head = ["method", "network evaluations", "error (of 255)", "largest (of 255)", "PSNR (dB)"]
-        found = load_result(f"editing_{name}", results)
-        body = [
-            [
-                row["method"],
-                str(row["evaluations"]),
-                f"{row['error']:.2f}",
-                f"{row['largest']:.1f}",
-                f"{row['psnr']:.1f}",
-            ]
-            for row in (found["round_trips"] if found else [])
-        ]
-        return [head, *(body or [[NOT_RUN] * len(head)])]
-
-    return rows
-
-
-def curve(name: str) -> Callable[[Path], Rows]:
-    """SDEdit: what each strength keeps, and how the model takes the outcome."""
-
-    def rows(results: Path) -> Rows:
-        head = ["strength", "PSNR (dB)", "SSIM", "surprise"]
-        found = load_result(f"editing_{name}", results)
-        body = [
-            [
-                f"{row['strength']:g}" if row["strength"] else "0 (the originals)",
-                "–" if row["psnr"] is None else f"{row['psnr']:.2f}",
-                f"{row['ssim']:.3f}",
-                f"{row['surprise']:.4f}",
-            ]
-            for row in (found["curve"] if found else [])
-        ]
-        return [head, *(body or [[NOT_RUN] * len(head)])]
-
-    return rows
-
-
-def real_against_real(results: Path) -> Rows:
-    """FID of real images, the floor under every figure."""
-    head = ["", "n", "FID"]
-    found = load_result("real_against_real", results)
-    titles = (
-        "the same images by our pipeline and by the bare network",
-        "CIFAR-10's test images against its training images",
-    )
-    if found is None:
-        return [head, *([title, NOT_RUN, NOT_RUN] for title in titles)]
-    twice, real = found["first_images_twice"], found["test_against_train"]
-    cells = [
-        [f"{twice['n']:,}", f"{twice['fid']:.1e}"],
-        [f"{real['settings']['n']:,}", f"{real['figures']['fid']['value']:.2f}"],
-    ]
-    return [head, *([title, *row] for title, row in zip(titles, cells, strict=True))]
 
 
 def duration(seconds: float) -> str:
@@ -312,14 +225,11 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "study_mnist": study("mnist"),
     "study_cifar10": study("cifar10"),
     "likelihood": likelihoods("mnist", "cifar10"),
-    "restoration_digits": restoration("digits"),
-    "restoration_gaussian": posteriors,
-    "round_trips_digits": round_trips("digits"),
-    "sdedit_digits": curve("digits"),
-    "restoration_flowers64": restoration("flowers64"),
-    "real_against_real": real_against_real,
     "torture": disturbances,
     "serving": serving,
+    **EVALUATION_TABLES,
+    **RESTORATION_TABLES,
+    **SCALE_TABLES,
     **SPEED_TABLES,
 }
 
@@ -347,6 +257,7 @@ GALLERIES: dict[str, dict[str, str]] = {
         f"speed_{kind}.png": f"Images a second beside Diffusers as documented, on a {title}"
         for kind, title in (("cpu", "processor"), ("gpu", "card"))
     },
+    "bits_per_dim": {"bits_per_dim.png": "The bundled model: bits/dim and error by timestep, error by bits received"},
     "time_to_quality": {"time_to_quality.png": "The first samples of every contestant, none of them chosen"},
     "ablations": {"ablations.png": "Samples of the recipe and of every variant, all of seed 0"},
     "few_steps": {
