@@ -27,14 +27,18 @@ DEFAULT = "dpm++"
 
 @dataclass(frozen=True)
 class Subject:
-    """model: as `ddpm.load` takes it; data: what it was trained on; features: that it is judged by."""
+    """model: as `ddpm.load` takes it; data: what it was trained on; features: that it is judged by, with `num` images."""
 
     model: str
     data: str
     features: str
+    num: int
 
 
-SUBJECTS = {"digits": Subject("digits", "mnist", "builtin"), "cifar10": Subject("runs/cifar10", "cifar10", "inception")}
+SUBJECTS = {
+    "digits": Subject("digits", "mnist", "builtin", 5000),
+    "cifar10": Subject("runs/cifar10", "cifar10", "inception", 2500),
+}
 
 
 def few_steps(
@@ -43,7 +47,7 @@ def few_steps(
     data: str,
     *,
     features: str,
-    num: int = 5000,
+    num: int,
     budgets: Sequence[int] = BUDGETS,
     many: int = 1000,
     command: str = "",
@@ -102,7 +106,8 @@ def main() -> None:
     command += f" --features {Path(options.features).name}" if options.features else ""
     try:
         features = options.features or subject.features
-        few_steps(options.name, load(subject.model), subject.data, features=features, command=command)
+        model = load(subject.model)
+        few_steps(options.name, model, subject.data, features=features, num=subject.num, command=command)
     except UserError as error:
         raise SystemExit(f"{options.name}: {error}") from None
 

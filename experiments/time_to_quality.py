@@ -51,8 +51,8 @@ class Match:
 
     preset: str = "fashion_mnist"
     overrides: dict[str, Any] = field(default_factory=lambda: {"data.labels": False} | QUIET)
-    num: int = 5000
-    batch: int = 500
+    num: int = 2500
+    batch: int = 2500
 
     @property
     def problem(self) -> Problem:
