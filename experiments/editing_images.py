@@ -8,6 +8,7 @@ every strength. Pictures: both, the paper's two interpolations, and every digit 
 """
 
 import argparse
+from dataclasses import replace
 
 import torch
 
@@ -23,6 +24,7 @@ COMMAND = "python -m experiments.editing_images --model {0.model} --data {0.data
 EVALUATIONS = (50, 100, 200)  # of a round trip, both ways together
 DEPTHS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # figure 9's, of T = 1000
 WEIGHTS = [i / 8 for i in range(9)]
+TRANSLATED = 4  # images that are shown as every class
 
 
 def round_trips(editor: Editor, images: torch.Tensor) -> list[dict]:
@@ -49,36 +51,33 @@ def main() -> None:
     data = open_dataset(arguments.data, image_size=tuple(size), channels=channels, labels=model.num_classes is not None)
     pixels, labels = data.batch(list(range(arguments.images)))
     images = to_float(pixels)
-    editor = Editor(model, batch_size=16)
+    editor = Editor(model, batch_size=len(images))
 
-    about = {
-        "model": arguments.model,
-        "weights": model.weights_hash,
-        "data": arguments.data,
-        "images": arguments.images,
-    }
-    result = {**about, "command": COMMAND.format(arguments), "machine": machine()}
-    result["round_trips"] = round_trips(editor, images)
-    trips = reconstructions(editor, images, DEPTHS, evaluations=50)
-    save_figure(draw_reconstructions(images, trips), PICTURES / f"{arguments.name}_depths.png", overwrite=True)
+    result = {"model": arguments.model, "weights": model.weights_hash, "data": arguments.data}
+    result |= {"images": arguments.images, "command": COMMAND.format(arguments), "machine": machine()}
+    result |= {"round_trips": round_trips(editor, images), "curve": []}
+    save_result(arguments.name, result)  # what is done is kept, should the rest be cut short
     points = fidelity_curve(editor, images, steps=arguments.steps)
     result["curve"] = [
         {"strength": p.strength, "psnr": p.psnr if p.strength else None, "ssim": p.ssim, "surprise": p.surprise}
         for p in points
     ]
     save_figure(draw_curve(points), PICTURES / f"{arguments.name}_curve.png", overwrite=True)
-    rows = coarse_to_fine(editor, images[0], images[1], WEIGHTS, [0.0, *DEPTHS], steps=arguments.steps)
+    print(save_result(arguments.name, result), flush=True)
+    line = replace(editor, batch_size=len(WEIGHTS))
+    rows = coarse_to_fine(line, images[0], images[1], WEIGHTS, [0.0, *DEPTHS], steps=arguments.steps)
     ddpm.save_grid(
         rows.flatten(0, 1), PICTURES / f"{arguments.name}_interpolation.png", columns=len(WEIGHTS), overwrite=True
     )
     if labels is not None and model.num_classes is not None:
-        few, classes = images[:4], labels[:4].tolist()
+        few, classes = images[:TRANSLATED], labels[:TRANSLATED].tolist()
         columns = [few]
         for target in range(model.num_classes):
-            columns.append(translate(editor, few, classes, target, evaluations=50))
+            columns.append(translate(replace(editor, batch_size=len(few)), few, classes, target, evaluations=50))
         grid = torch.stack(columns, dim=1).flatten(0, 1)
         ddpm.save_grid(grid, PICTURES / f"{arguments.name}_classes.png", columns=len(columns), overwrite=True)
-    print(save_result(arguments.name, result))
+    trips = reconstructions(editor, images, DEPTHS, evaluations=50)
+    save_figure(draw_reconstructions(images, trips), PICTURES / f"{arguments.name}_depths.png", overwrite=True)
 
 
 if __name__ == "__main__":
