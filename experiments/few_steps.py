@@ -27,7 +27,7 @@ DEFAULT = "dpm++"
 
 @dataclass(frozen=True)
 class Subject:
-    """model: as `ddpm.load` takes it; data: what it was trained on; features: that it is judged by, with `num` images."""
+    """model: as `ddpm.load` takes it; data: it was trained on; features: it is judged by, with `num` images."""
 
     model: str
     data: str
