@@ -84,9 +84,9 @@ def alone(tiny_yaml, tmp_path_factory) -> Path:
     return train(load_config(tiny_yaml, LONG), tmp_path_factory.mktemp("alone") / "run")
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, 3, 4])
 def test_many_processes_learn_what_one_does(alone, tiny, files, tmp_path, processes):
-    """Same images, noise, dropout and timesteps; only the order of summation differs."""
+    """Same images, noise, dropout and timesteps; only the order of summation differs. Three share unequally."""
     run = tmp_path / "run"
     assert ends(start(processes, tiny(**LONG), run), run) == ["finished"] * processes
     one, many = files.records(alone, "step", "loss"), files.records(run, "step", "loss")

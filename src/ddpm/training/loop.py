@@ -229,7 +229,12 @@ class Loop:
     @torch.no_grad()
     def _teach(self, draw: LossAwareDraw, step: int, losses: Tensor) -> None:
         """A loss-aware draw learns from the whole global batch, so that it stays the same in every process."""
-        every = self.accelerator.gather(losses) if self.engine.processes > 1 else losses
+        every = losses
+        if self.engine.processes > 1:  # a sum, not a gathering, which wants equal shares
+            mine = self.batches.positions
+            every = losses.new_zeros(self.config.batch_size)
+            every[mine.start : mine.stop] = losses
+            every = self.accelerator.reduce(every, "sum")
         everywhere = torch.arange(self.config.batch_size)
         t, _ = draw.draw(self.config.seed, step, everywhere, self.config.batch_size)
         if bool(torch.isfinite(every).all()):
