@@ -9,6 +9,7 @@ filter strength of the classical methods are the ones that do best on these very
 
 import argparse
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from ddpm.fidelity import psnr, ssim
 from ddpm.pixels import to_float
 from ddpm.restoration import Inpainting, Task, restore
 from ddpm.restoration.posterior import PIXEL_SCALE
+from ddpm.viewing.plots import plot_images, save_figure
 from experiments.classical import nl_means, total_variation
 from experiments.record import PICTURES, machine, save_result
 
@@ -36,7 +38,8 @@ ROWS: list[tuple[str, Task, float]] = [
 ]
 TV_WEIGHTS = (0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # λ for images in [0, 1]; 0 where there is no noise
 NLM_STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # h, likewise
-PICTURED = 2  # images of each row in the picture
+COLUMNS = ("original", "input", "pseudo-inverse", "total variation", "a draw", "mean", "deviation")  # of the picture
+WHITE = 0.25  # the standard deviation, of images in [0, 1], that the picture shows as white
 COMMAND = (
     "python -m experiments.restoration_images --model {0.model} --data {0.data} --name {0.name} --images {0.images} "
     "--samples {0.samples}"
@@ -67,8 +70,10 @@ def best(candidates: dict[float | str, Tensor], originals: Tensor) -> tuple[dict
     return {**found[parameter], "parameter": parameter}, candidates[parameter]
 
 
-def run_row(model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, samples: int) -> tuple[dict, Tensor]:
-    """A row of the table, and (PICTURED, 7, C, H, W): original, input, pseudo-inverse, TV, DDNM's draw, mean, std."""
+def run_row(
+    model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, samples: int
+) -> tuple[dict[str, Any], Tensor]:
+    """A row of the table, and what the picture's COLUMNS show of every image, (N, 7, C, H, W); the last by DDNM(+)."""
     operator = task.operator(tuple(x.shape[1:])).to(model.device)
     y = measure(operator, x.to(model.device), sigma)
     inverse = operator.H_pinv(y).cpu()
@@ -89,8 +94,8 @@ def run_row(model: ddpm.Model, label: str, task: Task, sigma: float, x: Tensor, 
         row[f"{name}, one draw"] = figures(restored.samples[:, 0], x)
         row[f"{name}, mean of {samples}"] = figures(restored.mean, x)
     print(f"{label:22}" + "  ".join(f"{key}: {v['psnr']}" for key, v in row.items() if isinstance(v, dict)), flush=True)
-    strip = [x, shown, inverse, classical, ddnm.samples[:, 0], ddnm.mean, ddnm.std * 8 - 1]  # white: 0.25 of [0, 1]
-    return row, torch.stack([part[:PICTURED].clamp(-1, 1) for part in strip], dim=1)
+    strip = [x, shown, inverse, classical, ddnm.samples[:, 0], ddnm.mean, 2 / WHITE * ddnm.std - 1]
+    return row, torch.stack([part.clamp(-1, 1) for part in strip], dim=1)
 
 
 def main() -> None:
@@ -113,10 +118,11 @@ def main() -> None:
     for task in ROWS:  # what is done is kept, should the rest be cut short
         row, strip = run_row(model, *task, x, arguments.samples)
         rows.append(row)
-        strips.append(strip.flatten(0, 1))
+        strips.append(strip[len(strips) % len(strip)])  # another image every row
         about["seconds"] = round(time.monotonic() - started)
         save_result(arguments.name, {**about, "rows": rows})
-        ddpm.save_grid(torch.cat(strips), PICTURES / f"{arguments.name}.png", columns=PICTURED * 7, overwrite=True)
+        drawn = plot_images(torch.stack(strips), columns=COLUMNS, rows=[row["task"] for row in rows])
+        save_figure(drawn, PICTURES / f"{arguments.name}.png", overwrite=True)
 
 
 if __name__ == "__main__":
