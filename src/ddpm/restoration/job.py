@@ -16,9 +16,11 @@ from ddpm.model import Model
 from ddpm.restoration.items import Item, Reader, Settings
 from ddpm.restoration.posterior import Restored, restore
 from ddpm.restoration.report import Row, read_report, row_of, write_images, write_picture, write_report
+from ddpm.samplers.step import Callback, Step
 from ddpm.viewing.files import check_target
 
 REPORT, PICTURE, SETTINGS = "report.csv", "report.png", "settings.json"
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
 
 
 def restore_file(
@@ -27,7 +29,13 @@ def restore_file(
     """Restore one picture to `out`, a .png; more pictures stand beside it, see `report.write_images`."""
     check_target(out, (".png",), overwrite=overwrite)
     item = Reader(model, settings).read(source, source.stem, out.with_suffix(""))
-    (row,) = restore_items(model, [item], settings)
+    total = model.process.schedule.timesteps
+    with tqdm(total=total, desc="restoring", bar_format=BAR, delay=2, leave=False, disable=None) as bar:
+
+        def show(step: Step) -> None:  # how far down the timesteps x_t is: jumps go back up
+            bar.update(total - 1 - round(step.t_prev) - bar.n)
+
+        (row,) = restore_items(model, [item], settings, show)
     return item, row
 
 
@@ -78,7 +86,7 @@ def batches(
     yield items, failures
 
 
-def restore_items(model: Model, items: list[Item], settings: Settings) -> list[Row]:
+def restore_items(model: Model, items: list[Item], settings: Settings, callback: Callback | None = None) -> list[Row]:
     """Restore images that share operator and σ, write their pictures and return their rows."""
     if not items:
         return []
@@ -97,6 +105,7 @@ def restore_items(model: Model, items: list[Item], settings: Settings) -> list[R
         names=[item.name for item in items],
         batch_size=settings.batch_size,
         precision=settings.precision,
+        callback=callback,
         **settings.options,
     )
     seconds = (time.monotonic() - start) / len(items)
