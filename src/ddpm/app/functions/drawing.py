@@ -32,8 +32,9 @@ def _svg(drawn: "Figure") -> str:
 
 def _stack(drawn: "Figure") -> None:
     """Lay a figure out for a phone, its letters as large as before."""
-    for ax, place in zip(drawn.axes, drawn.add_gridspec(len(drawn.axes), 1), strict=True):
-        ax.set_subplotspec(place)
+    column = drawn.add_gridspec(len(drawn.axes), 1)
+    for number, ax in enumerate(drawn.axes):
+        ax.set_subplotspec(column[number])
     for legend in drawn.legends:
         legend.set_ncols(3)
     drawn.set_size_inches(PHONE, ROW * len(drawn.axes) + 0.3 * len(drawn.legends))
