@@ -18,7 +18,7 @@ LARGEST = 400_000  # bytes of a notebook with its pictures
 
 
 def run(name: str, parameters: str, wanted: str, folder: Path) -> Any:
-    """Execute a notebook in `folder` with other parameters in its first code cell; what the expression `wanted` then is."""
+    """Execute a notebook in `folder`, its first code cell replaced by `parameters`; what `wanted` then evaluates to."""
     notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
     next(cell for cell in notebook.cells if cell.cell_type == "code").source = parameters
     notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({wanted}))"))
