@@ -20,6 +20,7 @@ from ddpm.data import open_dataset
 from ddpm.fidelity import psnr, ssim
 from ddpm.pixels import to_float
 from ddpm.restoration import Inpainting, Task, restore
+from ddpm.restoration.operator import LinearOperator
 from ddpm.restoration.posterior import PIXEL_SCALE
 from ddpm.viewing.plots import plot_images, save_figure
 from experiments.classical import nl_means, total_variation
@@ -46,7 +47,7 @@ COMMAND = (
 )
 
 
-def measure(operator: torch.nn.Module, x: Tensor, sigma: float) -> Tensor:
+def measure(operator: LinearOperator, x: Tensor, sigma: float) -> Tensor:
     """y = H x + σ n, lost pixels 0, with the noise of one seed."""
     y = operator.H(x)
     y = y + PIXEL_SCALE * sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
