@@ -2,11 +2,14 @@
 
 import re
 import shlex
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from PIL import Image
+from torch.distributed.run import parse_args as parse_torchrun
 
 from ddpm.cli import run
 
@@ -32,6 +35,7 @@ TOY = {
     "trace": ["--steps", "4", "--frames", "3", "--overwrite"],
     "restore": ["--steps", "2", "--samples", "2", "--overwrite"],
     "edit": ["--steps", "3", "--evaluations", "4", "--batch-size", "2", "--overwrite"],
+    "evaluate": ["--num", "70", "--steps", "2", "--overwrite"],
     "interpolate": ["--num", "3", "--steps", "2", "--overwrite"],
 }
 
@@ -40,18 +44,24 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def commands(page: Path) -> list[str]:
-    """The `ddpm` commands of a page, without the prompt, the comment and the launcher."""
+def console(page: Path) -> list[str]:
+    """The commands of a page, without the prompt and the comment."""
     lines = "".join(blocks(page, "console")).replace("\\\n", " ").splitlines()
-    found = [re.sub(r"\s+#.*$", "", line).removeprefix("$ ") for line in lines if line.startswith("$ ")]
-    found = [re.sub(r"^(accelerate launch|torchrun).* -m ddpm", "ddpm", line) for line in found]
-    return [line for line in found if line.startswith("ddpm ") and line.split()[1] not in UNENDING]
+    return [re.sub(r"\s+#.*$", "", line).removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+def commands(page: Path) -> list[str]:
+    """The `ddpm` commands of a page, each once, without the launcher."""
+    found = [re.sub(r"^(accelerate launch|torchrun) .*? -m (-- )?ddpm ", "ddpm ", line) for line in console(page)]
+    return [line for line in dict.fromkeys(found) if line.startswith("ddpm ") and line.split()[1] not in UNENDING]
 
 
 def toy(command: str) -> list[str]:
     """The command's words with what makes it short; the last value of a flag counts."""
     _, verb, *words = shlex.split(command)
     extra = list(TOY.get(verb, []))
+    if verb == "evaluate" and words[0].endswith(".npz"):  # drawn before, in so many steps
+        extra = ["--overwrite"]
     if verb == "train" and "--dry-run" not in words:
         extra = TINY_RUN if {"--init", "--resume"} & set(words) else TINY_RUN + TINY_NETWORK
         extra = [*extra, *(["--overwrite"] if "--resume" not in words else [])]
@@ -71,6 +81,10 @@ def workshop(tmp_path_factory) -> Path:
             for index in range(4):
                 pixels = random.integers(0, 256, (40, 48, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / source / kind / f"{index}.png")
+    (folder / "shards").mkdir()
+    for kind in ("cats", "dogs"):
+        with tarfile.open(folder / "shards" / f"{kind}.tar", "w") as shard:
+            shard.add(folder / "photos" / kind, kind)
     return folder
 
 
@@ -78,9 +92,25 @@ def workshop(tmp_path_factory) -> Path:
 def test_every_command_runs(page, workshop, monkeypatch, capfd):
     monkeypatch.chdir(workshop)
     monkeypatch.setenv("DDPM_DATA", str(workshop / "data"))
+    monkeypatch.setenv("DDPM_CACHE", str(workshop / "cache"))
     for command in commands(page):
         code = run(toy(command))
         assert code == 0, f"{command}\n{capfd.readouterr().err[-2000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_launchers_pass_the_command_on(page):
+    """torchrun takes what begins like a flag of its own, unless it is told where its flags end."""
+    for command in console(page):
+        launcher, *words = shlex.split(command)
+        if launcher == "torchrun":
+            found = parse_torchrun(words)
+        elif launcher == "accelerate":
+            found = launch_command_parser().parse_args(words[1:])
+        else:
+            continue
+        assert (found.module, found.training_script) == (True, "ddpm")
+        assert found.training_script_args == words[words.index("ddpm") + 1 :]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,6 +1,9 @@
 """Evaluation end to end on tiny sets: planted failures, resuming, sharing the work, what is refused, the command."""
 
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 import warnings
 from dataclasses import replace
@@ -355,6 +358,30 @@ def test_command_line(digits, tmp_path, capsys):
         error = capsys.readouterr().err.strip()
         assert error.startswith("ddpm: error: ")
         assert "\n" not in error
+
+
+def test_two_launched_processes_find_what_one_does(model, tmp_path):
+    """As the documentation launches them, to the last digit."""
+    model.save(tmp_path / "model")
+    random = np.random.default_rng(0)
+    pixels, labels = random.integers(0, 256, (600, 8, 8, 3), dtype=np.uint8), np.arange(600) % 3
+    real, test = save(tmp_path / "real.npz", pixels, labels), save(tmp_path / "test.npz", pixels[:150], labels[:150])
+    words = ["evaluate", str(tmp_path / "model"), "--data", real, "--test", test, "--features", "builtin"]
+    words += ["--metrics", "fid,kid,nll,memorisation", "--num", "600", "--steps", "1"]
+    assert run([*words, "--out", "one.json"]) == 0
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "-m", "ddpm"]
+    alone = {"DDPM_CACHE": str(tmp_path / "another"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launched = subprocess.run(
+        [*launcher, *words, "--out", "two.json"], env={**os.environ, **alone}, capture_output=True
+    )
+    assert launched.returncode == 0, launched.stderr.decode()[-2000:]
+    one, two = (json.loads(Path(name).read_text()) for name in ("one.json", "two.json"))
+    assert one["figures"] == two["figures"]
+    assert one["settings"] == two["settings"]
+    assert sorted(path.name for path in (tmp_path / "another" / "evaluation").glob("likelihood-*/*.npy")) == [
+        "00000000-00001024.npy",
+        "00001024-00001200.npy",
+    ]
 
 
 def test_command_line_sweep_draws_a_picture(model, tmp_path, capsys):
