@@ -42,7 +42,9 @@ def main() -> None:
             network = load_features(path)
         found[network.engine] = round(images_per_second(network), 1)
         print(network.engine, found[network.engine])
-    print(save_result("features_speed", {"images_per_second": found, "batch": BATCH, "machine": machine()}))
+    command = "python -m experiments.features_speed"
+    result = {"command": command, "machine": machine(), "batch": BATCH, "images_per_second": found}
+    print(save_result("features_speed", result))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def main() -> None:
     print(f"the first {FIRST:,} training images, twice: FID {agreement:.6f}")
 
     settings = {**report.as_dict()["settings"], "reference": "ready moments of CIFAR-10's training images"}
+    words = f"{Path(options.moments).name} --features {Path(options.features).name}"
     result = {
+        "command": f"python -m experiments.real_against_real {words}",
         "first_images_twice": {"n": FIRST, "fid": agreement},
         "test_against_train": {**report.as_dict(), "settings": settings},
         "machine": machine(),

@@ -198,6 +198,17 @@ def disturbances(results: Path) -> Rows:
     return [["disturbance", "times"], *rows, [f"took, on {result['machine']}", duration(result["seconds"])]]
 
 
+def rounding(results: Path) -> Rows:
+    """The largest differences between ways of computing the same."""
+    head = ["", "one call, predicted x_0 in [-1, 1]", "images (of 255)", "pixels that change by a level or more"]
+    found = load_result("rounding", results)
+    body = [
+        [row["way"], f"{row['call']:.1e}", f"{row['images_of_255']:.2g}", f"{row['pixels_changed']:.2%}"]
+        for row in (found["rows"] if found else [])
+    ]
+    return [head, *(body or [[NOT_RUN] * len(head)])]
+
+
 def serving(results: Path) -> Rows:
     """Answers and the server's memory, a row a round of requests at once."""
     head = ["round", "asked at once", "answered", "right", "before (MiB)", "peak (MiB)", "after (MiB)"]
@@ -225,6 +236,7 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "study_mnist": study("mnist"),
     "study_cifar10": study("cifar10"),
     "likelihood": likelihoods("mnist", "cifar10"),
+    "rounding": rounding,
     "torture": disturbances,
     "serving": serving,
     **EVALUATION_TABLES,
