@@ -60,6 +60,18 @@ def live_tensors() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
+def test_old_visits_are_forgotten(forgetful_address):
+    before, client = visits(), gradio_client.Client(forgetful_address, verbose=False)
+    for _ in range(8):  # each is a visit
+        client.predict(number=1, steps=1, api_name="/generate")
+    assert 0 < visits() - before <= 4
+
+
+def visits() -> int:
+    gc.collect()
+    return sum(type(thing).__name__ == "SessionState" for thing in gc.get_objects())
+
+
 def test_the_guide_is_true(client, address, served_model, uploads, tmp_path, monkeypatch):
     """The batch example and the restoration run as they are printed, but for the address and the model's classes."""
     batch, restoration = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
