@@ -203,7 +203,12 @@ def rounding(results: Path) -> Rows:
     head = ["", "one call, predicted x_0 in [-1, 1]", "images (of 255)", "pixels that change by a level or more"]
     found = load_result("rounding", results)
     body = [
-        [row["way"], f"{row['call']:.1e}", f"{row['images_of_255']:.2g}", f"{row['pixels_changed']:.2%}"]
+        [
+            row["way"],
+            f"{row['call']:.1e}" if row["call"] else "0",
+            f"{row['images_of_255']:.2g}",
+            f"{row['pixels_changed']:.2%}",
+        ]
         for row in (found["rows"] if found else [])
     ]
     return [head, *(body or [[NOT_RUN] * len(head)])]
