@@ -17,7 +17,7 @@ from ddpm.data import open_dataset
 from ddpm.editing import Editor, coarse_to_fine, fidelity_curve, reconstructions, round_trip, translate
 from ddpm.editing.pictures import draw_curve, draw_reconstructions
 from ddpm.pixels import to_float
-from ddpm.viewing.plots import save_figure
+from ddpm.viewing.plots import plot_images, save_figure
 from experiments.record import PICTURES, machine, save_result
 
 COMMAND = "python -m experiments.editing_images --model {0.model} --data {0.data} --name {0.name} --images {0.images}"
@@ -66,16 +66,16 @@ def main() -> None:
     print(save_result(arguments.name, result), flush=True)
     line = replace(editor, batch_size=len(WEIGHTS))
     rows = coarse_to_fine(line, images[0], images[1], WEIGHTS, [0.0, *DEPTHS], steps=arguments.steps)
-    ddpm.save_grid(
-        rows.flatten(0, 1), PICTURES / f"{arguments.name}_interpolation.png", columns=len(WEIGHTS), overwrite=True
-    )
+    depths = [f"depth {depth:g}" for depth in (0.0, *DEPTHS)]
+    drawn = plot_images(rows, columns=[f"λ = {weight:g}" for weight in WEIGHTS], rows=depths)
+    save_figure(drawn, PICTURES / f"{arguments.name}_interpolation.png", overwrite=True)
     if labels is not None and model.num_classes is not None:
         few, classes = images[:TRANSLATED], labels[:TRANSLATED].tolist()
         columns = [few]
         for target in range(model.num_classes):
             columns.append(translate(replace(editor, batch_size=len(few)), few, classes, target, evaluations=50))
-        grid = torch.stack(columns, dim=1).flatten(0, 1)
-        ddpm.save_grid(grid, PICTURES / f"{arguments.name}_classes.png", columns=len(columns), overwrite=True)
+        drawn = plot_images(torch.stack(columns, dim=1), columns=["original", *model.class_names])
+        save_figure(drawn, PICTURES / f"{arguments.name}_classes.png", overwrite=True)
     trips = reconstructions(editor, images, DEPTHS, evaluations=50)
     save_figure(draw_reconstructions(images, trips), PICTURES / f"{arguments.name}_depths.png", overwrite=True)
 

@@ -1,7 +1,8 @@
 """Pictures in and out of an edit: fitted to the model on the way in, drawn beside their figures on the way out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from ddpm.viewing.pictures import make_grid, to_pillow
 from ddpm.viewing.plots import COLOURS, figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ROWS_DRAWN = 6
@@ -56,33 +58,35 @@ def draw_curve(points: Sequence[CurvePoint]) -> "Figure":
     """The outcomes at every strength above, PSNR and surprise over strength below; strength 0 is the original."""
     edited = points[1:]
     strengths = [point.strength for point in edited]
-    drawn = _gallery([point.images for point in points], ["original", *(f"{s:g}" for s in strengths)])
-    ax = drawn.axes[1]
-    ax.plot(strengths, [point.psnr for point in edited], color=COLOURS[0], marker="o")
-    ax.set(xlabel="strength: the share of timesteps by which the image was noised", ylabel="PSNR to the original, dB")
-    ax.yaxis.label.set_color(COLOURS[0])
-    other = ax.twinx()
-    other.plot(strengths, [point.surprise for point in edited], color=COLOURS[1], marker="s", linestyle="--")
-    other.axhline(points[0].surprise, color=COLOURS[1], linewidth=0.8, linestyle=":")
-    other.set_ylabel(r"surprise $\Vert\epsilon-\hat\epsilon\Vert^2$ (dotted: originals)", color=COLOURS[1])
-    other.grid(False)
-    return drawn
+    with _gallery([point.images for point in points], ["original", *(f"{s:g}" for s in strengths)]) as (drawn, ax):
+        ax.plot(strengths, [point.psnr for point in edited], color=COLOURS[0], marker="o")
+        ax.set(xlabel="strength: the share of timesteps by which the image was noised")
+        ax.set_ylabel("PSNR to the original, dB", color=COLOURS[0])
+        other = ax.twinx()
+        other.plot(strengths, [point.surprise for point in edited], color=COLOURS[1], marker="s", linestyle="--")
+        other.axhline(points[0].surprise, color=COLOURS[1], linewidth=0.8, linestyle=":")
+        other.set_ylabel(r"surprise $\Vert\epsilon-\hat\epsilon\Vert^2$ (dotted: originals)", color=COLOURS[1])
+        other.grid(False)
+        return drawn
 
 
 def draw_reconstructions(originals: Tensor, trips: Sequence[RoundTrip]) -> "Figure":
     """What comes back from every depth above, the error over depth below."""
     depths = [trip.depth for trip in trips]
-    drawn = _gallery([originals, *(trip.images for trip in trips)], ["original", *(f"{d:g}" for d in depths)])
-    ax = drawn.axes[1]
-    ax.plot(depths, [trip.error * 127.5 for trip in trips], color=COLOURS[0], marker="o", label="root mean square")
-    ax.plot(depths, [trip.largest * 127.5 for trip in trips], color=COLOURS[1], marker="s", ls="--", label="largest")
-    ax.set(xlabel="depth: the share of timesteps inverted", ylabel="round-trip error, of 255", yscale="log")
-    ax.legend()
-    return drawn
+    titles = ["original", *(f"{depth:g}" for depth in depths)]
+    with _gallery([originals, *(trip.images for trip in trips)], titles) as (drawn, ax):
+        ax.plot(depths, [trip.error * 127.5 for trip in trips], color=COLOURS[0], marker="o", label="root mean square")
+        ax.plot(
+            depths, [trip.largest * 127.5 for trip in trips], color=COLOURS[1], marker="s", ls="--", label="largest"
+        )
+        ax.set(xlabel="depth: the share of timesteps inverted", ylabel="round-trip error, of 255", yscale="log")
+        ax.legend()
+        return drawn
 
 
-def _gallery(columns: Sequence[Tensor], titles: Sequence[str]) -> "Figure":
-    """A figure with a table of images in its first axes, a column a tensor (N, C, H, W), and empty second axes."""
+@contextmanager
+def _gallery(columns: Sequence[Tensor], titles: Sequence[str]) -> Iterator[tuple["Figure", "Axes"]]:
+    """A figure with a table of images above, a column a tensor (N, C, H, W), and the empty axes below, in one style."""
     images = torch.stack([column[:ROWS_DRAWN] for column in columns], dim=1)
     across, channels, width = images.shape[1], images.shape[2], images.shape[4]
     grid = make_grid(images.flatten(0, 1), columns=across).permute(1, 2, 0).numpy()
@@ -96,4 +100,4 @@ def _gallery(columns: Sequence[Tensor], titles: Sequence[str]) -> "Figure":
         ax.set_yticks([])
         ax.tick_params(length=0, labelbottom=False, labeltop=True)
         ax.set_xticks((np.arange(across) + 0.5) * (width + 2) + 1, titles)
-        return drawn
+        yield drawn, axes[1, 0]
