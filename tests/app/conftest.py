@@ -72,13 +72,6 @@ def plain_address(plain_model, tmp_path_factory) -> Iterator[str]:
     yield from serve(plain_model, tmp_path_factory.mktemp("no runs"))
 
 
-@pytest.fixture
-def forgetful_address(plain_model, tmp_path, monkeypatch) -> Iterator[str]:
-    """A page that remembers three visits."""
-    monkeypatch.setattr("ddpm.app.page.MOST_REMEMBERED", 3)
-    yield from serve(plain_model, tmp_path)
-
-
 def serve(model: Model, runs: Path) -> Iterator[str]:
     pytest.importorskip("gradio")
     from ddpm.app.page import build, launch

@@ -14,7 +14,7 @@ import torch
 from ddpm.cli import run as command_line
 from ddpm.pixels import to_uint8
 
-pytest.importorskip("gradio")
+gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
 GUIDE = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -60,16 +60,17 @@ def live_tensors() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-def test_old_visits_are_forgotten(forgetful_address):
-    before, client = visits(), gradio_client.Client(forgetful_address, verbose=False)
-    for _ in range(8):  # each is a visit
-        client.predict(number=1, steps=1, api_name="/generate")
-    assert 0 < visits() - before <= 4
+def test_a_request_leaves_no_component_behind(client):
+    assert alive(client)
+    before = components()
+    for _ in range(3):
+        assert alive(client)
+    assert components() == before
 
 
-def visits() -> int:
+def components() -> int:
     gc.collect()
-    return sum(type(thing).__name__ == "SessionState" for thing in gc.get_objects())
+    return sum(isinstance(thing, gradio.blocks.Block) for thing in gc.get_objects())
 
 
 def test_the_guide_is_true(client, address, served_model, uploads, tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ from ddpm.errors import UserError
 from ddpm.model import Model
 
 MOST_WAITING = 64  # requests; further ones are told to come back
-MOST_REMEMBERED = 64  # visits; every request of a program counts as one, and would be kept for good
 CACHE_AGE = 3600  # seconds that pictures and uploads are kept
 
 
@@ -55,7 +54,6 @@ def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> str:
         show_error=True,
         quiet=True,
         max_file_size=MOST_BYTES,
-        state_session_capacity=MOST_REMEMBERED,
         theme=theme(),
         css=CSS,
         footer_links=[],

@@ -50,12 +50,13 @@ def tab(model: Model, name: str) -> None:
         settings = behind.Settings(label, sampler, steps, guidance, seed, number)
         options = settings.options(model)
         equivalents = (behind.as_command(name, options), behind.as_python(name, options))
-        yield "Starting …", gr.skip(), *[None] * 3, *equivalents
+        unfinished = [*[None] * 3, *equivalents]  # no gr.skip(): each would leave a component behind in the session
+        yield "Starting …", None, *unfinished
         for event in behind.generate(model, settings):
             if isinstance(event, Step):
                 told_step = f"Step {event.index + 1} of {event.steps}: x_t, and the x_0 that is predicted from it."
                 with Outbox() as out:
-                    yield told_step, out.put(behind.step_picture(model, event)), *[gr.skip()] * 5
+                    yield told_step, out.put(behind.step_picture(model, event)), *unfinished
             else:
                 with Outbox() as out:
                     grid = out.put(enlarged(as_grid(event.images), 640))

@@ -58,10 +58,11 @@ def tab(model: Model) -> None:
         lost = read_mask(mask, (height, width)) if kind == behind.PAINTED else None
         damage = behind.Damage(kind, share, scale, blur, noise)
         options = {"clean": clean, "method": method, "steps": steps, "draws": draws, "seed": seed}
-        yield "Starting …", *[gr.skip()] * 3
+        unfinished = [None] * 3  # no gr.skip(): each would leave a component behind in the session
+        yield "Starting …", *unfinished
         for event in behind.restore_upload(model, image, lost, damage, **options):
             if isinstance(event, Step):
-                yield f"Step {event.index + 1} of {event.steps}", *[gr.skip()] * 3
+                yield f"Step {event.index + 1} of {event.steps}", *unfinished
             else:
                 with Outbox() as out:
                     compared = out.put(event.before, "before"), out.put(event.after, "after")
