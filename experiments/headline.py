@@ -61,7 +61,8 @@ HEADLINES = {
     ),
     "cifar10_gpu": Headline(
         "CIFAR-10 32×32, the paper's network, on a GPU",
-        "ddpm train cifar10_fast --out runs/cifar10_gpu",
+        "ddpm train cifar10_fast --training.steps 1500 --training.learning_rate 8e-4 --training.decay cosine "
+        "--training.ema 0.999 --out runs/cifar10_gpu",
         "cifar10",
         num=50_000,
     ),

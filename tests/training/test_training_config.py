@@ -13,7 +13,17 @@ from ddpm.training.config import Config, TrainingConfig, load_config, preset_abo
 from ddpm.training.optimizer import learning_rate
 
 PRESETS = {
-    *("digits", "mnist", "fashion_mnist", "cifar10", "cifar10_small", "folder32", "folder64", "celebahq256"),
+    *(
+        "digits",
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+        "cifar10_fast",
+        "cifar10_small",
+        "folder32",
+        "folder64",
+        "celebahq256",
+    ),
     *("lsun_bedroom256", "lsun_church256", "flowers", "animals10", "anime32", "anime64", "anime128"),
     "wikiart_impressionists",
 }

@@ -1,10 +1,11 @@
 """A step's batch: images, classes, timesteps, noise and dropout keys, all a function of (seed, step, position).
 
 `position` counts the images of the global batch, so one process or many draw the same numbers, and a step can be
-drawn again at any time.
+drawn again at any time. Numbers are drawn for a block of positions at once: a call an image would cost more than the
+numbers, and the thread that draws ahead would have to wait for the interpreter after every one.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
@@ -16,6 +17,7 @@ from ddpm.process.timesteps import LossAwareDraw, TimestepDraw
 from ddpm.randomness import derive_seed
 
 PREFETCHED = 2  # batches drawn ahead by a thread while an accelerator computes
+BLOCK = 32  # positions
 
 
 @dataclass(frozen=True)
@@ -94,19 +96,21 @@ class Batches:
         x_0, labels = self.loader.batch(step, self.positions)
         t, weight = self.draw.draw(self.seed, step, torch.tensor(self.positions), self.global_batch)
         if labels is not None and self.null_label is not None and self.class_drop > 0:
-            dropped = self._words("class drop", step).double() < self.class_drop * 2**63
+            dropped = self._drawn("class drop", step, torch.rand) < self.class_drop
             labels = torch.where(dropped.to(labels.device), self.null_label, labels)
-        return Batch(x_0, labels, t, weight, self._noise(step, x_0.shape), self._words("dropout", step))
+        noise = self._drawn("noise", step, torch.randn, *x_0.shape[1:])
+        keys = self._drawn("dropout", step, lambda *shape, generator: torch.randint(2**62, shape, generator=generator))
+        return Batch(x_0, labels, t, weight, noise, keys)
 
-    def _words(self, what: str, step: int) -> Tensor:
-        """A random number in 0..2⁶³-1 for each position."""
-        return torch.tensor([derive_seed(self.seed, what, step, position) for position in self.positions])
-
-    def _noise(self, step: int, shape: torch.Size) -> Tensor:
-        noise, generator = torch.empty(shape), torch.Generator()
-        for row, word in zip(noise, self._words("noise", step).tolist(), strict=True):
-            torch.randn(shape[1:], generator=generator.manual_seed(word), out=row)
-        return noise
+    def _drawn(self, what: str, step: int, draw: Callable[..., Tensor], *shape: int) -> Tensor:
+        """(n, *shape): what `draw` gives for the blocks that this process's positions lie in, cut to them."""
+        first, last = self.positions.start // BLOCK, (self.positions.stop - 1) // BLOCK
+        generator, blocks = torch.Generator(), []
+        for block in range(first, last + 1):
+            generator.manual_seed(derive_seed(self.seed, what, step, block))
+            blocks.append(draw(BLOCK, *shape, generator=generator))
+        start = self.positions.start - first * BLOCK
+        return torch.cat(blocks)[start : start + len(self.positions)]
 
     def steps(self, start: int, device: torch.device) -> Generator[Batch, None, None]:
         """The batches of steps `start`, `start` + 1, … on the device; drawn ahead where that hides their cost."""

@@ -17,13 +17,16 @@ def reproducible_kernels(device: torch.device) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the process first multiplies matrices
     before, settings = torch.get_deterministic_debug_mode(), _settings()
     fills = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     settings.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # flash attention has a backward pass in a fixed order
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(before)
         settings.fill_uninitialized_memory = fills
+        torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
 
 
 def _settings() -> Any:
