@@ -92,6 +92,12 @@ def test_guidance_without_classes_is_refused(network):
         Denoiser(network, GaussianProcess(SCHEDULE), labels=torch.tensor([0]), guidance=2.0)
 
 
+def test_guidance_that_is_no_number_is_refused(network):
+    labels = torch.tensor([0])
+    with pytest.raises(UserError, match="guidance must be a number"):
+        Denoiser(network, GaussianProcess(SCHEDULE), labels=labels, null_label=NULL, guidance=float("nan"))
+
+
 @pytest.mark.parametrize("ratio_above", [False, True])
 def test_dynamic_thresholding_is_diffusers(ratio_above):
     diffusers = pytest.importorskip("diffusers")

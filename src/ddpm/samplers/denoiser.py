@@ -4,6 +4,7 @@ Given x_t and t it answers the predicted x_0 and ε. Labels, guidance, threshold
 shape are handled inside, so that a sampler is only its formula.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -63,6 +64,8 @@ class Denoiser:
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
     ):
+        if not math.isfinite(guidance):
+            raise UserError(f"guidance must be a number, not {guidance}")
         if guidance != 1 and (labels is None or null_label is None):
             raise UserError("guidance needs a class-conditional model that was trained with classes dropped")
         self.network, self.process, self.schedule = network, process, process.schedule

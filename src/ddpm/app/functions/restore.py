@@ -92,8 +92,8 @@ def restore_upload(
     damage: Damage,
     *,
     clean: bool = True,
-    method: str = "ddrm",
-    steps: int = 20,
+    method: str = "ddnm",
+    steps: int = 100,
     draws: int = 4,
     seed: int = 0,
 ) -> Iterator[Step | Answer]:

@@ -30,8 +30,9 @@ def tab(model: Model) -> None:
             noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)")
             clean = gr.Checkbox(True, label="The upload is clean: damage it first")
             with gr.Accordion("Method", open=False):
-                method = gr.Dropdown(list(METHODS), value="ddrm", label="Method")
-                steps = gr.Slider(1, min(behind.MOST_STEPS, len(model.process.schedule)), 20, step=1, label="Steps")
+                method = gr.Dropdown(list(METHODS), value="ddnm", label="Method")
+                most = min(behind.MOST_STEPS, len(model.process.schedule))
+                steps = gr.Slider(1, most, min(100, most), step=1, label="Steps")
                 draws = gr.Slider(1, behind.MOST_DRAWS, 4, step=1, label="Draws")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             with gr.Row():
