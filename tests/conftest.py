@@ -12,6 +12,12 @@ from ddpm.process.schedule import NoiseSchedule, make_betas
 torch.set_num_threads(1)  # pytest runs a worker a core
 
 
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Some code chooses the threads of its process; other threads round otherwise."""
+    torch.set_num_threads(1)
+
+
 def randomise(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Give every parameter a random value: a zero last layer would hide everything before it."""
     generator = torch.Generator().manual_seed(seed)

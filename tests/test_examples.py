@@ -35,7 +35,7 @@ def one_thread(monkeypatch):
 
 def test_the_first_model_learns_and_comes_back_from_its_folder(tmp_path):
     losses, same = run("first_model", "STEPS = 12", "[losses, same]", tmp_path)
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     assert same
 
 

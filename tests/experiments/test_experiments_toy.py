@@ -14,6 +14,7 @@ from experiments import study
 from experiments.headline import HEADLINES, Headline, judge
 from experiments.hold_out import hold_out
 from experiments.paper_figures import paper_figures
+from experiments.record import cores
 from experiments.tables import table
 
 SIDE = 8
@@ -100,7 +101,7 @@ def budget():
 
 def test_study_is_made_kept_and_gone_on_with(budget, tmp_path):
     runs, places = tmp_path / "runs", {"results": tmp_path, "pictures": tmp_path}
-    path = study.study(runs, budget, **places)
+    path = study.study(runs, budget, jobs=cores(), **places)  # a thread each, as here: more of them round otherwise
     first = json.loads(path.read_text())
     assert len(first["cells"]) == len(first["rows"]) == 7
     assert (tmp_path / "study_mnist.png").exists()
