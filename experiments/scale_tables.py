@@ -32,32 +32,22 @@ def training(found: dict[str, Any]) -> Rows:
     ]
 
 
+def sized(row: dict[str, Any]) -> list[str]:
+    """A network by its preset, its parameters, and the bytes that are moved for it."""
+    return [row["preset"], f"{row['parameters']:,}", megabytes(row["bytes"])]
+
+
 def reductions(found: dict[str, Any]) -> Rows:
     """The all-reduce between two processes, where each sends as many bytes as the gradients have."""
     return [
-        [
-            row["preset"],
-            f"{row['parameters']:,}",
-            megabytes(row["bytes"]),
-            f"{1e3 * row['seconds']:.0f}",
-            f"{row['bytes'] / row['seconds'] / 1e9:.2f}",
-        ]
+        [*sized(row), f"{1e3 * row['seconds']:.0f}", f"{row['bytes'] / row['seconds'] / 1e9:.2f}"]
         for row in found["all_reduce"]
     ]
 
 
 def checkpoints(found: dict[str, Any]) -> Rows:
     """What a checkpoint takes on the disk and in time."""
-    return [
-        [
-            row["preset"],
-            f"{row['parameters']:,}",
-            megabytes(row["bytes"]),
-            f"{row['write_seconds']:.2f}",
-            f"{row['read_seconds']:.2f}",
-        ]
-        for row in found["checkpoints"]
-    ]
+    return [[*sized(row), f"{row['write_seconds']:.2f}", f"{row['read_seconds']:.2f}"] for row in found["checkpoints"]]
 
 
 def decoding(found: dict[str, Any]) -> Rows:
