@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.record import load_result
-from experiments.speed_tables import NOT_RUN, Rows
+from experiments.speed_tables import NOT_RUN, Rows, or_not_run
 
 
 def bits_per_dim(results: Path) -> Rows:
@@ -23,7 +23,7 @@ def bits_per_dim(results: Path) -> Rows:
         ]
         for row in (found["rows"] if found else [])
     ]
-    return [head, *(body or [[NOT_RUN] * len(head)])]
+    return or_not_run(head, body)
 
 
 def features_speed(results: Path) -> Rows:

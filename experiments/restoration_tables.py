@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.record import load_result
-from experiments.speed_tables import NOT_RUN, Rows
+from experiments.speed_tables import NOT_RUN, Rows, or_not_run
 
 
 def restoration(name: str) -> Callable[[Path], Rows]:
@@ -82,7 +82,7 @@ def round_trips(name: str) -> Callable[[Path], Rows]:
             ]
             for row in (found["round_trips"] if found else [])
         ]
-        return [head, *(body or [[NOT_RUN] * len(head)])]
+        return or_not_run(head, body)
 
     return rows
 
@@ -102,7 +102,7 @@ def curve(name: str) -> Callable[[Path], Rows]:
             ]
             for row in (found["curve"] if found else [])
         ]
-        return [head, *(body or [[NOT_RUN] * len(head)])]
+        return or_not_run(head, body)
 
     return rows
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.record import load_result
-from experiments.speed_tables import NOT_RUN, Rows
+from experiments.speed_tables import Rows, or_not_run
 
 
 def scale_table(head: list[str], body: Callable[[dict[str, Any]], Rows]) -> Callable[[Path], Rows]:
@@ -13,7 +13,7 @@ def scale_table(head: list[str], body: Callable[[dict[str, Any]], Rows]) -> Call
 
     def rows(results: Path) -> Rows:
         found = load_result("scale", results)
-        return [head, *(body(found) if found else [[NOT_RUN] * len(head)])]
+        return or_not_run(head, body(found) if found else [])
 
     return rows
 

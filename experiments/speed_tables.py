@@ -12,6 +12,11 @@ PHASES = {"train": "training step", "sample": "sampling step"}
 Rows = list[list[str]]
 
 
+def or_not_run(head: list[str], body: Rows) -> Rows:
+    """A table, or one row that says so where there is nothing in it."""
+    return [head, *(body or [[NOT_RUN] * len(head)])]
+
+
 def speed(name: str) -> Callable[[Path], Rows]:
     """Images a second of every contestant, and how many times as fast that is as the second of them."""
 
@@ -33,7 +38,7 @@ def speed(name: str) -> Callable[[Path], Rows]:
             for problem in (found["problems"] if found else [])
             for row in problem["rows"]
         ]
-        return [head, *(body or [[NOT_RUN] * len(head)])]
+        return or_not_run(head, body)
 
     return rows
 
@@ -54,7 +59,7 @@ def drawing(name: str) -> Callable[[Path], Rows]:
             ]
             for problem in (found["problems"] if found else [])
         ]
-        return [head, *(body or [[NOT_RUN] * len(head)])]
+        return or_not_run(head, body)
 
     return rows
 
@@ -69,7 +74,7 @@ def time_to_quality(results: Path) -> Rows:
         cells = [row["contestant"], f"{training['parameters'] / 1e6:.2f} M", str(training["batch_size"])]
         cells += [f"{training['images']:,}", f"{training['seconds']:.0f}"]
         body.append([*cells, f"{row['fid']:.1f}" if "fid" in row else "–", f"{row['frechet_distance']:.2f}"])
-    return [head, *(body or [[NOT_RUN] * len(head)])]
+    return or_not_run(head, body)
 
 
 def ablations(results: Path) -> Rows:
@@ -82,7 +87,7 @@ def ablations(results: Path) -> Rows:
         shown = f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
         ratio = mean / found["rows"][0]["frechet_distance"]["mean"] if found else 1
         body.append([row["variant"], f"{row['images']:,}", f"{row['seconds']:.0f}", shown, f"{ratio:.2f}"])
-    return [head, *(body or [[NOT_RUN] * len(head)])]
+    return or_not_run(head, body)
 
 
 def few_steps(name: str) -> Callable[[Path], Rows]:

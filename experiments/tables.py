@@ -23,7 +23,7 @@ from experiments.headline import HEADLINES
 from experiments.record import PICTURES, RESULTS, ROOT, load_result
 from experiments.restoration_tables import RESTORATION_TABLES
 from experiments.scale_tables import SCALE_TABLES
-from experiments.speed_tables import NOT_RUN, SPEED_TABLES, Rows
+from experiments.speed_tables import NOT_RUN, SPEED_TABLES, Rows, or_not_run
 
 MARKED = re.compile(
     r"(?P<begin><!-- (?P<kind>table|pictures): (?P<name>\w+) -->\n).*?(?P<end><!-- end of (?P=kind) -->)", re.DOTALL
@@ -137,7 +137,7 @@ def study(data: str) -> Callable[[Path], Rows]:
             ]
             for row in mine
         ]
-        return [head, *(body or [[NOT_RUN] * len(head)])]
+        return or_not_run(head, body)
 
     return rows
 
@@ -211,7 +211,7 @@ def rounding(results: Path) -> Rows:
         ]
         for row in (found["rows"] if found else [])
     ]
-    return [head, *(body or [[NOT_RUN] * len(head)])]
+    return or_not_run(head, body)
 
 
 def serving(results: Path) -> Rows:
