@@ -17,7 +17,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.frechet import Moments, frechet_distance, load_moments, moments_of
 from ddpm.evaluation.kernel import kernel_distance, squared_discrepancy
 from ddpm.evaluation.manifold import manifold_metrics
-from ddpm.evaluation.scores import channel_drift, inception_score
+from ddpm.evaluation.scores import channel_drift, inception_score, level_shares, misplaced_levels
 
 
 def features(n: int, d: int = 24, seed: int = 0, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -164,3 +164,16 @@ def test_drift_finds_a_tint_and_its_error_covers_no_tint():
     assert drift.standard_errors == pytest.approx([30 * np.sqrt(2 / 400)] * 3, rel=0.1)
     tinted = channel_drift(same + np.array([12, 0, 0]), real)
     assert tinted.levels[0] - drift.levels[0] == pytest.approx(12)
+
+
+def test_misplaced_levels_are_the_pixels_that_were_changed():
+    real = np.random.default_rng(0).choice([0, 128, 255], (50, 3, 6, 6), p=[0.8, 0.1, 0.1]).astype(np.uint8)
+    blocks = np.array_split(real, 7)
+    assert misplaced_levels(level_shares(blocks), level_shares([real])) == 0
+    np.testing.assert_allclose(level_shares(blocks).sum(1), 1)
+    changed = real.copy()
+    changed[:, 1][real[:, 1] == 0] = 1  # a ground that is a level too bright, in one of three channels
+    expected = (real[:, 1] == 0).mean() / 3
+    assert misplaced_levels(level_shares([changed]), level_shares(blocks)) == pytest.approx(expected)
+    moved = np.roll(real, 3, axis=-1)  # the same levels elsewhere
+    assert misplaced_levels(level_shares([moved]), level_shares(blocks)) == 0

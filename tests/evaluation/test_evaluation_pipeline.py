@@ -71,7 +71,7 @@ def blurred(images, radius):
 def test_planted_failures_move_their_metrics(digits, network, tmp_path):
     images, labels = digits
     real = save(tmp_path / "real.npz", images[:800], labels[:800])
-    names = ["fid", "kid", "prdc", "drift"]
+    names = ["fid", "kid", "prdc", "drift", "levels"]
 
     def judge(name, planted):
         return evaluate(save(tmp_path / name, planted), real, metrics=names, features=network, progress=False)
@@ -81,9 +81,14 @@ def test_planted_failures_move_their_metrics(digits, network, tmp_path):
     tinted = judge("tinted.npz", np.clip(good.astype(int) + 12, 0, 255).astype(np.uint8))
     smeared = judge("blurred.npz", blurred(good, 2))
     narrow = judge("narrow.npz", good[rest < 3])
+    specks = (np.arange(good.size) % 3).reshape(good.shape)
+    speckled = judge("speckled.npz", np.where(good == 0, specks, good).astype(np.uint8))
 
     assert abs(sound.value("drift_grey")) < 3
     assert tinted.value("drift_grey") > 8
+    assert sound.value("levels") < 0.05
+    assert speckled.value("levels") > 0.4  # two of three black pixels
+    assert speckled.value("frechet_distance") < 2 * sound.value("frechet_distance")  # which does not see it
     assert smeared.value("precision") < sound.value("precision") - 0.1
     for spoiled in (smeared, narrow):
         assert spoiled.value("frechet_distance") > 5 * sound.value("frechet_distance")

@@ -1,6 +1,6 @@
 """The metrics by name. A new one is a function of a `Comparison` and one line at the end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -10,6 +10,7 @@ from ddpm.errors import UserError, nearest
 from ddpm.evaluation.accuracy_score import classification_accuracy_score, matched, spread
 from ddpm.evaluation.comparison import FEATURES, HELD_OUT_FEATURES, LIKELIHOOD, SAMPLES, Comparison, Figure, Metric
 from ddpm.evaluation.frechet import Moments, frechet_distance
+from ddpm.evaluation.images import ImageSet
 from ddpm.evaluation.kernel import KernelDistance, kernel_distance
 from ddpm.evaluation.likelihood import plot_likelihood
 from ddpm.evaluation.manifold import (
@@ -19,7 +20,7 @@ from ddpm.evaluation.manifold import (
     manifold_metrics,
 )
 from ddpm.evaluation.memorisation import QUANTILE, audit, feature_neighbours, pixel_neighbours, save_pairs
-from ddpm.evaluation.scores import SPLITS, channel_drift, inception_score
+from ddpm.evaluation.scores import SPLITS, channel_drift, inception_score, level_shares, misplaced_levels
 
 CLASS_SUBSETS = 20
 MANIFOLD_IMAGES = 10_000  # a side; the balls shrink as images are added, so this number belongs to the figure
@@ -87,6 +88,12 @@ def drift(c: Comparison) -> list[Figure]:
     ]
 
 
+def levels(c: Comparison) -> list[Figure]:
+    """Pixels whose level would have to change for the histograms to agree."""
+    shares = [level_shares(_pixels(images)) for images in (c.generated, c.real)]
+    return [Figure("levels", "misplaced levels", misplaced_levels(*shares), note="share of the pixels")]
+
+
 def cas(c: Comparison) -> list[Figure]:
     """Classification accuracy score, and what real training images give the same classifier."""
     found = classification_accuracy_score(c.generated, c.real, c.held_out, c.progress)
@@ -131,6 +138,12 @@ def nll(c: Comparison) -> list[Figure]:
         "rate_distortion": found.rate_distortion,
     }
     return [Figure("nll", "bits/dim (bound)", found.bits_per_dim, found.standard_error, note, detail)]
+
+
+def _pixels(images: ImageSet) -> Iterator[np.ndarray]:
+    """uint8 (n, C, H, W) in chunks."""
+    for start in range(0, len(images), images.chunk):
+        yield images[slice(start, start + images.chunk)].numpy()
 
 
 def _kid_title(c: Comparison) -> str:
@@ -195,11 +208,12 @@ METRICS = {
     "prdc": Metric(prdc, needs=(real_images,), least=DENSITY_NEIGHBOURS + 1),
     "is": Metric(inception, needs=(has_logits,), least=SPLITS),
     "drift": Metric(drift, needs=(real_images,), least=2),
+    "levels": Metric(levels, needs=(real_images,), uses=(SAMPLES,)),
     "cas": Metric(cas, needs=(classes, held_out_classes), uses=(SAMPLES,)),
     "nll": Metric(nll, needs=(model_told_classes, held_out), uses=(LIKELIHOOD,)),
     "memorisation": Metric(memorisation, needs=(real_images, held_out), uses=(SAMPLES, FEATURES, HELD_OUT_FEATURES)),
 }
-DEFAULT = ("fid", "kid", "prdc", "is", "drift")
+DEFAULT = ("fid", "kid", "prdc", "is", "drift", "levels")
 
 
 def choose_metrics(c: Comparison, names: Sequence[str] | None) -> list[str]:

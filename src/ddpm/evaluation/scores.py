@@ -1,5 +1,6 @@
-"""Two figures that need no pairs of images: the Inception Score, and the drift of the mean colour."""
+"""Figures that need no pairs of images: the Inception Score, the drift of the mean colour, the levels of the pixels."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -48,3 +49,19 @@ def channel_drift(generated: np.ndarray, real: np.ndarray) -> Drift:
     generated, real = generated.astype(np.float64), real.astype(np.float64)
     variance = generated.var(axis=0, ddof=1) / len(generated) + real.var(axis=0, ddof=1) / len(real)
     return Drift((generated.mean(axis=0) - real.mean(axis=0)).tolist(), np.sqrt(variance).tolist())
+
+
+def level_shares(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """How often each level occurs in uint8 images that come in blocks (n, C, H, W): (C, 256), rows that sum to 1."""
+    counts = sum(
+        np.stack([np.bincount(channel.ravel(), minlength=256) for channel in block.swapaxes(0, 1)]) for block in blocks
+    )
+    return counts / np.sum(counts, axis=1, keepdims=True)
+
+
+def misplaced_levels(generated: np.ndarray, real: np.ndarray) -> float:
+    """Share of the pixels that would have to change for each level to be as frequent as it is among `real`.
+
+    The total variation distance of two (C, 256) of `level_shares`, its mean over the channels.
+    """
+    return float(np.abs(generated - real).sum(axis=1).mean() / 2)
