@@ -3,8 +3,9 @@
     CUDA_VISIBLE_DEVICES="" python -m experiments.ablations --jobs 8
 
 The base is the preset `fashion_mnist` for --images images. Every variant sees as many, but for the widths, which get
-the time that the base takes: their steps follow from a measurement at the start, kept in RUNS/paces.json. Figure: the
-distance with the built-in features to the training images. A cell is a run directory below --runs; a finished one is
+the time that the base takes: their steps follow from a measurement at the start, kept in RUNS/paces.json. Figures: the
+distance with the built-in features to the training images, and the share of misplaced levels, which those features
+cannot see. A cell is a run directory below --runs; a finished one is
 kept and one that was killed goes on. After every cell experiments/results/ablations.json is written again, and at the
 end docs/pictures/ablations.png is drawn.
 """
@@ -34,6 +35,7 @@ QUIET = {"training.preview_every": 0, "training.checkpoint_every": 200, "trainin
 
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
+    "x_0 in place of v": {"process.prediction": "x_0"},
     "ε in place of v": {"process.prediction": "epsilon"},
     "linear in place of cosine schedule": {"process.schedule": "linear"},
     "uniform in place of stratified timesteps": {"process.timestep_draw": "uniform"},
@@ -92,7 +94,9 @@ def measured_paces(folder: Path, budget: Budget, jobs: int) -> dict[str, float]:
 def run_cell(variant: str, seed: int, runs: Path, budget: Budget, paces: dict[str, float]) -> dict[str, Any]:
     """One variant with one seed."""
     config = configuration(variant, seed, budget, paces)
-    found = trained_and_judged(config, folder_of(variant, seed, runs), ["fid"], num=budget.num, steps=budget.steps)
+    found = trained_and_judged(
+        config, folder_of(variant, seed, runs), ["fid", "levels"], num=budget.num, steps=budget.steps
+    )
     images = config.training.steps * config.training.batch_size
     return {"variant": variant, "seed": seed, "images": images, **found}
 
@@ -107,12 +111,14 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for variant in VARIANTS:
         mine = [row for row in rows if row["variant"] == variant]
         if mine:
-            distances = [row["frechet_distance"] for row in mine]
-            spread = {"mean": float(np.mean(distances)), "std": float(np.std(distances, ddof=1)) if mine[1:] else None}
             seconds = float(np.mean([row["seconds"] for row in mine]))
             kept = {"variant": variant, "seeds": len(mine), "images": mine[0]["images"], "seconds": round(seconds, 1)}
-            summary.append(kept | {"frechet_distance": spread})
+            summary.append(kept | {key: spread([row[key] for row in mine]) for key in ("frechet_distance", "levels")})
     return summary
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if values[1:] else None}
 
 
 def ablations(

@@ -13,7 +13,7 @@ call goes on where it was.
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ddpm.viewing.pictures import save_grid
 from experiments.record import PICTURES, RESULTS, machine, save_result
 
 ROWS, COLUMNS = 6, 10  # of the picture, where there are no classes; with classes, a column a class
-BUILTIN = ("fid", "kid", "prdc", "drift", "memorisation")
+BUILTIN = ("fid", "kid", "prdc", "drift", "levels", "memorisation")
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Headline:
     """A row of the results.
 
     title: what was trained; training: the command; data: the training images, whose `:test` split is held out;
-    num: samples judged, which FID needs to be at least 2,048; guidance: of the sampler; run: the row whose model it is,
-    if not its own.
+    num: samples judged, which FID needs to be at least 2,048; sampling: how, where it is not the default; run: the row
+    whose model it is, if not its own.
     """
 
     title: str
     training: str
     data: str
     num: int = 10_000
-    guidance: float = 1.0
+    sampling: dict[str, Any] = field(default_factory=dict)
     run: str | None = None
 
 
@@ -54,10 +54,14 @@ HEADLINES = {
     "mnist": Headline("MNIST 28×28, by class", "ddpm train mnist --out runs/mnist", "mnist"),
     "cifar10": Headline("CIFAR-10 32×32, by class", CIFAR10_BY_CLASS, "cifar10"),
     "cifar10_guided": Headline(
-        "CIFAR-10 32×32, by class, guided", CIFAR10_BY_CLASS, "cifar10", guidance=1.5, run="cifar10"
+        "CIFAR-10 32×32, by class, guided", CIFAR10_BY_CLASS, "cifar10", sampling={"guidance": 1.5}, run="cifar10"
     ),
     "cifar10_unguided": Headline(
-        "CIFAR-10 32×32, the same asked for no class", CIFAR10_BY_CLASS, "cifar10", guidance=0.0, run="cifar10"
+        "CIFAR-10 32×32, the same asked for no class",
+        CIFAR10_BY_CLASS,
+        "cifar10",
+        sampling={"guidance": 0.0},
+        run="cifar10",
     ),
     "cifar10_gpu": Headline(
         "CIFAR-10 32×32, the paper's network, on a GPU",
@@ -104,15 +108,13 @@ def judge(
 ) -> dict[str, Any]:
     """Judge the model of a run directory and write it down; returns what is in the JSON."""
     model, began = load(run), time.monotonic()
-    sampling = {"sampler": sampler, "steps": steps, "num": headline.num}
-    if headline.guidance != 1:
-        sampling["guidance"] = headline.guidance
+    sampling = {"sampler": sampler, "steps": steps, "num": headline.num, **headline.sampling}
     prefix = pictures / name
     pictures.mkdir(parents=True, exist_ok=True)
     standard = evaluate(
         model, reference or headline.data, metrics=["fid"], features=features, pictures=prefix, **sampling
     )
-    asks_for_classes = bool(model.num_classes) and headline.guidance > 0
+    asks_for_classes = bool(model.num_classes) and headline.sampling.get("guidance") != 0
     metrics = BUILTIN + (("cas",) if asks_for_classes else ())
     builtin = evaluate(model, headline.data, metrics=metrics, features="builtin", pictures=prefix, **sampling)
     draw_samples(model, prefix.with_suffix(".png"), sampling)

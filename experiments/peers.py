@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMPipeline, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,19 +19,21 @@ from ddpm.interop.unet_config import to_unet2d
 from ddpm.networks import UNet
 
 WARM_UP, FEWEST, LEAST_SECONDS = 3, 5, 2.0
-STEPS = 1000  # ancestral ones, by which both libraries draw unless told otherwise
+STEPS = 50  # of the fast sampler that either library's documentation names
 
 
 @dataclass(frozen=True)
 class Recipe:
     """title: for tables; batch: images a step; low: of the range [low, 1] in which images are given; build: the
-    contestant; average: the module that holds its averaged weights, put there when training is over."""
+    contestant; average: the module that holds its averaged weights, put there when training is over; draw: so many
+    images, float32 in [-1, 1], in fp32 by STEPS steps."""
 
     title: str
     batch: int
     low: float
     build: Callable[[Problem, torch.device], Contestant]
     average: Callable[[Contestant], nn.Module]
+    draw: Callable[[Contestant, int], Tensor]
 
 
 def diffusers(problem: Problem, device: torch.device, *, best: bool) -> Diffusers:
@@ -43,6 +45,14 @@ def diffusers(problem: Problem, device: torch.device, *, best: bool) -> Diffuser
 def diffusers_average(peer: Diffusers) -> nn.Module:
     peer.average.copy_to(peer.network.parameters())
     return peer.network
+
+
+def diffusers_draw(peer: Diffusers, num: int) -> Tensor:
+    """DPM-Solver++, put into the pipeline as its guide to schedulers says."""
+    pipeline = DDPMPipeline(peer.network, DPMSolverMultistepScheduler.from_config(peer.scheduler.config))
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(num, num_inference_steps=STEPS, output_type="np").images
+    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 
 def lucidrains(problem: Problem, device: torch.device) -> Lucidrains:
@@ -58,6 +68,12 @@ def lucidrains_average(peer: Lucidrains) -> nn.Module:
     return peer.diffusion
 
 
+def lucidrains_draw(peer: Lucidrains, num: int) -> Tensor:
+    """DDIM, which `sampling_timesteps` below 1,000 chooses there."""
+    peer.diffusion.sampling_timesteps, peer.diffusion.is_ddim_sampling = STEPS, True
+    return peer.diffusion.sample(batch_size=num).cpu() * 2 - 1
+
+
 PEERS = {
     "diffusers": Recipe(
         "Diffusers, train_unconditional.py",
@@ -65,6 +81,7 @@ PEERS = {
         -1.0,
         lambda problem, device: diffusers(problem, device, best=False),
         diffusers_average,
+        diffusers_draw,
     ),
     "diffusers_bf16": Recipe(
         "the same, bf16 channels-last",
@@ -72,9 +89,16 @@ PEERS = {
         -1.0,
         lambda problem, device: diffusers(problem, device, best=True),
         diffusers_average,
+        diffusers_draw,
     ),
-    # two batches of 32 a step, accumulated, there; one of 64 is the same and sooner
-    "lucidrains": Recipe("denoising-diffusion-pytorch, Trainer", 64, 0.0, lucidrains, lucidrains_average),
+    "lucidrains": Recipe(
+        "denoising-diffusion-pytorch, Trainer",
+        64,  # two batches of 32 a step, accumulated, there; one of 64 is the same and sooner
+        0.0,
+        lucidrains,
+        lucidrains_average,
+        lucidrains_draw,
+    ),
 }
 
 
@@ -133,15 +157,14 @@ def seconds_a_step(peer: Contestant) -> float:
 
 
 def draw(name: str, problem: Problem, num: int, out: Path, device: torch.device) -> Iterator[Tensor]:
-    """Batches of `num` images in all, float32 in [-1, 1], in fp32 by the library's own 1,000 ancestral steps."""
+    """Batches of `num` images in all, float32 in [-1, 1], in fp32 by STEPS steps of the library's fast sampler."""
     recipe = PEERS["diffusers" if name == "diffusers_bf16" else name]
     peer = recipe.build(problem, device)
     torch.manual_seed(0)
     recipe.average(peer).load_state_dict(load_file(weights(out)))
     peer.network.eval()
-    for _ in range(0, num, problem.sampling_batch):
-        images = torch.as_tensor(peer.sample(STEPS)).cpu()
-        yield images.permute(0, 3, 1, 2) * 2 - 1 if isinstance(peer, Diffusers) else images
+    for first in range(0, num, problem.sampling_batch):
+        yield recipe.draw(peer, min(problem.sampling_batch, num - first))
 
 
 def weights(out: Path) -> Path:

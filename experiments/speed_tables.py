@@ -17,6 +17,12 @@ def or_not_run(head: list[str], body: Rows) -> Rows:
     return [head, *(body or [[NOT_RUN] * len(head)])]
 
 
+def spread(figure: dict[str, float | None], digits: int) -> str:
+    """Mean ± deviation, where there is one."""
+    error = "" if figure["std"] is None else f" ± {figure['std']:.{digits}f}"
+    return f"{figure['mean']:.{digits}f}{error}"
+
+
 def speed(name: str) -> Callable[[Path], Rows]:
     """Images a second of every contestant, and how many times as fast that is as the second of them."""
 
@@ -79,14 +85,13 @@ def time_to_quality(results: Path) -> Rows:
 
 def ablations(results: Path) -> Rows:
     """Every change of the recipe: the distance, and how that compares with the recipe's own."""
-    head = ["changed", "images seen", "seconds", "distance (built-in)", "times the recipe's"]
+    head = ["changed", "images seen", "seconds", "distance (built-in)", "times the recipe's", "misplaced levels"]
     found = load_result("ablations", results)
     body = []
     for row in found["rows"] if found else []:
-        mean, std = row["frechet_distance"]["mean"], row["frechet_distance"]["std"]
-        shown = f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
-        ratio = mean / found["rows"][0]["frechet_distance"]["mean"] if found else 1
-        body.append([row["variant"], f"{row['images']:,}", f"{row['seconds']:.0f}", shown, f"{ratio:.2f}"])
+        ratio = row["frechet_distance"]["mean"] / found["rows"][0]["frechet_distance"]["mean"] if found else 1
+        distance, levels = spread(row["frechet_distance"], 2), spread(row["levels"], 2)
+        body.append([row["variant"], f"{row['images']:,}", f"{row['seconds']:.0f}", distance, f"{ratio:.2f}", levels])
     return or_not_run(head, body)
 
 

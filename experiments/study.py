@@ -27,8 +27,8 @@ from experiments.record import PICTURES, RESULTS, machine, save_result
 
 SCHEDULES = ("linear", "cosine")
 PREDICTIONS = ("epsilon", "x_0", "v")
-METRICS = ("fid", "kid", "prdc")  # with the built-in features
-SHOWN = ("frechet_distance", "kid", "precision", "recall")
+METRICS = ("fid", "kid", "prdc", "levels")  # with the built-in features
+SHOWN = ("frechet_distance", "kid", "precision", "recall", "levels")
 COLUMNS = 10  # of the pictures
 
 # One step from noise to image is a process without any signal: ᾱ = 0 at both of the two timesteps a process must have.

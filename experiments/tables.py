@@ -23,7 +23,7 @@ from experiments.headline import HEADLINES
 from experiments.record import PICTURES, RESULTS, ROOT, load_result
 from experiments.restoration_tables import RESTORATION_TABLES
 from experiments.scale_tables import SCALE_TABLES
-from experiments.speed_tables import NOT_RUN, SPEED_TABLES, Rows, or_not_run
+from experiments.speed_tables import NOT_RUN, SPEED_TABLES, Rows, or_not_run, spread
 
 MARKED = re.compile(
     r"(?P<begin><!-- (?P<kind>table|pictures): (?P<name>\w+) -->\n).*?(?P<end><!-- end of (?P=kind) -->)", re.DOTALL
@@ -93,6 +93,8 @@ def figure_columns(result: dict[str, Any] | None) -> dict[str, str]:
         "distance (built-in features)": f"{others['frechet_distance']['value']:.3f}",
         "precision / recall": f"{others['precision']['value']:.2f} / {others['recall']['value']:.2f}",
     }
+    if "levels" in others:
+        columns["misplaced levels"] = f"{others['levels']['value']:.2f}"
     if "cas" in others:
         cas = others["cas"]
         columns["CAS (real images)"] = f"{cas['value']:.1%} ({cas['detail']['real']:.1%})"
@@ -125,26 +127,22 @@ def study(data: str) -> Callable[[Path], Rows]:
 
     def rows(results: Path) -> Rows:
         head = ["schedule", "prediction", "seeds", "distance (built-in)", "KID (built-in)", "precision", "recall"]
+        head += ["misplaced levels"]
         found = load_result("study", results)
         mine = [row for row in found["rows"] if row["data"] == data] if found else []
-        keys = ("frechet_distance", "kid", "precision", "recall")
+        keys = ("frechet_distance", "kid", "precision", "recall", "levels")
         body = [
             [
                 row["schedule"] or "none: one step of regression",
                 {"epsilon": "ε"}.get(row["prediction"], row["prediction"]),
                 str(row["seeds"]),
-                *(spread(row[key], digits) for key, digits in zip(keys, (2, 3, 2, 2), strict=True)),
+                *(spread(row[key], digits) for key, digits in zip(keys, (2, 3, 2, 2, 2), strict=True)),
             ]
             for row in mine
         ]
         return or_not_run(head, body)
 
     return rows
-
-
-def spread(figure: dict[str, float | None], digits: int) -> str:
-    error = "" if figure["std"] is None else f" ± {figure['std']:.{digits}f}"
-    return f"{figure['mean']:.{digits}f}{error}"
 
 
 # the paper's figures, the pipeline itself

@@ -7,7 +7,7 @@
 Contestants are `ours`, `diffusers`, `diffusers_bf16` and `lucidrains`, all unconditional, all on Fashion-MNIST with
 random flips. A short measurement turns the time into a number of steps, so that a learning rate that falls is at its
 end when the time is. Each leaves RUNS/CONTESTANT/trained.json. `judge` takes those that are there: it draws each one's
-images by its own library, compares them with the training images, and writes experiments/results/time_to_quality.json
+images by its own library, compares them with the test images, and writes experiments/results/time_to_quality.json
 and docs/pictures/time_to_quality.png.
 """
 
@@ -46,13 +46,14 @@ NOTE, SAMPLES = "trained.json", "samples.npz"
 
 @dataclass(frozen=True)
 class Match:
-    """What all contestants are given. preset, overrides: our recipe, and with it data and network; num: images judged;
-    batch: images drawn at once by the peers."""
+    """What all contestants are given. preset, overrides: our recipe, and with it data and network; reference: what they
+    are compared with; num: images judged; batch: images drawn at once by the peers."""
 
     preset: str = "fashion_mnist"
+    reference: str = "fashion_mnist:test"
     overrides: dict[str, Any] = field(default_factory=lambda: {"data.labels": False} | QUIET)
     num: int = 2500
-    batch: int = 2500
+    batch: int = 250
 
     @property
     def problem(self) -> Problem:
@@ -121,12 +122,11 @@ def judge(
     names = [name for name in TITLES if (runs / name / NOTE).exists()]
     if not names:
         raise SystemExit(f"nothing is trained in {runs}")
-    data = load_config(match.preset, match.overrides).data.source
-    result: dict[str, Any] = {"command": command, "machine": machine(), "data": data, "rows": []}
+    result: dict[str, Any] = {"command": command, "machine": machine(), "data": match.reference, "rows": []}
     for name in names:
         samples, figures = draw(name, runs, match), {}
         for network in (features, "builtin"):
-            report = evaluate(str(samples), data, metrics=["fid"], features=network)
+            report = evaluate(str(samples), match.reference, metrics=["fid"], features=network)
             (figure,) = report.figures
             figures[figure.key] = figure.value
             result[f"settings of {figure.key}"] = {

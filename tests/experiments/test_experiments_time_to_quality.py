@@ -28,7 +28,8 @@ def match(tmp_path, monkeypatch):
     np.savez(tmp_path / "images.npz", arr_0=pixels)
     network = {"network.channels": 8, "network.groups": 4, "network.channel_mult": [1, 2], "network.attention": []}
     data = {"data.source": str(tmp_path / "images.npz"), "data.image_size": SIDE, "data.labels": False}
-    return Match("mnist", QUIET | network | data | {"training.batch_size": 4}, num=NUM, batch=40)
+    overrides = QUIET | network | data | {"training.batch_size": 4}
+    return Match("mnist", data["data.source"], overrides, num=NUM, batch=40)
 
 
 def test_all_contestants(match, tmp_path):

@@ -68,7 +68,7 @@ def test_training_fills_the_card(run):
 
 
 def test_headline(run, tmp_path):
-    headline = Headline(HEADLINES["mnist"].title, HEADLINES["mnist"].training, "mnist", num=70, guidance=1.5)
+    headline = Headline(HEADLINES["mnist"].title, HEADLINES["mnist"].training, "mnist", 70, {"guidance": 1.5})
     result = judge("mnist", headline, run, features="builtin", steps=2, results=tmp_path, pictures=tmp_path)
     assert json.loads((tmp_path / "mnist.json").read_text()) == result
     assert result["standard"]["settings"]["n"] == 70
