@@ -83,6 +83,28 @@ def test_a_split_asked_of_what_has_none_is_refused(tmp_path, pixels, encode, wri
         opened(f"{image_folder(['a.png'])}:test")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_that_begin_with_a_split_are_of_that_split_alone(tmp_path, pixels, encode, write_tar, streaming):
+    def names(source):
+        dataset = opened(source, streaming=streaming)
+        if not streaming:
+            return len(dataset)
+        return len(dataset.shards.paths)
+
+    for index, name in enumerate(["train-0", "train_1", "TEST-0", "val"]):
+        write_tar(tmp_path / "set" / f"{name}.tar", {f"{index}.png": encode(pixels(index))})
+    folder = tmp_path / "set"
+    assert names(folder) == names(f"{folder}:train") == names(folder / "train*.tar") == 2
+    assert names(f"{folder}:test") == names(f"{folder}:val") == names(folder / "TEST-0.tar") == 1
+    with pytest.raises(UserError, match="no split 'dev': take :"):
+        names(f"{folder}:dev")
+    with pytest.raises(UserError, match="no split 'train': take :test or :val"):
+        names(folder / "[Tv]*.tar")
+    write_tar(folder / "trainings.tar", {"x.png": encode(pixels(9))})  # another word
+    with pytest.raises(UserError, match="which is of none"):
+        names(folder)
+
+
 # ---- folders
 
 

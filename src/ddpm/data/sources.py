@@ -6,6 +6,7 @@ A name (`digits` is built in; others are looked for under $DDPM_DATA, then on th
 
 import difflib
 import os
+import re
 from pathlib import Path
 
 from ddpm.data.archives import open_tar, open_zip, shard_paths
@@ -36,6 +37,7 @@ FASHION_NAMES = [
     "Bag",
     "Ankle boot",
 ]
+SPLIT_NAME = re.compile("(train|test|validation|valid|val|dev)(?![a-z])")  # where the name of a file begins with it
 CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion_mnist": FASHION_NAMES}
 FOLDERS = {  # under $DDPM_DATA, where it is not the name itself
     "cifar10": ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py"),
@@ -78,7 +80,7 @@ def find_stored(source: str) -> Stored:
         if path := _place(name):
             return _open_path(path, split, CLASS_NAMES.get(name))
         if shards := _shards_of(name, ".tar"):
-            return open_tar(_undivided(shards, name, split))
+            return open_tar(_of_split(shards, name, split))
     except OSError as error:
         raise UserError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     return open_hub(_hub_source(name, split))
@@ -91,9 +93,9 @@ def find_shards(source: str) -> Shards:
     name, split = split_of(source)
     place = str(_place(name) or name)
     if paths := _shards_of(place, ".tar"):
-        return TarShards(_undivided(paths, name, split))
+        return TarShards(_of_split(paths, name, split))
     if paths := _shards_of(place, ".parquet"):
-        return stream_parquet(_undivided(paths, name, split))
+        return stream_parquet(_of_split(paths, name, split))
     if _place(name) or name == "digits":
         raise UserError(f"{source} is not streamed: tar shards, parquet files and hf: are; set streaming: false")
     return stream_hub(_hub_source(name, split))
@@ -127,7 +129,7 @@ def _open_path(path: Path, split: str | None, class_names: list[str] | None) -> 
         return _open_directory(path, split, class_names)
     if not path.is_file():
         raise UserError(f"{path} is neither a file nor a folder")
-    _undivided([path], str(path), split)
+    _of_split([path], str(path), split)
     name = path.name.lower()
     if name.endswith(".npz"):
         return open_npz(path)
@@ -149,17 +151,36 @@ def _open_directory(folder: Path, split: str | None, class_names: list[str] | No
     if arrays := open_cifar(folder, split or "train"):
         return arrays
     if shards := shard_paths(str(folder), ".tar"):
-        return open_tar(_undivided(shards, str(folder), split))
+        return open_tar(_of_split(shards, str(folder), split))
     if files := shard_paths(str(folder), ".parquet"):
-        return open_parquet(_undivided(files, str(folder), split))
+        return open_parquet(_of_split(files, str(folder), split))
     return open_folder(folder, split)
 
 
-def _undivided(files: list[Path], name: str, split: str | None) -> list[Path]:
-    """The files of a set that has no splits. To give all of it for a split would take its training images for tests."""
-    if split is not None:
-        raise UserError(f"{name} has no splits: leave out :{split}, or name the file that holds it")
-    return files
+def _of_split(files: list[Path], name: str, split: str | None) -> list[Path]:
+    """The files whose names begin with the split (`test-00000.parquet`), by default train; all, where none says one.
+
+    Never more than was asked for: it would be training images where held-out ones were meant, or the other way round.
+    """
+    divided: dict[str, list[Path]] = {}
+    for file in files:
+        found = SPLIT_NAME.match(file.name.lower())
+        divided.setdefault(found[1] if found else "", []).append(file)
+    if len(files) == 1 or set(divided) == {""}:
+        if split is not None:
+            raise UserError(f"{name} has no splits: leave out :{split}, or name the file that holds it")
+        return files
+    if "" in divided:
+        raise UserError(
+            f"{name} holds files of splits and {divided[''][0].name}, which is of none: name those you mean"
+        )
+    if split is None and len(divided) == 1:
+        return files
+    if (split or "train") not in divided:
+        raise UserError(
+            f"{name} has no split {split or 'train'!r}: take {' or '.join(f':{found}' for found in divided)}"
+        )
+    return divided[split or "train"]
 
 
 def _shards_of(name: str, ending: str) -> list[Path]:
