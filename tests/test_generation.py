@@ -53,6 +53,27 @@ def test_what_is_there_is_kept_unless_overwritten(model, tmp_path, name):
     assert not out.is_dir() or (out / "mine.txt").read_text() == "precious"
 
 
+def test_pictures_of_another_hand_do_not_pass_for_a_finished_batch(model, expected, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    Image.new("L", (8, 8)).save(folder / "000004.png")
+    generate(model, folder, num=5, overwrite=True, **OPTIONS)
+    assert np.array_equal(read_folder(folder), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sampler": "nope"}, {"steps": 5000}, {"batch_size": 0}, {"labels": 3}, {"guidance": 2.0}, {"eta": 0.5}]
+)
+def test_a_wrong_option_shows_before_anything_is_touched(model, tmp_path, wrong):
+    generate(model, tmp_path / "folder", num=2, **OPTIONS)
+    before = read_folder(tmp_path / "folder")
+    for name in ("folder", "new"):
+        with pytest.raises(UserError):
+            generate(model, tmp_path / name, num=2, overwrite=True, **OPTIONS | wrong)
+    assert np.array_equal(read_folder(tmp_path / "folder"), before)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_of_other_settings_is_not_mixed_with(model, tmp_path):
     generate(model, tmp_path / "folder", num=4, **OPTIONS)
     with pytest.raises(UserError, match="exists"):

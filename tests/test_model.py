@@ -1,5 +1,6 @@
 """Model: what is drawn depends on (seed, index, class) alone, and what is saved comes back."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,17 @@ def test_classes_take_turns(conditional_model):
     assert not torch.equal(turns[0], one[0])
 
 
+def test_a_class_named_by_a_number_goes_by_its_name(conditional_model):
+    conditional_model.class_names = ["1", "2", "007"]
+    for labels, found in ((["1", "2", "007"], [0, 1, 2]), ([1], [1]), ("0", [0]), (np.int64(2), [2])):
+        assert conditional_model.resolve_labels(labels) == found
+    assert conditional_model.resolve_labels(torch.arange(3)) == [0, 1, 2]
+    with pytest.raises(UserError, match="no class '7'"):
+        conditional_model.resolve_labels("7")
+    with pytest.raises(UserError, match="no class is named"):
+        conditional_model.resolve_labels([])
+
+
 @pytest.mark.parametrize("labels", [3, -1, "dog", [0, 7]])
 def test_a_class_out_of_range_is_named(conditional_model, labels):
     with pytest.raises(UserError, match="the model knows 0 to 2"):
@@ -63,7 +75,10 @@ def test_guidance_zero_is_the_null_class(conditional_model):
     assert torch.equal(unguided, null)
 
 
-@pytest.mark.parametrize("asked", [{"steps": 51}, {"steps": 0}, {"num": 0}, {"batch_size": 0}, {"sampler": "dpm+"}])
+@pytest.mark.parametrize(
+    "asked",
+    [{"steps": 51}, {"steps": 0}, {"num": 0}, {"batch_size": 0}, {"sampler": "dpm+"}, {"sampler": "ddim", "eta": 1.5}],
+)
 def test_impossible_requests_are_user_errors(model, asked):
     with pytest.raises(UserError):
         model.sample(**{"num": 1, **asked})

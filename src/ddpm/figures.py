@@ -146,7 +146,7 @@ def quality(points: str | Path) -> "Figure":
 def training_progress(run: str | Path, *, rows: int = 6, columns: int = 8) -> "Figure":
     """What a run's fixed seeds gave as it was trained: a row a seed, a column a step, from RUN/samples."""
     run = Path(run)
-    previews = sorted((run / "samples").glob("[0-9]*.png"))
+    previews = sorted(path for path in (run / "samples").glob("*.png") if path.stem.isdigit())
     if not previews:
         raise UserError(f"{run} holds no previews: a run directory has them as samples/NNNNNN.png")
     chosen = [previews[i] for i in np.unique(np.linspace(0, len(previews) - 1, columns).round().astype(int))]

@@ -44,6 +44,9 @@ def generate(
     as_folder = out.suffix not in (".png", ".npz")
     if out.suffix in (".jpg", ".jpeg"):
         raise UserError(f"cannot write {out.name}: JPEG changes pixels; name a .png, a .npz or a folder")
+    list(
+        model.sample_batches([], batch_size=size, **options)
+    )  # an option that is wrong shows before anything is touched
     parts = out if as_folder else out.with_name(out.name + ".parts")
     prepare(out, parts, settings, overwrite)
     model.prepare(num, options.get("steps", 20))
@@ -64,9 +67,10 @@ def prepare(out: Path, parts: Path, settings: dict[str, Any], overwrite: bool) -
         occupied = out.exists() and (out.is_file() or any(out.iterdir()))
         if occupied and not overwrite:
             raise UserError(f"{out} exists: give another --out, or --overwrite")
-        if note.exists():  # ours, of other settings, and allowed to go
-            shutil.rmtree(parts)
         parts.mkdir(parents=True, exist_ok=True)
+        for path in parts.iterdir():  # whoever made it, it would pass for a batch that is done
+            if path.stem.isdigit() and path.suffix in (".png", ".npy"):
+                path.unlink()
         write_whole(note, text.encode())
 
 

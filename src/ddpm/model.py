@@ -2,10 +2,11 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ BUNDLED = {"digits": Path(__file__).parent / "assets" / "digits_model"}
 
 COMPILED_FROM = 1e16  # operations, in which a CUDA card wins back the half minute that compiling takes
 
-Labels = int | str | Sequence[int] | None
+Labels = int | str | Sequence[int | str] | None
 
 
 class Model:
@@ -185,20 +186,24 @@ class Model:
             callback: called after every sampling step of every batch.
         """
         chosen = find_sampler(sampler)
+        chosen.check(sampler_options)
         size = self.default_batch_size if batch_size is None else batch_size
         if size < 1:
             raise UserError(f"the batch size must be at least 1, not {size}")
         timesteps = timestep_grid(self.process.schedule, steps, spacing or chosen.spacing)
         classes = self.resolve_labels(labels)
+        denoiser_of = partial(
+            self.denoiser,
+            guidance=guidance,
+            guidance_rescale=guidance_rescale,
+            clip=clip,
+            batch_size=size,
+            precision=precision,
+        )
+        denoiser_of(None if classes is None else torch.tensor(classes))  # what is wrong shows, be it for no images
         for block in blocks(indices, size):
-            batch_labels = None if classes is None else torch.tensor([classes[i % len(classes)] for i in block])
-            denoiser = self.denoiser(
-                batch_labels,
-                guidance=guidance,
-                guidance_rescale=guidance_rescale,
-                clip=clip,
-                batch_size=size,
-                precision=precision,
+            denoiser = denoiser_of(
+                None if classes is None else torch.tensor([classes[i % len(classes)] for i in block])
             )
             noise = ImageNoise.of_seed(seed, block, self.image_shape, device=self.device)
             images = chosen(denoiser, noise(), timesteps, noise=noise, callback=callback, **sampler_options)
@@ -212,7 +217,9 @@ class Model:
             return None
         if labels is None or labels == "all":
             return list(range(len(self.class_names)))
-        chosen = [labels] if isinstance(labels, int | str) else list(labels)
+        chosen = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+        if not chosen:
+            raise UserError("no class is named: give a class, several, or all")
         return [_label_index(label, self.class_names) for label in chosen]
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -223,12 +230,13 @@ class Model:
         )
 
 
-def _label_index(label: int | str, class_names: list[str]) -> int:
-    """The number of a class given by number or name."""
-    if isinstance(label, int) and 0 <= label < len(class_names):
-        return label
+def _label_index(label: SupportsIndex | str, class_names: list[str]) -> int:
+    """The number of a class given by name or by number; text is a name first, for classes that are named by numbers."""
     if isinstance(label, str) and label in class_names:
         return class_names.index(label)
+    index = operator.index(label) if isinstance(label, SupportsIndex) else int(label) if label.isdecimal() else -1
+    if 0 <= index < len(class_names):
+        return index
     names = ", ".join(class_names[:12]) + (", …" if len(class_names) > 12 else "")
     raise UserError(f"no class {label!r}; the model knows 0 to {len(class_names) - 1} ({names})")
 

@@ -76,11 +76,13 @@ def test_guidance_rescale_is_diffusers(network, rescale):
     torch.testing.assert_close(denoiser(x_t, 30.0).epsilon, guided, rtol=1e-4, atol=1e-4)
 
 
-def test_guidance_leaves_the_learned_variance_to_the_class():
+@pytest.mark.parametrize("rescale", [0.0, 1.0])
+def test_guidance_leaves_the_learned_variance_to_the_class(rescale):
     network = ConvNetwork(out_channels=6).requires_grad_(False)
     process = GaussianProcess(SCHEDULE, "epsilon", "learned_range")
     x_t, labels = random(2, 3, 8, 8), torch.tensor([0, 1])
-    answer = Denoiser(network, process, labels=labels, null_label=NULL, guidance=3.0)(x_t, 9.0)
+    guidance = {"null_label": NULL, "guidance": 3.0, "guidance_rescale": rescale}
+    answer = Denoiser(network, process, labels=labels, **guidance)(x_t, 9.0)
     raw = network(x_t, torch.full((2,), 9.0), labels)[:, 3:]
     torch.testing.assert_close(answer.variance_fraction, (raw + 1) / 2)
 
@@ -90,6 +92,11 @@ def test_guidance_without_classes_is_refused(network):
         Denoiser(network, GaussianProcess(SCHEDULE), guidance=2.0)
     with pytest.raises(UserError, match="class-conditional"):
         Denoiser(network, GaussianProcess(SCHEDULE), labels=torch.tensor([0]), guidance=2.0)
+
+
+def test_an_unknown_limit_is_refused(network):
+    with pytest.raises(UserError, match="clip is static, dynamic or None"):
+        Denoiser(network, GaussianProcess(SCHEDULE), clip="Static")
 
 
 def test_guidance_that_is_no_number_is_refused(network):

@@ -15,19 +15,18 @@ Steps = Annotated[int, typer.Option(help="sampling steps")]
 Spacing = Annotated[
     str | None, typer.Option(help="trailing, leading, uniform, quadratic or log_snr; default: the sampler's own")
 ]
-Eta = Annotated[float | None, typer.Option(help="ddim only: 0 deterministic, 1 as noisy as ancestral")]
+Eta = Annotated[float | None, typer.Option(min=0, max=1, help="ddim only: 0 deterministic, 1 as noisy as ancestral")]
 ClipName = Annotated[str, typer.Option(help="limits on the predicted x_0: static, dynamic or none")]
 Seed = Annotated[int, typer.Option(help="image i of a seed is always the same image")]
 PrecisionName = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")]
 Overwrite = Annotated[bool, typer.Option(help="replace what is there")]
 
 
-def parse_labels(text: str | None) -> list[int | str] | str | None:
+def parse_labels(text: str | None) -> list[str] | str | None:
     """`3`, `0,1,2`, `cat,dog` or `all`, as `Model.sample` takes them."""
     if text is None or text == "all":
         return text
-    words = [word.strip() for word in text.split(",")]
-    return [int(word) if word.lstrip("-").isdigit() else word for word in words if word]
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def parse_clip(text: str) -> Clip:

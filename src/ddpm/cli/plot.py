@@ -17,15 +17,15 @@ plot = typer.Typer(name="plot", help="Draw a figure: PDF, SVG or PNG.", no_args_
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="'digits', a run, a Diffusers folder, or a Hub id")]
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="one or more, as NAME or TITLE=NAME")]
 Source = Annotated[str, typer.Option("--data", help="a name, hf:user/set, or a path; NAME:test is a split")]
-Rows = Annotated[int, typer.Option(help="rows of images")]
-Columns = Annotated[int, typer.Option(help="columns of images")]
+Rows = Annotated[int, typer.Option(min=1, help="rows of images")]
+Columns = Annotated[int, typer.Option(min=1, help="columns of images")]
 Out = Annotated[Path | None, typer.Option(help="NAME.pdf, NAME.svg or NAME.png; default: KIND.pdf")]
 
 
 @plot.command()
 def schedule(
     names: Annotated[str, typer.Option(help="linear, quadratic, cosine, sigmoid, constant")] = "linear,cosine,sigmoid",
-    timesteps: Annotated[int, typer.Option(help="T")] = 1000,
+    timesteps: Annotated[int, typer.Option(min=2, help="T")] = 1000,
     zero_terminal_snr: Annotated[bool, typer.Option(help="rescaled to end without any signal")] = False,
     out: Out = None,
     overwrite: Overwrite = False,

@@ -36,9 +36,9 @@ def sample(
     eta: Eta = None,
     clip: ClipName = "static",
     seed: Seed = 0,
-    batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="images a forward pass")] = None,
     precision: PrecisionName = "auto",
-    columns: Annotated[int | None, typer.Option(help="columns of the grid")] = None,
+    columns: Annotated[int | None, typer.Option(min=1, help="columns of the grid")] = None,
     out: Annotated[Path, typer.Option(help="NAME.png: one grid; NAME.npz: arr_0; else a folder of PNGs")] = Path(
         "samples.png"
     ),

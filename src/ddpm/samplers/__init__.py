@@ -1,7 +1,7 @@
 """Samplers, by name. A new one is a function like these in a file of its own, and one line here."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,15 @@ class SamplerSpec:
 
     def __call__(self, denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], **options: Any) -> Tensor:
         """Run it; UserError for an option that it does not take."""
+        self.check(options)
+        return self.function(denoiser, x_T, timesteps, **options)
+
+    def check(self, options: Iterable[str]) -> None:
+        """UserError for an option that it does not take."""
         known = inspect.signature(self.function).parameters
         for option in options:
             if option not in known:
                 raise UserError(f"the sampler {self.function.__name__} takes no option {option!r}")
-        return self.function(denoiser, x_T, timesteps, **options)
 
     def evaluations(self, steps: int) -> int:
         """Network evaluations of a run down to the data: S, and 2S-1 for Heun; guidance doubles the work of each."""

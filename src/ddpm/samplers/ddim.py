@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ddpm.errors import UserError
 from ddpm.samplers.denoiser import Denoiser
 from ddpm.samplers.step import Callback, Noise, Step
 
@@ -26,6 +27,8 @@ def ddim(
     `eta`: 0 is deterministic and of first order, 1 is ancestral sampling with the small variance. One network
     evaluation a step. Where x̂_0 is clipped, ε̂ is the one that belongs to the clipped x̂_0.
     """
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta lies between 0 and 1, not at {eta}")
     steps, x_t = len(timesteps) - 1, x_T
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         prediction = denoiser(x_t, t)

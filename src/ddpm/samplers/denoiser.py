@@ -68,6 +68,8 @@ class Denoiser:
             raise UserError(f"guidance must be a number, not {guidance}")
         if guidance != 1 and (labels is None or null_label is None):
             raise UserError("guidance needs a class-conditional model that was trained with classes dropped")
+        if clip not in ("static", "dynamic", None):
+            raise UserError(f"clip is static, dynamic or None, not {clip!r}")
         self.network, self.process, self.schedule = network, process, process.schedule
         self.labels, self.null_label = labels, null_label
         self.guidance, self.guidance_rescale = guidance, guidance_rescale
@@ -106,11 +108,10 @@ class Denoiser:
             return self.network(x, times, null)
         both = self.network(torch.cat([x, x]), torch.cat([times, times]), torch.cat([labels, null]))
         conditional, unconditional = both.to(x_t.dtype).chunk(2)
-        guided = unconditional + self.guidance * (conditional - unconditional)
-        if self.process.learns_variance:  # guidance moves the mean; the variance stays the class's own
-            channels = x.shape[1]
-            guided = torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
-        return self._rescaled(guided, conditional)
+        channels = x.shape[1]  # guidance moves the mean; a learned variance stays the class's own
+        mean, null_mean = conditional[:, :channels], unconditional[:, :channels]
+        guided = self._rescaled(null_mean + self.guidance * (mean - null_mean), mean)
+        return torch.cat([guided, conditional[:, channels:]], dim=1)
 
     def _rescaled(self, guided: Tensor, conditional: Tensor) -> Tensor:
         if self.guidance_rescale == 0:

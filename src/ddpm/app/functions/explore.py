@@ -33,8 +33,8 @@ class Range:
     """What the named schedules are made with."""
 
     timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    beta_start: float | None = 1e-4  # None: the field is empty
+    beta_end: float | None = 0.02
     zero_terminal_snr: bool = False
 
     def schedule(self, name: str, model: Model) -> NoiseSchedule:
@@ -42,7 +42,7 @@ class Range:
         if name == OWN:
             return model.process.schedule
         timesteps = bounded("T", self.timesteps, 2, MOST_TIMESTEPS)
-        if not 0 < self.beta_start < self.beta_end < 1:
+        if self.beta_start is None or self.beta_end is None or not 0 < self.beta_start < self.beta_end < 1:
             raise UserError("β must rise: 0 < first β < last β < 1")
         if name not in SCHEDULES:
             raise UserError(f"no schedule named {name!r}; there are {', '.join((OWN, *SCHEDULES))}")

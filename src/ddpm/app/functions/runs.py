@@ -98,7 +98,7 @@ def grids(folder: Path, names: Sequence[str], newest: int = NEWEST) -> list[tupl
     """The newest grids of the chosen runs, each with its caption; one that is being written is left out."""
     found = []
     for name in names:
-        paths = sorted((run_path(folder, name) / SAMPLES).glob("[0-9]*.png"))
+        paths = sorted(path for path in (run_path(folder, name) / SAMPLES).glob("*.png") if path.stem.isdigit())
         for path in reversed(paths[-newest:]):
             try:
                 image = read_upload(str(path), 3, path.name)
