@@ -13,7 +13,6 @@ from ddpm.evaluation.evaluate import evaluate
 from ddpm.files import write_whole
 from ddpm.model import load
 from ddpm.training import Config, load_config, train
-from ddpm.training.checkpoint import Checkpoints
 from experiments.record import cores
 
 NOTE = "cell.json"  # in the run directory of a finished cell
@@ -29,11 +28,10 @@ def trained_and_judged(config: Config, folder: Path, metrics: Sequence[str], *, 
     wanted = {"config": config.model_dump(mode="json"), "metrics": list(metrics), "num": num, "steps": steps}
     if note.exists() and (found := json.loads(note.read_text()))["wanted"] == wanted:
         return found["row"]
-    begun = (folder / "config.yaml").exists()
-    same = begun and load_config(folder / "config.yaml") == config
+    same = (folder / "config.yaml").exists() and load_config(folder / "config.yaml") == config
     if not (same and _trained_steps(folder) == config.training.steps):
-        resume = same and bool(Checkpoints(folder / "checkpoints", keep=1).steps())
-        train(config, folder, resume=resume, overwrite=begun and not resume)
+        note.unlink(missing_ok=True)  # of another configuration, whose model goes now
+        train(config, folder, resume=same, overwrite=not same)
     model, sampling = load(folder), {"num": num, "steps": steps, "seed": config.training.seed}
     report = evaluate(model, config.data.source, metrics=metrics, features="builtin", progress=False, **sampling)
     row = {figure.key: figure.value for figure in report.figures}

@@ -69,6 +69,28 @@ def test_a_directory_that_is_no_run_is_left_alone(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_configuration_alone_makes_no_run(tiny, tmp_path):
+    (tmp_path / "config.yaml").write_text("of another program")
+    with pytest.raises(UserError, match="not a run"):
+        train(tiny(steps=1), tmp_path, overwrite=True)
+    assert (tmp_path / "config.yaml").read_text() == "of another program"
+
+
+def test_only_what_a_run_wrote_makes_way_for_another(tiny, files, tmp_path):
+    run = train(tiny(steps=1), tmp_path / "run")
+    (run / "photos").mkdir()
+    (run / ".git").write_text("important")
+    (run / ".model.new").mkdir()
+    (run / "config.yaml").unlink()  # as if killed before all was there
+    with pytest.raises(UserError, match="already: give another --out, or --overwrite"):
+        train(tiny(steps=2), run)
+    train(tiny(steps=2), run, overwrite=True)
+    assert (run / "photos").is_dir()
+    assert (run / ".git").read_text() == "important"
+    assert not (run / ".model.new").exists()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000002"]
+
+
 def test_nothing_is_left_behind_by_a_run_that_could_not_begin(tiny, tmp_path):
     with pytest.raises(UserError):
         train(tiny(**{"data.source": "nowhere"}), tmp_path / "run")

@@ -37,6 +37,12 @@ from ddpm.training.tracking import Tracking
 # Called in every process at once; it may share the work out through torch.distributed.
 Evaluator = Callable[[Model], dict[str, float]]
 
+# What a run writes in its directory. The configuration goes first when a run makes way for another, so that nobody goes
+# on with what is half removed; what tells a run from any other directory (`is_run`) goes last.
+WRITTEN = ["config.yaml", "model", "best", "samples", "set_aside", "tensorboard", "wandb", "wandb_id"]
+WRITTEN += ["checkpoints", "metrics.jsonl"]
+UNFINISHED = ("new", "old", "writing")  # endings of the hidden names that a killed process may leave of these
+
 
 def train(
     config: Config,
@@ -100,13 +106,14 @@ def claim(out: Path, resume: bool, overwrite: bool) -> RunLock:
     """Make the run directory and take its lock."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out names a directory")
-    occupied = (out / "config.yaml").exists()
-    if resume and not occupied:
+    begun, occupied = (out / "config.yaml").exists(), is_run(out)
+    if resume and not begun:
         raise UserError(f"no run in {out} to go on with: it has no config.yaml")
-    if out.is_dir() and not occupied and any(not path.name.startswith(".") for path in out.iterdir()):
+    if not resume and not occupied and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"{out} holds something that is not a run; give another --out")
     if occupied and not resume and not overwrite:
-        raise UserError(f"{out} holds a run already: go on with --resume {out}, give another --out, or --overwrite")
+        go_on = f"go on with --resume {out}, " if begun else ""
+        raise UserError(f"{out} holds a run already: {go_on}give another --out, or --overwrite")
     try:
         out.mkdir(parents=True, exist_ok=True)
         return RunLock(out)
@@ -114,11 +121,19 @@ def claim(out: Path, resume: bool, overwrite: bool) -> RunLock:
         raise UserError(f"cannot write in {out}: {error.strerror or error}") from error
 
 
+def is_run(out: Path) -> bool:
+    """Whether a run wrote here. A config.yaml alone does not tell: other programs call theirs so too."""
+    return (out / "metrics.jsonl").exists() or (out / "checkpoints").exists()
+
+
 def empty(out: Path) -> None:
-    """Remove a run, all but its lock."""
-    for path in out.iterdir():
-        if path.name != ".lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove what a run wrote, and nothing else."""
+    for name in WRITTEN:
+        for path in [*(out / f".{name}.{ending}" for ending in UNFINISHED), out / name]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 class Run:
@@ -202,10 +217,10 @@ class Run:
             with writing("the run directory", self._kept()):
                 if not self.resume:
                     empty(self.out)
-                write_text(self.out / "config.yaml", self.config.to_yaml())
-                (self.out / "samples").mkdir(exist_ok=True)
                 shown = self.config.model_dump(mode="json")
-                self.tracking = Tracking(self.out, self.config.training.track, step, shown)
+                self.tracking = Tracking(self.out, self.config.training.track, step, shown)  # first: see `is_run`
+                (self.out / "samples").mkdir(exist_ok=True)
+                write_text(self.out / "config.yaml", self.config.to_yaml())
                 if self.resume and not (self.out / "model").is_dir():  # killed in the moment of its replacement
                     self.model().save(self.out / "model")
 
