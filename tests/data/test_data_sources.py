@@ -488,6 +488,34 @@ def test_a_set_too_large_for_memory_is_decoded_as_it_is_used(image_folder, monke
     assert lazy.report.skipped == [("a/3.png", "it is not an image")]
 
 
+def test_a_large_lazy_set_of_the_same_names_but_other_images_is_another(
+    tmp_path, image_folder, pixels, encode, write_tar, monkeypatch
+):
+    """Features are kept by the fingerprint: one that looked at names alone would give a set another's."""
+    monkeypatch.setattr(opening_module, "MOST_MEMORY_BYTES", 100)
+
+    def every_layout(where, seeds):
+        members = {f"{number}.png": encode(pixels(seed)) for number, seed in enumerate(seeds)}
+        folder = image_folder(list(members), where=where)
+        for name, data in members.items():
+            (folder / name).write_bytes(data)
+        with zipfile.ZipFile(tmp_path / f"{where}.zip", "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        write_tar(tmp_path / f"{where}.tar", members)
+        np.savez(tmp_path / f"{where}.npz", np.stack([pixels(seed) for seed in seeds]))
+        rows = {"img": [{"bytes": data, "path": None} for data in members.values()]}
+        features = datasets.Features({"img": datasets.Image()})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{where}.parquet")
+        return [folder, *(tmp_path / f"{where}.{ending}" for ending in ("zip", "tar", "npz", "parquet"))]
+
+    one, other = every_layout("one", [0, 1]), every_layout("other", [2, 3])
+    for mine, others in zip(one, other, strict=True):
+        before = opened(mine).fingerprint
+        assert before != opened(others).fingerprint, mine
+        assert before == opened(mine.rename(mine.with_name(f"moved-{mine.name}"))).fingerprint, mine
+
+
 def test_a_large_lazy_set_with_nothing_usable(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"x")
     monkeypatch.setattr(opening_module, "MOST_MEMORY_BYTES", 100)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddpm.data.decode import ENDINGS
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable, read_bounded
-from ddpm.data.stored import Records, classes_from_paths
+from ddpm.data.stored import Records, classes_from_paths, file_state
 from ddpm.errors import UserError
 
 MOST_LABEL_BYTES = 20  # of a .cls file
@@ -41,8 +41,11 @@ def open_zip(path: Path) -> Records:
         except Exception as error:
             raise BrokenFile(str(error) or type(error).__name__) from error
 
+    def identify(index: int) -> str:
+        return f"{members[index].CRC} {members[index].file_size}"
+
     names = [printable(member.filename) for member in members]
-    return Records(names, read, *classes_from_paths(_below_shared_folder(names)), skipped)
+    return Records(names, read, identify, *classes_from_paths(_below_shared_folder(names)), skipped)
 
 
 def shard_paths(source: str, ending: str = ".tar") -> list[Path]:
@@ -85,15 +88,20 @@ def open_tar(shards: list[Path]) -> Records:
             names.append(image.name)
             labels.append(image.label)
             where.append((number, image.offset, image.size))
+    states = [file_state(shard) for shard in shards]
     table = np.array(where, np.int64).reshape(-1, 3)  # 24 bytes an image, where tuples would take 150
 
     def read(index: int) -> bytes:
         number, offset, size = table[index].tolist()
         return read_tar_image(shards[number], offset, size)
 
+    def identify(index: int) -> str:
+        number, offset, size = table[index].tolist()
+        return f"{states[number]} {offset} {size}"
+
     if names and None not in labels:
-        return Records(names, read, np.array(labels, np.int64), None, skipped)
-    return Records(names, read, *classes_from_paths(_below_shared_folder(names)), skipped)
+        return Records(names, read, identify, np.array(labels, np.int64), None, skipped)
+    return Records(names, read, identify, *classes_from_paths(_below_shared_folder(names)), skipped)
 
 
 def scan_tar(shard: Path, skip: Callable[[str, str], None]) -> Iterator[TarImage]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ddpm.data.decode import ENDINGS
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable
-from ddpm.data.stored import Records, classes_from_paths
+from ddpm.data.stored import Records, classes_from_paths, file_state
 from ddpm.errors import UserError
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
@@ -40,7 +40,7 @@ def open_folder(folder: Path, split: str | None) -> Records:
             raise BrokenFile(error.strerror or str(error)) from error
 
     names = [printable(os.path.relpath(path, root)) for path in paths]
-    return Records(names, read, *classes_from_paths(names), skipped)
+    return Records(names, read, lambda index: file_state(paths[index]), *classes_from_paths(names), skipped)
 
 
 def _check_inside(path: str, root: Path) -> None:

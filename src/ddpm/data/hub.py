@@ -5,6 +5,7 @@ for undecoded and pass through our own decoder; code in a repository is never ru
 """
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile
 from ddpm.data.shards import Encoded
-from ddpm.data.stored import Records
+from ddpm.data.stored import Records, file_state
 from ddpm.errors import RunStopped, UserError, require
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
@@ -56,12 +57,15 @@ def parse_hub(source: str) -> HubName:
 def open_hub(source: str) -> Records:
     """A Hub set, fetched once into the library's cache and read from there at random."""
     hub = parse_hub(source)
-    return _records(source, _load(source, hub.path, hub.configuration, split=hub.split), hub.filters)
+    loaded = _load(source, hub.path, hub.configuration, split=hub.split)
+    return _records(source, loaded, hub.filters, loaded._fingerprint)
 
 
 def open_parquet(paths: list[Path]) -> Records:
     """Local parquet files as one set."""
-    return _records(str(paths[0]), _load(str(paths[0]), "parquet", data_files=_named(paths), split="train"), {})
+    loaded = _load(str(paths[0]), "parquet", data_files=_named(paths), split="train")
+    states = hashlib.blake2b(" ".join(map(file_state, paths)).encode(), digest_size=16)
+    return _records(str(paths[0]), loaded, {}, states.hexdigest())
 
 
 def stream_hub(source: str) -> "HubShards":
@@ -181,7 +185,8 @@ class Columns:
         raise UserError(f"{self.source} has no column of images; it has {', '.join(self.features)}")
 
 
-def _records(source: str, loaded: Any, filters: dict[str, list[str]]) -> Records:
+def _records(source: str, loaded: Any, filters: dict[str, list[str]], state: str) -> Records:
+    """`state`: what is another when any row of the set is."""
     columns = Columns(source, loaded.features, filters, loaded.info.builder_name)
     kept = np.ones(len(loaded), bool)
     for column, values in columns.filters.items():
@@ -202,7 +207,7 @@ def _records(source: str, loaded: Any, filters: dict[str, list[str]]) -> Records
     def read(index: int) -> bytes:
         return columns.data(images[int(rows[index])])
 
-    return Records(_RowNames(rows), read, labels, class_names)
+    return Records(_RowNames(rows), read, lambda index: state, labels, class_names)
 
 
 class _RowNames(Sequence[str]):

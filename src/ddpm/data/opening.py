@@ -79,7 +79,7 @@ def _lazy(
     settings = config.model_dump_json(exclude={"random_flip", "source"})  # a set that was moved is still the same
     digest = hashlib.blake2b(settings.encode(), digest_size=16)
     for index in range(len(stored)):
-        digest.update(f"{stored.name(index)}\n".encode())
+        digest.update(f"{stored.name(index)}\n".encode() + stored.stamp(index))
     return LazyDataset(
         load=lambda index: load_image(stored, config, index)[0],
         name=stored.name,

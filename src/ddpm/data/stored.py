@@ -1,8 +1,10 @@
 """A set as its files hold it, before it is brought to one size: either one array, or encoded images by number."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -33,6 +35,10 @@ class Stored(ABC):
     @abstractmethod
     def image(self, index: int, channels: int, background) -> Image.Image:
         """Image `index` at its own size, in the mode of so many channels. Raises BrokenFile."""
+
+    @abstractmethod
+    def stamp(self, index: int) -> bytes:
+        """What is another when image `index` is: its content, or what its storage cheaply says of that."""
 
     def classes(self, source: str) -> tuple[np.ndarray, list[str]]:
         """The labels and the name of every class. Raises UserError where there are none, or impossible ones."""
@@ -67,13 +73,20 @@ class Arrays(Stored):
         check_size(*pixels.shape[:2])
         return in_mode(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels, background)
 
+    def stamp(self, index: int) -> bytes:
+        return self.images[index].tobytes()
+
 
 @dataclass
 class Records(Stored):
-    """Encoded images: `read(index)` gives the bytes of one, or raises BrokenFile, and may be called from any thread."""
+    """Encoded images: `read(index)` gives the bytes of one, or raises BrokenFile, and may be called from any thread.
+
+    `identify(index)` reads none of them and still gives another answer for other bytes under the same name.
+    """
 
     names: Sequence[str]
     read: Callable[[int], bytes]
+    identify: Callable[[int], str]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -86,6 +99,18 @@ class Records(Stored):
 
     def image(self, index: int, channels: int, background) -> Image.Image:
         return decode(self.read(index), channels, background)
+
+    def stamp(self, index: int) -> bytes:
+        return self.identify(index).encode()
+
+
+def file_state(path: str | Path) -> str:
+    """A file's size and when it was last written, which a move keeps."""
+    try:
+        found = os.stat(path)
+    except OSError:  # gone since it was listed: reading it says so
+        return "unreadable"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def classes_from_paths(names: Sequence[str]) -> tuple[np.ndarray | None, list[str] | None]:
