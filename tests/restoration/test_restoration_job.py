@@ -93,6 +93,32 @@ def test_other_settings_do_not_mix_with_what_is_there(grey, pictures, tmp_path):
         assert {row["sigma"] for row in csv.DictReader(file)} == {"0.2"}
 
 
+def test_only_the_same_picture_under_the_same_mask_is_kept(grey, pictures, tmp_path):
+    out, mask = tmp_path / "out", tmp_path / "mask.png"
+    shutil.copy(pictures / "1.png", mask)
+    chosen = settings("inpaint", 0.05, mask=str(mask), steps=5)
+
+    def times():
+        restore_folder(grey[0], pictures, out, chosen)
+        return {path.name: path.stat().st_mtime_ns for path in out.glob("?.png")}
+
+    before = times()
+    shutil.copy(pictures / "4.png", pictures / "0.png")
+    after = times()
+    assert {name for name in before if before[name] != after[name]} == {"0.png"}
+    shutil.copy(pictures / "2.png", mask)
+    with pytest.raises(UserError, match="holds something else"):
+        times()
+
+
+def test_results_among_the_pictures_are_not_restored_again(grey, pictures):
+    names = [row["name"] for row in restore_folder(grey[0], pictures, pictures / "restored", settings(steps=2))]
+    again = restore_folder(grey[0], pictures, pictures / "restored", settings(steps=2))
+    assert [row["name"] for row in again] == names == ["0", "1", "2", "3", "4", "sub/wide"]
+    with pytest.raises(UserError, match="give another --out"):
+        restore_folder(grey[0], pictures, pictures, settings(steps=2), overwrite=True)
+
+
 def test_bad_pictures_are_named_and_the_rest_restored(grey, pictures, tmp_path):
     (pictures / "broken.png").write_bytes(b"not a picture")
     Image.fromarray(np.zeros((5, 30), np.uint8)).save(pictures / "low.png")

@@ -1,5 +1,6 @@
 """One image on its way: read from a file and, where asked, degraded."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,15 @@ from ddpm.restoration.operator import SpectralOperator
 from ddpm.restoration.operators import Inpainting
 from ddpm.restoration.posterior import PIXEL_SCALE
 from ddpm.restoration.tasks import Task, read_picture
+
+
+def file_digest(path: Path) -> str:
+    """Names a file's content; empty where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=10)).hexdigest()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,9 @@ class Settings:
             raise UserError("--degrade adds the noise itself: give --noise a number instead of auto")
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for the note beside a folder's results."""
-        return asdict(self)
+        """Plain values, for the note beside a folder's results; of a mask or kernel file its content too."""
+        files = [Path(word) for word in (self.task.mask, self.task.kernel) if word and Path(word).is_file()]
+        return {**asdict(self), "files": {str(path): file_digest(path) for path in files}}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ddpm.data.decode import ENDINGS
 from ddpm.errors import UserError
 from ddpm.files import write_whole
 from ddpm.model import Model
-from ddpm.restoration.items import Item, Reader, Settings
+from ddpm.restoration.items import Item, Reader, Settings, file_digest
 from ddpm.restoration.posterior import Restored, restore
 from ddpm.restoration.report import Row, read_report, row_of, write_images, write_picture, write_report
 from ddpm.samplers.step import Callback, Step
@@ -42,19 +42,29 @@ def restore_file(
 def restore_folder(model: Model, source: Path, out: Path, settings: Settings, *, overwrite: bool = False) -> list[Row]:
     """Restore every picture in `source`, sub-folders included; returns the rows of the report.
 
-    What an earlier, interrupted call with the same settings has done is kept. Pictures that cannot be read or do not
-    fit are named in the report, in the column `error`, and left out.
+    What an earlier, interrupted call with the same settings has done of the same pictures is kept. Pictures that cannot
+    be read or do not fit are named in the report, in the column `error`, and left out. What lies below `out` is a
+    result, and never restored again.
     """
-    paths = {image_name(path, source): path for path in sorted(source.rglob("*")) if path.suffix.lower() in ENDINGS}
-    if not paths:
+    found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in ENDINGS]
+    inputs = [path for path in found if not path.resolve().is_relative_to(out.resolve())]
+    if found and not inputs:
+        raise UserError(f"all pictures in {source} lie below {out}, where results go: give another --out")
+    if not inputs:
         raise UserError(f"no pictures in {source}: looked for {', '.join(ENDINGS)}")
+    paths = {image_name(path, source): path for path in inputs}
+    digests = {name: file_digest(path) for name, path in paths.items()}
     prepare(out, {"weights": model.weights_hash, **settings.as_json()}, overwrite)
-    rows = {row["name"]: row for row in read_report(out / REPORT) if is_done(row, out)}
+    rows = {
+        row["name"]: row
+        for row in read_report(out / REPORT)
+        if is_done(row, out) and row.get("digest") == digests.get(row["name"])
+    }
     todo = {name: path for name, path in paths.items() if name not in rows}
     with tqdm(total=len(todo), unit="image", desc="restoring", disable=len(todo) < 2) as bar:
         for items, failures in batches(model, todo, out, settings):
             for row in [*restore_items(model, items, settings), *failures]:
-                rows[row["name"]] = row
+                rows[row["name"]] = {**row, "digest": digests[row["name"]]}
                 bar.update()
             write_report(out / REPORT, [rows[name] for name in paths if name in rows])
     finished = [rows[name] for name in paths]

@@ -99,6 +99,6 @@ def averages(rows: list[Row]) -> dict[str, float]:
     figures: dict[str, list[float]] = {}
     for row in rows:
         for key, value in row.items():
-            if key not in ("name", "error") and value not in ("", None) and math.isfinite(float(value)):
+            if key not in ("name", "error", "digest") and value not in ("", None) and math.isfinite(float(value)):
                 figures.setdefault(key, []).append(float(value))
     return {key: sum(values) / len(values) for key, values in figures.items()}
