@@ -1,6 +1,7 @@
 """What can go wrong around a run: a second run, a full or read-only disk, signals, a kill. Nothing is lost."""
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ddpm.errors import RunStopped, UserError
+from ddpm.model import Model, load
 from ddpm.training import train
 from ddpm.training.lock import RunLock
 
@@ -147,6 +149,26 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(tiny, files, tmp_pat
     train(config, run, resume=True)
     assert files.tensors(run, 4) == files.tensors(undisturbed, 4)
     assert files.records(run, "step", "loss") == files.records(undisturbed, "step", "loss")
+
+
+def test_a_model_that_could_not_be_written_is_written_on_resume(tiny, tmp_path, monkeypatch):
+    """The checkpoint named as kept is the new one, for which the old has gone."""
+    config = tiny(steps=4, checkpoint_every=2, keep=1, evaluate_every=3, preview_every=2, preview_images=1)
+    save = Model.save
+
+    def save_but_the_last(model: Model, folder: Path) -> None:
+        if folder.name == "model" and model.provenance["steps"] == 4:
+            raise OSError(errno.ENOSPC, "")
+        save(model, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "save", save_but_the_last)
+        with pytest.raises(RunStopped, match=r"newest good checkpoint is .*000004"):
+            train(config, tmp_path / "run", evaluator=lambda model: {"figure": 1.0})
+    model = load(train(config, tmp_path / "run", resume=True))
+    assert model.provenance["steps"] == 4
+    assert model.provenance["metrics"] == {"figure": 1.0}
+    assert "After 4 steps" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tiny):

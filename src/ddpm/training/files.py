@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,15 +15,15 @@ from ddpm.files import NO_SPACE
 
 
 @contextlib.contextmanager
-def writing(what: str, kept: str) -> Iterator[None]:
-    """Turn a disk that cannot be written into one line: what was being written, and what is still good (`kept`)."""
+def writing(what: str, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn a disk that cannot be written into one line: what was being written, and what is `kept` now."""
     try:
         yield
     except SafetensorError as error:  # safetensors hides the system's error inside its own
-        raise RunStopped(f"could not write {what}: {error}; {kept}") from error
+        raise RunStopped(f"could not write {what}: {error}; {kept()}") from error
     except OSError as error:
         reason = "no space left on the disk" if error.errno in NO_SPACE else error.strerror or str(error)
-        raise RunStopped(f"could not write {what}: {reason}; {kept}") from error
+        raise RunStopped(f"could not write {what}: {reason}; {kept()}") from error
 
 
 def write_text(path: Path, text: str) -> None:

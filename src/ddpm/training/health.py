@@ -38,7 +38,7 @@ class Health:
     def set_aside(self, batch: Batch, seed: int, step: int, rank: int) -> Path:
         """Keep a batch (this process's part) for a look at leisure."""
         path = self.folder / f"{step:06d}-{rank}.safetensors"
-        with writing(str(path), f"checkpoints are kept in {self.folder.parent / 'checkpoints'}"):
+        with writing(str(path), lambda: f"checkpoints are kept in {self.folder.parent / 'checkpoints'}"):
             self.folder.mkdir(exist_ok=True)
             write_tensors(path, batch.tensors())
             write_text(path.with_suffix(".json"), json.dumps({"seed": seed, "step": step, "images": len(batch)}))

@@ -15,6 +15,7 @@ from ddpm.data import Loader, open_dataset
 from ddpm.data.dataset import ImageDataset
 from ddpm.errors import RunStopped, UserError
 from ddpm.interop.card import add_samples
+from ddpm.interop.folder import read_json
 from ddpm.model import Model, load
 from ddpm.networks.unet import UNet
 from ddpm.randomness import derive_seed
@@ -214,15 +215,15 @@ class Run:
         step = self.loop.progress.step
 
         def begin() -> None:
-            with writing("the run directory", self._kept()):
+            with writing("the run directory", self._kept):
                 if not self.resume:
                     empty(self.out)
                 shown = self.config.model_dump(mode="json")
                 self.tracking = Tracking(self.out, self.config.training.track, step, shown)  # first: see `is_run`
                 (self.out / "samples").mkdir(exist_ok=True)
                 write_text(self.out / "config.yaml", self.config.to_yaml())
-                if self.resume and not (self.out / "model").is_dir():  # killed in the moment of its replacement
-                    self.model().save(self.out / "model")
+                if self.saved is not None and model_step(self.out / "model") < self.saved:
+                    self._save(self.model())  # the run ended between its checkpoint and its model
 
         on_main(self.accelerator, begin)
         if self.fine_tunes:  # what it starts from is not to be had from the seed
@@ -241,7 +242,7 @@ class Run:
         """One line to the trackers."""
 
         def write() -> None:
-            with writing("metrics.jsonl", self._kept()):
+            with writing("metrics.jsonl", self._kept):
                 self.track(record)
 
         on_main(self.accelerator, write)
@@ -288,7 +289,7 @@ class Run:
 
         def keep() -> None:
             assert images is not None  # drawn for the first process, which alone is here
-            with writing("the preview", self._kept()):
+            with writing("the preview", self._kept):
                 save_preview(images, self.out / "samples", step)
                 if self.means is not None:
                     self.track({"step": step, **channel_drift(images, self.means)})
@@ -305,7 +306,7 @@ class Run:
             self.best = {"step": step, **figures}
 
         def keep() -> None:
-            with writing("the evaluation", self._kept()):
+            with writing("the evaluation", self._kept):
                 self.track({"step": step, **figures})
                 if better:
                     model.save(self.out / "best")
@@ -323,19 +324,19 @@ class Run:
         model = self.model()
 
         def save() -> None:
-            with writing(f"checkpoint {step:06d}", self._kept()):
+            with writing(f"checkpoint {step:06d}", self._kept):
                 if self.tracking is not None:
                     self.tracking.sync()
                 spare = self.best["step"] if self.best else None
                 self.checkpoints.save(step, self.loop.tensors(), self._state(), spare)
-                model.save(self.out / "model")
-                self._show_samples()
+                self._save(model)
 
         on_main(self.accelerator, save)
 
-    def _show_samples(self) -> None:
-        """The newest preview in the model's card."""
+    def _save(self, model: Model) -> None:
+        """RUN/model, with the newest preview in its card."""
         training = self.config.training
+        model.save(self.out / "model")
         previews = {int(path.stem): path for path in (self.out / "samples").glob("[0-9]*.png")}
         if previews:
             caption = f"After {max(previews):,} steps: the first images of seed {training.seed}, none of them chosen; "
@@ -352,6 +353,7 @@ class Run:
             "data": data,
             "engine": engine,
             "best": self.best,
+            "figures": self.figures,
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -361,7 +363,7 @@ class Run:
         except (RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"checkpoint {checkpoint.path} is of another configuration: {reason}") from None
-        self.best = state["best"]
+        self.best, self.figures = state["best"], state.get("figures", {})
         self.saved = self.loop.progress.step
         if state["data"]["position"]:
             self.loader.load_state_dict(state["data"]["position"])
@@ -391,6 +393,14 @@ def build_network(config: Config, dataset: ImageDataset) -> tuple[UNet, int | No
         torch.manual_seed(derive_seed(config.training.seed, "weights"))
         outputs = channels * (2 if config.process.process().learns_variance else 1)
         return UNet(config.network, config.data.size, channels, outputs, rows), null_label
+
+
+def model_step(folder: Path) -> int:
+    """After how many steps a model was saved; -1 where none can be read."""
+    try:
+        return int(read_json(folder / "ddpm.json")["provenance"]["steps"])
+    except (OSError, UserError, KeyError, TypeError, ValueError):
+        return -1
 
 
 def dataset_bytes(dataset: ImageDataset) -> int:
