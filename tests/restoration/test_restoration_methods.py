@@ -190,6 +190,19 @@ def test_callbacks_see_every_step():
         assert not x.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("repaint", {"jump_length": 2, "jump_repeats": 3}), ("ddnm", {"travel_length": 2, "travel_repeats": 3})],
+)
+def test_a_step_walked_again_has_its_own_number_again(method, options):
+    seen = []
+    operator, grid = operator_of("inpainting", SHAPE), timestep_grid(DENOISER.schedule, 6)
+    y = operator.H(PRIOR.sample(1))
+    METHODS[method].run(DENOISER, y, operator, 0.0, grid, noise=stream(1), callback=seen.append, **options)
+    assert [step.index for step in seen] == [0, 1, 2, 1, 2, 1, 2, 3, 4, 3, 4, 3, 4, 5]
+    assert all((step.t, step.t_prev) == (grid[step.index], grid[step.index + 1]) for step in seen)
+
+
 def repaint_listing(steps, length, repeats):
     """The schedule as RePaint's appendix lists it, in its own time: t counts down to 0, then -1."""
     jumps = dict.fromkeys(range(0, steps - length, length), repeats - 1)

@@ -38,6 +38,7 @@ def ddnm(
     Args:
         y: (N, *measurement_shape); sigma_y: its noise, in y's units (on the [-1, 1] scale of images).
         timesteps: strictly falling, the last -1.
+        callback: sees every step down, `Step.index` its place among the `steps`: time travel takes it back.
         eta: how much of each step's noise is fresh (DDIM's η on the whole 1-ᾱ).
         travel_length, travel_repeats: the time-travel trick: go back up `travel_length` steps and down again, so
             that each stretch is walked `travel_repeats` times.
@@ -50,7 +51,7 @@ def ddnm(
             raise UserError("DDNM+ needs an operator with a known singular value decomposition; use dps for noisy y")
         evidence = Evidence(operator, y, sigma_y)
     x_t = noise()
-    for i, (position, following) in enumerate(pairwise(jump_path(steps, travel_length, travel_repeats))):
+    for position, following in pairwise(jump_path(steps, travel_length, travel_repeats)):
         t, t_next = timesteps[position], timesteps[following]
         if following < position:
             x_t = renoise(schedule, x_t, t, t_next, noise)
@@ -65,6 +66,6 @@ def ddnm(
             if fresh is not None:
                 x_prev = signal * x_prev + sigma * (eta * fresh + (1 - eta**2) ** 0.5 * prediction.epsilon)
         if callback:
-            callback(Step(i, steps, t, t_next, x_t, prediction.x_0, x_prev))
+            callback(Step(position, steps, t, t_next, x_t, prediction.x_0, x_prev))
         x_t = x_prev
     return x_t

@@ -35,6 +35,7 @@ def repaint(
     Args:
         y: (N, C, H, W), the unknown pixels 0; sigma_y must be 0, since known pixels are taken as they are.
         timesteps: strictly falling, the last -1.
+        callback: sees every step down, `Step.index` its place among the `steps`: a jump takes it back.
         jump_length, jump_repeats: the paper's j and r.
     """
     if sigma_y != 0:
@@ -42,7 +43,7 @@ def repaint(
     process, steps = denoiser.process, len(timesteps) - 1
     known = operator.known
     x_t = noise()
-    for i, (position, following) in enumerate(pairwise(jump_path(steps, jump_length, jump_repeats))):
+    for position, following in pairwise(jump_path(steps, jump_length, jump_repeats)):
         t, t_next = timesteps[position], timesteps[following]
         if following < position:
             x_t = renoise(process.schedule, x_t, t, t_next, noise)
@@ -56,6 +57,6 @@ def repaint(
             unknown_part = posterior.mean(prediction.x_0, x_t) + math.sqrt(posterior.variance) * noise()
             x_prev = torch.where(known, signal * y + sigma * noise(), unknown_part)
         if callback:
-            callback(Step(i, steps, t, t_next, x_t, prediction.x_0, x_prev))
+            callback(Step(position, steps, t, t_next, x_t, prediction.x_0, x_prev))
         x_t = x_prev
     return x_t
