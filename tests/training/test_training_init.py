@@ -1,5 +1,7 @@
 """Fine-tuning starts exactly where the given model was."""
 
+import sys
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.process.config import ProcessConfig
 from ddpm.training import train
+from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.processes import launch
 from ddpm.training.run import Run
 
@@ -95,6 +98,18 @@ def test_another_size_keeps_attention_at_its_level(tiny, tmp_path):
     run = begin(tiny(**{"network.attention": [8]}), tmp_path, model)
     assert run.config.network.attention == [4]
     assert torch.equal(answers(run.network, [0] * 6), answers(model.network, [0] * 6))  # a U-Net takes any size
+
+
+def test_a_run_killed_before_it_kept_its_beginning_is_not_gone_on_with(tiny, tmp_path, monkeypatch):
+    model, run = given(["0", "1"]), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit, match="killed"):
+            train(tiny(steps=1), run, init=model)
+    with pytest.raises(UserError, match="no run in"):
+        train(tiny(steps=1), run, resume=True)
+    train(tiny(steps=1), run, init=model, overwrite=True)
+    assert load(run).provenance["steps"] == 1
 
 
 def test_what_cannot_fit_is_one_line(tiny, tmp_path):

@@ -221,13 +221,19 @@ class Run:
                 shown = self.config.model_dump(mode="json")
                 self.tracking = Tracking(self.out, self.config.training.track, step, shown)  # first: see `is_run`
                 (self.out / "samples").mkdir(exist_ok=True)
-                write_text(self.out / "config.yaml", self.config.to_yaml())
+                if not self.fine_tunes:
+                    configure()
                 if self.saved is not None and model_step(self.out / "model") < self.saved:
                     self._save(self.model())  # the run ended between its checkpoint and its model
 
+        def configure() -> None:
+            with writing("the configuration", self._kept):
+                write_text(self.out / "config.yaml", self.config.to_yaml())
+
         on_main(self.accelerator, begin)
-        if self.fine_tunes:  # what it starts from is not to be had from the seed
+        if self.fine_tunes:  # what it starts from is not to be had from the seed, so only now can it be gone on with
             self.checkpoint()
+            on_main(self.accelerator, configure)
 
     def track(self, record: dict[str, Any]) -> None:
         """To the trackers, which only the first process has."""
