@@ -15,9 +15,10 @@ import torch
 from PIL import Image, ImageFilter
 
 from ddpm.cli import run
-from ddpm.data import DataConfig, open_dataset
+from ddpm.data import DataConfig, LazyDataset, open_dataset, opening
 from ddpm.errors import RunStopped, UserError
 from ddpm.evaluation import accuracy_score
+from ddpm.evaluation import images as images_module
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.extract import extract
 from ddpm.evaluation.features import load_features
@@ -220,6 +221,24 @@ def test_memory_does_not_grow_with_the_number_of_images(network, tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_labels_of_a_set_too_large_for_memory_are_asked_for_in_chunks(digits, tmp_path, monkeypatch):
+    """When they are needed, and never all its images at once; a broken image has the class of what replaces it."""
+    for number, image in enumerate(digits[0][:10]):
+        path = tmp_path / "set" / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+    (tmp_path / "set" / "0" / "8.png").write_bytes(b"broken")  # the last of its class
+    monkeypatch.setattr(opening, "MOST_MEMORY_BYTES", 100)
+    monkeypatch.setattr(images_module, "CHUNK", 4)
+    asked, batch = [], LazyDataset.batch
+    monkeypatch.setattr(LazyDataset, "batch", lambda self, rows: asked.append(len(rows)) or batch(self, rows))
+    images = open_images(str(tmp_path / "set"))
+    assert asked == []
+    labels, names = images.classes()
+    assert (labels.tolist(), names) == ([0] * 4 + [1] * 6, ["0", "1"])
+    assert max(asked) == 4
 
 
 def test_cache_of_other_settings_is_never_read(digits, network, tmp_path, cache):

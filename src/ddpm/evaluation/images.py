@@ -1,5 +1,6 @@
 """The images that are judged or compared with: a data set's, or a model's as they are drawn."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ class ImageSet:
     fingerprint: str
     shape: tuple[int, int, int]
     chunk: int = CHUNK
-    labels: Tensor | None = None
     class_names: list[str] | None = None
 
     def __len__(self) -> int:
@@ -38,6 +38,10 @@ class ImageSet:
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
         """uint8 (n, C, H, W)."""
         raise NotImplementedError
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        return None
 
     def prepare(self, progress: bool) -> None:
         """Make this process's share of what is not there yet; the first process returns when all of it is."""
@@ -58,7 +62,17 @@ class DatasetImages(ImageSet):
         self.order = torch.arange(len(dataset)) if whole else _mixed(len(dataset))[:num]
         self.fingerprint = dataset.fingerprint if whole else f"{dataset.fingerprint}/{num}"
         self.class_names = dataset.class_names
-        self.labels = dataset.batch(self.order)[1] if dataset.class_names else None
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """In chunks, and only when they are asked for: a set too large for memory decodes its images for them.
+
+        A broken image is replaced by its neighbour, whose class is then the right one, so `batch` has to say.
+        """
+        if self.class_names is None:
+            return None
+        parts = [self.dataset.batch(rows)[1] for rows in self.order.split(CHUNK)]
+        return torch.cat([part for part in parts if part is not None])
 
     def __len__(self) -> int:
         return len(self.order)
