@@ -10,6 +10,7 @@ from ddpm.model import Model, load
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.process.config import ProcessConfig
+from ddpm.process.gaussian import GaussianProcess
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.processes import launch
@@ -19,12 +20,15 @@ NULL = 2
 X, T = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 1, 3, 7, 12, 19])
 
 
-def given(classes: list[str] | None = None, null: bool = True, size: int = 8, **options) -> Model:
+def given(
+    classes: list[str] | None = None, null: bool = True, size: int = 8, variance: str = "fixed_large", **options
+) -> Model:
     """A model with every weight random."""
     config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[size // 2], groups=4, **options)
     rows = None if classes is None else len(classes) + null
-    process = ProcessConfig(timesteps=20, beta_start=0.001, beta_end=0.2, prediction="v").process()
-    network = UNet(config, (size, size), 1, 1, rows)
+    schedule = ProcessConfig(timesteps=20, beta_start=0.001, beta_end=0.2).schedule_object()
+    process = GaussianProcess(schedule, "v", variance)
+    network = UNet(config, (size, size), 1, 1 + process.learns_variance, rows)
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
@@ -110,6 +114,23 @@ def test_a_run_killed_before_it_kept_its_beginning_is_not_gone_on_with(tiny, tmp
         train(tiny(steps=1), run, resume=True)
     train(tiny(steps=1), run, init=model, overwrite=True)
     assert load(run).provenance["steps"] == 1
+
+
+@pytest.mark.parametrize("timesteps", [20, 10])  # the model's schedule, and another
+def test_the_objective_must_suit_the_given_variance(tiny, tmp_path, timesteps):
+    learned, steps = given(["0", "1"], variance="learned_range"), {"process.timesteps": timesteps}
+    with pytest.raises(UserError, match=r"loss simple cannot train .*: --process\.loss hybrid"):
+        begin(tiny(**steps), tmp_path, learned)
+    hybrid = tiny(**steps, **{"process.variance": "learned_range", "process.loss": "hybrid"})
+    assert begin(hybrid, tmp_path, learned).config.process.process().learns_variance
+    with pytest.raises(UserError, match=r"is fixed: --process\.loss simple"):
+        begin(hybrid, tmp_path, given(["0", "1"]))
+
+
+def test_how_the_network_learns_is_the_configurations(tiny, tmp_path):
+    config = tiny(**{"network.gradient_checkpointing": True, "network.dropout": 0.3})
+    network = begin(config, tmp_path, given(["0", "1"], dropout=0.1)).network.config
+    assert (network.gradient_checkpointing, network.dropout) == (True, 0.3)
 
 
 def test_what_cannot_fit_is_one_line(tiny, tmp_path):

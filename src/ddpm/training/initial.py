@@ -13,6 +13,7 @@ from ddpm.training.config import Config
 CLASS_ROWS = "class_embedding.weight"
 TIME_BIAS = "time_embedding.linear_2.bias"
 PROCESS_FIELDS = ("prediction", "variance")
+TRAINING_FIELDS = ("dropout", "gradient_checkpointing")  # of a network: they change how it learns, not what it computes
 
 
 def adopt(config: Config, model: Model) -> Config:
@@ -30,12 +31,20 @@ def adopt(config: Config, model: Model) -> Config:
     attended = trained.attention_levels(model.network.image_size)
     sides = [min(size) for size in trained.level_sizes(config.data.size)]
     attention = [side for side, attends in zip(sides, attended, strict=True) if attends]
-    network = trained.model_copy(update={"attention": attention, "dropout": config.network.dropout})
+    own = {name: getattr(config.network, name) for name in TRAINING_FIELDS}
+    network = trained.model_copy(update={"attention": attention, **own})
     return config.model_copy(update={"network": network, "process": process_of(config.process, model)})
 
 
 def process_of(config: ProcessConfig, model: Model) -> ProcessConfig:
-    """The model's schedule, prediction and variance with the configured objective."""
+    """The model's schedule, prediction and variance with the configured objective, which must suit the variance."""
+    learned = model.process.learns_variance
+    if learned and config.loss not in ("vlb", "hybrid"):
+        way_out = "--process.loss hybrid --process.variance learned_range"
+        raise UserError(f"loss {config.loss} cannot train the given model's learned variance: {way_out}")
+    if config.loss == "hybrid" and not learned:
+        way_out = "--process.loss simple --process.variance fixed_large"
+        raise UserError(f"loss hybrid trains a variance, and the given model's is fixed: {way_out}")
     fields = config.model_dump(exclude={"schedule", "timesteps", "beta_start", "beta_end", "zero_terminal_snr"})
     betas = model.process.schedule.betas
     fields |= {"prediction": model.process.prediction, "variance": model.process.variance}
