@@ -268,6 +268,12 @@ def test_generated_images_are_the_models_and_extend(model):
     assert GeneratedImages(other, 10, **options).fingerprint != images.fingerprint
 
 
+def test_images_of_earlier_samplers_are_not_read(model, monkeypatch):
+    before = GeneratedImages(model, 10).fingerprint
+    monkeypatch.setattr(images_module, "OUTPUTS", images_module.OUTPUTS + 1)
+    assert GeneratedImages(model, 10).fingerprint != before
+
+
 def test_a_model_is_judged_with_all_that_makes_it_comparable(model, network, tmp_path):
     random = np.random.default_rng(0)
     real = save(tmp_path / "real.npz", random.integers(0, 256, (80, 8, 8, 3), dtype=np.uint8), np.arange(80) % 3)

@@ -17,6 +17,7 @@ from ddpm.pixels import to_uint8
 from ddpm.samplers import find_sampler
 
 CHUNK = 512
+OUTPUTS = 1  # raised whenever a change to samplers or networks changes what they draw: what was kept is then not read
 
 
 class ImageSet:
@@ -139,8 +140,8 @@ def _mixed(size: int) -> Tensor:
 
 
 def identify(model: Model) -> dict[str, Any]:
-    """What names a model in the cache: its weights, all else that samples depend on, and the kind of device."""
+    """What names a model in the cache: its weights, all else that samples depend on, the code too, and the device."""
     process, network = model.process, model.network
-    words = [process.schedule.betas.tolist(), process.prediction, process.variance, model.null_label]
+    words = [OUTPUTS, process.schedule.betas.tolist(), process.prediction, process.variance, model.null_label]
     definition = content_key({"words": words, "network": str(getattr(network, "config", type(network).__name__))})[:8]
     return {"weights": model.weights_hash, "definition": definition, "device": model.device.type}
