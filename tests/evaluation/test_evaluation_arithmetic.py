@@ -115,6 +115,14 @@ def test_kernel_distance_is_unbiased_where_frechet_is_not():
 def test_kernel_subsets_shrink_to_the_smaller_set():
     found = kernel_distance(features(60), features(50, seed=1), subsets=2)
     assert found.subset_size == 50
+    assert found.std > 0
+
+
+def test_kernel_distance_of_one_subset_has_no_spread():
+    a, b = features(50), features(50, seed=1)
+    found = kernel_distance(a, b)
+    assert (found.subsets, found.subset_size, found.std) == (1, 50, None)
+    assert found.mean == pytest.approx(squared_discrepancy(a.astype(np.float64), b.astype(np.float64)), rel=1e-10)
 
 
 def test_precision_and_recall_are_torch_fidelitys():

@@ -11,10 +11,13 @@ SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's, so that the sa
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Mean over subsets, and their standard deviation. May be slightly negative when the sets are alike."""
+    """Mean over subsets, and their standard deviation. May be slightly negative when the sets are alike.
+
+    std is None where the only subset is the whole of both sets: it would be 0, whatever the error.
+    """
 
     mean: float
-    std: float
+    std: float | None
     subsets: int
     subset_size: int
 
@@ -28,13 +31,15 @@ def kernel_distance(
     only the subsets are read.
     """
     size = min(subset_size, len(a), len(b))
+    whole = size == len(a) == len(b)
+    subsets = 1 if whole else subsets
     random = np.random.RandomState(seed)
     values = []
     for _ in range(subsets):
         x = a[random.choice(len(a), size, replace=False)].astype(np.float64)
         y = b[random.choice(len(b), size, replace=False)].astype(np.float64)
         values.append(squared_discrepancy(x, y))
-    return KernelDistance(float(np.mean(values)), float(np.std(values)), subsets, size)
+    return KernelDistance(float(np.mean(values)), None if whole else float(np.std(values)), subsets, size)
 
 
 def squared_discrepancy(x: np.ndarray, y: np.ndarray) -> float:

@@ -37,7 +37,7 @@ def fid(c: Comparison) -> list[Figure]:
 def kid(c: Comparison) -> list[Figure]:
     """Kernel distance over random subsets."""
     found = kernel_distance(c.generated_features.features, c.real_features.features)
-    return [Figure("kid", _kid_title(c), found.mean, found.std, f"± over {_subsets(found)}")]
+    return [Figure("kid", _kid_title(c), found.mean, found.std, _subsets(found))]
 
 
 def class_kid(c: Comparison) -> list[Figure]:
@@ -151,7 +151,9 @@ def _kid_title(c: Comparison) -> str:
 
 
 def _subsets(found: KernelDistance) -> str:
-    return f"{found.subsets} subsets of {found.subset_size:,}"
+    if found.std is None:
+        return f"no ±: all {found.subset_size:,} images of both sides are one subset"
+    return f"± over {found.subsets} subsets of {found.subset_size:,}"
 
 
 def enough_for_fid(c: Comparison) -> None:
