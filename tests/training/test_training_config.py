@@ -92,6 +92,13 @@ def test_a_configuration_survives_its_own_yaml(tmp_path):
         assert load_config(tmp_path) == config  # a run directory stands for its configuration
 
 
+@pytest.mark.parametrize("name", ["2024", "2024-05-01", "on", "photos #1", "[a]", "'quoted'"])
+def test_the_name_of_data_is_taken_as_it_stands(tiny_yaml, name):
+    config = load_config(tiny_yaml, {"data.source": name})
+    assert config.data.source == name
+    assert yaml.safe_load(config.to_yaml())["data"]["source"] == name
+
+
 @pytest.mark.parametrize(
     ("preset", "overrides", "said"),
     [

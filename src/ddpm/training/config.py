@@ -70,7 +70,8 @@ class Config(BaseModel):
 def load_config(preset_or_file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration of a preset's name or a YAML file.
 
-    `overrides` maps dotted names to values, e.g. {"training.steps": 100}; values that are text are read as YAML.
+    `overrides` maps dotted names to values, e.g. {"training.steps": 100}; values that are text are read as YAML, but
+    for a field that is text itself.
     A name or a value that is wrong is a UserError of one line that names the nearest valid one.
     """
     tree = read_yaml(find_file(preset_or_file))
@@ -82,7 +83,7 @@ def load_config(preset_or_file: str | Path, overrides: Mapping[str, Any] | None 
         branch = tree.setdefault(section, {})
         if not isinstance(branch, dict):
             raise UserError(f"{preset_or_file}: {section} must hold fields and their values")
-        branch[field] = parse_value(name, value) if isinstance(value, str) else value
+        branch[field] = value if is_text(section, field) or not isinstance(value, str) else parse_value(name, value)
     return validate(tree)
 
 
@@ -134,6 +135,12 @@ def read_yaml(path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold the sections {', '.join(Config.model_fields)}")
     return tree
+
+
+def is_text(section: str, field: str) -> bool:
+    """Whether a field takes any text, e.g. data.source: a folder may be called 2024, on or `photos #1`."""
+    fields = getattr(Config.model_fields[section].annotation, "model_fields", {})
+    return field in fields and fields[field].annotation is str
 
 
 def parse_value(name: str, text: str) -> Any:
