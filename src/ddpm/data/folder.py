@@ -9,18 +9,21 @@ from ddpm.data.stored import Records, classes_from_paths, file_state
 from ddpm.errors import UserError
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
+LINKED_FOLDER = "it is a link to a folder, which is not followed"
 
 
 def open_folder(folder: Path, split: str | None) -> Records:
     """Every image below a folder, in the order of their paths.
 
     A folder that is divided into train and test (or val) gives the split asked for, train by default. Hidden files are
-    passed over; links that leave the folder, and what is no regular file, are skipped and reported.
+    passed over; links to folders, links that leave the folder and what is no regular file are skipped and reported.
     """
     root = _split_folder(folder, split).resolve()
     paths, skipped = [], []
     for where, below, files in os.walk(root):
         below[:] = sorted(name for name in below if not name.startswith("."))
+        links = [path for name in below if os.path.islink(path := os.path.join(where, name))]
+        skipped += [(printable(os.path.relpath(path, root)), LINKED_FOLDER) for path in links]
         for name in sorted(files):
             if name.startswith(".") or not name.lower().endswith(ENDINGS):
                 continue
