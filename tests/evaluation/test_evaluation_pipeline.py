@@ -27,7 +27,7 @@ from ddpm.evaluation.images import GeneratedImages
 from ddpm.evaluation.kernel import kernel_distance
 from ddpm.evaluation.metrics import METRICS
 from ddpm.evaluation.monitor import training_evaluator
-from ddpm.evaluation.opening import open_images
+from ddpm.evaluation.opening import open_images, open_test
 from ddpm.evaluation.sweep import sweep
 from ddpm.model import Model
 from ddpm.networks import UNet
@@ -338,6 +338,18 @@ def test_what_cannot_be_is_refused(digits, network, model, tmp_path):
     refused("holds grey images, and the model draws colour", model, grey, num=70)
     forced = evaluate(grey, grey, metrics=["fid"], features=network, force=True, progress=False)
     assert "BIASED" in forced.table()
+
+
+def test_a_colour_model_of_a_grey_set_takes_its_other_split(model, tmp_path, digits):
+    for split in ("train", "test"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        Image.fromarray(digits[0][0][..., 0]).save(tmp_path / "set" / split / "0.png")
+    source = str(tmp_path / "set")
+    judged = Model(model.network, model.process, image_shape=(3, 8, 8))
+    judged.provenance = {"config": {"data": {"source": source}}}
+    assert open_test(None, source, judged).shape == (3, 8, 8)
+    with pytest.raises(UserError, match="holds grey images"):
+        open_test(f"{tmp_path}/set/test", source, judged)
 
 
 def test_sweep_compares_samplers_at_equal_evaluations(model, network, tmp_path, monkeypatch):

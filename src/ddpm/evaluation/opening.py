@@ -74,7 +74,7 @@ def open_images(source: str, options: dict[str, Any] | None = None) -> DatasetIm
     height, width, channels = native_shape(stored, source)
     if options is None:
         options = {"image_size": (height, width), "channels": channels}
-    elif channels != options["channels"] and source != options["source"]:
+    elif channels != options["channels"] and set_of(source) != set_of(options["source"] or ""):
         raise UserError(
             f"{source} holds {'grey' if channels == 1 else 'colour'} images, and the model draws "
             f"{'grey' if options['channels'] == 1 else 'colour'} ones"
@@ -86,6 +86,11 @@ def open_images(source: str, options: dict[str, Any] | None = None) -> DatasetIm
     if note := dataset.report.summary():
         print(note)
     return DatasetImages(dataset, source)
+
+
+def set_of(source: str) -> str:
+    """A SOURCE without its split."""
+    return split_of(source.removeprefix("hf:"))[0]
 
 
 def trained_with(model: Model) -> dict[str, Any]:
