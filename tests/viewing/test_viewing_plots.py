@@ -51,6 +51,13 @@ def test_curves_are_drawn_where_they_are():
     assert [list(line.get_xdata()) for line in lines] == [CURVES["one"].x, CURVES["two"].x]
 
 
+def test_a_figure_below_zero_is_within_the_axis():
+    ax = plot_quality({**CURVES, "three": Curve([5, 20], [0.5, -0.01])}, "KID").axes[0]
+    assert (ax.get_yscale(), ax.get_xscale()) == ("linear", "log")
+    assert ax.get_ylim()[0] < -0.01
+    assert plot_quality(CURVES, "FID").axes[0].get_yscale() == "log"
+
+
 def test_a_band_is_shaded_where_one_is_given():
     assert len(plot_loss(CURVES).axes[0].collections) == 1
 

@@ -116,13 +116,18 @@ def plot_loss(curves: Mapping[str, Curve], ylabel: str = r"$\Vert\epsilon-\hat\e
 
 
 def plot_quality(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
-    """A figure of merit over the network evaluations an image, a curve a sampler; both axes logarithmic."""
+    """A figure of merit over the network evaluations an image, a curve a sampler; both axes logarithmic.
+
+    But not the figure's where one is 0 or less, as KID may be: it would have no place there.
+    """
+    positive = not any(value <= 0 for curve in curves.values() for value in curve.y)
     with figure(1, 1, 3.4) as (drawn, axes):
         ax = axes[0, 0]
         for number, (name, curve) in enumerate(curves.items()):
             ax.plot(curve.x, curve.y, **_line(number), marker=MARKERS[number % len(MARKERS)], label=name)
-        ax.set(xscale="log", yscale="log", xlabel="network evaluations an image", ylabel=ylabel)
-        for axis in (ax.xaxis, ax.yaxis):
+        yscale = "log" if positive else "linear"
+        ax.set(xscale="log", yscale=yscale, xlabel="network evaluations an image", ylabel=ylabel)
+        for axis in (ax.xaxis, ax.yaxis) if positive else (ax.xaxis,):
             _plain_ticks(axis)
         ax.legend()
         return drawn
