@@ -1,6 +1,7 @@
 """Logs, evaluation on the way, and the model that a run leaves."""
 
 import math
+import shutil
 
 import pytest
 
@@ -61,6 +62,15 @@ def test_the_model_that_a_run_leaves(tiny, tmp_path):
     plain = load(train(tiny(steps=1, class_drop=0.0), tmp_path / "plain"))
     assert plain.null_label is None
     assert plain.network.num_classes == 2
+
+
+def test_only_previews_are_shown_in_the_card(tiny, tmp_path):
+    """Whatever else lies beside them, such as a copy of one."""
+    options = {"preview_every": 1, "preview_images": 1, "preview_steps": 2, "decay": "constant"}
+    run = train(tiny(steps=1, **options), tmp_path / "run")
+    shutil.copyfile(run / "samples" / "000001.png", run / "samples" / "000009 copy.png")
+    train(tiny(steps=2, **options), run, resume=True)
+    assert "After 2 steps" in (run / "model" / "README.md").read_text()
 
 
 def test_the_average_is_the_mean_that_its_formula_gives(tiny, files, tmp_path):

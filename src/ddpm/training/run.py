@@ -343,7 +343,8 @@ class Run:
         """RUN/model, with the newest preview in its card."""
         training = self.config.training
         model.save(self.out / "model")
-        previews = {int(path.stem): path for path in (self.out / "samples").glob("[0-9]*.png")}
+        drawn = (self.out / "samples").glob("*.png")
+        previews = {int(path.stem): path for path in drawn if path.stem.isdecimal()}
         if previews:
             caption = f"After {max(previews):,} steps: the first images of seed {training.seed}, none of them chosen; "
             caption += f"{training.preview_steps} steps of DPM-Solver++."
