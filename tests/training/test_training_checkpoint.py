@@ -47,6 +47,15 @@ def test_the_newest_are_kept_and_one_is_spared(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000002", "000400", "1000000"]
 
 
+def test_what_is_saved_behind_a_damaged_checkpoint_is_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (2, 4):
+        checkpoints.save(step, PARTS, {}, spare=2)
+    truncate(tmp_path / "000004" / "ema.safetensors")
+    checkpoints.save(3, PARTS, {})
+    assert checkpoints.steps() == [3]
+
+
 def test_a_failure_while_writing_leaves_the_others_alone(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, PARTS, {})

@@ -47,7 +47,10 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def save(self, step: int, parts: Parts, state: Mapping[str, Any], spare: int | None = None) -> Path:
-        """Write the checkpoint of `step`, then remove all but the newest `keep` (and the one of step `spare`)."""
+        """Write the checkpoint of `step`, then remove all but the newest `keep` (and the one of step `spare`).
+
+        Those of later steps are damaged ones that the run went back behind, and go first.
+        """
         self.folder.mkdir(exist_ok=True)
         self.sweep()
         beside, path = self.folder / f".writing-{step:06d}", self.path(step)
@@ -65,7 +68,7 @@ class Checkpoints:
             path.rename(self.folder / f".replaced-{step:06d}")
         beside.rename(path)
         sync_folder(self.folder)
-        self._prune(spare)
+        self._prune(step, spare)
         return path
 
     def sweep(self) -> None:
@@ -73,10 +76,12 @@ class Checkpoints:
         for path in self.folder.glob(".*-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _prune(self, spare: int | None) -> None:
+    def _prune(self, newest: int, spare: int | None) -> None:
         self.sweep()
-        for step in self.steps()[: -self.keep]:
-            if step != spare:
+        steps = self.steps()
+        kept = [step for step in steps if step <= newest][-self.keep :]
+        for step in reversed(steps):
+            if step not in (*kept, spare):
                 # renamed first: a kill in the middle of the removal must not leave what looks like a checkpoint
                 doomed = self.path(step).rename(self.folder / f".removed-{step:06d}")
                 shutil.rmtree(doomed, ignore_errors=True)
