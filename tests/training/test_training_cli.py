@@ -1,10 +1,13 @@
 """`ddpm train` and `ddpm presets` as they are typed: exit codes, one-line errors, what is printed."""
 
 import re
+import tarfile
 
 import pytest
+from PIL import Image
 
 from ddpm.cli import run
+from ddpm.training import dry_run
 
 
 @pytest.fixture
@@ -46,6 +49,20 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(command, tmp_path):
     assert {"FLOPs an image", "memory", "engine", "speed", "training", "time"} <= set(figures)
     assert "64 images" in figures["training"]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.yaml"]
+
+
+def test_a_dry_run_on_streamed_data_knows_no_epochs(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
+    Image.new("L", (8, 8)).save(tmp_path / "photo.png")
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for number in range(100):
+            tar.add(tmp_path / "photo.png", f"{number}.png")
+    options = ["--data.streaming", "true", "--data.shuffle_buffer", 1, "--data.labels", "false"]
+    code, output, _ = command(
+        "train", "tiny.yaml", "--data", "photos.tar", "--training.batch_size", 1, "--dry-run", *options
+    )
+    assert code == 0
+    assert re.search(r"^training +8 steps, 8 images$", output, re.MULTILINE)
 
 
 def test_fine_tuning_from_a_run(command):

@@ -1,5 +1,6 @@
 """Several processes over gloo compute what one does, go on as fewer, and end together."""
 
+import contextlib
 import io
 import multiprocessing
 import os
@@ -7,21 +8,23 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from ddpm import cli
 from ddpm.errors import RunStopped, UserError
-from ddpm.training import Config, load_config, train
+from ddpm.training import Config, dry_run, load_config, train
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["ddpm.training"])
 SECONDS = 240
 
 
-def work(rank: int, processes: int, port: int, config: str, out: str, resume: bool) -> None:
-    """One process as torchrun would have started it; what it ends with goes to OUT.end/RANK."""
+def join(rank: int, processes: int, port: int, out: str) -> Path:
+    """Be one process as torchrun would have started it; returns OUT.end/RANK, for what it ends with."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -35,14 +38,29 @@ def work(rank: int, processes: int, port: int, config: str, out: str, resume: bo
     sys.stdout = sys.stderr = io.StringIO()
     end = Path(f"{out}.end")
     end.mkdir(exist_ok=True)
+    return end / str(rank)
+
+
+def work(rank: int, processes: int, port: int, config: str, out: str, resume: bool) -> None:
+    """Train."""
+    end = join(rank, processes, port, out)
     try:
         train(load_config(config), out, resume=resume)
-        (end / str(rank)).write_text("finished")
+        end.write_text("finished")
     except (RunStopped, UserError, SystemExit) as error:
-        (end / str(rank)).write_text(f"{type(error).__name__}: {error}")
+        end.write_text(f"{type(error).__name__}: {error}")
 
 
-def start(processes: int, config: Config, out: Path, resume: bool = False) -> list:
+def measure(rank: int, processes: int, port: int, config: str, out: str, resume: bool) -> None:
+    """`--dry-run`, for which every process by itself would take another time; ends with what it printed."""
+    end = join(rank, processes, port, out)
+    dry_run.LEAST_SECONDS = 0.3 * rank
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert cli.run(["train", config, "--dry-run"]) == 0
+    end.write_text(printed.getvalue())
+
+
+def start(processes: int, config: Config, out: Path, resume: bool = False, target: Callable = work) -> list:
     """Start a run on several processes; returns them, first to last."""
     path = out.with_name(f"{out.name}-{time.monotonic_ns()}.yaml")
     path.write_text(config.to_yaml())
@@ -50,7 +68,7 @@ def start(processes: int, config: Config, out: Path, resume: bool = False) -> li
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     started = [
-        CONTEXT.Process(target=work, args=(rank, processes, port, str(path), str(out), resume))
+        CONTEXT.Process(target=target, args=(rank, processes, port, str(path), str(out), resume))
         for rank in range(processes)
     ]
     for process in started:
@@ -132,3 +150,9 @@ def test_an_error_in_the_first_process_ends_all(tiny, tmp_path):
     assert said[0].startswith("UserError")
     assert "holds a run already" in said[0]
     assert said[1] == "SystemExit: 2"
+
+
+def test_a_dry_run_takes_as_many_steps_everywhere_and_is_printed_once(tiny, tmp_path):
+    first, second = ends(start(2, tiny(), tmp_path / "run", target=measure), tmp_path / "run")
+    assert "images/s" in first
+    assert second == ""

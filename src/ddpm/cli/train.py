@@ -9,6 +9,7 @@ import typer
 
 from ddpm.errors import UserError
 from ddpm.evaluation.monitor import training_evaluator
+from ddpm.hardware import process_rank
 from ddpm.training import Config, load_config
 from ddpm.training import train as run_training
 from ddpm.training.dry_run import dry_run
@@ -41,12 +42,16 @@ def train(
         raise UserError("name a preset or a YAML file (ddpm presets lists them), or --resume a run")
     else:
         config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
+    first = process_rank()[0] == 0
     if dry:
-        print(dry_run(config, init=init))
+        page = dry_run(config, init=init)
+        if first:
+            print(page)
         return
     evaluator = training_evaluator(config.data) if config.training.evaluate_every else None
     run_training(config, folder, init=init, resume=resume is not None, overwrite=overwrite, evaluator=evaluator)
-    print(folder)
+    if first:
+        print(folder)
 
 
 def resumed(run: Path, overrides: dict[str, Any]) -> Config:

@@ -1,13 +1,16 @@
 """`--dry-run`: what a run would cost, measured by a few of its own steps."""
 
 import contextlib
+import math
 import time
 from pathlib import Path
+
+import torch
 
 from ddpm.networks.flops import count_flops
 from ddpm.training.config import Config
 from ddpm.training.interrupt import StopRequest
-from ddpm.training.loop import Loop
+from ddpm.training.loop import Loop, size_of
 from ddpm.training.processes import launch
 from ddpm.training.reproducible import reproducible_kernels
 from ddpm.training.run import Run
@@ -24,7 +27,8 @@ def dry_run(config: Config, *, init: str | Path | None = None) -> str:
     a_step = seconds_a_step(loop)
     speed = training.batch_size / a_step
     forward = count_flops(run.network)
-    images = training.steps * training.batch_size
+    images, size = training.steps * training.batch_size, size_of(run.dataset)
+    epochs = "" if size is None else f", {images / size:,.1f} epochs"
     return "\n".join(
         [
             f"parameters          {sum(p.numel() for p in run.network.parameters()):,}",
@@ -32,7 +36,7 @@ def dry_run(config: Config, *, init: str | Path | None = None) -> str:
             f"memory              {run.memory.total(loop.micro_batch) / 2**30:.2f} GiB",
             f"engine              {loop.engine}",
             f"speed               {speed:,.1f} images/s ({3 * forward * speed / 1e9:,.0f} GFLOP/s)",
-            f"training            {training.steps:,} steps, {images:,} images, {images / len(run.dataset):,.1f} epochs",
+            f"training            {training.steps:,} steps, {images:,} images{epochs}",
             f"time                {duration(training.steps * a_step)}",
         ]
     )
@@ -43,19 +47,27 @@ def seconds_a_step(loop: Loop) -> float:
 
     Steps follow each other as in a run: the next is queued before the numbers of the last are waited for, batches are
     drawn ahead where the loop does so, and the kernels are the reproducible ones. The loop's weights change.
+    Every process takes as many steps, for a step waits for all of them.
     """
     device = loop.engine.device
     loop.network.train()
     with reproducible_kernels(device), contextlib.closing(loop.batches.steps(0, device)) as feed:
-        for step in range(WARM_UP):
-            pending = loop.step(step, next(feed), StopRequest())
-        pending.read()
-        begin, steps = time.monotonic(), 0
-        while steps < FEWEST or time.monotonic() - begin < LEAST_SECONDS:
-            last, pending = pending, loop.step(WARM_UP + steps, next(feed), StopRequest())
-            last.read()
-            steps += 1
-        pending.read()
+
+        def take(steps: range) -> None:
+            pending = None
+            for step in steps:
+                last, pending = pending, loop.step(step, next(feed), StopRequest())
+                if last is not None:
+                    last.read()
+            if pending is not None:
+                pending.read()
+
+        take(range(WARM_UP))
+        begin = time.monotonic()
+        take(range(WARM_UP, WARM_UP + FEWEST))
+        enough = math.ceil(FEWEST * LEAST_SECONDS / (time.monotonic() - begin))
+        steps = max(FEWEST, int(loop.accelerator.gather(torch.tensor([enough], device=device)).max()))
+        take(range(WARM_UP + FEWEST, WARM_UP + steps))
         return (time.monotonic() - begin) / steps
 
 
