@@ -40,8 +40,9 @@ def evaluate(
     """Judge a model, or images drawn before, against real images."""
     if out.suffix != ".json":
         raise UserError(f"cannot write {out.name}: give a name ending in .json")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists: give another --out, or --overwrite")
+    for written in (out, out.with_suffix(".png")) if sweep else (out,):
+        if written.exists() and not overwrite:
+            raise UserError(f"{written} exists: give another --out, or --overwrite")
     sampling = {
         "spacing": spacing,
         "eta": eta,

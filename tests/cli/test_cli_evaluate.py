@@ -1,0 +1,16 @@
+"""`ddpm evaluate`: what is there is kept."""
+
+import pytest
+
+from ddpm.cli import run
+
+
+@pytest.mark.parametrize("there", ["results.json", "results.png"])
+def test_a_sweep_leaves_what_is_there_alone(tmp_path, capsys, there):
+    """It is said at once, and not after hours of drawing."""
+    (tmp_path / there).write_text("mine")
+    words = ["evaluate", "digits", "--data", "digits", "--sweep", "--out", str(tmp_path / "results.json")]
+    assert run(words) == 2
+    assert f"{there} exists: give another --out, or --overwrite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [there]
+    assert (tmp_path / there).read_text() == "mine"
