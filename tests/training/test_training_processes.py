@@ -54,7 +54,7 @@ def work(rank: int, processes: int, port: int, config: str, out: str, resume: bo
 def measure(rank: int, processes: int, port: int, config: str, out: str, resume: bool) -> None:
     """`--dry-run`, for which every process by itself would take another time; ends with what it printed."""
     end = join(rank, processes, port, out)
-    dry_run.LEAST_SECONDS = 0.3 * rank
+    dry_run.FEWEST, dry_run.LEAST_SECONDS = 1, 1.0 * rank
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert cli.run(["train", config, "--dry-run"]) == 0
     end.write_text(printed.getvalue())
