@@ -47,13 +47,15 @@ def test_a_second_run_on_the_same_directory_is_refused(tiny, tmp_path):
     train(tiny(steps=1), tmp_path / "run")
 
 
-def test_a_run_that_is_there_is_kept_unless_told_otherwise(tiny, files, tmp_path):
+def test_a_run_that_is_there_is_kept_unless_told_otherwise(tiny, files, tmp_path, monkeypatch):
     run = train(tiny(steps=1), tmp_path / "run")
     before = files.tensors(run, 1)
     with pytest.raises(UserError, match="--overwrite"):
         train(tiny(steps=1, seed=5), run)
-    with pytest.raises(UserError):  # wrong data are found out before anything is removed
-        train(tiny(steps=1, seed=5, **{"data.source": "nowhere"}), run, overwrite=True)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    for wrong in ({"data.source": "nowhere"}, {"training.track": ["wandb"]}):  # found out before anything is removed
+        with pytest.raises(UserError):
+            train(tiny(steps=1, seed=5, **wrong), run, overwrite=True)
     assert files.tensors(run, 1) == before
     train(tiny(steps=1, seed=5), run, overwrite=True)
     assert files.tensors(run, 1) != before

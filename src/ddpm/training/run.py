@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from ddpm.data import Loader, open_dataset
 from ddpm.data.dataset import ImageDataset
-from ddpm.errors import RunStopped, UserError
+from ddpm.errors import RunStopped, UserError, require
 from ddpm.interop.card import add_samples
 from ddpm.interop.folder import read_json
 from ddpm.model import Model, load
@@ -159,6 +159,8 @@ class Run:
         self.best: dict[str, Any] | None = None
         self.figures: dict[str, float] = {}  # of the latest evaluation
         self.saved: int | None = None  # the step of the newest checkpoint
+        if "wandb" in config.training.track:
+            require("wandb", "track")
         checkpoint = None
         if resume and self.checkpoints.steps():
             checkpoint = self.checkpoints.newest(accelerator.print)

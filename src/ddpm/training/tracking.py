@@ -10,7 +10,6 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
-from ddpm.errors import require
 from ddpm.training.files import write_text
 
 
@@ -33,7 +32,6 @@ class Tracking:
         if "tensorboard" in trackers and importlib.util.find_spec("tensorboard"):
             self._others.append(TensorBoardTracker("tensorboard", run, purge_step=step + 1))
         if "wandb" in trackers:
-            require("wandb", "track")
             self._others.append(
                 WandBTracker("ddpm", dir=str(run), name=run.name, id=wandb_id(run), resume="allow", config=config)
             )
