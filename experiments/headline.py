@@ -51,7 +51,17 @@ class Headline:
 CIFAR10_BY_CLASS = "ddpm train cifar10_small --data.labels true --training.steps 3900 --out runs/cifar10"
 
 HEADLINES = {
-    "mnist": Headline("MNIST 28×28, by class", "ddpm train mnist --out runs/mnist", "mnist"),
+    "mnist": Headline(
+        "MNIST 28×28, by class",
+        "ddpm train mnist --out runs/mnist",
+        "mnist",
+        sampling={"spacing": "log_snr", "clip": None},
+    ),
+    "mnist_v": Headline(
+        "the same for less time, predicting v (bundled)",
+        "ddpm train mnist --process.prediction v --training.steps 5000 --out runs/mnist_v",
+        "mnist",
+    ),
     "cifar10": Headline("CIFAR-10 32×32, by class", CIFAR10_BY_CLASS, "cifar10"),
     "cifar10_guided": Headline(
         "CIFAR-10 32×32, by class, guided", CIFAR10_BY_CLASS, "cifar10", sampling={"guidance": 1.5}, run="cifar10"

@@ -231,7 +231,7 @@ def serving(results: Path) -> Rows:
 CIFAR10 = ("cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_gpu")
 PHOTOGRAPHS = ("flowers32", "flowers64", "emoji32", "emoji32_tuned")
 TABLES: dict[str, Callable[[Path], Rows]] = {
-    "mnist": headlines("mnist"),
+    "mnist": headlines("mnist", "mnist_v"),
     "digits_read": digits_read,
     "cifar10": headlines(*CIFAR10),
     "photographs": headlines(*PHOTOGRAPHS),
