@@ -129,7 +129,7 @@ def test_translate(classes, pictures, tmp_path, capsys):
     assert read_image(out, 1).shape == (1, 12, 12)
     code, _, error = run(capsys, *arguments, "--to", "9", "--overwrite")
     assert code == 2
-    assert "no class 9" in error
+    assert "no class '9'" in error
 
 
 def test_interpolate(plain, pictures, tmp_path, capsys):
