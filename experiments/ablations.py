@@ -5,9 +5,8 @@
 The base is the preset `fashion_mnist` for --images images. Every variant sees as many, but for the widths, which get
 the time that the base takes: their steps follow from a measurement at the start, kept in RUNS/paces.json. Figures: the
 distance with the built-in features to the training images, and the share of misplaced levels, which those features
-cannot see. A cell is a run directory below --runs; a finished one is
-kept and one that was killed goes on. After every cell experiments/results/ablations.json is written again, and at the
-end docs/pictures/ablations.png is drawn.
+cannot see. A cell is a run directory below --runs; a finished one is kept and one that was killed goes on. After every
+cell experiments/results/ablations.json is written again, and at the end docs/pictures/ablations.png is drawn.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from ddpm.training import Config, load_config
 from ddpm.training.dry_run import seconds_a_step
 from ddpm.training.run import Run
 from ddpm.viewing.plots import plot_images, save_figure
-from experiments.cells import side_by_side, threads, trained_and_judged
+from experiments.cells import side_by_side, spread, threads, trained_and_judged
 from experiments.record import PICTURES, RESULTS, machine, save_result
 
 PRESET, SEEDS, COLUMNS = "fashion_mnist", 2, 12
@@ -115,10 +114,6 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             kept = {"variant": variant, "seeds": len(mine), "images": mine[0]["images"], "seconds": round(seconds, 1)}
             summary.append(kept | {key: spread([row[key] for row in mine]) for key in ("frechet_distance", "levels")})
     return summary
-
-
-def spread(values: list[float]) -> dict[str, float | None]:
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if values[1:] else None}
 
 
 def ablations(

@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ddpm.evaluation.evaluate import evaluate
@@ -38,6 +39,11 @@ def trained_and_judged(config: Config, folder: Path, metrics: Sequence[str], *, 
     row |= {"weights": model.weights_hash, "seconds": model.provenance["seconds"]}
     write_whole(note, json.dumps({"wanted": wanted, "row": row}, indent=1).encode())
     return row
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation; None for that of one value."""
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if values[1:] else None}
 
 
 def finished(folder: Path) -> bool:

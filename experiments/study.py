@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ddpm.data import open_dataset
@@ -22,7 +21,7 @@ from ddpm.model import Model, load
 from ddpm.pixels import to_float
 from ddpm.training import load_config
 from ddpm.viewing.plots import plot_images, save_figure
-from experiments.cells import finished, side_by_side, threads, trained_and_judged
+from experiments.cells import finished, side_by_side, spread, threads, trained_and_judged
 from experiments.record import PICTURES, RESULTS, machine, save_result
 
 SCHEDULES = ("linear", "cosine")
@@ -116,13 +115,7 @@ def summarise(rows: list[dict[str, Any]], budget: Budget, parameters: dict[str, 
     summary = []
     for kind in kinds:
         mine = [row for row in rows if (row["data"], row["schedule"], row["prediction"]) == kind]
-        figures = {
-            key: {
-                "mean": float(np.mean([row[key] for row in mine])),
-                "std": float(np.std([row[key] for row in mine], ddof=1)) if len(mine) > 1 else None,
-            }
-            for key in SHOWN
-        }
+        figures = {key: spread([row[key] for row in mine]) for key in SHOWN}
         data, schedule, prediction = kind
         summary.append({"data": data, "schedule": schedule, "prediction": prediction, "seeds": len(mine), **figures})
     return {**parameters, "rows": summary, "cells": rows}

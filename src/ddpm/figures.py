@@ -22,6 +22,7 @@ from ddpm.pixels import to_float, to_uint8
 from ddpm.process.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
 from ddpm.randomness import ImageNoise, derive_seed
 from ddpm.samplers import SAMPLERS, timestep_grid
+from ddpm.viewing.pictures import numbered
 from ddpm.viewing.plots import Curve, plot_images, plot_loss, plot_quality, plot_schedules
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def quality(points: str | Path) -> "Figure":
 def training_progress(run: str | Path, *, rows: int = 6, columns: int = 8) -> "Figure":
     """What a run's fixed seeds gave as it was trained: a row a seed, a column a step, from RUN/samples."""
     run = Path(run)
-    previews = sorted(path for path in (run / "samples").glob("*.png") if path.stem.isdigit())
+    previews = numbered(run / "samples")
     if not previews:
         raise UserError(f"{run} holds no previews: a run directory has them as samples/NNNNNN.png")
     chosen = [previews[i] for i in np.unique(np.linspace(0, len(previews) - 1, columns).round().astype(int))]

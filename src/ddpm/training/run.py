@@ -33,6 +33,7 @@ from ddpm.training.preview import channel_drift, channel_means, draw_preview, sa
 from ddpm.training.processes import launch, lost_peer, on_main
 from ddpm.training.reproducible import reproducible_kernels
 from ddpm.training.tracking import Tracking
+from ddpm.viewing.pictures import numbered
 
 # (model with the averaged weights) -> figures; the first decides which checkpoint is best, and lower is better.
 # Called in every process at once; it may share the work out through torch.distributed.
@@ -345,12 +346,11 @@ class Run:
         """RUN/model, with the newest preview in its card."""
         training = self.config.training
         model.save(self.out / "model")
-        drawn = (self.out / "samples").glob("*.png")
-        previews = {int(path.stem): path for path in drawn if path.stem.isdecimal()}
+        previews = numbered(self.out / "samples")
         if previews:
-            caption = f"After {max(previews):,} steps: the first images of seed {training.seed}, none of them chosen; "
-            caption += f"{training.preview_steps} steps of DPM-Solver++."
-            add_samples(self.out / "model", previews[max(previews)], caption)
+            caption = f"After {int(previews[-1].stem):,} steps: the first images of seed {training.seed}, none of them "
+            caption += f"chosen; {training.preview_steps} steps of DPM-Solver++."
+            add_samples(self.out / "model", previews[-1], caption)
 
     def _state(self) -> dict[str, Any]:
         number = self.loop.progress.step * self.config.training.batch_size

@@ -36,6 +36,11 @@ def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tenso
     return grid
 
 
+def numbered(folder: Path) -> list[Path]:
+    """A folder's pictures NNNNNN.png by their numbers; whatever else lies there is none of them."""
+    return sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
+
+
 def save_grid(
     images: Tensor, path: str | Path, columns: int | None = None, *, gap: int = 2, overwrite: bool = False
 ) -> Path:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ddpm.app.functions.uploads import read_upload
 from ddpm.errors import UserError
+from ddpm.viewing.pictures import numbered
 from ddpm.viewing.plots import COLOURS, DASHES, figure
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def grids(folder: Path, names: Sequence[str], newest: int = NEWEST) -> list[tupl
     """The newest grids of the chosen runs, each with its caption; one that is being written is left out."""
     found = []
     for name in names:
-        paths = sorted(path for path in (run_path(folder, name) / SAMPLES).glob("*.png") if path.stem.isdigit())
+        paths = numbered(run_path(folder, name) / SAMPLES)
         for path in reversed(paths[-newest:]):
             try:
                 image = read_upload(str(path), 3, path.name)
