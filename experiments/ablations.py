@@ -34,8 +34,8 @@ QUIET = {"training.preview_every": 0, "training.checkpoint_every": 200, "trainin
 
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
-    "x_0 in place of v": {"process.prediction": "x_0"},
-    "ε in place of v": {"process.prediction": "epsilon"},
+    "v in place of x_0": {"process.prediction": "v"},
+    "ε in place of x_0": {"process.prediction": "epsilon"},
     "linear in place of cosine schedule": {"process.schedule": "linear"},
     "uniform in place of stratified timesteps": {"process.timestep_draw": "uniform"},
     "no min-SNR weighting": {"process.weighting": "none"},

@@ -36,10 +36,10 @@ class Recipe:
     draw: Callable[[Contestant, int], Tensor]
 
 
-def diffusers(problem: Problem, device: torch.device, *, best: bool) -> Diffusers:
+def diffusers(problem: Problem, device: torch.device) -> Diffusers:
     """`train_unconditional.py`, on a network of the same shape as ours that starts as Diffusers initialises it."""
     ours = UNet(problem.config, problem.image_size, problem.channels, problem.channels)
-    return Diffusers(problem, device, UNet2DModel.from_config(to_unet2d(ours)).state_dict(), best=best)
+    return Diffusers(problem, device, UNet2DModel.from_config(to_unet2d(ours)).state_dict(), best=False)
 
 
 def diffusers_average(peer: Diffusers) -> nn.Module:
@@ -79,15 +79,7 @@ PEERS = {
         "Diffusers, train_unconditional.py",
         16,
         -1.0,
-        lambda problem, device: diffusers(problem, device, best=False),
-        diffusers_average,
-        diffusers_draw,
-    ),
-    "diffusers_bf16": Recipe(
-        "the same, bf16 channels-last",
-        16,
-        -1.0,
-        lambda problem, device: diffusers(problem, device, best=True),
+        diffusers,
         diffusers_average,
         diffusers_draw,
     ),
@@ -158,7 +150,7 @@ def seconds_a_step(peer: Contestant) -> float:
 
 def draw(name: str, problem: Problem, num: int, out: Path, device: torch.device) -> Iterator[Tensor]:
     """Batches of `num` images in all, float32 in [-1, 1], in fp32 by STEPS steps of the library's fast sampler."""
-    recipe = PEERS["diffusers" if name == "diffusers_bf16" else name]
+    recipe = PEERS[name]
     peer = recipe.build(problem, device)
     torch.manual_seed(0)
     recipe.average(peer).load_state_dict(load_file(weights(out)))

@@ -4,9 +4,9 @@
     CUDA_VISIBLE_DEVICES="" python -m experiments.time_to_quality train diffusers --minutes 10
     python -m experiments.time_to_quality judge
 
-Contestants are `ours`, `diffusers`, `diffusers_bf16` and `lucidrains`, all unconditional, all on Fashion-MNIST with
-random flips. A short measurement turns the time into a number of steps, so that a learning rate that falls is at its
-end when the time is. Each leaves RUNS/CONTESTANT/trained.json. `judge` takes those that are there: it draws each one's
+Contestants are `ours`, `diffusers` and `lucidrains`, all unconditional, all on Fashion-MNIST with random flips. A short
+measurement turns the time into a number of steps, so that a learning rate that falls is at its end when the time is.
+Each leaves RUNS/CONTESTANT/trained.json. `judge` takes those that are there: it draws each one's
 images by its own library, compares them with the test images, and writes experiments/results/time_to_quality.json
 and docs/pictures/time_to_quality.png.
 """

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +21,12 @@ from ddpm.randomness import derive_seed
 from ddpm.training.batches import Batches
 from ddpm.training.checkpoint import Checkpoint, Checkpoints
 from ddpm.training.config import Config
+from ddpm.training.directory import claim, empty
 from ddpm.training.engine import choose_engine
 from ddpm.training.files import write_text, writing
 from ddpm.training.health import Health
 from ddpm.training.initial import adopt, copy_weights
 from ddpm.training.interrupt import deferred_signals
-from ddpm.training.lock import RunLock
 from ddpm.training.loop import Loop, size_of
 from ddpm.training.preview import channel_drift, channel_means, draw_preview, save_preview
 from ddpm.training.processes import launch, lost_peer, on_main
@@ -38,12 +37,6 @@ from ddpm.viewing.pictures import numbered
 # (model with the averaged weights) -> figures; the first decides which checkpoint is best, and lower is better.
 # Called in every process at once; it may share the work out through torch.distributed.
 Evaluator = Callable[[Model], dict[str, float]]
-
-# What a run writes in its directory. The configuration goes first when a run makes way for another, so that nobody goes
-# on with what is half removed; what tells a run from any other directory (`is_run`) goes last.
-WRITTEN = ["config.yaml", "model", "best", "samples", "set_aside", "tensorboard", "wandb", "wandb_id"]
-WRITTEN += ["checkpoints", "metrics.jsonl"]
-UNFINISHED = ("new", "old", "writing")  # endings of the hidden names that a killed process may leave of these
 
 
 def train(
@@ -102,40 +95,6 @@ def explained_losses(accelerator: Accelerator, out: Path) -> Iterator[None]:
             f"process {accelerator.process_index} lost another process of the run; go on from the last checkpoint: "
             f"ddpm train --resume {out}"
         ) from error
-
-
-def claim(out: Path, resume: bool, overwrite: bool) -> RunLock:
-    """Make the run directory and take its lock."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out names a directory")
-    begun, occupied = (out / "config.yaml").exists(), is_run(out)
-    if resume and not begun:
-        raise UserError(f"no run in {out} to go on with: it has no config.yaml")
-    if not resume and not occupied and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise UserError(f"{out} holds something that is not a run; give another --out")
-    if occupied and not resume and not overwrite:
-        go_on = f"go on with --resume {out}, " if begun else ""
-        raise UserError(f"{out} holds a run already: {go_on}give another --out, or --overwrite")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return RunLock(out)
-    except OSError as error:
-        raise UserError(f"cannot write in {out}: {error.strerror or error}") from error
-
-
-def is_run(out: Path) -> bool:
-    """Whether a run wrote here. A config.yaml alone does not tell: other programs call theirs so too."""
-    return (out / "metrics.jsonl").exists() or (out / "checkpoints").exists()
-
-
-def empty(out: Path) -> None:
-    """Remove what a run wrote, and nothing else."""
-    for name in WRITTEN:
-        for path in [*(out / f".{name}.{ending}" for ending in UNFINISHED), out / name]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
 
 class Run:
@@ -222,7 +181,7 @@ class Run:
                 if not self.resume:
                     empty(self.out)
                 shown = self.config.model_dump(mode="json")
-                self.tracking = Tracking(self.out, self.config.training.track, step, shown)  # first: see `is_run`
+                self.tracking = Tracking(self.out, self.config.training.track, step, shown)  # first: see `directory.is_run`
                 (self.out / "samples").mkdir(exist_ok=True)
                 if not self.fine_tunes:
                     configure()
