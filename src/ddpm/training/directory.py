@@ -7,7 +7,7 @@ from ddpm.errors import UserError
 from ddpm.training.lock import RunLock
 
 # What a run writes in its directory. The configuration goes first when a run makes way for another, so that nobody goes
-# on with what is half removed; what tells a run from any other directory (`is_run`) goes last.
+# on with what is half removed; what a run is known by (`is_run`) goes last.
 WRITTEN = ["config.yaml", "model", "best", "samples", "set_aside", "tensorboard", "wandb", "wandb_id"]
 WRITTEN += ["checkpoints", "metrics.jsonl"]
 UNFINISHED = ("new", "old", "writing")  # endings of the hidden names that a killed process may leave of these

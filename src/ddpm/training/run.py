@@ -181,7 +181,8 @@ class Run:
                 if not self.resume:
                     empty(self.out)
                 shown = self.config.model_dump(mode="json")
-                self.tracking = Tracking(self.out, self.config.training.track, step, shown)  # first: see `directory.is_run`
+                # its metrics.jsonl first: by that a directory is known for a run's
+                self.tracking = Tracking(self.out, self.config.training.track, step, shown)
                 (self.out / "samples").mkdir(exist_ok=True)
                 if not self.fine_tunes:
                     configure()
