@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contestants import Contestant, Ours, line_up, parameters
+from benchmarks.contestants import Ours, alone, line_up, parameters
 from benchmarks.measure import ceilings, forward_flops, peak_memory, seconds, spread, take_turns
 from benchmarks.problems import PROBLEMS
 
@@ -69,9 +69,7 @@ def memory_of(problem: str, contestant: str) -> dict[str, float]:
 def main() -> None:
     """The child of `memory_of`. Sampling, which takes less, comes first: a process's peak never falls."""
     problem, contestant, device = sys.argv[1], sys.argv[2], torch.device("cpu")
-    every: dict[str, Contestant] = {each.name: each for each in line_up(PROBLEMS[problem], device)}
-    chosen = every.pop(contestant)
-    every.clear()
+    chosen = alone(contestant, PROBLEMS[problem], device)
     print(json.dumps({phase: peak_memory(chosen, phase, device) for phase in reversed(PHASES)}))
 
 

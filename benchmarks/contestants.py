@@ -26,6 +26,7 @@ from ddpm.training.reproducible import reproducible_kernels
 from ddpm.training.run import Run
 
 IMAGES = 256  # random ones in the set that is trained on
+DIFFUSERS, DIFFUSERS_BEST = "Diffusers, as documented", "Diffusers, bf16 channels-last"
 MANY_IMAGES = 50_000  # of a drawing that is worth compiling for on a card
 
 
@@ -78,15 +79,19 @@ class Diffusers(Contestant):
     """The loop of Diffusers' `train_unconditional.py` and `DDPMPipeline`, on the same network. Accelerate's wrappers,
     which do nothing in one process, are left out.
 
-    best: with bf16 and channels-last, which its users may set; otherwise as documented.
+    weights: those it starts from, where not its own. best: with bf16 and channels-last, which its users may set;
+    otherwise as documented.
     """
 
-    def __init__(self, problem: Problem, device: torch.device, weights: dict[str, Tensor], *, best: bool):
-        self.name = "Diffusers, bf16 channels-last" if best else "Diffusers, as documented"
+    def __init__(
+        self, problem: Problem, device: torch.device, weights: dict[str, Tensor] | None = None, *, best: bool = False
+    ):
+        self.name = DIFFUSERS_BEST if best else DIFFUSERS
         self.device, self.best, self.problem, self.halved = device, best, problem, None
         ours = UNet(problem.config, problem.image_size, problem.channels, problem.channels)
         self.network = UNet2DModel.from_config(to_unet2d(ours)).to(device)
-        self.network.load_state_dict(weights)
+        if weights is not None:
+            self.network.load_state_dict(weights)
         if best:
             self.network.to(memory_format=torch.channels_last)
         self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
@@ -165,6 +170,13 @@ class Lucidrains(Contestant):
         for t in range(999, 999 - steps, -1):
             image, _ = self.diffusion.p_sample(image, t)
         return image
+
+
+def alone(name: str, problem: Problem, device: torch.device) -> Contestant:
+    """One contestant, and nothing of the others in memory."""
+    if name in (DIFFUSERS, DIFFUSERS_BEST):
+        return Diffusers(problem, device, best=name == DIFFUSERS_BEST)
+    return {Ours.name: Ours, Lucidrains.name: Lucidrains}[name](problem, device)
 
 
 def line_up(problem: Problem, device: torch.device) -> list[Contestant]:

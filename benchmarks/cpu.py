@@ -1,6 +1,6 @@
 """Compare speed on this machine's processor.
 
-    python -m benchmarks.cpu [--rounds N] [--problems cifar10,small28] [--out FOLDER]
+    python -m benchmarks.cpu [--rounds N] [--problems cifar10,small28] [--out FOLDER] [--pictures FOLDER]
 
 About ten minutes on two cores with nothing else to do. Prints a table; writes FOLDER/speed_cpu.json and
 docs/pictures/speed_cpu.png.
@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.compare import compare
 from benchmarks.problems import PROBLEMS
-from benchmarks.report import save, table
+from benchmarks.report import refuse_published, save, table
 from experiments.record import PICTURES, RESULTS, machine
 
 
@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
     parser.add_argument("--pictures", type=Path, default=PICTURES)
     options = parser.parse_args(arguments)
+    if "toy" in options.problems:
+        refuse_published(parser, options)
     where = f"{machine()}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
     print(where)
     results = []

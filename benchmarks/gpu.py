@@ -1,6 +1,6 @@
 """Compare speed on this machine's graphics card: throughput, share of its measured limit, and the same peers.
 
-    python -m benchmarks.gpu [--rounds N] [--out FOLDER] [--toy]
+    python -m benchmarks.gpu [--rounds N] [--out FOLDER] [--pictures FOLDER] [--toy]
 
 Under eight minutes on a data-centre card, most of it compilation. `--toy` tries the script itself on any processor.
 Prints a table; writes FOLDER/speed_gpu.json and docs/pictures/speed_gpu.png.
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.compare import compare
-from benchmarks.report import save, table
+from benchmarks.report import refuse_published, save, table
 from experiments.record import PICTURES, RESULTS, machine
 
 
@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--toy", action="store_true", help="a toy network, on the processor where there is no card")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available() and not options.toy:
-        parser.error("no CUDA card here; try --toy")
+        parser.error("no CUDA card here; try --toy --out FOLDER --pictures FOLDER")
+    if options.toy:
+        refuse_published(parser, options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = f"{machine()}, PyTorch {torch.__version__}"
     print(where)

@@ -2,9 +2,9 @@
 
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,5 +107,12 @@ def peak_memory(contestant: Contestant, what: str, device: torch.device) -> floa
     contestant.train() if what == "train" else contestant.sample(1)
     if device.type == "cuda":
         return (torch.cuda.max_memory_allocated() - stays) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return peak_of_process()
+
+
+def peak_of_process() -> float:
+    """GiB that this process has held at the most. Linux's `ru_maxrss` would count its parent's as well."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**20  # in kB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # macOS, in bytes

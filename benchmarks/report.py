@@ -1,9 +1,10 @@
 """The figures as a table to print, JSON to keep, and a picture."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.record import save_result
+from experiments.record import PICTURES, RESULTS, save_result
 
 DOING = {"train": "training step", "sample": "sampling step"}
 
@@ -60,6 +61,12 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def refuse_published(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """A toy's figures do not go where those of docs/speed.md are."""
+    if options.out == RESULTS or options.pictures == PICTURES:
+        parser.error("a toy's figures are not for the documentation: give --out FOLDER and --pictures FOLDER")
 
 
 def save(name: str, results: list[dict[str, Any]], machine: str, folder: Path, pictures: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from ddpm.errors import UserError
 from ddpm.files import write_whole
 from ddpm.model import load
 from ddpm.training import Config, load_config
@@ -148,7 +149,10 @@ def main() -> None:
     options = parser.parse_args()
     command = f"python -m experiments.ablations --jobs {options.jobs}"
     command += f" --images {options.images}" if options.images != Budget.images else ""
-    print(ablations(options.runs, Budget(options.images), jobs=options.jobs, command=command))
+    try:
+        print(ablations(options.runs, Budget(options.images), jobs=options.jobs, command=command))
+    except UserError as error:
+        raise SystemExit(f"ablations: {error}") from None
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddpm.errors import UserError
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.files import write_whole
 from ddpm.model import load
@@ -29,10 +30,11 @@ def trained_and_judged(config: Config, folder: Path, metrics: Sequence[str], *, 
     wanted = {"config": config.model_dump(mode="json"), "metrics": list(metrics), "num": num, "steps": steps}
     if note.exists() and (found := json.loads(note.read_text()))["wanted"] == wanted:
         return found["row"]
-    same = (folder / "config.yaml").exists() and load_config(folder / "config.yaml") == config
-    if not (same and _trained_steps(folder) == config.training.steps):
-        note.unlink(missing_ok=True)  # of another configuration, whose model goes now
-        train(config, folder, resume=same, overwrite=not same)
+    begun = (folder / "config.yaml").exists()
+    if begun and load_config(folder / "config.yaml") != config:
+        raise UserError(f"{folder} holds a training of another configuration; move it away, or give another --runs")
+    if not (begun and _trained_steps(folder) == config.training.steps):
+        train(config, folder, resume=begun, overwrite=not begun)
     model, sampling = load(folder), {"num": num, "steps": steps, "seed": config.training.seed}
     report = evaluate(model, config.data.source, metrics=metrics, features="builtin", progress=False, **sampling)
     row = {figure.key: figure.value for figure in report.figures}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import DDPMPipeline, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
 from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from benchmarks.contestants import Contestant, Diffusers, Lucidrains
 from benchmarks.problems import Problem
 from ddpm.data import ImageDataset
-from ddpm.interop.unet_config import to_unet2d
-from ddpm.networks import UNet
 
 WARM_UP, FEWEST, LEAST_SECONDS = 3, 5, 2.0
 STEPS = 50  # of the fast sampler that either library's documentation names
@@ -34,12 +32,6 @@ class Recipe:
     build: Callable[[Problem, torch.device], Contestant]
     average: Callable[[Contestant], nn.Module]
     draw: Callable[[Contestant, int], Tensor]
-
-
-def diffusers(problem: Problem, device: torch.device) -> Diffusers:
-    """`train_unconditional.py`, on a network of the same shape as ours that starts as Diffusers initialises it."""
-    ours = UNet(problem.config, problem.image_size, problem.channels, problem.channels)
-    return Diffusers(problem, device, UNet2DModel.from_config(to_unet2d(ours)).state_dict(), best=False)
 
 
 def diffusers_average(peer: Diffusers) -> nn.Module:
@@ -79,7 +71,7 @@ PEERS = {
         "Diffusers, train_unconditional.py",
         16,
         -1.0,
-        diffusers,
+        Diffusers,  # on a network of the same shape as ours
         diffusers_average,
         diffusers_draw,
     ),

@@ -33,7 +33,8 @@ from experiments.record import RESULTS, machine, save_result
 
 PRESETS = ("mnist", "cifar10", "lsun_bedroom256")
 LAUNCHES = ((1, 1), (1, 2), (2, 1))  # (processes, threads of each)
-SIDE, BATCH = 256, 64  # of the photographs that are decoded
+SIDE, BATCH, PHOTOGRAPHS = 256, 64, 1500  # that are decoded
+STEPS = 24  # of a training
 
 
 def training(processes: int, threads: int, steps: int, folder: Path) -> dict[str, Any]:
@@ -159,12 +160,10 @@ def measure(steps: int, presets: tuple[str, ...], photographs: int) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--toy", action="store_true", help="two steps and one small network, to see that all works")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    found = measure(2, PRESETS[:1], 8) if options.toy else measure(24, PRESETS, 1500)
-    command = "python -m experiments.scale" + " --toy" * options.toy
-    print(save_result("scale", {"command": command, "machine": machine(), **found}, options.out))
+    found = {"command": "python -m experiments.scale", "machine": machine(), **measure(STEPS, PRESETS, PHOTOGRAPHS)}
+    print(save_result("scale", found, options.out))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ddpm.data import open_dataset
+from ddpm.errors import UserError
 from ddpm.model import Model, load
 from ddpm.pixels import to_float
 from ddpm.training import load_config
@@ -50,18 +51,6 @@ class Budget:
 
 
 FULL = Budget({"mnist": 3, "cifar10": 1})
-TOY = Budget(
-    {"mnist": 2, "cifar10": 1},
-    num=70,
-    steps=2,
-    overrides=(
-        ("network.channels", 8),
-        ("network.channel_mult", [1, 1]),
-        ("network.attention", []),
-        ("training.steps", 2),
-        ("training.batch_size", 4),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -190,17 +179,18 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="where the run directories lie")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, which share the cores")
     parser.add_argument("--steps", type=int, help="training steps of a cell, in place of the configurations'")
-    parser.add_argument("--toy", action="store_true", help="two steps of a tiny network, to see that all works")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--pictures", type=Path, default=PICTURES)
     options = parser.parse_args()
-    budget = TOY if options.toy else FULL
-    command = f"python -m experiments.study --jobs {options.jobs}" + " --toy" * options.toy
+    budget, command = FULL, f"python -m experiments.study --jobs {options.jobs}"
     if options.steps:
         budget = replace(budget, overrides=(*budget.overrides, ("training.steps", options.steps)))
         command += f" --steps {options.steps}"
     places = {"results": options.out, "pictures": options.pictures}
-    print(study(options.runs, budget, jobs=options.jobs, command=command, **places))
+    try:
+        print(study(options.runs, budget, jobs=options.jobs, command=command, **places))
+    except UserError as error:
+        raise SystemExit(f"study: {error}") from None
 
 
 if __name__ == "__main__":

@@ -79,21 +79,20 @@ def train_ours(match: Match, seconds: float, out: Path) -> dict[str, Any]:
 
 def train_contestant(name: str, minutes: float, runs: Path, match: Match) -> dict[str, Any]:
     """Train one contestant for so many minutes, unless that was done; returns what trained.json says."""
-    out = runs / name
+    out, command = runs / name, f"python -m experiments.time_to_quality train {name} --minutes {minutes:g}"
     note = out / NOTE
-    if note.exists():
-        return json.loads(note.read_text())
+    if note.exists() and (found := json.loads(note.read_text()))["command"] == command:
+        return found
     out.mkdir(parents=True, exist_ok=True)
+    for old in (note, out / SAMPLES):  # of a training for other minutes, or of one that was cut short
+        old.unlink(missing_ok=True)
     if name == OURS:
         found = train_ours(match, 60 * minutes, out)
     else:
         dataset = open_dataset(load_config(match.preset, match.overrides).data)
         found = peers.train(name, match.problem, dataset, 60 * minutes, out, default_device())
     found |= {"images": found["steps"] * found["batch_size"], "seconds": round(found["seconds"], 1)}
-    found |= {
-        "command": f"python -m experiments.time_to_quality train {name} --minutes {minutes:g}",
-        "machine": f"{machine()}, {torch.get_num_threads()} threads",
-    }
+    found |= {"command": command, "machine": f"{machine()}, {torch.get_num_threads()} threads"}
     write_whole(note, json.dumps(found, indent=1).encode())
     return found
 
@@ -154,7 +153,7 @@ def main() -> None:
     training = verbs.add_parser("train", help="train a contestant")
     training.add_argument("name", choices=TITLES)
     training.add_argument("--minutes", type=float, default=10.0)
-    judging = verbs.add_parser("judge", help="draw, and compare with the training images")
+    judging = verbs.add_parser("judge", help="draw, and compare with the test images")
     judging.add_argument("--features", default="inception", help="inception, or a TorchScript file")
     options = parser.parse_args()
     try:

@@ -60,6 +60,15 @@ def live_tensors() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
+def test_a_program_asks_for_runs_it_has_not_looked_at(client):
+    drawn, grids = client.predict(names=["first"], quantity="images_per_second", api_name="/runs")
+    assert "<svg" in drawn
+    assert "images per second" in drawn
+    assert [grid["caption"] for grid in grids] == ["first, step 200", "first, step 100"]
+    with pytest.raises(AppError, match="no run 'second'"):
+        client.predict(names=["second"], quantity="loss", api_name="/runs")
+
+
 def test_a_request_leaves_no_component_behind(client):
     assert alive(client)
     before = components()

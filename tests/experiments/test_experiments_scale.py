@@ -27,7 +27,9 @@ def test_the_tables_show_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(
         scale, "reduction", lambda preset, _: {"preset": preset, "parameters": 10, "bytes": 40, "seconds": 0.5}
     )
-    monkeypatch.setattr("sys.argv", ["scale", "--toy", "--out", str(tmp_path)])
+    for size, toy in {"STEPS": 2, "PRESETS": scale.PRESETS[:1], "PHOTOGRAPHS": 8}.items():
+        monkeypatch.setattr(scale, size, toy)
+    monkeypatch.setattr("sys.argv", ["scale", "--out", str(tmp_path)])
     scale.main()
     found = json.loads((tmp_path / "scale.json").read_text())
     assert [row["images"] for row in found["decoding"]["rows"]] == [8, 8, 8]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm.errors import UserError
 from ddpm.model import load
 from ddpm.training import load_config, train
 from experiments import study
@@ -96,7 +97,8 @@ def test_paper_figures(run, tmp_path):
 
 @pytest.fixture
 def budget():
-    return dataclasses.replace(study.TOY, seeds={"mnist": 1}, overrides=(*TINY.items(), ("training.preview_every", 0)))
+    overrides = (*TINY.items(), ("training.preview_every", 0))
+    return study.Budget({"mnist": 1}, num=70, steps=2, overrides=overrides)
 
 
 def test_study_is_made_kept_and_gone_on_with(budget, tmp_path):
@@ -119,6 +121,15 @@ def test_study_is_made_kept_and_gone_on_with(budget, tmp_path):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     row = study.run_cell(killed, runs, budget)
     assert row["weights"] in [row["weights"] for row in first["cells"]]
+
+
+def test_a_cell_of_another_budget_is_not_trained_over(budget, tmp_path):
+    cell = study.cells(budget)[0]
+    row = study.run_cell(cell, tmp_path, budget)
+    other = dataclasses.replace(budget, overrides=(*budget.overrides, ("training.steps", 3)))
+    with pytest.raises(UserError, match="another --runs"):
+        study.run_cell(cell, tmp_path, other)
+    assert study.run_cell(cell, tmp_path, budget) == row
 
 
 def test_one_step_regression_sees_only_noise(budget, tmp_path):

@@ -18,6 +18,9 @@ def tab(folder: Path, page: gr.Blocks) -> None:
     with gr.Row():
         chosen = gr.CheckboxGroup([], label="Runs", scale=3, min_width=280)
         quantity = gr.Dropdown(["loss"], value="loss", label="Quantity", scale=1, min_width=160)
+    # The choices are known once the page has looked, which a program never does; what is no run is refused behind.
+    # Set on the instance, as in `components`.
+    chosen.preprocess, quantity.preprocess = list, str
     figure = gr.HTML(elem_classes="figure")
     gallery = gr.Gallery(
         label="Newest samples, from the same seeds", format="png", columns=4, height="auto", object_fit="contain",
