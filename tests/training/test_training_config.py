@@ -84,6 +84,11 @@ def test_overrides_are_read_as_yaml(tiny_yaml):
     assert config.process.prediction == "v"
 
 
+def test_a_bracket_left_open_takes_no_flag():
+    _, overrides = parse_words(["--data.source", "photos[1", "--training.steps", "7"])
+    assert overrides == {"data.source": "photos[1", "training.steps": "7"}
+
+
 def test_a_configuration_survives_its_own_yaml(tmp_path):
     for name in ("cifar10", "wikiart_impressionists"):
         config = load_config(name)

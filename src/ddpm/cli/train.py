@@ -79,10 +79,14 @@ def parse_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             continue
         name, value = match.groups()
         if value is None:
-            if not rest or re.match(r"--[A-Za-z]", rest[0]):
+            if not rest or _is_flag(rest[0]):
                 raise UserError(f"--{name} needs a value, as in --training.steps 1000")
             value = rest.pop(0)
-            while value.count("[") > value.count("]") and rest:  # [16, 8] typed without quotes
+            while value.count("[") > value.count("]") and rest and not _is_flag(rest[0]):  # [16, 8] without quotes
                 value += " " + rest.pop(0)
         overrides[name] = value
     return positional, overrides
+
+
+def _is_flag(word: str) -> bool:
+    return re.match(r"--[A-Za-z]", word) is not None
