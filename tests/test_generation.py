@@ -82,8 +82,9 @@ def test_a_folder_of_other_settings_is_not_mixed_with(model, tmp_path):
     assert len(list((tmp_path / "folder").glob("*.png"))) == 2
 
 
-@pytest.mark.parametrize("name", ["a.npz", "folder"])
-def test_a_killed_run_goes_on_where_it_was(model, expected, tmp_path, name):
+def begin(model, out) -> None:
+    """Draw five images in three batches, and be killed in the second."""
+
     class Killed(Exception):
         pass
 
@@ -95,12 +96,44 @@ def test_a_killed_run_goes_on_where_it_was(model, expected, tmp_path, name):
             raise Killed
 
     with pytest.raises(Killed):
-        generate(model, tmp_path / name, num=5, callback=Bare(dying), **OPTIONS)
-    begun = len(drawn)
-    generate(model, tmp_path / name, num=5, callback=Bare(drawn.append), **OPTIONS)
-    assert len(drawn) - begun == 2 * OPTIONS["steps"]  # the first of three batches was done
+        generate(model, out, num=5, callback=Bare(dying), **OPTIONS)
+
+
+def steps_to_finish(model, out, **options) -> int:
+    """The steps that the same call takes until it is done."""
+    drawn = []
+    generate(model, out, num=5, callback=Bare(drawn.append), **OPTIONS, **options)
+    return len(drawn)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "folder"])
+def test_a_killed_run_goes_on_where_it_was(model, expected, tmp_path, name):
+    begin(model, tmp_path / name)
+    assert steps_to_finish(model, tmp_path / name) == 2 * OPTIONS["steps"]  # the first of three batches was done
     found = np.load(tmp_path / name)["arr_0"] if name == "a.npz" else read_folder(tmp_path / name)
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "grid.png", "folder"])
+def test_unfinished_images_of_other_settings_are_kept_unless_overwritten(model, tmp_path, name):
+    out = tmp_path / name
+    begin(model, out)
+    with pytest.raises(UserError, match="--overwrite"):
+        generate(model, out, num=5, **OPTIONS | {"steps": 2})
+    assert steps_to_finish(model, out) == 2 * OPTIONS["steps"]
+    begin(model, tmp_path / f"new_{name}")
+    generate(model, tmp_path / f"new_{name}", num=5, overwrite=True, **OPTIONS | {"steps": 2})
+
+
+def test_a_result_that_appeared_since_the_run_was_killed_is_kept_unless_overwritten(model, expected, tmp_path):
+    out = tmp_path / "a.npz"
+    begin(model, out)
+    out.write_text("precious")
+    with pytest.raises(UserError, match="exists"):
+        steps_to_finish(model, out)
+    assert out.read_text() == "precious"
+    assert steps_to_finish(model, out, overwrite=True) == 2 * OPTIONS["steps"]
+    assert np.array_equal(np.load(out)["arr_0"], expected)
 
 
 class Bare:

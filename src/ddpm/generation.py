@@ -33,8 +33,8 @@ def generate(
 ) -> None:
     """Draw images 0 … num-1 to `out`: a grid (.png), an array (.npz: `arr_0`, uint8, N,H,W,C), or a folder of PNGs.
 
-    `options` go to `Model.sample_batches`. What is there is kept: an `out` of other settings is an error unless
-    `overwrite`; one of the same settings that was not finished is finished.
+    `options` go to `Model.sample_batches`. What is there is kept: an `out` of other settings, finished or not, is an
+    error unless `overwrite`; one of the same settings that was not finished is finished.
     """
     if num < 1:
         raise UserError(f"the number of images must be at least 1, not {num}")
@@ -62,15 +62,20 @@ def prepare(out: Path, parts: Path, settings: dict[str, Any], overwrite: bool) -
     note = parts / SETTINGS
     text = json.dumps(settings, indent=1, sort_keys=True, default=str)
     with locked(out.parent):
-        if note.exists() and note.read_text() == text:
-            return
+        begun = note.exists() and note.read_text() == text
         occupied = out.exists() and (out.is_file() or any(out.iterdir()))
-        if occupied and not overwrite:
+        if occupied and not overwrite and not (begun and parts == out):
             raise UserError(f"{out} exists: give another --out, or --overwrite")
+        if begun:
+            return
         parts.mkdir(parents=True, exist_ok=True)
-        for path in parts.iterdir():  # whoever made it, it would pass for a batch that is done
-            if path.stem.isdigit() and path.suffix in (".png", ".npy"):
-                path.unlink()
+        drawn = [path for path in parts.iterdir() if path.stem.isdigit() and path.suffix in (".png", ".npy")]
+        if drawn and not overwrite:
+            raise UserError(
+                f"{parts} holds unfinished images of other settings: repeat those, give another --out, or --overwrite"
+            )
+        for path in drawn:  # whoever made it, it would pass for a batch that is done
+            path.unlink()
         write_whole(note, text.encode())
 
 
