@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,80 @@ def test_pictures_that_differ_only_in_their_ending_are_both_kept(grey, pictures,
     rows = restore_folder(grey[0], pictures, tmp_path / "out", settings())
     assert {"1.bmp", "1.png"} <= {row["name"] for row in rows}
     assert (tmp_path / "out" / "1.bmp.png").is_file()
+
+
+def test_endings_that_differ_in_case_or_stand_in_a_name_lose_no_picture(grey, pictures, tmp_path):
+    Image.open(pictures / "0.png").save(pictures / "1.JPG")
+    shutil.copy(pictures / "0.png", pictures / "1.png.bmp")  # without its ending it would be the other's 1.png
+    rows = restore_folder(grey[0], pictures, tmp_path / "out", settings(steps=2))
+    assert {row["name"] for row in rows} == {"0", "1.JPG", "1.png", "1.png.bmp", "2", "3", "4", "sub/wide"}
+    assert all((tmp_path / "out" / f"{row['name']}.png").is_file() for row in rows)
+
+
+def test_no_result_takes_the_place_of_another_picture_of_the_report(grey, pictures, tmp_path):
+    out = tmp_path / "out"
+    shutil.copy(pictures / "0.png", pictures / "1_compare.png")
+    restore_folder(grey[0], pictures, out, settings(steps=2))
+    assert read_image(out / "1_compare.png").shape == (3, 16, 58)  # the four strips of picture 1
+    shutil.copy(pictures / "0.png", pictures / "report.png")
+    rows = restore_folder(grey[0], pictures, out, settings(steps=2))
+    assert {row["name"] for row in rows if row["error"]} == {"1_compare", "report"}
+    assert "rename the input" in rows[2]["error"]
+    again = restore_folder(grey[0], out, tmp_path / "again", settings(steps=2))  # of the results, not what shows them
+    assert [row["name"] for row in again if not row["error"]] == ["0", "1", "2", "3", "4", "sub/wide"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 5000},
+        {"labels": 3},
+        {"guidance": 2.0},
+        {"precision": "fp17"},
+        {"samples": 0},
+        {"batch_size": 0},
+        {"options": {"eta": 5.0}},
+        {"task": Task("inpaint", mask="nowhere.png")},
+    ],
+)
+def test_a_wrong_option_shows_before_anything_is_touched(grey, pictures, tmp_path, wrong):
+    out, good = tmp_path / "out", settings("inpaint", 0.05, mask="half", steps=2)
+    with pytest.raises(UserError):
+        restore_folder(grey[0], pictures, out, replace(good, **wrong))
+    assert not out.exists()
+    restore_folder(grey[0], pictures, out, good)
+    notes = [out / "report.csv", out / "settings.json"]
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in notes]
+    with pytest.raises(UserError):
+        restore_folder(grey[0], pictures, out, replace(good, **wrong), overwrite=True)
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in notes] == before
+
+
+def test_a_folder_takes_one_label(conditional_model, tmp_path):
+    for index in range(2):
+        save_picture(torch.full((1, 8, 8), 90 * index, dtype=torch.uint8), tmp_path / "in" / f"{index}.png")
+    with pytest.raises(UserError, match="one label"):
+        restore_folder(conditional_model, tmp_path / "in", tmp_path / "out", settings(steps=2, labels=[0, 1]))
+    rows = restore_folder(conditional_model, tmp_path / "in", tmp_path / "out", settings(steps=2, labels=["1"]))
+    assert not any(row["error"] for row in rows)
+
+
+@pytest.mark.parametrize("ending", ["_compare", "_std", "_draws"])
+def test_pictures_beside_a_result_are_kept_unless_overwritten(grey, pictures, tmp_path, ending):
+    beside, chosen = tmp_path / f"x{ending}.png", settings(samples=2, steps=2)
+    shutil.copy(pictures / "0.png", beside)
+    before = beside.read_bytes()
+    with pytest.raises(UserError, match=f"x{ending}.png exists"):
+        restore_file(grey[0], beside, tmp_path / "x.png", chosen)
+    assert beside.read_bytes() == before
+    assert not (tmp_path / "x.png").exists()
+    restore_file(grey[0], beside, tmp_path / "x.png", chosen, overwrite=True)
+    assert beside.read_bytes() != before
+
+
+def test_the_result_has_the_name_that_was_given(grey, pictures, tmp_path):
+    restore_file(grey[0], pictures / "0.png", tmp_path / "x.PNG", settings(steps=2))
+    assert sorted(path.name for path in tmp_path.glob("x*")) == ["x.PNG", "x_compare.PNG"]
 
 
 @pytest.mark.parametrize(

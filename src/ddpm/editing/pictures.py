@@ -1,6 +1,5 @@
 """Pictures in and out of an edit: fitted to the model on the way in, drawn beside their figures on the way out."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ddpm.data.decode import ENDINGS, read_image, to_tensor
 from ddpm.data.fit import fit
+from ddpm.data.names import picture_names
 from ddpm.editing.inversion import RoundTrip
 from ddpm.editing.sdedit import CurvePoint
 from ddpm.errors import UserError
@@ -49,8 +49,7 @@ def read_folder(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], T
             failures.append(str(error))
     if not pictures:
         raise UserError(f"no picture in {source} can be used; the first: {failures[0]}")
-    uses = Counter(path.stem for path in pictures)
-    names = [path.stem if uses[path.stem] == 1 else path.name for path in pictures]
+    names = picture_names([path.relative_to(source) for path in pictures])
     return names, torch.cat([*pictures.values()]), failures
 
 

@@ -66,12 +66,12 @@ class Settings:
 class Item:
     """A measurement y (on the CPU) with all that is known of it, and where its results go.
 
-    stem: the results' path without ending. sigma: the noise of y in [0, 1] units. original: (C, H, W), only where we
+    out: where its result goes, a .png. sigma: the noise of y in [0, 1] units. original: (C, H, W), only where we
     degraded it ourselves.
     """
 
     name: str
-    stem: Path
+    out: Path
     y: Tensor
     operator: SpectralOperator
     sigma: float
@@ -85,7 +85,7 @@ class Reader:
         self.model, self.settings = model, settings
         self.operators: dict[tuple[int, int, int], SpectralOperator] = {}
 
-    def read(self, path: Path, name: str, stem: Path) -> Item:
+    def read(self, path: Path, name: str, out: Path) -> Item:
         """A picture as the measurement it is, or spoilt first. Raises UserError where it cannot be restored."""
         settings, channels = self.settings, self.model.image_shape[0]
         grey = settings.task.name == "colorize" and not settings.degrade
@@ -102,7 +102,7 @@ class Reader:
             known = operator.known.cpu() if isinstance(operator, Inpainting) else None
             sigma = estimate_noise(y, known) / PIXEL_SCALE
         find_method(settings.method).check(operator, sigma)
-        return Item(name, stem, y, operator, sigma, picture if settings.degrade else None)
+        return Item(name, out, y, operator, sigma, picture if settings.degrade else None)
 
     def operator(self, shape: Sequence[int], path: Path) -> SpectralOperator:
         """The task's operator for images (C, H, W), on the model's device."""

@@ -4,18 +4,18 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ddpm.data.decode import ENDINGS
+from ddpm.data.names import picture_names
 from ddpm.errors import UserError
 from ddpm.files import write_whole
 from ddpm.model import Model
 from ddpm.restoration.items import Item, Reader, Settings, file_digest
 from ddpm.restoration.posterior import Restored, restore
-from ddpm.restoration.report import Row, read_report, row_of, write_images, write_picture, write_report
+from ddpm.restoration.report import BESIDE, Row, pictures_of, read_report, save_result, write_picture, write_report
 from ddpm.samplers.step import Callback, Step
 from ddpm.viewing.files import check_target
 
@@ -27,64 +27,78 @@ def restore_file(
     model: Model, source: Path, out: Path, settings: Settings, *, overwrite: bool = False
 ) -> tuple[Item, Row]:
     """Restore one picture to `out`, a .png; more pictures stand beside it, see `report.write_images`."""
-    check_target(out, (".png",), overwrite=overwrite)
-    item = Reader(model, settings).read(source, source.stem, out.with_suffix(""))
+    for path in pictures_of(out, settings.samples):
+        check_target(path, (".png",), overwrite=overwrite)
+    item = Reader(model, settings).read(source, source.stem, out)
     total = model.process.schedule.timesteps
     with tqdm(total=total, desc="restoring", bar_format=BAR, delay=2, leave=False, disable=None) as bar:
 
         def show(step: Step) -> None:  # how far down the timesteps x_t is: jumps go back up
             bar.update(total - 1 - round(step.t_prev) - bar.n)
 
-        (row,) = restore_items(model, [item], settings, show)
-    return item, row
+        (result,) = restore_items(model, [item], settings, show)
+    return item, save_result(*result)
 
 
 def restore_folder(model: Model, source: Path, out: Path, settings: Settings, *, overwrite: bool = False) -> list[Row]:
     """Restore every picture in `source`, sub-folders included; returns the rows of the report.
 
     What an earlier, interrupted call with the same settings has done of the same pictures is kept. Pictures that cannot
-    be read or do not fit are named in the report, in the column `error`, and left out. What lies below `out` is a
-    result, and never restored again.
+    be read or do not fit are named in the report, in the column `error`, and left out; so are those whose result would
+    lie where another picture of the report goes. What lies below `out` is a result, and never restored again.
     """
+    if settings.labels is not None and len(model.resolve_labels(settings.labels) or []) > 1:
+        raise UserError("a folder takes one label: put the pictures of each class in a folder of their own")
     found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in ENDINGS]
     inputs = [path for path in found if not path.resolve().is_relative_to(out.resolve())]
     if found and not inputs:
         raise UserError(f"all pictures in {source} lie below {out}, where results go: give another --out")
     if not inputs:
         raise UserError(f"no pictures in {source}: looked for {', '.join(ENDINGS)}")
-    paths = {image_name(path, source): path for path in inputs}
+    paths = dict(zip(picture_names([path.relative_to(source) for path in inputs]), inputs, strict=True))
     digests = {name: file_digest(path) for name, path in paths.items()}
-    prepare(out, {"weights": model.weights_hash, **settings.as_json()}, overwrite)
+    about = {"weights": model.weights_hash, **settings.as_json()}
+    note = json.dumps(about, indent=1, sort_keys=True, default=str)
+    reserved = {Path(PICTURE).stem, *(name + ending for name in paths for ending in BESIDE)}
     rows = {
         row["name"]: row
-        for row in read_report(out / REPORT)
-        if is_done(row, out) and row.get("digest") == digests.get(row["name"])
+        for row in (read_report(out / REPORT) if is_begun(out, note, overwrite) else [])
+        if is_done(row, out) and row.get("digest") == digests.get(row["name"]) and row["name"] not in reserved
     }
     todo = {name: path for name, path in paths.items() if name not in rows}
     with tqdm(total=len(todo), unit="image", desc="restoring", disable=len(todo) < 2) as bar:
-        for items, failures in batches(model, todo, out, settings):
-            for row in [*restore_items(model, items, settings), *failures]:
+        for items, failures in batches(model, todo, reserved, out, settings):
+            results = restore_items(model, items, settings)  # what is wrong shows here, before anything is touched
+            if results and not is_begun(out, note, overwrite):
+                begin(out, note)
+            for row in [*(save_result(*result) for result in results), *failures]:
                 rows[row["name"]] = {**row, "digest": digests[row["name"]]}
                 bar.update()
-            write_report(out / REPORT, [rows[name] for name in paths if name in rows])
+            if not all(row["error"] for row in rows.values()):
+                write_report(out / REPORT, [rows[name] for name in paths if name in rows])
     finished = [rows[name] for name in paths]
     if all(row["error"] for row in finished):
         raise UserError(f"no picture in {source} could be restored; the first: {finished[0]['error']}")
-    write_picture(out / PICTURE, [out / row["name"] for row in finished if not row["error"]])
+    write_picture(out / PICTURE, [out / f"{row['name']}.png" for row in finished if not row["error"]])
     return finished
 
 
 def batches(
-    model: Model, paths: dict[str, Path], out: Path, settings: Settings
+    model: Model, paths: dict[str, Path], reserved: set[str], out: Path, settings: Settings
 ) -> Iterator[tuple[list[Item], list[Row]]]:
-    """The pictures in runs that share operator and σ, each with the rows of those that failed on the way."""
+    """The pictures in runs that share operator and σ, each with the rows of those that failed on the way.
+
+    reserved: names that no result may have, because other pictures of the report have them.
+    """
     size = settings.batch_size or model.default_batch_size
     reader = Reader(model, settings)
     items: list[Item] = []
     failures: list[Row] = []
     for name, path in paths.items():
         try:
-            item = reader.read(path, name, out / name)
+            if name in reserved:
+                raise UserError(f"its result would replace {name}.png, another picture of the report: rename the input")
+            item = reader.read(path, name, out / f"{name}.png")
         except UserError as error:
             failures.append({"name": name, "error": str(error)})
             continue
@@ -96,8 +110,10 @@ def batches(
     yield items, failures
 
 
-def restore_items(model: Model, items: list[Item], settings: Settings, callback: Callback | None = None) -> list[Row]:
-    """Restore images that share operator and σ, write their pictures and return their rows."""
+def restore_items(
+    model: Model, items: list[Item], settings: Settings, callback: Callback | None = None
+) -> list[tuple[Item, Restored, float]]:
+    """Restore images that share operator and σ: each with its draws and the seconds that it took."""
     if not items:
         return []
     start = time.monotonic()
@@ -119,19 +135,7 @@ def restore_items(model: Model, items: list[Item], settings: Settings, callback:
         **settings.options,
     )
     seconds = (time.monotonic() - start) / len(items)
-    rows = []
-    for item, samples in zip(items, restored.samples, strict=True):
-        one = Restored(samples[None])
-        write_images(item, one)
-        rows.append(row_of(item, one, seconds))
-    return rows
-
-
-def image_name(path: Path, source: Path) -> str:
-    """The picture's path in the folder without its ending, which stays where another picture has the same name."""
-    relative = path.relative_to(source)
-    twins = [path.with_suffix(ending) for ending in ENDINGS if path.with_suffix(ending).exists()]
-    return str(relative if len(twins) > 1 else relative.with_suffix(""))
+    return [(item, Restored(draws[None]), seconds) for item, draws in zip(items, restored.samples, strict=True)]
 
 
 def is_done(row: Row, out: Path) -> bool:
@@ -139,13 +143,17 @@ def is_done(row: Row, out: Path) -> bool:
     return not row["error"] and (out / f"{row['name']}.png").exists()
 
 
-def prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder, or see that what is there came from the same settings."""
-    note, text = out / SETTINGS, json.dumps(settings, indent=1, sort_keys=True, default=str)
-    if note.exists() and note.read_text() == text:
-        return
+def is_begun(out: Path, note: str, overwrite: bool) -> bool:
+    """Whether what is in the folder came from the settings in `note`; UserError where it did not and must stay."""
+    if (out / SETTINGS).exists() and (out / SETTINGS).read_text() == note:
+        return True
     if out.is_file() or (out.exists() and any(out.iterdir()) and not overwrite):
         raise UserError(f"{out} exists and holds something else: give another --out, or --overwrite")
+    return False
+
+
+def begin(out: Path, note: str) -> None:
+    """Make the folder that of the settings in `note`."""
     out.mkdir(parents=True, exist_ok=True)
     (out / REPORT).unlink(missing_ok=True)
-    write_whole(note, text.encode())
+    write_whole(out / SETTINGS, note.encode())

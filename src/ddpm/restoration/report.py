@@ -21,7 +21,24 @@ from ddpm.viewing.pictures import make_grid, save_picture
 PICTURED = 16  # images in the report's picture
 UNCERTAINTY_WHITE = 0.25  # the standard deviation, in [0, 1] units, that an uncertainty map shows as white
 COMPARED = ("input", "baseline", "result")
+COMPARISON, DRAWS, UNCERTAINTY = BESIDE = ("_compare", "_draws", "_std")  # endings of the pictures beside a result
 Row = dict[str, Any]
+
+
+def save_result(item: Item, restored: Restored, seconds: float) -> Row:
+    """Write an image's pictures; returns its line of the report."""
+    write_images(item, restored)
+    return row_of(item, restored, seconds)
+
+
+def beside(out: Path, ending: str) -> Path:
+    """The picture of this ending beside the result `out`."""
+    return out.with_stem(out.stem + ending)
+
+
+def pictures_of(out: Path, samples: int) -> list[Path]:
+    """All that `write_images` writes for the result `out`."""
+    return [out, *(beside(out, ending) for ending in BESIDE if ending == COMPARISON or samples > 1)]
 
 
 def write_images(item: Item, restored: Restored) -> None:
@@ -34,10 +51,10 @@ def write_images(item: Item, restored: Restored) -> None:
     if restored.samples.shape[1] > 1:
         uncertainty = 2 * (restored.std / UNCERTAINTY_WHITE) - 1
         strip.append(uncertainty)
-        save_picture(to_uint8(uncertainty[0]), Path(f"{item.stem}_std.png"), overwrite=True)
-        save_picture(make_grid(restored.samples[0]), Path(f"{item.stem}_draws.png"), overwrite=True)
-    save_picture(make_grid(torch.cat(strip), columns=len(strip)), Path(f"{item.stem}_compare.png"), overwrite=True)
-    save_picture(to_uint8(restored.mean[0]), Path(f"{item.stem}.png"), overwrite=True)
+        save_picture(to_uint8(uncertainty[0]), beside(item.out, UNCERTAINTY), overwrite=True)
+        save_picture(make_grid(restored.samples[0]), beside(item.out, DRAWS), overwrite=True)
+    save_picture(make_grid(torch.cat(strip), columns=len(strip)), beside(item.out, COMPARISON), overwrite=True)
+    save_picture(to_uint8(restored.mean[0]), item.out, overwrite=True)
 
 
 def row_of(item: Item, restored: Restored, seconds: float) -> Row:
@@ -86,9 +103,9 @@ def write_report(path: Path, rows: list[Row]) -> None:
     write_whole(path, text.getvalue().encode())
 
 
-def write_picture(path: Path, stems: list[Path]) -> None:
+def write_picture(path: Path, results: list[Path]) -> None:
     """The first comparisons under each other."""
-    strips = [read_image(f"{stem}_compare.png") for stem in stems[:PICTURED]]
+    strips = [read_image(beside(result, COMPARISON)) for result in results[:PICTURED]]
     width = max(strip.shape[2] for strip in strips)
     padded = [pad(strip, (0, width - strip.shape[2]), value=255) for strip in strips]
     save_picture(torch.cat(padded, dim=1), path, overwrite=True)
