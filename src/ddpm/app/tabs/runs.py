@@ -1,6 +1,7 @@
 """The Runs tab: trainings under a folder, as they go on."""
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -16,8 +17,8 @@ def tab(folder: Path, page: gr.Blocks) -> None:
     """Lay the tab out and connect it; endpoint /runs."""
     where = gr.Markdown(elem_classes="hint")
     with gr.Row():
-        chosen = gr.CheckboxGroup([], label="Runs", scale=3, min_width=280)
-        quantity = gr.Dropdown(["loss"], value="loss", label="Quantity", scale=1, min_width=160)
+        chosen: Any = gr.CheckboxGroup([], label="Runs", scale=3, min_width=280)
+        quantity: Any = gr.Dropdown(["loss"], value="loss", label="Quantity", scale=1, min_width=160)
     # The choices are known once the page has looked, which a program never does; what is no run is refused behind.
     # Set on the instance, as in `components`.
     chosen.preprocess, quantity.preprocess = list, str
