@@ -72,6 +72,16 @@ def test_fractional_time_interpolates_and_inverts(betas):
     assert signal**2 + sigma**2 == pytest.approx(1)
 
 
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_fractional_time_lies_between_its_neighbours_however_little_signal_is_left(zero_snr):
+    betas = make_betas("linear", 5000)  # ends at ᾱ = 1e-22
+    schedule = NoiseSchedule(rescale_zero_terminal_snr(betas) if zero_snr else betas)
+    for t in range(4500, 4999):
+        assert schedule.alpha_bar(t) > schedule.alpha_bar(t + 0.5) > schedule.alpha_bar(t + 1)
+        assert schedule.t_from_log_snr(schedule.log_snr(t + 0.5)) == pytest.approx(t + 0.5, abs=1e-4)
+    assert zero_snr or schedule.alpha_bar(4999 - 1e-6) == pytest.approx(schedule.alpha_bar(4999), rel=1e-6, abs=0)
+
+
 @pytest.mark.parametrize("betas", [[0.1], [0.0, 0.1], [0.1, 1.5], [float("nan"), 0.1], [[0.1, 0.2]]])
 def test_betas_that_are_none_are_refused(betas):
     with pytest.raises(UserError, match="betas"):

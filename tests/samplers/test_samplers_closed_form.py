@@ -15,6 +15,7 @@ from ddpm.samplers import SAMPLERS, Denoiser, timestep_grid
 LINEAR = NoiseSchedule(make_betas("linear", 1000))
 COSINE = NoiseSchedule(make_betas("cosine", 1000))
 ZERO_SNR = NoiseSchedule(rescale_zero_terminal_snr(make_betas("linear", 1000)))
+LONG = NoiseSchedule(make_betas("linear", 5000))  # ends at ᾱ = 1e-22
 
 DETERMINISTIC = ["ddim", "dpm++", "unipc", "heun"]
 
@@ -290,6 +291,15 @@ def test_every_sampler_starts_anywhere_and_ends_at_the_data(name, spacing, sched
     assert last[-1].t_prev == -1
     assert torch.equal(drawn, last[-1].x_0)  # the last step answers the predicted x_0 itself
     assert torch.equal(drawn, last[-1].x_prev)
+
+
+@pytest.mark.parametrize("spacing", ["even", "log_snr"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_steps_may_be_fractional_also_where_hardly_any_signal_is_left(name, spacing):
+    timesteps = np.linspace(4999, -1, 151).tolist() if spacing == "even" else timestep_grid(LONG, 150, spacing)
+    mean, variance = mean_and_variance(name, GAUSSIAN.denoiser(LONG), timesteps)
+    assert mean == pytest.approx(0.3, abs=0.01)
+    assert math.sqrt(variance) == pytest.approx(0.2, abs=0.04)  # 150 steps of first order leave it narrower
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -64,6 +64,12 @@ def test_log_snr_grid_is_uniform_in_log_snr():
     assert np.diff(values) == pytest.approx(np.diff(values)[0], rel=1e-6)
 
 
+def test_log_snr_grid_falls_all_the_way_on_a_schedule_with_hardly_any_signal_left():
+    grid = timestep_grid(NoiseSchedule(make_betas("linear", 5000)), 30, "log_snr")
+    assert grid[0] == 4999
+    assert all(a > b for a, b in itertools.pairwise(grid))
+
+
 @pytest.mark.parametrize("steps", [0, -3, 1001])
 def test_impossible_step_counts_are_refused(steps):
     with pytest.raises(UserError, match="1000 timesteps"):

@@ -16,7 +16,7 @@ from ddpm.errors import UserError
 
 ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid", "constant"]
 
-LOG_ALPHA_BAR_FLOOR = math.log(1e-20)  # stands for log ᾱ = -inf where a zero-terminal-SNR schedule is interpolated
+LOG_ALPHA_BAR_FLOOR = math.log(1e-20)  # stands for log ᾱ = -inf where interpolated, or less: below all finite ones
 
 
 def make_betas(name: ScheduleName, timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
@@ -84,10 +84,11 @@ class NoiseSchedule:
 
     @cached_property
     def _log_alpha_bar(self) -> np.ndarray:
-        """log ᾱ at t = -1, 0, …, T-1."""
+        """log ᾱ at t = -1, 0, …, T-1, with a finite number where no signal is left (zero terminal SNR)."""
         with np.errstate(divide="ignore"):
             values = np.log(np.concatenate([[1.0], self.alphas_cumprod.numpy()]))
-        return np.maximum(values, LOG_ALPHA_BAR_FLOOR)
+        finite = np.isfinite(values)
+        return np.where(finite, values, min(LOG_ALPHA_BAR_FLOOR, values[finite].min() - 1))
 
     def alpha_bar(self, t: float) -> float:
         """ᾱ_t for any t in [-1, T-1]."""
