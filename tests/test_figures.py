@@ -14,7 +14,7 @@ from ddpm.model import Model
 from ddpm.pixels import to_float, to_uint8
 from ddpm.process.gaussian import GaussianProcess
 from ddpm.process.schedule import NoiseSchedule, make_betas
-from ddpm.viewing.pictures import save_grid
+from ddpm.viewing.pictures import save_grid, save_picture
 
 pytest.importorskip("matplotlib")
 
@@ -70,7 +70,8 @@ def table(images: Tensor) -> np.ndarray:
 def test_the_loss_of_an_exact_network_is_the_closed_form(model, data):
     """E|ε-ε̂|² = ᾱv/(ᾱv+1-ᾱ), the variance of ε given x_t."""
     times = [0, 10, 30, 49]
-    losses = figures.epsilon_losses(model, figures.matching_data(model, data), times, num=120, seed=1).mean(1)
+    held = figures.matching_data(model, data, labels=False)
+    losses = figures.epsilon_losses(model, held, times, num=120, seed=1).mean(1)
     for t, loss in zip(times, losses.tolist(), strict=True):
         alpha_bar = SCHEDULE.alpha_bar(t)
         assert loss == pytest.approx(alpha_bar * 0.09 / (alpha_bar * 0.09 + 1 - alpha_bar), rel=0.06)
@@ -81,6 +82,41 @@ def test_loss_by_timestep_has_a_curve_a_model(model, data):
     assert len(lines) == 2
     assert list(lines[0].get_xdata()) == [0, 10, 20, 29, 39, 49]
     np.testing.assert_array_equal(lines[0].get_ydata(), lines[1].get_ydata())
+
+
+@pytest.fixture
+def flat_classes(tmp_path):
+    """flat_classes(**levels) -> a folder of 20 images a class, each of the class's own level throughout."""
+
+    def make(**levels: float) -> str:
+        for name, level in levels.items():
+            for number in range(20):
+                save_picture(to_uint8(torch.full((1, 8, 8), level)), tmp_path / "set" / name / f"{number}.png")
+        return str(tmp_path / "set")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("class_names", "levels"),
+    [
+        (["zero", "one", "two"], {"one": 0.25, "two": 0.5}),
+        (["0", "1", "2"], {"cat": 0.0, "dog": 0.25, "horse": 0.5}),
+    ],
+    ids=["by name", "by number where there are no names"],
+)
+def test_the_loss_is_of_each_image_s_own_class(flat_classes, class_names, levels):
+    """Where every image is its class's mean, |ε-ε̂|² = (ᾱv/(ᾱv+1-ᾱ))² ε²."""
+    model = Model(Ideal(), GaussianProcess(SCHEDULE), image_shape=(1, 8, 8), class_names=class_names)
+    curve = figures.loss_by_timestep({"a": model}, flat_classes(**levels), num=60, points=6).axes[0].lines[0]
+    for t, loss in zip(curve.get_xdata()[1:3], curve.get_ydata()[1:3], strict=True):
+        alpha_bar = SCHEDULE.alpha_bar(t)
+        assert loss == pytest.approx((alpha_bar * 0.09 / (alpha_bar * 0.09 + 1 - alpha_bar)) ** 2, rel=0.15)
+
+
+def test_a_class_of_the_data_that_the_model_does_not_know_is_named(classed, flat_classes):
+    with pytest.raises(UserError, match="no class 'four'"):
+        figures.loss_by_timestep({"a": classed}, flat_classes(four=0.0, one=0.25))
 
 
 def test_a_row_of_samples_for_each_class(classed):
@@ -133,6 +169,12 @@ def test_a_copied_image_is_its_own_nearest_neighbour(model, tmp_path):
 def test_fewer_training_images_than_neighbours(model, tmp_path):
     np.savez(tmp_path / "two.npz", arr_0=np.zeros((2, 8, 8, 1), np.uint8))
     pixels = shown(figures.nearest_neighbours(model, str(tmp_path / "two.npz"), num=1, neighbours=6, steps=2))
+    assert pixels.shape == (12, 2 + 3 * 10)
+
+
+def test_neighbours_need_no_classes_of_the_data(classed, tmp_path):
+    np.savez(tmp_path / "two.npz", arr_0=np.zeros((2, 8, 8, 1), np.uint8))
+    pixels = shown(figures.nearest_neighbours(classed, str(tmp_path / "two.npz"), num=1, neighbours=2, steps=2))
     assert pixels.shape == (12, 2 + 3 * 10)
 
 
@@ -204,7 +246,11 @@ def test_commands_write_figures(tmp_path, run_directory, monkeypatch, capsys):
     ("arguments", "word"),
     [
         (["schedule", "--names", "linear,cosin"], "cosin"),
+        (["schedule", "--names", ","], "no schedule is named"),
         (["schedule", "--out", "a.gif"], ".pdf or .svg or .png"),
+        (["loss", "digits", "--data", "digits", "--num", "0"], "--num"),
+        (["neighbours", "digits", "--data", "digits", "--num", "-1"], "--num"),
+        (["neighbours", "digits", "--data", "digits", "--neighbours", "0"], "--neighbours"),
         (["progress", "nowhere"], "no previews"),
         (["quality", "nowhere.json"], "nowhere.json"),
         (["classes", "nowhere"], "nowhere"),

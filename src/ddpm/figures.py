@@ -36,6 +36,8 @@ def schedules(
 ) -> "Figure":
     """β_t, ᾱ_t and SNR of named schedules; with `zero_terminal_snr`, after rescaling them to end at none."""
     betas = {name: make_betas(name, timesteps) for name in names}
+    if not betas:
+        raise UserError(f"no schedule is named; there are {', '.join(SCHEDULES)}")
     if zero_terminal_snr:
         betas = {name: rescale_zero_terminal_snr(values) for name, values in betas.items()}
     return plot_schedules({name: NoiseSchedule(values).betas.tolist() for name, values in betas.items()})
@@ -48,7 +50,8 @@ def loss_by_timestep(
     curves = {}
     for name, model in models.items():
         times = np.unique(np.linspace(0, model.process.schedule.timesteps - 1, points).round()).astype(int)
-        losses = epsilon_losses(model, matching_data(model, data), times.tolist(), num=num, seed=seed).numpy()
+        dataset = matching_data(model, data, labels=model.num_classes is not None)
+        losses = epsilon_losses(model, dataset, times.tolist(), num=num, seed=seed).numpy()
         low, high = np.quantile(losses, [0.1, 0.9], axis=1)
         curves[name] = Curve(times.tolist(), losses.mean(1).tolist(), low.tolist(), high.tolist())
     return plot_loss(curves)
@@ -62,12 +65,21 @@ def epsilon_losses(model: Model, dataset: ImageDataset, times: Sequence[int], *,
     x_0 = to_float(pixels).to(model.device)
     streams = [torch.Generator().manual_seed(derive_seed(seed, "loss", index)) for index in range(len(x_0))]
     noise = ImageNoise(streams, model.image_shape, device=model.device)()
-    denoiser = model.denoiser(labels, clip=None, batch_size=model.default_batch_size)
+    classes = None if labels is None else class_numbers(model, dataset)[labels]
+    denoiser = model.denoiser(classes, clip=None, batch_size=model.default_batch_size)
     rows = []
     for t in times:
         predicted = denoiser(model.process.q_sample(x_0, float(t), noise), float(t)).epsilon
         rows.append((predicted - noise).square().flatten(1).mean(1).cpu())
     return torch.stack(rows)
+
+
+def class_numbers(model: Model, dataset: ImageDataset) -> Tensor:
+    """The model's number of each of the data's classes, by name; by number where the model's classes have no other."""
+    names = dataset.class_names or []
+    if len(names) == model.num_classes and model.class_names == [str(number) for number in range(len(names))]:
+        return torch.arange(len(names))
+    return torch.tensor(model.resolve_labels(names))
 
 
 def samples_by_class(model: Model, *, columns: int = 10, **options) -> "Figure":
@@ -112,7 +124,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 def nearest_neighbours(model: Model, data: str, *, num: int = 6, neighbours: int = 6, **options) -> "Figure":
     """Samples, each followed by the training images nearest to it by pixels, the nearest first."""
-    dataset, images = matching_data(model, data), model.sample(num, **options)
+    dataset, images = matching_data(model, data, labels=False), model.sample(num, **options)
     wanted = to_uint8(images).flatten(1).float()
     best = torch.full((num, 0), 0.0)
     index = torch.zeros((num, 0), dtype=torch.long)
@@ -166,10 +178,10 @@ def comparison(models: Mapping[str, Model], *, columns: int = 8, **options) -> "
     return plot_images(torch.stack([model.sample(columns, **options) for model in models.values()]), rows=list(models))
 
 
-def matching_data(model: Model, source: str) -> ImageDataset:
-    """The data at this model's size and channels, with labels where the model wants them."""
+def matching_data(model: Model, source: str, *, labels: bool) -> ImageDataset:
+    """The data at this model's size and channels."""
     channels, *size = model.image_shape
-    return open_dataset(source, image_size=size, channels=channels, labels=model.num_classes is not None)
+    return open_dataset(source, image_size=size, channels=channels, labels=labels)
 
 
 def _image_size(run: Path) -> tuple[int, int]:

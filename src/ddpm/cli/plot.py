@@ -40,7 +40,7 @@ def schedule(
 def loss(
     models: Models,
     data: Source,
-    num: Annotated[int, typer.Option(help="images the loss is averaged over")] = 64,
+    num: Annotated[int, typer.Option(min=1, help="images the loss is averaged over")] = 64,
     seed: Seed = 0,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -92,8 +92,8 @@ def interpolation(
 def neighbours(
     model: ModelName,
     data: Source,
-    num: Annotated[int, typer.Option(help="samples, a row each")] = 6,
-    neighbours: Annotated[int, typer.Option(help="training images beside each")] = 6,
+    num: Annotated[int, typer.Option(min=1, help="samples, a row each")] = 6,
+    neighbours: Annotated[int, typer.Option(min=1, help="training images beside each")] = 6,
     sampler: Sampler = "dpm++",
     steps: Steps = 20,
     labels: Labels = None,
