@@ -86,6 +86,9 @@ def test_without_ffmpeg_an_mp4_says_what_to_install_and_a_gif_works(folder, tmp_
         (["MODEL", "--out", "a.avi"], ".gif or .mp4 or .png"),
         (["MODEL", "--out", "taken.gif"], "exists already"),
         (["MODEL", "--fps", "0"], "frames a second"),
+        (["MODEL", "--hold", "700"], "0 to 655"),
+        (["MODEL", "--columns", "-1"], "--columns"),
+        (["--forward", "photograph.png", "--timesteps", "-1"], "--timesteps"),
         (["--forward", "photograph.png", "--schedule", "cosin"], "cosin"),
     ],
 )

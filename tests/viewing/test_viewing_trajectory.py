@@ -193,10 +193,23 @@ def test_ffmpeg_itself_missing_is_told_too(tmp_path, monkeypatch):
     assert importlib.import_module("imageio_ffmpeg") is module
 
 
-@pytest.mark.parametrize("options", [{"fps": 0}, {"fps": 101}, {"fps": -3}])
+@pytest.mark.parametrize("options", [{"fps": 0}, {"fps": 101}, {"fps": -3}, {"fps": 0.001}])
 def test_impossible_frame_rates_are_refused(tmp_path, options):
     with pytest.raises(UserError, match="frames a second"):
         trajectory().save(tmp_path / "a.gif", **options)
+
+
+@pytest.mark.parametrize("hold", [-1, 656, 700, math.inf, math.nan])
+def test_a_last_frame_that_no_gif_can_hold_is_refused(tmp_path, hold):
+    with pytest.raises(UserError, match="choose 0 to 655"):
+        check_animation(tmp_path / "a.gif", hold=hold)
+
+
+def test_the_longest_pauses_are_written(tmp_path):
+    with Image.open(trajectory(count=2).save(tmp_path / "a.gif", fps=0.01, hold=655)) as gif:
+        assert gif.info["duration"] == 100_000
+        gif.seek(1)
+        assert gif.info["duration"] == 655_000
 
 
 def test_a_trajectory_of_one_frame_is_refused():

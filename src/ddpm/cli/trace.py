@@ -52,17 +52,17 @@ def trace(
     schedule: Annotated[
         str, typer.Option(help="without MODEL: linear, quadratic, cosine, sigmoid or constant")
     ] = "linear",
-    timesteps: Annotated[int, typer.Option(help="without MODEL: T")] = 1000,
+    timesteps: Annotated[int, typer.Option(min=2, help="without MODEL: T")] = 1000,
     frames: Annotated[int | None, typer.Option(help="frames to show; default: 60, or 10 in a strip")] = None,
     frame_spacing: Annotated[str, typer.Option(help="frames evenly over the steps (uniform) or log_snr")] = "uniform",
     fps: Annotated[float, typer.Option(help="frames a second")] = 15.0,
     hold: Annotated[float, typer.Option(help="seconds for which the last frame stands still")] = 2.0,
-    columns: Annotated[int | None, typer.Option(help="columns of the grid")] = None,
+    columns: Annotated[int | None, typer.Option(min=1, help="columns of the grid")] = None,
     out: Annotated[Path, typer.Option(help="NAME.gif, NAME.mp4, or NAME.png: a strip")] = Path("trace.gif"),
     overwrite: Overwrite = False,
 ) -> None:
     """Watch the denoising, the noising, or both."""
-    check_animation(out, fps=fps, overwrite=overwrite)
+    check_animation(out, fps=fps, hold=hold, overwrite=overwrite)
     shown = {"frames": frames or (10 if out.suffix.lower() == ".png" else 60), "frame_spacing": frame_spacing}
     if model is None:
         if forward is None:

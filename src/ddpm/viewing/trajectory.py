@@ -15,6 +15,7 @@ from ddpm.viewing.frames import Frame
 
 ENDINGS = (".gif", ".mp4", ".png")
 SHORTEST_PAUSE = 20  # milliseconds; below that browsers show a GIF's frame for 100
+LONGEST_PAUSE = 655  # seconds; a GIF counts hundredths of them in 16 bits
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Trajectory:
 
         Raises UserError where the name has another ending or is taken, or ffmpeg is missing; RunStopped on a full disk.
         """
-        path = check_animation(path, fps=fps, overwrite=overwrite)
+        path = check_animation(path, fps=fps, hold=hold, overwrite=overwrite)
         with written_beside(path) as beside:
             match path.suffix.lower():
                 case ".png":
@@ -51,11 +52,13 @@ class Trajectory:
         return path
 
 
-def check_animation(path: str | Path, *, fps: float = 15.0, overwrite: bool = False) -> Path:
+def check_animation(path: str | Path, *, fps: float = 15.0, hold: float = 2.0, overwrite: bool = False) -> Path:
     """See, before any sampling, that `path` can be written; an .mp4 needs the `video` extra."""
     path = check_target(path, ENDINGS, overwrite=overwrite)
-    if not 0 < fps <= 100:
-        raise UserError(f"{fps:g} frames a second asked for; choose more than 0, at most 100")
+    if not 0.01 <= fps <= 100:
+        raise UserError(f"{fps:g} frames a second asked for; choose 0.01 to 100")
+    if not 0 <= hold <= LONGEST_PAUSE:
+        raise UserError(f"the last frame cannot stand still for {hold:g} seconds; choose 0 to {LONGEST_PAUSE}")
     if path.suffix.lower() == ".mp4":
         try:
             require("imageio", "video")
