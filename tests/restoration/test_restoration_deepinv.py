@@ -149,3 +149,18 @@ def test_the_model_as_a_deepinv_denoiser(grey):
     mixed = denoiser(noisy, torch.tensor([0.2, 0.0, 0.4]))
     assert torch.allclose(mixed[0], expected[0], atol=1e-3)
     assert torch.equal(mixed[1], noisy[1])
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [1]], ids=["one an image", "one for all"])
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_an_image_keeps_its_class_where_each_has_its_own_sigma(conditional_model, batch_size, labels):
+    noisy = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    denoiser = as_deepinv(
+        conditional_model, labels=torch.tensor(labels), batch_size=batch_size, precision="fp32", clip=None
+    )
+    found = denoiser(noisy, torch.tensor([0.2, 0.3, 0.4]))
+    for i, sigma in enumerate((0.2, 0.3, 0.4)):
+        alone = as_deepinv(
+            conditional_model, labels=torch.tensor([labels[i % len(labels)]]), precision="fp32", clip=None
+        )
+        assert torch.allclose(found[i : i + 1], alone(noisy[i : i + 1], sigma), atol=1e-4)

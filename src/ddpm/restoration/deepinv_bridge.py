@@ -4,7 +4,9 @@ deepinv's images lie in [0, 1], ours in [-1, 1]. A linear physics is the same H 
 y = 2·y₀₁ - H(1), see `from_deepinv_measurement`.
 """
 
+import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -100,9 +102,19 @@ def denoiser_as_deepinv(denoiser: Denoiser) -> torch.nn.Module:
             levels = torch.as_tensor(sigma, dtype=torch.float64).flatten()
             if len(levels) == 1:
                 return _denoise(denoiser, x, float(levels))
-            return torch.cat([_denoise(denoiser, one[None], float(s)) for one, s in zip(x, levels, strict=True)])
+            each = zip(_one_by_one(denoiser, len(x)), x.split(1), levels, strict=True)
+            return torch.cat([_denoise(alone, image, float(level)) for alone, image, level in each])
 
     return DiffusionDenoiser()
+
+
+def _one_by_one(denoiser: Denoiser, count: int) -> Iterator[Denoiser]:
+    """The denoiser of `count` images for each of them alone, with its own label, or the one that all share."""
+    for index in range(count):
+        alone = copy.copy(denoiser)
+        if denoiser.labels is not None:
+            alone.labels = denoiser.labels.expand(count)[index : index + 1]
+        yield alone
 
 
 def _denoise(denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
