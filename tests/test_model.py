@@ -73,6 +73,12 @@ def test_guidance_zero_is_the_null_class(conditional_model):
     unguided = conditional_model.denoiser(precision="fp32")(x, 20).x_0
     null = conditional_model.denoiser(torch.tensor([0, 1]), guidance=0.0, precision="fp32")(x, 20).x_0
     assert torch.equal(unguided, null)
+    assert torch.equal(conditional_model.denoiser(guidance=0.0, precision="fp32")(x, 20).x_0, null)
+
+
+def test_guidance_without_labels_asks_for_them(conditional_model):
+    with pytest.raises(UserError, match="guidance 2 needs labels"):
+        conditional_model.denoiser(guidance=2.0)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ class Model:
             if self.null_label is None:
                 raise UserError("this model was trained with classes and without dropping them: it needs labels")
             network = _Unlabelled(network, self.null_label)
+            guidance = 1.0 if guidance == 0 else guidance  # the null class is what 0 asks for
         return Denoiser(
             network,
             self.process,

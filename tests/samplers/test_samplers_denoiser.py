@@ -92,6 +92,8 @@ def test_guidance_without_classes_is_refused(network):
         Denoiser(network, GaussianProcess(SCHEDULE), guidance=2.0)
     with pytest.raises(UserError, match="class-conditional"):
         Denoiser(network, GaussianProcess(SCHEDULE), labels=torch.tensor([0]), guidance=2.0)
+    with pytest.raises(UserError, match="needs labels"):
+        Denoiser(network, GaussianProcess(SCHEDULE), null_label=NULL, guidance=2.0)
 
 
 def test_an_unknown_limit_is_refused(network):

@@ -66,8 +66,10 @@ class Denoiser:
     ):
         if not math.isfinite(guidance):
             raise UserError(f"guidance must be a number, not {guidance}")
-        if guidance != 1 and (labels is None or null_label is None):
+        if guidance != 1 and null_label is None:
             raise UserError("guidance needs a class-conditional model that was trained with classes dropped")
+        if guidance != 1 and labels is None:
+            raise UserError(f"guidance {guidance:g} needs labels: it moves the answer towards a class")
         if clip not in ("static", "dynamic", None):
             raise UserError(f"clip is static, dynamic or None, not {clip!r}")
         self.network, self.process, self.schedule = network, process, process.schedule
