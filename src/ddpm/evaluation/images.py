@@ -55,14 +55,12 @@ class ImageSet:
 
 
 class DatasetImages(ImageSet):
-    """A data set, or the first `num` images of it in an order that mixes its classes."""
+    """A data set, in its own order."""
 
-    def __init__(self, dataset: ImageDataset, title: str, num: int | None = None):
+    def __init__(self, dataset: ImageDataset, title: str):
         self.dataset, self.title, self.shape = dataset, title, dataset.image_shape
-        whole = num is None or num >= len(dataset)
-        self.order = torch.arange(len(dataset)) if whole else _mixed(len(dataset))[:num]
-        self.fingerprint = dataset.fingerprint if whole else f"{dataset.fingerprint}/{num}"
-        self.class_names = dataset.class_names
+        self.order = torch.arange(len(dataset))
+        self.fingerprint, self.class_names = dataset.fingerprint, dataset.class_names
 
     @cached_property
     def labels(self) -> Tensor | None:
@@ -133,10 +131,6 @@ class GeneratedImages(ImageSet):
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
         return torch.from_numpy(self.chunks[rows])
-
-
-def _mixed(size: int) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))
 
 
 def identify(model: Model) -> dict[str, Any]:
