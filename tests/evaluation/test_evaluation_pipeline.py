@@ -23,11 +23,11 @@ from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.extract import extract
 from ddpm.evaluation.features import load_features
 from ddpm.evaluation.frechet import moments_of
-from ddpm.evaluation.images import GeneratedImages
+from ddpm.evaluation.images import DatasetImages, GeneratedImages
 from ddpm.evaluation.kernel import kernel_distance
 from ddpm.evaluation.metrics import METRICS
 from ddpm.evaluation.monitor import training_evaluator
-from ddpm.evaluation.opening import open_images, open_test
+from ddpm.evaluation.opening import open_images, open_judged, open_test
 from ddpm.evaluation.sweep import sweep
 from ddpm.model import Model
 from ddpm.networks import UNet
@@ -350,6 +350,33 @@ def test_a_colour_model_of_a_grey_set_takes_its_other_split(model, tmp_path, dig
     assert open_test(None, source, judged).shape == (3, 8, 8)
     with pytest.raises(UserError, match="holds grey images"):
         open_test(f"{tmp_path}/set/test", source, judged)
+
+
+def test_held_out_images_of_a_hub_set_keep_its_row_filter(model, tmp_path, monkeypatch):
+    """Never training images, and grey ones for a colour model that was trained on them."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
+    datasets.disable_progress_bars()
+    (tmp_path / "set").mkdir()
+    for split, count in (("train", 9), ("test", 6)):
+        rows = {"image": [Image.new("L", (8, 8), n) for n in range(count)], "style": [*"abc"] * (count // 3)}
+        features = datasets.Features({"image": datasets.Image(), "style": datasets.Value("string")})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / f"{split}-0.parquet")
+    source = f"hf:{tmp_path}/set"
+    judged = Model(model.network, model.process, image_shape=(3, 8, 8))
+    judged.provenance = {"config": {"data": {"source": f"{source}?style=a,b"}}}
+    assert len(open_test(None, f"{source}?style=a,b", judged)) == 4
+    assert len(open_test(None, source, judged)) == 6
+    for split in ("train", "test"):
+        assert open_test(None, f"{source}:{split}?style=a,b", judged) is None
+
+
+def test_a_bundled_model_comes_before_a_folder_of_its_name(tmp_path):
+    """As everywhere else; the folder is reached as ./digits."""
+    (tmp_path / "digits").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "digits" / "0.png")
+    assert isinstance(open_judged("digits"), Model)
+    assert isinstance(open_judged("./digits"), DatasetImages)
 
 
 def test_sweep_compares_samplers_at_equal_evaluations(model, network, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from ddpm.data.stored import Arrays, Records, Stored
 from ddpm.errors import UserError
 from ddpm.evaluation.frechet import Moments, load_moments
 from ddpm.evaluation.images import DatasetImages
-from ddpm.model import Model, load
+from ddpm.model import BUNDLED, Model, load
 
 MODEL_FILES = ("model_index.json", "model", "unet", "config.json", "config.yaml")
 GREY = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
@@ -25,7 +25,7 @@ GREY = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
 def open_judged(source: str) -> Model | DatasetImages:
     """A model by any name `ddpm.load` knows, or a folder or file of images."""
     path = Path(source).expanduser()
-    is_model = path.is_dir() and any((path / name).exists() for name in MODEL_FILES)
+    is_model = source in BUNDLED or (path.is_dir() and any((path / name).exists() for name in MODEL_FILES))
     if path.exists() and not is_model:
         if is_moments(path):
             raise UserError(f"{source} holds moments, which go with --data; judge a model, a folder or .npz of images")
@@ -54,11 +54,11 @@ def open_reference(source: str, judged: Model | DatasetImages) -> DatasetImages 
 
 def open_test(source: str | None, data: str, judged: Model | DatasetImages) -> DatasetImages | None:
     """Held-out images: what was asked for, else the test split of `data` where it has one, else none."""
-    name, split = split_of(data)
+    name, split, rows = apart(data)
     if source is None and split is not None:
         return None
     try:
-        opened = open_reference(source or f"{name}:test", judged)
+        opened = open_reference(source or f"{name}:test{rows}", judged)
     except UserError:
         if source is not None:
             raise
@@ -74,7 +74,7 @@ def open_images(source: str, options: dict[str, Any] | None = None) -> DatasetIm
     height, width, channels = native_shape(stored, source)
     if options is None:
         options = {"image_size": (height, width), "channels": channels}
-    elif channels != options["channels"] and set_of(source) != set_of(options["source"] or ""):
+    elif channels != options["channels"] and apart(source)[0] != apart(options["source"] or "")[0]:
         raise UserError(
             f"{source} holds {'grey' if channels == 1 else 'colour'} images, and the model draws "
             f"{'grey' if options['channels'] == 1 else 'colour'} ones"
@@ -88,9 +88,13 @@ def open_images(source: str, options: dict[str, Any] | None = None) -> DatasetIm
     return DatasetImages(dataset, source)
 
 
-def set_of(source: str) -> str:
-    """A SOURCE without its split."""
-    return split_of(source.removeprefix("hf:"))[0]
+def apart(source: str) -> tuple[str, str | None, str]:
+    """A SOURCE as its set, its split or None, and, of the Hub's, the row filter: `?column=value`, which comes last."""
+    if not source.startswith("hf:"):
+        return *split_of(source), ""
+    head, mark, filters = source.partition("?")
+    name, _, split = head.removeprefix("hf:").partition(":")
+    return f"hf:{name}", split or None, mark + filters
 
 
 def trained_with(model: Model) -> dict[str, Any]:
