@@ -150,6 +150,25 @@ def test_accuracy_score_falls_with_wrong_labels(digits, monkeypatch, tmp_path):
     assert score.real > 0.8
 
 
+def test_both_classifiers_see_equally_many_images(digits, monkeypatch, tmp_path):
+    """Where there are more samples than real images, too."""
+    monkeypatch.setattr(accuracy_score, "SEEN", 100)
+    images, labels = digits
+    fewer = open_images(save(tmp_path / "fewer.npz", images[:60], labels[:60]))
+    more = open_images(save(tmp_path / "more.npz", images[60:160], labels[60:160]))
+    test = open_images(save(tmp_path / "test.npz", images[200:300], labels[200:300]))
+    seen, train = [], accuracy_score.train_classifier
+    monkeypatch.setattr(
+        accuracy_score,
+        "train_classifier",
+        lambda images, *rest, **o: seen.append(len(images)) or train(images, *rest, **o),
+    )
+    for generated, training in ((more, fewer), (fewer, more)):
+        score = accuracy_score.classification_accuracy_score(generated, training, test, progress=False)
+        assert score.images == 60
+    assert seen == [60] * 4
+
+
 def counting(network):
     """The same network, and a list of how many images each call saw."""
     calls = []

@@ -19,23 +19,31 @@ SEEN, EPOCHS = 400_000, 40  # images a classifier is shown, and how often it see
 
 @dataclass(frozen=True)
 class AccuracyScore:
-    """Accuracy on real test images after training on samples, and after training on as many real training images."""
+    """Accuracy on real test images after training on samples, and after training on as many real training images.
+
+    `images`: how many each of the two classifiers was trained on.
+    """
 
     generated: float
     real: float
+    images: int
 
 
 def classification_accuracy_score(
     generated: ImageSet, training: ImageSet, test: ImageSet, progress: bool = True
 ) -> AccuracyScore:
-    """Train on `generated`, and on as many of `training` for comparison; read `test`. All three have labels."""
+    """Train on `generated`, and on as many of `training` for comparison; read `test`. All three have labels.
+
+    As many of both as the smaller set has: more images alone make a better classifier.
+    """
     test_labels, names = test.classes()
     test_images = small(test)
-    epochs = max(1, min(EPOCHS, SEEN // len(generated)))
-    batch_size = min(128, max(16, len(generated) // 50))
+    count = min(len(generated), len(training))
+    epochs = max(1, min(EPOCHS, SEEN // count))
+    batch_size = min(128, max(16, count // 50))
     scores = []
     for images, title in ((generated, "samples"), (training, "real images")):
-        rows = spread(len(images), len(generated))
+        rows = spread(len(images), count)
         classifier = train_classifier(
             small(images, rows),
             matched(images, names)[rows],
@@ -46,7 +54,8 @@ def classification_accuracy_score(
             progress=f"classifier of {title}" if progress else None,
         )
         scores.append(accuracy(classifier, test_images, test_labels))
-    return AccuracyScore(*scores)
+    of_generated, of_real = scores
+    return AccuracyScore(of_generated, of_real, count)
 
 
 def spread(size: int, num: int) -> Tensor:

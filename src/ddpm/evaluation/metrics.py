@@ -97,7 +97,10 @@ def levels(c: Comparison) -> list[Figure]:
 def cas(c: Comparison) -> list[Figure]:
     """Classification accuracy score, and what real training images give the same classifier."""
     found = classification_accuracy_score(c.generated, c.real, c.held_out, c.progress)
-    note = f"on {len(c.held_out):,} of {c.held_out.title}; {found.real:.2%} after training on as many real images"
+    note = (
+        f"on {len(c.held_out):,} of {c.held_out.title}, after training on {found.images:,} samples; "
+        f"{found.real:.2%} after training on as many real images"
+    )
     return [Figure("cas", "classification accuracy score", found.generated, note=note, detail={"real": found.real})]
 
 
