@@ -14,3 +14,19 @@ def test_a_sweep_leaves_what_is_there_alone(tmp_path, capsys, there):
     assert f"{there} exists: give another --out, or --overwrite" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [there]
     assert (tmp_path / there).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("metric", "options", "there"),
+    [
+        ("memorisation", [], "results-closest-pairs.png"),
+        ("nll", [], "results-likelihood.png"),
+        ("memorisation", ["--sweep", "--sampler", "ddim", "--steps", "5,9"], "results-ddim-9-closest-pairs.png"),
+    ],
+)
+def test_a_picture_that_is_there_is_left_alone(tmp_path, capsys, metric, options, there):
+    (tmp_path / there).write_text("mine")
+    words = ["evaluate", "digits", "--data", "digits", "--metrics", metric, *options]
+    assert run([*words, "--out", str(tmp_path / "results.json")]) == 2
+    assert f"{there} exists: give another --out, or --overwrite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [there]

@@ -485,6 +485,20 @@ def test_command_line_sweep_draws_a_picture(model, tmp_path, capsys):
     assert Image.open(tmp_path / "sweep.png").size[0] > 300
 
 
+def test_a_sweep_s_files_are_named_after_out(model, tmp_path):
+    model.save(tmp_path / "model")
+    random = np.random.default_rng(0)
+    real = save(tmp_path / "real.npz", random.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
+    (tmp_path / "evaluation-closest-pairs.png").write_text("mine")
+    words = ["evaluate", str(tmp_path / "model"), "--data", real, "--test", real, "--features", "builtin", "--num", "8"]
+    words += ["--sweep", "--metrics", "memorisation", "--sampler", "ddim", "--steps", "1,2", "--out", "new/sweep.json"]
+    assert run(words) == 0
+    pictures = [f"new/sweep-ddim-{budget}-closest-pairs.png" for budget in (1, 2)]
+    assert [point["pictures"] for point in json.loads(Path("new/sweep.json").read_text())] == [[p] for p in pictures]
+    assert sorted(map(str, Path("new").iterdir())) == [*pictures, "new/sweep.json", "new/sweep.png"]
+    assert Path("evaluation-closest-pairs.png").read_text() == "mine"
+
+
 def test_every_metric_is_documented():
     text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     assert not [name for name in METRICS if f"`{name}`" not in text]

@@ -1,5 +1,6 @@
 """`ddpm evaluate`: judge a model, or images drawn before, against real images."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,11 +9,12 @@ import typer
 from ddpm.cli.options import Eta, Overwrite, parse_clip, parse_labels
 from ddpm.errors import UserError
 from ddpm.evaluation.evaluate import evaluate as run_evaluation
-from ddpm.evaluation.metrics import METRICS
+from ddpm.evaluation.metrics import METRICS, pictures_of
 from ddpm.evaluation.opening import open_judged
-from ddpm.evaluation.sweep import draw_points, save_points, table
+from ddpm.evaluation.sweep import EVALUATIONS, draw_points, point_pictures, save_points, table
 from ddpm.evaluation.sweep import sweep as run_sweep
 from ddpm.model import Model
+from ddpm.samplers import SAMPLERS
 
 
 def evaluate(
@@ -40,9 +42,6 @@ def evaluate(
     """Judge a model, or images drawn before, against real images."""
     if out.suffix != ".json":
         raise UserError(f"cannot write {out.name}: give a name ending in .json")
-    for written in (out, out.with_suffix(".png")) if sweep else (out,):
-        if written.exists() and not overwrite:
-            raise UserError(f"{written} exists: give another --out, or --overwrite")
     sampling = {
         "spacing": spacing,
         "eta": eta,
@@ -58,11 +57,13 @@ def evaluate(
     options = {"features": features, "num": num, "test": test, "force": force, **sampling}
     names = None if metrics is None else split(metrics)
     if sweep:
-        draw_sweep(judged, data, out, names, sampler, steps, options)
+        draw_sweep(judged, data, out, overwrite, names, sampler, steps, options)
         return
+    pictures = out.with_suffix("")
+    check_free([out, *pictures_of(names, pictures)], overwrite)
     one = {"sampler": sampler, "steps": None if steps is None else number("--steps", steps)}
     options |= {name: value for name, value in one.items() if value is not None}
-    report = run_evaluation(judged, data, metrics=names, pictures=out.with_suffix(""), **options)
+    report = run_evaluation(judged, data, metrics=names, pictures=pictures, **options)
     if report is not None:
         report.save(out)
         print(report.table())
@@ -73,28 +74,37 @@ def draw_sweep(
     judged: str,
     data: str,
     out: Path,
+    overwrite: bool,
     metrics: list[str] | None,
     sampler: str | None,
     steps: str | None,
     options: dict[str, Any],
 ) -> None:
     """One figure for every sampler at every number of evaluations: a table, JSON and a picture."""
+    if metrics is not None and len(metrics) != 1:
+        raise UserError("--sweep takes one metric, e.g. --metrics kid")
+    samplers = list(SAMPLERS) if sampler is None else split(sampler)
+    evaluations = EVALUATIONS if steps is None else [number("--steps", word) for word in split(steps)]
+    pictures, curves = out.with_suffix(""), out.with_suffix(".png")
+    of_points = [point_pictures(pictures, name, budget) for name in samplers for budget in evaluations]
+    check_free([out, curves, *(path for point in of_points for path in pictures_of(metrics, point))], overwrite)
     model = open_judged(judged)
     if not isinstance(model, Model):
         raise UserError(f"--sweep draws with a model, and {judged} holds images")
-    if metrics is not None and len(metrics) != 1:
-        raise UserError("--sweep takes one metric, e.g. --metrics kid")
     chosen: dict[str, Any] = {"metric": metrics[0]} if metrics else {}
-    if sampler is not None:
-        chosen["samplers"] = split(sampler)
-    if steps is not None:
-        chosen["evaluations"] = [number("--steps", word) for word in split(steps)]
-    points = run_sweep(model, data, **chosen, **options)
+    points = run_sweep(model, data, samplers=samplers, evaluations=evaluations, pictures=pictures, **chosen, **options)
     if points:
         save_points(points, out)
-        draw_points(points, out.with_suffix(".png"), overwrite=True)
+        draw_points(points, curves, overwrite=True)
         print(table(points))
-        print(f"written to {out} and {out.with_suffix('.png')}")
+        print(f"written to {out} and {curves}")
+
+
+def check_free(written: Iterable[Path], overwrite: bool) -> None:
+    """See, before anything is drawn, that nothing would be written over; UserError otherwise."""
+    for path in written:
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists: give another --out, or --overwrite")
 
 
 def split(text: str) -> list[str]:

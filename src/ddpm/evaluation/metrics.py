@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from ddpm.evaluation.scores import SPLITS, channel_drift, inception_score, level
 
 CLASS_SUBSETS = 20
 MANIFOLD_IMAGES = 10_000  # a side; the balls shrink as images are added, so this number belongs to the figure
+PICTURES = {"memorisation": "closest-pairs", "nll": "likelihood"}  # what a metric draws beside its figures
 
 
 def fid(c: Comparison) -> list[Figure]:
@@ -114,7 +116,7 @@ def memorisation(c: Comparison) -> list[Figure]:
     )
     by_features = audit(generated, test)
     pairs = ((by_pixels.generated, rows), (by_features.generated, rows))
-    save_pairs(c.picture("closest-pairs"), c.generated, c.real, *pairs)
+    save_pairs(c.picture(PICTURES["memorisation"]), c.generated, c.real, *pairs)
     figures = []
     for how, found in (("pixels", by_pixels), ("features", by_features)):
         detail = {
@@ -133,7 +135,7 @@ def memorisation(c: Comparison) -> list[Figure]:
 def nll(c: Comparison) -> list[Figure]:
     """Bits/dim of test images by the variational bound, its terms and progressive coding."""
     found = c.likelihood
-    plot_likelihood(found, c.picture("likelihood"))
+    plot_likelihood(found, c.picture(PICTURES["nll"]))
     note = f"± standard error over {found.images:,} of {c.held_out.title}, {found.timesteps_per_image} timesteps each"
     detail = {
         "prior": found.prior,
@@ -232,6 +234,12 @@ def choose_metrics(c: Comparison, names: Sequence[str] | None) -> list[str]:
         if reason := find_metric(name).lacks(c):
             raise UserError(f"{name} {reason}")
     return chosen
+
+
+def pictures_of(names: Sequence[str] | None, pictures: Path) -> list[Path]:
+    """What the metrics asked for will draw, under the names that `Comparison.picture` gives."""
+    drawn = [PICTURES[name] for name in names or DEFAULT if name in PICTURES]
+    return [pictures.with_name(f"{pictures.name}-{name}.png") for name in drawn]
 
 
 def find_metric(name: str) -> Metric:

@@ -35,21 +35,37 @@ def sweep(
     evaluations: Sequence[int] = EVALUATIONS,
     metric: str = "fid",
     features: str = "inception",
+    pictures: Path = Path("evaluation"),
     **options: Any,
 ) -> list[Point]:
     """Evaluate `metric` for every sampler at every budget of network evaluations an image; `options` as for `evaluate`.
 
-    A sampler that asks the network twice a step takes half the steps, so that the budgets compare.
+    A sampler that asks the network twice a step takes half the steps, so that the budgets compare. The names of a
+    point's pictures go on from `pictures` with its sampler and budget.
     """
     network, points = load_features(features), []
     for name in samplers:
         spec = find_sampler(name)
         for budget in evaluations:
             steps = (budget - 1) // spec.evaluations_per_step + 1
-            report = evaluate(model, data, metrics=[metric], features=network, sampler=name, steps=steps, **options)
+            report = evaluate(
+                model,
+                data,
+                metrics=[metric],
+                features=network,
+                sampler=name,
+                steps=steps,
+                pictures=point_pictures(pictures, name, budget),
+                **options,
+            )
             if report is not None:
                 points.append(Point(name, steps, spec.evaluations(steps), report))
     return points
+
+
+def point_pictures(pictures: Path, sampler: str, budget: int) -> Path:
+    """The beginning of the names of one point's pictures, where `pictures` is that of the whole sweep's."""
+    return Path(f"{pictures}-{sampler}-{budget}")
 
 
 def save_points(points: Sequence[Point], path: Path) -> None:
@@ -57,6 +73,7 @@ def save_points(points: Sequence[Point], path: Path) -> None:
     rows = [
         {"sampler": p.sampler, "steps": p.steps, "evaluations": p.evaluations, **p.report.as_dict()} for p in points
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
 
 
