@@ -131,9 +131,14 @@ class Comparison:
 
     def picture(self, name: str) -> Path:
         """Where a metric puts a picture of this name; the report lists it."""
-        path = self.pictures.with_name(f"{self.pictures.name}-{name}.png")
+        path = picture_path(self.pictures, name)
         self.drawn.append(path)
         return path
+
+
+def picture_path(pictures: Path, name: str) -> Path:
+    """The picture NAME of an evaluation whose pictures begin with `pictures`."""
+    return pictures.with_name(f"{pictures.name}-{name}.png")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,16 @@ from tqdm import tqdm
 
 from ddpm.errors import UserError, nearest
 from ddpm.evaluation.accuracy_score import classification_accuracy_score, matched, spread
-from ddpm.evaluation.comparison import FEATURES, HELD_OUT_FEATURES, LIKELIHOOD, SAMPLES, Comparison, Figure, Metric
+from ddpm.evaluation.comparison import (
+    FEATURES,
+    HELD_OUT_FEATURES,
+    LIKELIHOOD,
+    SAMPLES,
+    Comparison,
+    Figure,
+    Metric,
+    picture_path,
+)
 from ddpm.evaluation.frechet import Moments, frechet_distance
 from ddpm.evaluation.images import ImageSet
 from ddpm.evaluation.kernel import KernelDistance, kernel_distance
@@ -237,9 +246,8 @@ def choose_metrics(c: Comparison, names: Sequence[str] | None) -> list[str]:
 
 
 def pictures_of(names: Sequence[str] | None, pictures: Path) -> list[Path]:
-    """What the metrics asked for will draw, under the names that `Comparison.picture` gives."""
-    drawn = [PICTURES[name] for name in names or DEFAULT if name in PICTURES]
-    return [pictures.with_name(f"{pictures.name}-{name}.png") for name in drawn]
+    """What the metrics asked for will draw."""
+    return [picture_path(pictures, PICTURES[name]) for name in names or DEFAULT if name in PICTURES]
 
 
 def find_metric(name: str) -> Metric:
