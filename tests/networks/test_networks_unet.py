@@ -235,7 +235,7 @@ def test_attention_at_a_size_of_no_level_is_refused() -> None:
     ("fields", "message"),
     [
         ({"channels": 48}, "48 channels .* 32 groups"),
-        ({"head_dim": 48}, "128 channels .* heads of 48"),
+        ({"heads": 2, "head_dim": 64}, "not both"),
         ({"attentions": [16]}, "attentions"),
         ({"dropout": 1.0}, "dropout"),
         ({"downsample_padding": 2}, "downsample_padding"),
@@ -244,6 +244,17 @@ def test_attention_at_a_size_of_no_level_is_refused() -> None:
 def test_configurations_that_cannot_be_built(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NetworkConfig(**fields)
+
+
+def test_only_widths_that_attend_need_divide_into_heads() -> None:
+    fields = {"channels": 32, "channel_mult": [1, 2, 4], "attention": [7], "head_dim": 64}
+    with torch.device("meta"):
+        network = UNet(NetworkConfig(**fields), (28, 28))
+        assert network.mid_block.attentions[0].heads == network.up_blocks[0].attentions[0].heads == 2
+        with pytest.raises(UserError, match=r"over 32 channels .* heads of 64: .* divide 32"):
+            UNet(NetworkConfig(**{**fields, "attention": [28]}), (28, 28))
+        with pytest.raises(UserError, match=r"over 128 channels .* 3 heads"):
+            UNet(NetworkConfig(**{**fields, "attention": [], "head_dim": None, "heads": 3}), (28, 28))
 
 
 def test_labels_are_for_networks_with_classes() -> None:

@@ -59,10 +59,6 @@ class NetworkConfig(BaseModel):
         for width in self.widths:
             if width < 1 or width % self.groups:
                 raise ValueError(f"a level of {width} channels does not divide into {self.groups} groups")
-            if self.head_dim and width % self.head_dim:
-                raise ValueError(f"a level of {width} channels does not divide into heads of {self.head_dim}")
-            if self.heads and width % self.heads:
-                raise ValueError(f"a level of {width} channels does not divide into {self.heads} heads")
         if self.heads and self.head_dim:
             raise ValueError("give head_dim or heads, not both")
         return self
@@ -73,7 +69,17 @@ class NetworkConfig(BaseModel):
         return [round(self.channels * multiple) for multiple in self.channel_mult]
 
     def heads_over(self, width: int) -> int:
-        """Heads of an attention over `width` channels."""
+        """Heads of an attention over `width` channels.
+
+        Raises:
+            UserError: the channels do not divide into them.
+        """
+        if width % (self.head_dim or self.heads or 1):
+            heads = f"heads of {self.head_dim}" if self.head_dim else f"{self.heads} heads"
+            raise UserError(
+                f"attention over {width} channels does not divide into {heads}: "
+                f"choose network.head_dim or network.heads so that they divide {width}"
+            )
         return self.heads or (width // self.head_dim if self.head_dim else 1)
 
     def level_sizes(self, image_size: ImageSize) -> list[ImageSize]:
