@@ -9,7 +9,10 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ddpm.interop.diffusers import save_folder
 from ddpm.networks import NetworkConfig, UNet
+from ddpm.process.config import ProcessConfig
+from ddpm.process.gaussian import GaussianProcess
 
 # google/ddpm-cifar10-32 and google/ddpm-celebahq-256 (bedroom, church and cat are the same), as they are published
 CIFAR10 = {
@@ -87,6 +90,12 @@ def relative_difference(ours: nn.Module, theirs: nn.Module, size=(8, 8), n: int 
     answers = [network(x_t, t, labels) for network in (ours, theirs)]
     a, b = [answer if isinstance(answer, torch.Tensor) else answer.sample for answer in answers]
     return float((a - b).abs().max() / b.abs().max())
+
+
+def save(folder: Path, network: UNet, process: GaussianProcess | None = None, **options: Any) -> Path:
+    options = {"extra": {}, "image_shape": (3, *network.image_size), **options}
+    save_folder(folder, network, process or ProcessConfig(timesteps=50).process(), **options)
+    return folder
 
 
 def diffusers_folder(folder: Path, unet: UNet2DModel, scheduler: Any = None) -> Path:

@@ -39,6 +39,11 @@ def test_what_is_saved_is_read_back(tmp_path):
     assert {path.suffix for path in found.path.iterdir()} == {".safetensors", ".json"}
 
 
+def test_others_may_read_the_tensors_as_they_may_the_rest(tmp_path):
+    path = Checkpoints(tmp_path, keep=1).save(1, PARTS, {})
+    assert len({file.stat().st_mode for file in path.iterdir()}) == 1
+
+
 def test_the_newest_are_kept_and_one_is_spared(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2, 30, 400, 1_000_000):

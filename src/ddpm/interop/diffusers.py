@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from ddpm.errors import RunStopped, UserError
 from ddpm.interop.card import model_card
@@ -26,6 +25,7 @@ from ddpm.interop.folder import (
     exact_float32,
     replace_folder,
     safetensors_in,
+    save_tensors,
     write_json,
     write_text,
 )
@@ -96,11 +96,11 @@ def save_folder(
         write_text(beside / "README.md", card)
         tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
         try:
-            save_file(tensors, beside / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+            save_tensors(beside / "unet" / f"{WEIGHTS}.safetensors", tensors, metadata={"format": "pt"})
         except SafetensorError as error:
             raise RunStopped(f"the weights could not be written to {folder}: {error}") from error
 
-    replace_folder(Path(folder), write)
+    replace_folder(Path(folder).expanduser(), write)
 
 
 def load_folder(folder: str | Path) -> LoadedParts:

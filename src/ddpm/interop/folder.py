@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm.errors import UserError
@@ -19,6 +20,13 @@ MAX_JSON_BYTES = 16 * 2**20
 WEIGHTS = "diffusion_pytorch_model"
 VARIANTS = ("", ".fp16", ".bf16")
 SHARD = re.compile(rf"{WEIGHTS}(\.\w+)?-\d{{5}}-of-\d{{5}}\.safetensors")
+# The files of a model folder, ours or Diffusers' of any age. A name that ends in a number is what a process that was
+# killed in `write_text` left, .DS_Store what Finder leaves wherever it looks.
+PARTS = re.compile(
+    rf"(unet/)?(config\.json|{WEIGHTS}[\w.-]*|pytorch_model\.bin)|(scheduler/)?scheduler_config\.json"
+    r"|model_index\.json|ddpm\.json|README\.md|samples\.png"
+    r"|\.(ddpm\.json|README\.md)\.\d+|(.*/)?\.DS_Store"
+)
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -149,12 +157,19 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside `folder`, then put it in its place; a model folder that was there goes.
 
     Raises:
-        UserError: something is there that is no model folder.
+        UserError: something is there that is no model folder, or a model folder that holds something else besides.
     """
     folder = folder.resolve()
+    beside, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    if is_model(old):
+        put_back(old, folder)
     if folder.exists() and not (folder.is_dir() and (is_model(folder) or not any(folder.iterdir()))):
         raise UserError(f"{folder} exists and is no model folder: give another name")
-    beside, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    foreign = no_part_of_a_model(folder)
+    if foreign is not None:
+        raise UserError(
+            f"{folder} holds {foreign}, which is no part of a model and would be lost: move it, or give another name"
+        )
     for leftover in (beside, old):  # of a process that was killed while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -165,13 +180,35 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
+        put_back(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(old: Path, folder: Path) -> None:
+    """Undo the first of two renames where the second has not come about."""
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
+def no_part_of_a_model(folder: Path) -> str | None:
+    """A file in `folder`, by its path there, that no writer of models put there; a link is one whatever it leads to."""
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (file.relative_to(folder).as_posix() for file in files)
+    return next((name for name in names if not PARTS.fullmatch(name)), None)
 
 
 def is_model(folder: Path) -> bool:
     """Whether a folder looks like one that `save_folder` or Diffusers wrote."""
     return any((folder / name).is_file() for name in ("model_index.json", "ddpm.json"))
+
+
+def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file with the permissions of any new file; safetensors itself lets none but the owner read it."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata)
+    file.chmod(mode)
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm.errors import RunStopped
 from ddpm.files import NO_SPACE
+from ddpm.interop.folder import save_tensors
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, on the disk when this returns."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     sync_file(path)
 
 
