@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, IPNDMScheduler, UNet2DModel
 from interop_cases import SMALL, edit_json, random_unet2d, relative_difference, small_network
 from safetensors.torch import load_file, save_file
 
@@ -109,6 +109,8 @@ def test_schedulers_that_cannot_be_expressed(folder, change, word):
 def test_a_scheduler_without_betas(folder):
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "ScoreSdeVeScheduler"}))
     refused(folder, "ScoreSdeVeScheduler")
+    IPNDMScheduler().save_pretrained(folder / "scheduler")
+    refused(folder, "IPNDMScheduler", "no betas")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from ddpm.interop.scheduler_config import to_process, to_scheduler
 from ddpm.process.config import ProcessConfig
@@ -57,7 +57,8 @@ def test_theirs_is_read_as_they_mean_it(name, zero):
     assert torch.allclose(process.schedule.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=1e-4, atol=1e-6)
 
 
-def test_variance_that_ddim_does_not_name():
-    config = dict(DDIMScheduler().config)
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_variance_that_a_scheduler_does_not_name(scheduler):
+    config = json.loads(scheduler().to_json_string())
     assert to_process(config, False, "here").variance == "fixed_small"
     assert to_process(config, True, "here").variance == "learned_range"

@@ -60,6 +60,7 @@ def to_process(values: dict[str, Any], learns_variance: bool, where: str) -> Gau
     A scheduler that names no variance (DDIM's has none) gets the learned range where the network answers twice its
     input's channels, and β̃ otherwise, which is DDIM's with η = 1.
     """
+    values = {name: value for name, value in values.items() if value is not None}  # null is nothing named
     if "beta_schedule" not in values and "trained_betas" not in values:
         name = values.get("_class_name", "this scheduler")
         raise UserError(f"{where}: {name} has no betas; a DDPM needs a β schedule")
