@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import socketserver
+import threading
 
 import huggingface_hub
 import pytest
@@ -60,6 +62,16 @@ def test_what_is_not_cached_is_one_line(cache, monkeypatch, name, value):
     monkeypatch.setattr(constants, name, value)
     with pytest.raises(UserError, match="user/other") as caught:
         hub.download("user/other")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_hangs_up_is_one_line(monkeypatch):
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises(UserError, match="user/other: the Hub did not answer") as caught:
+            hub.download("user/other")
+        server.shutdown()
     assert "\n" not in str(caught.value)
 
 

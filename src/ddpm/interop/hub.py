@@ -68,6 +68,6 @@ def one_line(name: str) -> Iterator[None]:
         raise UserError(f"{name} is no name of a Hub model: {error}") from None
     except errors.LocalTokenNotFoundError:
         raise UserError("the Hub does not know who you are: `hf auth login`") from None
-    except (errors.HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the library and its network layers raise dozens of kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{name}: the Hub did not answer as it should: {first}") from None
