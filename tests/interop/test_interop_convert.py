@@ -55,7 +55,14 @@ def test_new_folder_with_a_bin(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda t: t, lambda t: {"state_dict": {f"model.{k}": v for k, v in t.items()}, "epoch": 3}]
+    "wrap",
+    [
+        lambda t: t,
+        lambda t: {"state_dict": {f"model.{k}": v for k, v in t.items()}, "epoch": 3},
+        lambda t: {"model": t, "step": torch.tensor(5)},
+        lambda t: {"model": {k: v + 1 for k, v in t.items()}, "ema": t, "opt": {"state": {}}},
+        lambda t: {"model": t, "ema": {"decay": 0.999}},
+    ],
 )
 def test_weights_file_beside_its_configuration(tmp_path, wrap):
     theirs = random_unet2d(**SMALL)
@@ -122,6 +129,13 @@ def test_a_file_of_something_else(tmp_path, content, suffix):
     file.write_bytes(content)
     with pytest.raises(UserError):
         convert(file, tmp_path / "new")
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b"<!doctype html>"])
+def test_what_was_fetched_in_place_of_the_weights_is_no_dangerous_pickle(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"no file that PyTorch wrote \(a Git LFS pointer, or a web page\?\): fetch"):
+        convert(tmp_path / "x.pt", tmp_path / "new")
 
 
 def test_weights_of_an_unknown_kind(tmp_path):

@@ -16,7 +16,8 @@ from ddpm.interop.openai import from_openai, parse_flags
 from ddpm.interop.openai_names import is_openai
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-WRAPPERS = ("state_dict", "model", "ema", "unet")
+STARTS = (b"PK", b"\x80")  # of what torch.save writes: a zip, or in old files a bare pickle
+WRAPPERS = ("ema", "state_dict", "model", "unet")  # averaged weights are what one samples with, so they come first
 PREFIXES = ("module.", "model.", "unet.")
 
 
@@ -28,6 +29,7 @@ def convert(source: Path, destination: Path, *, flags: str | None = None, overwr
             config.json beside it) or improved-/guided-diffusion's.
         flags: for the latter, their scripts' flags, e.g. "--image_size 64 --num_head_channels 64".
     """
+    destination = destination.expanduser()
     if destination.exists() and not overwrite:
         raise UserError(f"{destination} exists: give another folder, or --overwrite")
     if not source.exists():
@@ -76,6 +78,12 @@ def read_weights(file: Path) -> Weights:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
+        with file.open("rb") as handle:
+            start = handle.read(2)
+        if not start.startswith(STARTS):
+            raise UserError(
+                f"{file} is no file that PyTorch wrote (a Git LFS pointer, or a web page?): fetch the weights"
+            ) from None
         raise UserError(f"{file} holds more than tensors (its pickle could run code), so it was not opened") from None
     except Exception as error:  # a damaged file raises whatever its reader stumbled over
         raise UserError(f"{file} is no file that PyTorch wrote ({type(error).__name__} while reading it)") from None
@@ -84,14 +92,18 @@ def read_weights(file: Path) -> Weights:
 
 def state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
     """The tensors of a loaded file: as they are, in a trainer's wrapper, or under a prefix that all names share."""
-    if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), {})
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    wrapped = [content.get(key) for key in WRAPPERS] if isinstance(content, Mapping) else []
+    tensors = next(filter(None, map(named_tensors, [*wrapped, content])), {})
     if not tensors:
         raise UserError(f"{file} holds no weights")
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def named_tensors(value: Any) -> dict[str, Tensor]:
+    """The tensors of a mapping by their names; none of anything else."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
