@@ -25,6 +25,7 @@ CHECKPOINTS = {
         "--image_size 16 --num_heads 1 --learn_sigma True --use_scale_shift_norm False --attention_resolutions 8",
         True,
     ),
+    "improved_two_heads": ({"channel_mult": (1, 3), "num_heads": 2}, "--image_size 16 --num_heads 2", True),
     "improved_imagenet64": (
         {"channel_mult": (1, 2, 3), "attention": (2, 4), "num_heads": 4},
         "--image_size 16 --num_heads 4",
@@ -118,12 +119,15 @@ def test_rescaled_timesteps_are_a_sub_chain():
     [
         ("", "image_size"),
         ("--image_size", "pairs"),
+        ("--image_size 16 --channel_mult '1,2", "quot"),
         ("--image_size 16 --num_head_chanels 16", "--num_head_channels"),
         ("--image_size 16 --noise_schedule sigmoid", "noise_schedule"),
         ("--image_size 16 --num_res_blocks 2", "num_res_blocks 1"),
         ("--image_size 16 --learn_sigma True", "learn_sigma False"),
         ("--image_size 16 --attention_resolutions 16", "attention_resolutions 8"),
         ("--image_size 16 --num_heads 3", "heads"),
+        ("--image_size 16 --num_head_channels 0", "heads"),
+        ("--image_size 16 --num_head_channels 48", "heads"),
         ("--image_size 16 --num_heads_upsample 2", "num_heads_upsample"),
         ("--image_size 16 --diffusion_steps 100", "rescaled"),
         ("--image_size 15", "divide"),
@@ -135,10 +139,11 @@ def test_flags_that_do_not_fit(flags, message):
 
 
 def test_what_is_no_ddpm_is_refused():
-    upsampler = state()
-    upsampler["input_blocks.0.0.weight"] = torch.randn(32, 6, 3, 3)
-    with pytest.raises(UserError, match="upsampler"):
-        from_openai(upsampler, parse_flags("--image_size 16"), "64_256_upsampler.pt")
+    for out_channels in (3, 6):
+        upsampler = state(out_channels=out_channels)
+        upsampler["input_blocks.0.0.weight"] = torch.randn(32, 6, 3, 3)
+        with pytest.raises(UserError, match="an upsampler"):
+            from_openai(upsampler, parse_flags("--image_size 16"), "64_256.pt")
     classifier = {name: tensor for name, tensor in state().items() if not name.startswith("output_blocks")}
     with pytest.raises(UserError, match="no U-Net"):
         from_openai(classifier, parse_flags("--image_size 16"), "64x64_classifier.pt")

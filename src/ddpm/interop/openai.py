@@ -59,7 +59,10 @@ class Flags(BaseModel):
 
 def parse_flags(text: str) -> Flags:
     """Flags as one types them: "--image_size 64 --num_head_channels 64"."""
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"the flags end too early ({error}): close what is open in {text}") from None
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
         raise UserError(f"flags come as pairs, --name value, which this is not: {text}")
     given = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
@@ -137,12 +140,14 @@ def to_process(flags: Flags, *, learns_variance: bool) -> GaussianProcess:
 
 def check(found: Architecture, flags: Flags, where: str) -> None:
     """What the flags say twice must be what the weights say; what is no DDPM or not expressible is named."""
-    if found.out_channels not in (found.in_channels, 2 * found.in_channels):
+    upsamples = found.in_channels == 6  # their upsamplers see x_t and, beside it, the small image in as many channels
+    if upsamples or found.out_channels not in (found.in_channels, 2 * found.in_channels):
         raise UserError(f"{where} makes {found.out_channels} channels of {found.in_channels}: no DDPM (an upsampler?)")
     if flags.num_heads_upsample not in (-1, flags.num_heads) and flags.num_head_channels == -1:
         raise UserError(f"{where}: --num_heads_upsample cannot be expressed: both ways have the same heads here")
+    divisor = flags.num_heads if flags.num_head_channels == -1 else flags.num_head_channels
     for width in found.attended_widths:
-        if flags.heads(width) < 1 or width % flags.heads(width):
+        if divisor == 0 or width % divisor:
             raise UserError(f"{where}: attention over {width} channels does not divide into heads as the flags say")
     told = {
         "num_channels": found.time_channels,
