@@ -1,5 +1,7 @@
 """Model: what is drawn depends on (seed, index, class) alone, and what is saved comes back."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,22 @@ def test_saving_in_half_precision_keeps_the_weights_to_its_rounding(model, tmp_p
     for ours, theirs in zip(model.network.parameters(), again.network.parameters(), strict=True):
         assert theirs.dtype == torch.float32
         assert torch.equal(ours.half().float(), theirs)
+
+
+def test_a_path_that_is_called_like_a_bundled_model_is_a_path(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model.save("digits")
+    for given in ("./digits", Path("./digits")):
+        assert ddpm.load(given, device="cpu").image_shape == (1, 8, 8)
+    assert ddpm.load("digits", device="cpu").image_shape == (1, 28, 28)
+
+
+def test_the_home_folder_is_found_by_its_sign(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    model.save("~/model")
+    assert ddpm.load("~/model", device="cpu").weights_hash == model.weights_hash
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_callback_sees_every_step(model):

@@ -281,8 +281,8 @@ def load(name: str | Path, *, device: torch.device | str | None = None) -> Model
 
 def find_model(name: str | Path) -> Path:
     """The folder that holds the model called `name`."""
-    if str(name) in BUNDLED:
-        return BUNDLED[str(name)]
+    if isinstance(name, str) and name in BUNDLED:
+        return BUNDLED[name]
     path = Path(name).expanduser()
     if (path / "model").is_dir():
         return path / "model"
