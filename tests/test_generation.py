@@ -106,7 +106,7 @@ def steps_to_finish(model, out, **options) -> int:
     return len(drawn)
 
 
-@pytest.mark.parametrize("name", ["a.npz", "folder"])
+@pytest.mark.parametrize("name", ["a.npz", "folder", "folder.parts"])
 def test_a_killed_run_goes_on_where_it_was(model, expected, tmp_path, name):
     begin(model, tmp_path / name)
     assert steps_to_finish(model, tmp_path / name) == 2 * OPTIONS["steps"]  # the first of three batches was done

@@ -47,10 +47,10 @@ def generate(
     list(
         model.sample_batches([], batch_size=size, **options)
     )  # an option that is wrong shows before anything is touched
-    parts = out if as_folder else out.with_name(out.name + ".parts")
+    parts, ending = (out, ".png") if as_folder else (out.with_name(out.name + ".parts"), ".npy")
     prepare(out, parts, settings, overwrite)
     model.prepare(num, options.get("steps", 20))
-    for indices, images in missing_batches(model, parts, num, size, options):
+    for indices, images in missing_batches(model, parts, ending, num, size, options):
         pixels = to_uint8(images).permute(0, 2, 3, 1).numpy()
         (write_pngs if as_folder else write_array)(parts, indices, pixels)
     if not as_folder:
@@ -79,19 +79,21 @@ def prepare(out: Path, parts: Path, settings: dict[str, Any], overwrite: bool) -
         write_whole(note, text.encode())
 
 
-def missing_batches(model: Model, parts: Path, num: int, size: int, options: dict[str, Any]) -> Iterator[Batch]:
+def missing_batches(
+    model: Model, parts: Path, ending: str, num: int, size: int, options: dict[str, Any]
+) -> Iterator[Batch]:
     """Draw this process's batches that are not in `parts` yet, with a progress bar on the first process."""
     rank, processes = process_rank()
     starts = range(rank * size, num, processes * size)
-    todo = [start for start in starts if not part_file(parts, min(start + size, num) - 1).exists()]
+    todo = [start for start in starts if not part_file(parts, min(start + size, num) - 1, ending).exists()]
     for start in tqdm(todo, unit="batch", desc="sampling", disable=rank != 0 or len(todo) < 2):
         indices = range(start, min(start + size, num))
         yield from model.sample_batches(indices, batch_size=size, **options)
 
 
-def part_file(parts: Path, last_index: int) -> Path:
+def part_file(parts: Path, last_index: int, ending: str = ".npy") -> Path:
     """The file that says, by being there, that the batch ending with this image is done."""
-    return parts / f"{last_index:06d}.npy" if parts.suffix == ".parts" else parts / f"{last_index:06d}.png"
+    return parts / f"{last_index:06d}{ending}"
 
 
 def write_pngs(folder: Path, indices: list[int], pixels: np.ndarray) -> None:
