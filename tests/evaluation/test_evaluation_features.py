@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
@@ -15,7 +16,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from ddpm.data import open_dataset
 from ddpm.errors import UserError
 from ddpm.evaluation import features as features_module
-from ddpm.evaluation.builtin import builtin_classifier, read_digits
+from ddpm.evaluation.builtin import SOURCES, builtin_classifier, make, read_digits
 from ddpm.evaluation.engine import compile_network
 from ddpm.evaluation.features import WithLogits, inception_input, load_features
 from ddpm.evaluation.resize import tf1_bilinear
@@ -168,3 +169,14 @@ def test_builtin_gives_the_same_whatever_it_is_batched_with():
     x = torch.randn(6, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(model(x)[2:4], model(x[2:4]), rtol=1e-4, atol=1e-4)
+
+
+def test_everybody_may_read_builtin_weights_that_are_made_anew(tmp_path, monkeypatch):
+    for number, place in enumerate(f"{source}/{split}/{kind}" for source in SOURCES for split in ("train", "test")
+                                   for kind in "ab"):  # fmt: skip
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(tmp_path / place / "0.png")
+    monkeypatch.setenv("DDPM_DATA", str(tmp_path))
+    (tmp_path / "any new file").touch()
+    make(tmp_path / "weights.safetensors")
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "any new file").stat().st_mode

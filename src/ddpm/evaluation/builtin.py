@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpm.evaluation.accuracy_score import small
 from ddpm.evaluation.classifier import Classifier, accuracy, prepare, train_classifier
 from ddpm.evaluation.opening import open_images
+from ddpm.interop.folder import save_tensors
 
 EPOCHS = 8
 WEIGHTS = Path(str(files("ddpm.assets") / "builtin_features.safetensors"))
@@ -51,7 +52,7 @@ def make(path: Path = WEIGHTS) -> None:
         names += [f"{source}/{name}" for name in of_source]
     model = train_classifier(torch.cat(images), torch.cat(labels), len(names), epochs=EPOCHS, progress="builtin")
     weights = {key: value.contiguous() for key, value in model.half().state_dict().items()}
-    save_file(weights, path, metadata={"class_names": json.dumps(names)})
+    save_tensors(path, weights, {"class_names": json.dumps(names)})
     for source, offset in zip(SOURCES, offsets, strict=True):
         pixels, classes, _ = _labelled(f"{source}:test")
         print(f"{source}: {accuracy(builtin_classifier()[0], pixels, classes + offset):.2%}")
