@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -134,6 +135,29 @@ def test_a_divided_folder_gives_the_split_asked_for(image_folder):
     assert len(opened(f"{folder}:val")) == 1
     with pytest.raises(UserError, match="no split 'dev'; it holds train, val"):
         opened(f"{folder}:dev")
+
+
+@pytest.mark.parametrize("name", [".cache", ".git", ".ipynb_checkpoints"])
+def test_a_hidden_folder_beside_the_splits_changes_nothing(image_folder, name):
+    folder = image_folder(["train/a/1.png", "train/b/2.png", "test/a/3.png", f"{name}/4.png"])
+    dataset = opened(folder, labels=True)
+    assert (len(dataset), dataset.class_names) == (2, ["a", "b"])
+    with pytest.raises(UserError, match=r"it holds test, train$"):
+        opened(f"{folder}:dev")
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_its_class_not_left_out(image_folder, monkeypatch):
+    folder = image_folder(["bird/1.png", "cat/2.png", "dog/3.png"])
+    listed = os.scandir
+
+    def scandir(path):  # as root, no folder is closed
+        if Path(path).name == "cat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="cat cannot be read: Permission denied; make it readable, or move it out"):
+        opened(folder, labels=True)
 
 
 def test_broken_files_are_skipped_counted_and_named(image_folder):
@@ -320,6 +344,26 @@ def test_zip(tmp_path, pixels, encode, top):
     assert dataset.class_names == ["lily", "rose"]
     assert dataset.labels.tolist() == [0, 1, 1]
     assert (as_array(dataset) == np.stack([pixels(seed) for seed in (1, 0, 2)])).all()
+
+
+@pytest.mark.parametrize("top", ["", "./photos/"])
+def test_an_archive_of_several_splits_is_refused(tmp_path, pixels, encode, write_tar, top):
+    """Its test images would be trained on, and its splits pass for classes."""
+
+    def pack(name, members):
+        images = {top + member: encode(pixels(seed)) for seed, member in enumerate(members)}
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for member, data in images.items():
+                archive.writestr(member, data)
+        return tmp_path / f"{name}.zip", write_tar(tmp_path / f"{name}.tar", images)
+
+    for path in pack("both", ["Train/a/1.png", "Train/b/2.png", "val/a/3.png", ".cache/a/1.png"]):
+        with pytest.raises(UserError, match=r"holds several splits \(Train, val\): unpack it and name the folder"):
+            opened(path)
+    for path in pack("one", ["train/a/1.png", "train/b/2.png", ".cache/a/1.png"]):
+        assert opened(path, labels=True).class_names == ["a", "b"]
+    for path in pack("classes", ["train/1.png", "tram/2.png"]):
+        assert opened(path, labels=True).class_names == ["train", "tram"]
 
 
 def test_tar_shards_with_cls_files(tmp_path, pixels, encode, write_tar):

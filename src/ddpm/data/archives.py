@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ddpm.data.decode import ENDINGS
+from ddpm.data.folder import SPLIT_FOLDERS
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable, read_bounded
 from ddpm.data.stored import Records, classes_from_paths, file_state
 from ddpm.errors import UserError
@@ -45,7 +46,7 @@ def open_zip(path: Path) -> Records:
         return f"{members[index].CRC} {members[index].file_size}"
 
     names = [printable(member.filename) for member in members]
-    return Records(names, read, identify, *classes_from_paths(_below_shared_folder(names)), skipped)
+    return Records(names, read, identify, *classes_from_paths(_undivided(names, path)), skipped)
 
 
 def shard_paths(source: str, ending: str = ".tar") -> list[Path]:
@@ -99,9 +100,10 @@ def open_tar(shards: list[Path]) -> Records:
         number, offset, size = table[index].tolist()
         return f"{states[number]} {offset} {size}"
 
+    below = _undivided(names, shards[0])
     if names and None not in labels:
         return Records(names, read, identify, np.array(labels, np.int64), None, skipped)
-    return Records(names, read, identify, *classes_from_paths(_below_shared_folder(names)), skipped)
+    return Records(names, read, identify, *classes_from_paths(below), skipped)
 
 
 def scan_tar(shard: Path, skip: Callable[[str, str], None]) -> Iterator[TarImage]:
@@ -156,8 +158,10 @@ def _members(shard: Path, skip: Callable[[str, str], None]) -> Iterator[tarfile.
 
 
 def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.name.lower().endswith(ENDINGS) and not path.name.startswith(".") and "__MACOSX" not in path.parts
+    """By its name, and neither hidden nor in a hidden folder; `..` is no such one, but refused with a reason."""
+    parts = PurePosixPath(name).parts
+    hidden = any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts)
+    return name.lower().endswith(ENDINGS) and not hidden
 
 
 def _leaves(name: str) -> bool:
@@ -199,9 +203,20 @@ def _key(name: str) -> str:
     return f"{folder}/{base.split('.', 1)[0]}"
 
 
-def _below_shared_folder(names: list[str]) -> list[str]:
-    """Names without the folder that all are in: an archive of `flowers/` has `flowers/rose/`, `flowers/lily/`."""
+def _undivided(names: list[str], archive: Path) -> list[str]:
+    """Names without the folder that all are in: an archive of `flowers/` has `flowers/rose/`, `flowers/lily/`.
+
+    Raises UserError where what is left are train/, test/ and the like: they would pass for classes of one set.
+    """
     names = [name.removeprefix("./") for name in names]
-    while names and all("/" in name for name in names) and len({name.split("/", 1)[0] for name in names}) == 1:
+    while names and all("/" in name for name in names) and len(_tops(names)) == 1:
         names = [name.split("/", 1)[1] for name in names]
+    if names and {top.lower() for top in _tops(names)} <= SPLIT_FOLDERS:
+        found = ", ".join(sorted(_tops(names)))
+        raise UserError(f"{archive} holds several splits ({found}): unpack it and name the folder, or pack each alone")
     return names
+
+
+def _tops(names: list[str]) -> set[str]:
+    """The first folders of the paths, or the names of files in none."""
+    return {name.split("/", 1)[0] for name in names}

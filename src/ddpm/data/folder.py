@@ -9,18 +9,25 @@ from ddpm.data.stored import Records, classes_from_paths, file_state
 from ddpm.errors import UserError
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
+SPLIT_FOLDERS = {name for names in SPLITS.values() for name in names}
 LINKED_FOLDER = "it is a link to a folder, which is not followed"
 
 
 def open_folder(folder: Path, split: str | None) -> Records:
     """Every image below a folder, in the order of their paths.
 
-    A folder that is divided into train and test (or val) gives the split asked for, train by default. Hidden files are
-    passed over; links to folders, links that leave the folder and what is no regular file are skipped and reported.
+    A folder that is divided into train and test (or val) gives the split asked for, train by default. What is hidden is
+    passed over; links to folders, links that leave the folder and what is no regular file are skipped and reported. A
+    folder that cannot be listed is an error: without its class, the others would go by other numbers.
     """
+
+    def refuse(error: OSError) -> None:
+        reason = f"{error.filename} cannot be read: {error.strerror or error}"
+        raise UserError(f"{reason}; make it readable, or move it out of {folder}") from error
+
     root = _split_folder(folder, split).resolve()
     paths, skipped = [], []
-    for where, below, files in os.walk(root):
+    for where, below, files in os.walk(root, onerror=refuse):
         below[:] = sorted(name for name in below if not name.startswith("."))
         links = [path for name in below if os.path.islink(path := os.path.join(where, name))]
         skipped += [(printable(os.path.relpath(path, root)), LINKED_FOLDER) for path in links]
@@ -55,9 +62,10 @@ def _check_inside(path: str, root: Path) -> None:
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
-    below = {path.name.lower(): path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()}
+    folders = (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    below = {path.name.lower(): path for path in folders if not path.name.startswith(".")}
     if split is None:
-        divided = below and all(any(name in names for names in SPLITS.values()) for name in below)
+        divided = below.keys() <= SPLIT_FOLDERS
         return next((below[name] for name in SPLITS["train"] if divided and name in below), folder)
     found = next((below[name] for name in SPLITS.get(split, (split,)) if name in below), None)
     if found is None:
