@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from ddpm import cli
+from ddpm.data import open_dataset
 from ddpm.data.decode import read_image
 from ddpm.model import Model
 from ddpm.networks.config import NetworkConfig
@@ -16,7 +17,7 @@ from ddpm.process.schedule import NoiseSchedule, make_betas
 QUICK = ["--steps", "5", "--evaluations", "4", "--batch-size", "2"]
 
 
-def save_model(folder, num_classes=None):
+def save_model(folder, num_classes=None, provenance=None):
     """A tiny U-Net that has learnt nothing: the command line needs a model, not a good one."""
     torch.manual_seed(0)
     config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[], groups=4)
@@ -24,7 +25,8 @@ def save_model(folder, num_classes=None):
     network = UNet(config, image_size=(12, 12), in_channels=1, out_channels=1, num_classes=rows)
     names = num_classes and [str(i) for i in range(num_classes)]
     process = GaussianProcess(NoiseSchedule(make_betas("linear", 50)))
-    Model(network, process, image_shape=(1, 12, 12), class_names=names, null_label=num_classes).save(folder / "model")
+    known = {"class_names": names, "null_label": num_classes, "provenance": provenance}
+    Model(network, process, image_shape=(1, 12, 12), **known).save(folder / "model")
     return str(folder)
 
 
@@ -71,6 +73,27 @@ def test_edit_one_picture(plain, pictures, tmp_path, capsys):
 def test_strength_zero_gives_the_picture_back(plain, pictures, tmp_path, capsys):
     run(capsys, "edit", plain, pictures / "a.png", "--strength", "0", "--out", tmp_path / "x.png")
     assert torch.equal(read_image(tmp_path / "x.png", 1), read_image(pictures / "a.png", 1))
+
+
+@pytest.mark.parametrize("framing", [{"fit": "pad", "background": 0}, {"background": [255, 0, 0]}, {}])
+def test_pictures_are_brought_to_the_model_as_its_training_images_were(pictures, tmp_path, capsys, framing):
+    section = {"source": "elsewhere", "image_size": 12, **framing, "a field of tomorrow": 1}
+    padded = save_model(tmp_path / "run", provenance={"config": {"data": section}})
+    for path in pictures.iterdir():
+        path.unlink()
+    Image.new("LA", (30, 20), (200, 100)).save(pictures / "a.png")
+    trained = open_dataset(str(pictures), image_size=12, channels=1, **framing).batch([0])[0]
+    run(capsys, "edit", padded, pictures, "--strength", "0", "--out", tmp_path / "all")
+    run(capsys, "edit", padded, pictures / "a.png", "--strength", "0", "--out", tmp_path / "one.png")
+    for path in (tmp_path / "all" / "a.png", tmp_path / "one.png"):
+        assert torch.equal(read_image(path, 1), trained[0])
+
+
+def test_a_framing_that_is_none_is_one_line(pictures, tmp_path, capsys):
+    for section in ({"fit": "stretch"}, {"background": "blue"}):
+        odd = save_model(tmp_path / "run", provenance={"config": {"data": section}})
+        code, _, error = run(capsys, "edit", odd, pictures / "a.png", "--strength", "0", "--out", tmp_path / "x.png")
+        assert (code, error.count("\n")) == (2, 1)
 
 
 def test_edit_a_folder(plain, pictures, tmp_path, capsys):

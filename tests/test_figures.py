@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ddpm import figures
@@ -65,6 +66,14 @@ def table(images: Tensor) -> np.ndarray:
         for c in range(columns):
             grid[2 + r * (height + 2) :, 2 + c * (width + 2) :][:height, :width] = pixels[r, c]
     return grid
+
+
+def test_data_is_brought_to_a_model_as_its_training_images_were(tmp_path):
+    Image.new("L", (32, 16), 255).save(tmp_path / "wide.png")
+    provenance = {"config": {"data": {"fit": "pad", "background": 0}}}
+    padded = Model(Ideal(), GaussianProcess(SCHEDULE), image_shape=(1, 8, 8), provenance=provenance)
+    rows = figures.matching_data(padded, str(tmp_path), labels=False).batch([0])[0][0, 0].float().mean(1)
+    assert rows.tolist() == [0, 0, 255, 255, 255, 255, 0, 0]
 
 
 def test_the_loss_of_an_exact_network_is_the_closed_form(model, data):

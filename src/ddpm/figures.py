@@ -179,9 +179,9 @@ def comparison(models: Mapping[str, Model], *, columns: int = 8, **options) -> "
 
 
 def matching_data(model: Model, source: str, *, labels: bool) -> ImageDataset:
-    """The data at this model's size and channels."""
+    """The data at this model's size and channels, brought there as in training."""
     channels, *size = model.image_shape
-    return open_dataset(source, image_size=size, channels=channels, labels=labels)
+    return open_dataset(source, image_size=size, channels=channels, labels=labels, **model.framing._asdict())
 
 
 def _image_size(run: Path) -> tuple[int, int]:

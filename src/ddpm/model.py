@@ -11,6 +11,8 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
+from ddpm.data.config import data_section, framing_of
+from ddpm.data.fit import Framing
 from ddpm.errors import UserError
 from ddpm.hardware import Precision, compute_dtype, default_device
 from ddpm.interop import diffusers as diffusers_format
@@ -77,6 +79,11 @@ class Model:
         self.network.to(device)
         self._compute_networks.clear()
         return self
+
+    @property
+    def framing(self) -> Framing:
+        """How pictures are brought to its shape: as its training images were, where that is known."""
+        return framing_of(data_section(self.provenance))
 
     @cached_property
     def weights_hash(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from ddpm.cli import run as command_line
 from ddpm.pixels import to_uint8
@@ -65,7 +66,7 @@ def test_a_program_asks_for_runs_it_has_not_looked_at(client):
     assert "<svg" in drawn
     assert "images per second" in drawn
     assert [grid["caption"] for grid in grids] == ["first, step 200", "first, step 100"]
-    with pytest.raises(AppError, match="no run 'second'"):
+    with pytest.raises(AppError, match="No run 'second'"):
         client.predict(names=["second"], quantity="loss", api_name="/runs")
 
 
@@ -135,6 +136,23 @@ def test_a_bad_upload_is_refused_in_words(client, uploads, name, said, endpoint)
 def test_an_odd_upload_is_read(client, uploads, name):
     report, _ = client.predict(image=gradio_client.handle_file(uploads / name), steps=2, api_name="/edit")
     assert report.startswith("Strength 0.4")
+
+
+def test_an_upload_is_brought_to_the_model_as_its_training_images_were(
+    client, served_model, uploads, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(served_model.provenance, "config", {"data": {"fit": "pad", "background": 0}})
+    Image.new("LA", (32, 16), (255, 255)).save(tmp_path / "wide.png")
+    wide = gradio_client.handle_file(tmp_path / "wide.png")
+    asked = {"image": wide, "steps": 2}
+    damage = {"kind": "noise only", "mask": editor(uploads / "mask.png"), "draws": 1}
+    _, (edited, _) = client.predict(**asked, api_name="/edit")
+    _, (spoiled, _), _, _ = client.predict(**asked, **damage, api_name="/restore")
+    for path in (edited, spoiled):
+        rows = np.asarray(Image.open(path).convert("L")).mean(1)
+        height = len(rows)
+        assert rows[: height // 4].max() <= 1  # the band above is padding
+        assert rows[height // 4 : 3 * height // 4].min() >= 254
 
 
 @pytest.mark.parametrize("endpoint", ["/generate", "/edit"])

@@ -11,7 +11,7 @@ from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, transl
 from ddpm.editing.pictures import draw_curve, draw_reconstructions, read_fitted, read_folder
 from ddpm.errors import UserError
 from ddpm.fidelity import psnr, ssim
-from ddpm.model import load
+from ddpm.model import Model, load
 from ddpm.pixels import to_uint8
 from ddpm.viewing.files import check_target
 from ddpm.viewing.pictures import save_picture
@@ -54,7 +54,7 @@ def edit(
     editor = Editor(
         prior, labels=parse_labels(labels), guidance=guidance, seed=seed, batch_size=batch_size, precision=precision
     )
-    names, images = read(source, prior.image_shape)
+    names, images = read(source, prior)
     if curve:
         points = fidelity_curve(editor, images, sampler=sampler, steps=steps)
         print("strength   PSNR    SSIM  surprise")
@@ -92,11 +92,11 @@ def check(target: Path, drawing: bool, folder: bool, overwrite: bool) -> None:
         raise UserError(f"{target} exists: give another --out, or --overwrite")
 
 
-def read(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], Tensor]:
+def read(source: Path, model: Model) -> tuple[list[str], Tensor]:
     """The names and images of a picture or a folder; says which pictures were left out."""
     if not source.is_dir():
-        return [source.stem], read_fitted(source, shape)
-    names, images, failures = read_folder(source, shape)
+        return [source.stem], read_fitted(source, model)
+    names, images, failures = read_folder(source, model)
     for failure in failures:
         print(f"left out: {failure}")
     return names, images

@@ -43,7 +43,7 @@ def interpolate(
     editor = Editor(
         prior, labels=parse_labels(labels), guidance=guidance, seed=seed, batch_size=batch_size, precision=precision
     )
-    a, b = (read_fitted(path, prior.image_shape) for path in (first, second))
+    a, b = (read_fitted(path, prior) for path in (first, second))
     weights = [i / (num - 1) for i in range(num)]
     rows = coarse_to_fine(editor, a[0], b[0], weights, parse_depths(depths), sampler=sampler, steps=steps)
     framed = torch.cat([a.expand(len(rows), 1, *a.shape[1:]), rows, b.expand(len(rows), 1, *b.shape[1:])], dim=1)

@@ -22,7 +22,7 @@ from ddpm.cli.options import (
     parse_labels,
 )
 from ddpm.data.decode import read_image, to_tensor
-from ddpm.data.fit import fit
+from ddpm.editing.pictures import read_fitted
 from ddpm.errors import UserError
 from ddpm.model import load
 from ddpm.pixels import to_float
@@ -73,7 +73,7 @@ def trace(
         loaded = load(model)
         trajectory = trace_model(
             loaded,
-            image=None if forward is None else prepared(forward, loaded.image_shape),
+            image=None if forward is None else read_fitted(forward, loaded)[0],
             num=num,
             labels=parse_labels(labels),
             guidance=guidance,
@@ -90,11 +90,8 @@ def trace(
     print(trajectory.save(out, fps=fps, hold=hold, overwrite=overwrite))
 
 
-def prepared(path: Path, shape: tuple[int, int, int] | None = None) -> Tensor:
-    """The image file in [-1, 1], cropped to a model's (C, H, W); without one, at its own size if that is not large."""
-    if shape is not None:
-        image = to_pillow(read_image(path, shape[0]))
-        return to_float(to_tensor(fit(image, shape[1:])))
+def prepared(path: Path) -> Tensor:
+    """The image file in [-1, 1], at its own size if that is not large."""
     image = to_pillow(read_image(path, 3))
     image.thumbnail((LARGEST_FORWARD, LARGEST_FORWARD), Image.Resampling.LANCZOS)
     return to_float(to_tensor(image))

@@ -1,9 +1,10 @@
 """What a data set is and how its images are brought to one size: the `data` section of a configuration."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from ddpm.data.fit import Framing
 from ddpm.data.limits import SMALLEST_SIDE
 from ddpm.errors import UserError
 
@@ -60,3 +61,17 @@ def checked_config(source: str, **options) -> DataConfig:
     except ValidationError as error:
         problem = error.errors()[0]
         raise UserError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+
+
+def data_section(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The `data` section of the configuration a model was trained with; empty where its folder does not say."""
+    config = provenance.get("config")
+    section = config.get("data") if isinstance(config, dict) else None
+    return section if isinstance(section, dict) else {}
+
+
+def framing_of(section: dict[str, Any]) -> Framing:
+    """The framing of a `data` section, which may lack fields or know others; checked, as it may be a stranger's."""
+    known = {field: section[field] for field in Framing._fields if field in section}
+    config = checked_config("digits", **known)
+    return Framing(config.fit, config.background)

@@ -1,8 +1,17 @@
 """Bringing images to one size with their aspect kept: by cropping what stands over, or by padding."""
 
+from typing import NamedTuple
+
 from PIL import Image
 
 RESAMPLING = Image.Resampling.BICUBIC  # Pillow's is antialiased: the kernel widens as the image shrinks
+
+
+class Framing(NamedTuple):
+    """How a set's images came to one size and lost their alpha: the fields of these names in the `data` section."""
+
+    fit: str = "crop"
+    background: int | tuple[int, int, int] = 255
 
 
 def fit(image: Image.Image, size: tuple[int, int], how: str = "crop", background=255) -> Image.Image:

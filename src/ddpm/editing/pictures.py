@@ -15,6 +15,7 @@ from ddpm.data.names import picture_names
 from ddpm.editing.inversion import RoundTrip
 from ddpm.editing.sdedit import CurvePoint
 from ddpm.errors import UserError
+from ddpm.model import Model
 from ddpm.pixels import to_float
 from ddpm.viewing.pictures import make_grid, to_pillow
 from ddpm.viewing.plots import COLOURS, figure
@@ -26,14 +27,16 @@ if TYPE_CHECKING:
 ROWS_DRAWN = 6
 
 
-def read_fitted(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """A picture as (1, *shape) in [-1, 1], cropped to the shape's aspect and resized, as in training."""
-    channels, height, width = shape
-    return to_float(to_tensor(fit(to_pillow(read_image(path, channels, smallest=1)), (height, width))))[None]
+def read_fitted(path: Path, model: Model) -> Tensor:
+    """A picture as (1, C, H, W) in [-1, 1], brought to the model's shape as in training."""
+    channels, height, width = model.image_shape
+    how, background = model.framing
+    picture = to_pillow(read_image(path, channels, background, smallest=1))
+    return to_float(to_tensor(fit(picture, (height, width), how, background)))[None]
 
 
-def read_folder(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], Tensor, list[str]]:
-    """The pictures directly in a folder: their names, (N, *shape) in [-1, 1], and what is wrong with the others.
+def read_folder(source: Path, model: Model) -> tuple[list[str], Tensor, list[str]]:
+    """The pictures directly in a folder: their names, (N, C, H, W) in [-1, 1], and what is wrong with the others.
 
     A name is without its ending, which stays where another picture has the same name.
     """
@@ -44,7 +47,7 @@ def read_folder(source: Path, shape: tuple[int, int, int]) -> tuple[list[str], T
     failures = []
     for path in paths:
         try:
-            pictures[path] = read_fitted(path, shape)
+            pictures[path] = read_fitted(path, model)
         except UserError as error:
             failures.append(str(error))
     if not pictures:

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ddpm.data import open_dataset
+from ddpm.data.config import data_section
 from ddpm.data.decode import FORMATS
 from ddpm.data.limits import BrokenFile
 from ddpm.data.sources import find_stored, split_of
@@ -99,10 +100,9 @@ def apart(source: str) -> tuple[str, str | None, str]:
 
 def trained_with(model: Model) -> dict[str, Any]:
     """How images are brought to the model's shape: as its training data was, where that is known."""
-    data = (model.provenance.get("config") or {}).get("data") or {}
+    source = data_section(model.provenance).get("source")
     channels, height, width = model.image_shape
-    kept = {key: data[key] for key in ("fit", "background") if key in data}
-    return {"fit": "crop", **kept, "source": data.get("source"), "image_size": (height, width), "channels": channels}
+    return {**model.framing._asdict(), "source": source, "image_size": (height, width), "channels": channels}
 
 
 def native_shape(stored: Stored, source: str) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ def edit_upload(
     model: Model, source: str | None, strength: float, *, label: str = NO_CLASS, steps: int = 50, seed: int = 0
 ) -> tuple[Image.Image, Image.Image, str]:
     """(before, after, what was kept) of an upload noised by `strength` and denoised again (SDEdit)."""
-    original = read_fitted(source, model.image_shape)[None]
+    original = read_fitted(source, model.image_shape, framing=model.framing)[None]
     edited = sdedit(_editor(model, label, seed, 1), original, strength, steps=_steps(model, steps))
     report = f"Strength {strength:g}: PSNR {psnr(edited, original)[0]:.1f} dB to the original"
     if min(model.image_shape[1:]) > 2 * SSIM_RADIUS:
@@ -47,7 +47,7 @@ def between(
 ) -> Image.Image:
     """The way between two uploads, which stand at its ends: figure 8 of Ho et al. 2020."""
     first, second = (
-        read_fitted(source, model.image_shape, f"the {which} upload")
+        read_fitted(source, model.image_shape, f"the {which} upload", model.framing)
         for source, which in zip(sources, ("first", "second"), strict=True)
     )
     count = bounded("the number of images", number, 1, MOST_BETWEEN)

@@ -97,7 +97,7 @@ def restore_upload(
     draws: int = 4,
     seed: int = 0,
 ) -> Iterator[Step | Answer]:
-    """Restore an upload, cropped to the model's size: yields steps as they are done, and at last the answer.
+    """Restore an upload, brought to the model's size: yields steps as they are done, and at last the answer.
 
     `clean`: the upload is spoiled first, and the result compared with it; otherwise it is what is left of an image.
     """
@@ -130,9 +130,9 @@ def _measure(
 ) -> tuple[Tensor, Tensor | None]:
     """(y, the original where it is known). An upload is brought to the size that the operator speaks of."""
     if clean:
-        original = read_fitted(source, model.image_shape)
+        original = read_fitted(source, model.image_shape, framing=model.framing)
         return degrade(original, operator, damage.noise, derive_seed(seed, "degrade")), original
-    y = read_fitted(source, operator.measurement_shape)
+    y = read_fitted(source, operator.measurement_shape, framing=model.framing)
     return (y * operator.known if isinstance(operator, Inpainting) else y), None
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.data.decode import decode, to_tensor
-from ddpm.data.fit import fit
+from ddpm.data.fit import Framing, fit
 from ddpm.data.limits import BrokenFile
 from ddpm.errors import UserError
 from ddpm.pixels import to_float
@@ -21,26 +21,32 @@ PAINTED = 128  # of 255: from here on a mask's pixel counts
 PAINTED_SHARE = 0.25  # of a pixel of the image that the brush must have covered
 
 
-def read_upload(source: str | Path | bytes | None, channels: int, what: str = "the upload") -> Image.Image:
+def read_upload(
+    source: str | Path | bytes | None, channels: int, what: str = "the upload", background=255
+) -> Image.Image:
     """An uploaded file as a Pillow image of 1 to 4 channels; UserError that says in one line what is wrong with it.
 
-    The header is judged before any pixel is decoded. The first frame of an animation; alpha is flattened on white.
+    The header is judged before any pixel is decoded. The first frame of an animation; alpha goes onto `background`.
     """
     if source is None:
         raise UserError(f"{what} is missing: choose an image first")
     try:
         data = source if isinstance(source, bytes) else _bytes(Path(source))
-        return decode(data, channels, smallest=1)
+        return decode(data, channels, background, smallest=1)
     except BrokenFile as error:
         raise UserError(f"{what} cannot be used: {error}") from error
     except OSError as error:
         raise UserError(f"{what} cannot be read: {error.strerror or error}") from error
 
 
-def read_fitted(source: str | Path | None, shape: Sequence[int], what: str = "the upload") -> Tensor:
-    """An uploaded file as (C, H, W) in [-1, 1], cropped and scaled to `shape`."""
+def read_fitted(
+    source: str | Path | None, shape: Sequence[int], what: str = "the upload", framing: Framing | None = None
+) -> Tensor:
+    """An uploaded file as (C, H, W) in [-1, 1], brought to `shape` as the model's training images were."""
     channels, height, width = shape
-    return to_float(to_tensor(fit(read_upload(source, channels, what), (height, width))))
+    how, background = framing or Framing()
+    image = read_upload(source, channels, what, background)
+    return to_float(to_tensor(fit(image, (height, width), how, background)))
 
 
 def read_mask(layers: Sequence[str | bytes], size: tuple[int, int]) -> Tensor:

@@ -39,7 +39,7 @@ def tab(model: Model) -> None:
             start = gr.Button("Edit", variant="primary")
         with gr.Column(scale=3, min_width=300):
             status = gr.Markdown(
-                f"Noised and denoised again. Uploads are cropped and scaled to {width}×{height}.",
+                f"Noised and denoised again. Uploads are brought to {width}×{height}, as in training.",
                 elem_classes=["status", "hint"],
             )
             compared = gr.ImageSlider(

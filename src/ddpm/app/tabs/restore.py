@@ -21,7 +21,7 @@ def tab(model: Model) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             image = upload("Image")
-            gr.Markdown(f"Cropped and scaled to {width}×{height}, what this model draws.", elem_classes="hint")
+            gr.Markdown(f"Brought to {width}×{height}, what this model draws, as in training.", elem_classes="hint")
             kind = gr.Dropdown(kinds, value=behind.PAINTED, label="Damage")
             mask = mask_editor("Paint what is lost", CANVAS, BRUSH, height=CANVAS + 60, elem_id="mask")
             share = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Share of pixels lost", visible=False)
@@ -74,7 +74,8 @@ def tab(model: Model) -> None:
         """The upload, as this model sees it, under the brush."""
         if image is None:
             return None, "Choose an image."
-        return enlarged(to_uint8(read_fitted(image, model.image_shape)), CANVAS), "Ready."
+        fitted = read_fitted(image, model.image_shape, framing=model.framing)
+        return enlarged(to_uint8(fitted), CANVAS), "Ready."
 
     def for_kind(kind):
         shown = {mask: behind.PAINTED, share: behind.RANDOM, scale: behind.SMALL, blur: behind.BLUR}
