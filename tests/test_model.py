@@ -57,6 +57,17 @@ def test_a_class_named_by_a_number_goes_by_its_name(conditional_model):
         conditional_model.resolve_labels([])
 
 
+def test_text_names_a_class_first_even_with_a_comma_and_then_several(conditional_model):
+    assert conditional_model.resolve_labels("all") == [0, 1, 2]
+    assert conditional_model.resolve_labels(" class 2,0, class 1,") == [2, 0, 1]
+    conditional_model.class_names = ["tench", "tench, Tinca tinca", "all"]
+    for text, found in (("tench, Tinca tinca", [1]), ("all", [2]), ("tench,1", [0, 1]), (["all", 0], [2, 0])):
+        assert conditional_model.resolve_labels(text) == found
+    for text, said in (("tench, Tinca", "no class 'Tinca'"), (",", "no class is named"), ("", "no class is named")):
+        with pytest.raises(UserError, match=said):
+            conditional_model.resolve_labels(text)
+
+
 @pytest.mark.parametrize("labels", [3, -1, "dog", [0, 7]])
 def test_a_class_out_of_range_is_named(conditional_model, labels):
     with pytest.raises(UserError, match="the model knows 0 to 2"):

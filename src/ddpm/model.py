@@ -187,7 +187,7 @@ class Model:
 
         Args:
             sampler, steps, spacing: see `ddpm.samplers`; `sampler_options` go to the sampler (e.g. eta=1.0).
-            labels: a class, a list of classes that images take in turn, or None: all classes in turn.
+            labels: classes that images take in turn, see `resolve_labels`; None: all of them.
             guidance: classifier-free guidance, 1 is off, 0 unconditional.
             clip: "static", "dynamic" or None, see `Denoiser`.
             precision: number format of the network; "fp32" for comparisons across machines.
@@ -218,12 +218,17 @@ class Model:
             yield block, images.float().clamp(-1, 1).cpu()
 
     def resolve_labels(self, labels: Labels) -> list[int] | None:
-        """The list of classes that images take in turn, from a class, "all", a name, a list or None."""
+        """The list of classes that images take in turn, from a class, a list, or None: all of them.
+
+        Text is the name of a class first, which may hold a comma or be "all"; then "all", or classes between commas.
+        """
         if self.class_names is None:
             if labels is not None:
                 raise UserError("this model was trained without classes: it takes no labels")
             return None
-        if labels is None or labels == "all":
+        if isinstance(labels, str) and labels not in self.class_names:
+            labels = None if labels == "all" else [word.strip() for word in labels.split(",") if word.strip()]
+        if labels is None:
             return list(range(len(self.class_names)))
         chosen = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
         if not chosen:

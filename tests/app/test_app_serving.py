@@ -2,6 +2,7 @@
 
 import gc
 import re
+import shlex
 import socket
 import threading
 from pathlib import Path
@@ -55,6 +56,24 @@ def test_16_requests_at_once_are_answered_and_none_is_mixed_up(client, served_mo
     assert live_tensors() <= tensors + 5
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("sampling")]
     assert psutil.Process().memory_info().rss < memory + 100 * 2**20  # the server's own pool of threads grows once
+
+
+@pytest.mark.parametrize("name", ["tench, Tinca tinca", "all"])
+def test_the_command_and_the_program_draw_what_was_seen_whatever_its_class_is_called(
+    client, served_model, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(served_model, "class_names", ["class 0", name, "class 2"])
+    served_model.save(tmp_path / "somebody's model")
+    monkeypatch.chdir(tmp_path)
+    answer = client.predict(label=name, steps=2, seed=3, number=2, guidance=1, api_name="/generate")
+    grid, command, program = Path(answer[2]).read_bytes(), *answer[5:]
+    expected = served_model.sample(2, labels=1, steps=2, seed=3, batch_size=2)
+    assert np.array_equal(np.load(answer[4])["arr_0"], to_uint8(expected).permute(0, 2, 3, 1))
+    assert command_line(shlex.split(command.replace("\\\n", ""))[1:]) == 0
+    assert Path("samples.png").read_bytes() == grid
+    Path("samples.png").unlink()
+    exec(program, {})
+    assert Path("samples.png").read_bytes() == grid
 
 
 def live_tensors() -> int:

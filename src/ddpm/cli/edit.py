@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from torch import Tensor
 
-from ddpm.cli.options import MODEL_HELP, Overwrite, parse_labels
+from ddpm.cli.options import MODEL_HELP, Overwrite
 from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
 from ddpm.editing.pictures import draw_curve, draw_reconstructions, read_fitted, read_folder
 from ddpm.errors import UserError
@@ -51,9 +51,7 @@ def edit(
     target = out or Path("edited.png" if drawing or source.is_file() else "edited")
     check(target, drawing, source.is_dir(), overwrite)
     prior = load(model)
-    editor = Editor(
-        prior, labels=parse_labels(labels), guidance=guidance, seed=seed, batch_size=batch_size, precision=precision
-    )
+    editor = Editor(prior, labels=labels, guidance=guidance, seed=seed, batch_size=batch_size, precision=precision)
     names, images = read(source, prior)
     if curve:
         points = fidelity_curve(editor, images, sampler=sampler, steps=steps)
@@ -71,15 +69,7 @@ def edit(
         if strength is not None:
             edited = sdedit(editor, images, strength, sampler=sampler, steps=steps)
         else:
-            edited = translate(
-                editor,
-                images,
-                parse_labels(labels),
-                parse_labels(to),
-                depth=depth,
-                evaluations=evaluations // 2,
-                order=order,
-            )
+            edited = translate(editor, images, labels, to, depth=depth, evaluations=evaluations // 2, order=order)
         write(names, images, edited, target, source.is_dir(), overwrite)
     print(target)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddpm.cli.options import Eta, Overwrite, parse_clip, parse_labels
+from ddpm.cli.options import Eta, Overwrite, parse_clip
 from ddpm.errors import UserError
 from ddpm.evaluation.evaluate import evaluate as run_evaluation
 from ddpm.evaluation.metrics import METRICS, pictures_of
@@ -45,7 +45,7 @@ def evaluate(
     sampling = {
         "spacing": spacing,
         "eta": eta,
-        "labels": parse_labels(labels),
+        "labels": labels,
         "guidance": guidance,
         "seed": seed,
         "batch_size": batch_size,

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName, Sampler, parse_labels
+from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName, Sampler
 from ddpm.editing import Editor, coarse_to_fine
 from ddpm.editing.pictures import read_fitted
 from ddpm.errors import UserError
@@ -40,9 +40,7 @@ def interpolate(
     if num < 2:
         raise UserError(f"--num must be at least 2, A's side and B's, not {num}")
     prior = load(model)
-    editor = Editor(
-        prior, labels=parse_labels(labels), guidance=guidance, seed=seed, batch_size=batch_size, precision=precision
-    )
+    editor = Editor(prior, labels=labels, guidance=guidance, seed=seed, batch_size=batch_size, precision=precision)
     a, b = (read_fitted(path, prior) for path in (first, second))
     weights = [i / (num - 1) for i in range(num)]
     rows = coarse_to_fine(editor, a[0], b[0], weights, parse_depths(depths), sampler=sampler, steps=steps)

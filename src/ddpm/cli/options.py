@@ -22,13 +22,6 @@ PrecisionName = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")]
 Overwrite = Annotated[bool, typer.Option(help="replace what is there")]
 
 
-def parse_labels(text: str | None) -> list[str] | str | None:
-    """`3`, `0,1,2`, `cat,dog` or `all`, as `Model.sample` takes them."""
-    if text is None or text == "all":
-        return text
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def parse_clip(text: str) -> Clip:
     """`static`, `dynamic` or `none`."""
     match text:

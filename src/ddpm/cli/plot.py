@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddpm import figures
-from ddpm.cli.options import Guidance, Labels, Overwrite, Sampler, Seed, Steps, parse_labels
+from ddpm.cli.options import Guidance, Labels, Overwrite, Sampler, Seed, Steps
 from ddpm.errors import UserError
 from ddpm.model import Model, load
 from ddpm.viewing.files import check_target
@@ -82,9 +82,7 @@ def interpolation(
 ) -> None:
     """From one sample to another, between their x_T."""
     target = _target(out, "interpolation", overwrite)
-    drawn = figures.interpolation(
-        load(model), rows=rows, columns=columns, steps=steps, labels=parse_labels(labels), seed=seed
-    )
+    drawn = figures.interpolation(load(model), rows=rows, columns=columns, steps=steps, labels=labels, seed=seed)
     print(save_figure(drawn, target, overwrite=overwrite))
 
 
@@ -103,7 +101,7 @@ def neighbours(
 ) -> None:
     """Samples beside the training images nearest to them."""
     target = _target(out, "neighbours", overwrite)
-    options = {"sampler": sampler, "steps": steps, "labels": parse_labels(labels), "seed": seed}
+    options = {"sampler": sampler, "steps": steps, "labels": labels, "seed": seed}
     drawn = figures.nearest_neighbours(load(model), data, num=num, neighbours=neighbours, **options)
     print(save_figure(drawn, target, overwrite=overwrite))
 
@@ -145,7 +143,7 @@ def compare(
 ) -> None:
     """Several models at the same seeds."""
     target = _target(out, "compare", overwrite)
-    options = {"sampler": sampler, "steps": steps, "labels": parse_labels(labels), "seed": seed}
+    options = {"sampler": sampler, "steps": steps, "labels": labels, "seed": seed}
     print(save_figure(figures.comparison(_titled(models), columns=columns, **options), target, overwrite=overwrite))
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName, parse_labels
+from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName
 from ddpm.errors import UserError
 from ddpm.model import load
 from ddpm.restoration.items import Settings
@@ -51,7 +51,7 @@ def restore(
         degrade=degrade,
         samples=samples,
         steps=steps,
-        labels=parse_labels(labels),
+        labels=labels,
         guidance=guidance,
         seed=seed,
         precision=precision,

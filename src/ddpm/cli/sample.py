@@ -18,7 +18,6 @@ from ddpm.cli.options import (
     Spacing,
     Steps,
     parse_clip,
-    parse_labels,
 )
 from ddpm.generation import generate
 from ddpm.model import load
@@ -51,7 +50,7 @@ def sample(
         num=num,
         overwrite=overwrite,
         columns=columns,
-        labels=parse_labels(labels),
+        labels=labels,
         guidance=guidance,
         guidance_rescale=guidance_rescale,
         sampler=sampler,

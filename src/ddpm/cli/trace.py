@@ -19,7 +19,6 @@ from ddpm.cli.options import (
     Seed,
     Spacing,
     parse_clip,
-    parse_labels,
 )
 from ddpm.data.decode import read_image, to_tensor
 from ddpm.editing.pictures import read_fitted
@@ -75,7 +74,7 @@ def trace(
             loaded,
             image=None if forward is None else read_fitted(forward, loaded)[0],
             num=num,
-            labels=parse_labels(labels),
+            labels=labels,
             guidance=guidance,
             sampler=sampler,
             steps=steps,
