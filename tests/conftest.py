@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 from ddpm.model import Model
 from ddpm.networks.config import NetworkConfig
@@ -10,6 +11,10 @@ from ddpm.process.gaussian import GaussianProcess
 from ddpm.process.schedule import NoiseSchedule, make_betas
 
 torch.set_num_threads(1)  # pytest runs a worker a core
+
+# a busy machine is slow, which is no failure, and what fails must fail again
+settings.register_profile("house", deadline=None, derandomize=True)
+settings.load_profile("house")
 
 
 @pytest.fixture(autouse=True)
