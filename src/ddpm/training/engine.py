@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddpm.errors import UserError
 from ddpm.hardware import compute_dtype
-from ddpm.networks.unet import UNet
+from ddpm.networks.unet import Level, UNet
 from ddpm.training.config import TrainingConfig
 
 MEMORY_SHARE = 0.5  # of the machine's memory that a micro-batch chosen here may fill
@@ -102,31 +102,57 @@ def measure_memory(network: UNet, dtype: torch.dtype, dataset_bytes: int) -> Mem
 
 
 def activation_bytes(network: UNet, dtype: torch.dtype) -> int:
-    """What autograd keeps of one image until its backward pass, counted on a forward pass."""
-    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    """What autograd holds of one image at most, counted on a forward pass.
+
+    Of a checkpointed block that is its inputs, and while it is computed again for its backward pass all that it keeps.
+    """
+    device = next(network.parameters()).device
+    x = torch.zeros(1, network.in_channels, *network.image_size, device=device, dtype=dtype)
+    labels = None if network.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
+    calls: list[tuple[nn.Module, tuple[Tensor | None, ...]]] = []
+    hooks = [
+        block.register_forward_pre_hook(lambda *call: calls.append(call)) for block in checkpointed_blocks(network)
+    ]
+    held = kept_bytes(
+        network, x, torch.zeros(1, device=device), labels, torch.zeros(1, dtype=torch.int64, device=device)
+    )
+    for hook in hooks:
+        hook.remove()
+    return held + max((kept_bytes(block, *inputs) for block, inputs in calls), default=0)
+
+
+def checkpointed_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks of which only the inputs are kept."""
+    levels = [level for level in network.modules() if isinstance(level, Level) and level.checkpointing]
+    return [block for level in levels for blocks in level.children() for block in blocks.children()]
+
+
+def kept_bytes(module: nn.Module, *inputs: Tensor | None) -> int:
+    """What autograd keeps of a forward pass, less the weights: those are there once, whatever the batch."""
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # an address is only a name while its tensor lives
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in weights and not is_cast_weight(tensor):
             kept[storage.data_ptr()] = storage.nbytes()
         alive.append(tensor)
         return tensor
 
-    alive: list[Tensor] = []  # an address is only a name while its tensor lives
-    device = next(network.parameters()).device
-    x = torch.zeros(1, network.in_channels, *network.image_size, device=device, dtype=dtype)
-    labels = None if network.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        network(x, torch.zeros(1, device=device), labels, torch.zeros(1, dtype=torch.int64, device=device))
-    return sum(kept.values()) - cast_bytes(network, dtype)
+        module(*inputs)
+    return sum(kept.values())
 
 
-def cast_bytes(network: nn.Module, dtype: torch.dtype) -> int:
-    """Half-precision copies of the weights, which a forward pass keeps once, not once an image."""
-    if dtype == torch.float32:
-        return 0
-    return sum(2 * p.numel() for p in network.parameters() if p.ndim > 1)
+def is_cast_weight(tensor: Tensor) -> bool:
+    """Whether this is a parameter in another number format, or a view of one, as autograd's graph tells."""
+    made_by = (tensor if tensor._base is None else tensor._base).grad_fn
+    return (
+        made_by is not None
+        and made_by.name() == "ToCopyBackward0"
+        and hasattr(made_by.next_functions[0][0], "variable")
+    )
 
 
 def total_memory(device: torch.device) -> int:
