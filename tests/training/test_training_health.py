@@ -7,13 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddpm.data.dataset import ImageDataset
 from ddpm.errors import RunStopped, UserError
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
-from ddpm.training import train
+from ddpm.training import dry_run, train
 from ddpm.training.batches import Batch, Batches
 from ddpm.training.engine import activation_bytes, kept_bytes
 from ddpm.training.loop import Loop
+from ddpm.training.preview import channel_means
 
 
 @pytest.fixture
@@ -190,3 +192,32 @@ def test_previews_report_how_far_the_colours_drift(tiny, files, tmp_path):
     run = train(tiny(steps=2, preview_every=2, preview_images=3, preview_steps=2), tmp_path / "run")
     (record,) = files.records(run, "channel_0_drift")
     assert abs(record["channel_0_drift"]) < 2
+
+
+def test_colours_are_counted_a_few_images_at_a_time():
+    images = torch.randint(0, 256, (3000, 3, 2, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    asked = []
+
+    class Large(ImageDataset):
+        image_shape = (3, 2, 4)
+
+        def __len__(self):
+            return len(images)
+
+        def batch(self, indices):
+            asked.append(torch.tensor(indices))
+            return images[asked[-1]], None
+
+    means = channel_means(Large())
+    assert max(map(len, asked)) <= 16
+    chosen = torch.cat(asked)
+    assert 500 < len(chosen) <= 1024
+    assert chosen[-1] > 2990
+    torch.testing.assert_close(means, images[chosen].double().mean((0, 2, 3)) / 127.5 - 1)
+
+
+def test_colours_are_not_counted_where_no_preview_is_drawn(tiny, tmp_path, monkeypatch):
+    monkeypatch.delattr("ddpm.training.run.channel_means")
+    monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
+    train(tiny(steps=1, preview_every=0), tmp_path / "run")
+    assert "speed" in dry_run.dry_run(tiny(preview_every=1))

@@ -12,7 +12,8 @@ from ddpm.data.stream import StreamDataset
 from ddpm.model import Model, blocks
 from ddpm.viewing.pictures import save_grid
 
-MEAN_OF = 1024  # images of the data set whose mean colour stands for all
+MEAN_OF = 1024  # images of the data set, at most, whose mean colour stands for all
+AT_ONCE = 16  # of them in memory
 
 
 def draw_preview(model: Model, num: int, steps: int, seed: int, accelerator: Accelerator) -> Tensor | None:
@@ -37,9 +38,13 @@ def channel_means(dataset: ImageDataset) -> Tensor | None:
     """Mean of each channel in [-1, 1], over images spread evenly through the set; None for one that is streamed."""
     if isinstance(dataset, StreamDataset):
         return None
-    stride = max(1, len(dataset) // MEAN_OF)
-    pixels, _ = dataset.batch(range(0, len(dataset), stride))
-    return pixels.double().mean((0, 2, 3)).cpu() / 127.5 - 1
+    chosen = range(0, len(dataset), -(-len(dataset) // MEAN_OF))
+    channels, height, width = dataset.image_shape
+    total = torch.zeros(channels, dtype=torch.int64)
+    for start in range(0, len(chosen), AT_ONCE):
+        pixels, _ = dataset.batch(chosen[start : start + AT_ONCE])
+        total += pixels.sum((0, 2, 3)).cpu()
+    return total.double() / (len(chosen) * height * width) / 127.5 - 1
 
 
 def channel_drift(images: Tensor, means: Tensor) -> dict[str, float]:

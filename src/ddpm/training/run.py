@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from ddpm.data import Loader, open_dataset
 from ddpm.data.dataset import ImageDataset
@@ -156,7 +158,6 @@ class Run:
         health = Health(out / "set_aside", training.skip_at_most)
         self.loop = Loop(training, config.process, self.network, batches, engine, accelerator, health)
         self.averaged = copy.deepcopy(self.network)  # where the averaged weights are put to be drawn with and saved
-        self.means = channel_means(self.dataset)
         self.fine_tunes = init is not None
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -250,6 +251,11 @@ class Run:
                 "metrics": self.figures,
             },
         )
+
+    @functools.cached_property
+    def means(self) -> Tensor | None:
+        """Of the data's colours; read from hundreds of images, so only where there are previews to compare."""
+        return channel_means(self.dataset)
 
     def preview(self, model: Model, step: int) -> None:
         """RUN/samples/NNNNNN.png, and how far its colours lie from the data's."""
