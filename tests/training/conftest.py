@@ -1,10 +1,15 @@
 """A run small enough to be trained in a test: 8×8 pictures of two classes, a network of some thousand parameters."""
 
+import io
 import json
+import tarfile
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm.training import Config, load_config
@@ -43,6 +48,24 @@ def tiny(tiny_yaml):
     return make
 
 
+@pytest.fixture
+def broken_tar(tmp_path):
+    """broken_tar(12, broken=[3]) -> a tar of so many 8×8 pictures 0.png, 1.png, …, some of which are no pictures."""
+
+    def make(count: int, broken: Iterable[int]) -> Path:
+        with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+            for number in range(count):
+                picture = io.BytesIO()
+                if number not in broken:
+                    Image.new("L", (8, 8), number).save(picture, "png")
+                member = tarfile.TarInfo(f"{number}.png")
+                member.size = len(picture.getvalue())
+                tar.addfile(member, io.BytesIO(picture.getvalue()))
+        return tmp_path / "photos.tar"
+
+    return make
+
+
 class RunFiles:
     """What a run left behind, ready to be compared."""
 
@@ -61,6 +84,16 @@ class RunFiles:
             for file in sorted(folder.glob("*.safetensors"))
             for name, tensor in load_file(file).items()
         }
+
+    @staticmethod
+    def wait_for_step(run: Path, step: int, alive: Callable[[], bool]) -> None:
+        """Until the log of a run in other processes has come so far."""
+        metrics = run / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+            assert alive(), "the run has ended"
+            assert time.monotonic() < deadline, "the run does not get on"
+            time.sleep(0.02)
 
 
 @pytest.fixture

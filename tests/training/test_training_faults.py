@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,15 +26,6 @@ def start(*words: str | Path, **options) -> subprocess.Popen:
     return subprocess.Popen(
         command, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **options
     )
-
-
-def wait_for_step(run: Path, step: int) -> None:
-    """Until the log of a run in another process has come so far."""
-    metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
-        assert time.monotonic() < deadline, "the run does not get on"
-        time.sleep(0.02)
 
 
 def test_a_second_run_on_the_same_directory_is_refused(tiny, tmp_path):
@@ -107,7 +97,7 @@ def test_a_signal_saves_and_leaves(tiny, tiny_yaml, files, tmp_path, number, cod
     run = tmp_path / "run"
     options = ["--training.decay", "constant", "--training.steps", 100_000, "--training.checkpoint_every", 2]
     process = start(tiny_yaml, "--out", run, *options)
-    wait_for_step(run, 3)
+    files.wait_for_step(run, 3, lambda: process.poll() is None)
     with pytest.raises(UserError, match=f"being trained by process {process.pid}"):
         train(tiny(), run, resume=True)
     process.send_signal(number)
@@ -171,6 +161,16 @@ def test_a_model_that_could_not_be_written_is_written_on_resume(tiny, tmp_path, 
     assert model.provenance["steps"] == 4
     assert model.provenance["metrics"] == {"figure": 1.0}
     assert "After 4 steps" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_turns_out_broken_during_a_run_is_named_once(tiny, tmp_path, monkeypatch, capsys, broken_tar, streamed):
+    monkeypatch.setattr("ddpm.data.opening.MOST_MEMORY_BYTES", 100)  # decoded as it is drawn, each epoch again
+    options = {"data.source": str(broken_tar(12, broken=[3, 7])), "data.streaming": streamed, "data.labels": False}
+    train(tiny(steps=8, checkpoint_every=4, batch_size=12, **options), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert said.count("skipped 2 files") == 1
+    assert said.count("3.png") == said.count("7.png") == 1
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tiny):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ddpm import cli
+from ddpm.data import open_dataset
 from ddpm.errors import RunStopped, UserError
 from ddpm.training import Config, dry_run, load_config, train
 
@@ -51,6 +52,14 @@ def work(rank: int, processes: int, port: int, config: str, out: str, resume: bo
         end.write_text(f"{type(error).__name__}: {error}")
 
 
+def talk(rank: int, processes: int, port: int, config: str, out: str, resume: bool) -> None:
+    """Train, and end with what was printed."""
+    end = join(rank, processes, port, out)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train(load_config(config), out)
+    end.write_text(printed.getvalue())
+
+
 def measure(rank: int, processes: int, port: int, config: str, out: str, resume: bool) -> None:
     """`--dry-run`, for which every process by itself would take another time; ends with what it printed."""
     end = join(rank, processes, port, out)
@@ -60,20 +69,30 @@ def measure(rank: int, processes: int, port: int, config: str, out: str, resume:
     end.write_text(printed.getvalue())
 
 
-def start(processes: int, config: Config, out: Path, resume: bool = False, target: Callable = work) -> list:
-    """Start a run on several processes; returns them, first to last."""
-    path = out.with_name(f"{out.name}-{time.monotonic_ns()}.yaml")
-    path.write_text(config.to_yaml())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = [
-        CONTEXT.Process(target=target, args=(rank, processes, port, str(path), str(out), resume))
-        for rank in range(processes)
-    ]
-    for process in started:
-        process.start()
-    return started
+@pytest.fixture
+def start():
+    """start(processes, config, out) starts a run on several and returns them, first to last; none outlives its test."""
+    everyone = []
+
+    def start(processes: int, config: Config, out: Path, resume: bool = False, target: Callable = work) -> list:
+        path = out.with_name(f"{out.name}-{time.monotonic_ns()}.yaml")
+        path.write_text(config.to_yaml())
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        started = [
+            CONTEXT.Process(target=target, args=(rank, processes, port, str(path), str(out), resume))
+            for rank in range(processes)
+        ]
+        for process in started:
+            process.start()
+            everyone.append(process)
+        return started
+
+    yield start
+    for process in everyone:
+        process.kill()
+        process.join()
 
 
 def ends(processes: list, out: Path) -> list[str]:
@@ -103,7 +122,7 @@ def alone(tiny_yaml, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
-def test_many_processes_learn_what_one_does(alone, tiny, files, tmp_path, processes):
+def test_many_processes_learn_what_one_does(start, alone, tiny, files, tmp_path, processes):
     """Same images, noise, dropout and timesteps; only the order of summation differs. Three share unequally."""
     run = tmp_path / "run"
     assert ends(start(processes, tiny(**LONG), run), run) == ["finished"] * processes
@@ -113,11 +132,10 @@ def test_many_processes_learn_what_one_does(alone, tiny, files, tmp_path, proces
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
-def test_a_run_stopped_on_four_goes_on_on_two(alone, tiny, files, tmp_path):
+def test_a_run_stopped_on_four_goes_on_on_two(start, alone, tiny, files, tmp_path):
     run = tmp_path / "run"
     four = start(4, tiny(**LONG), run)
-    while not (run / "metrics.jsonl").exists() or len(files.records(run, "step", "loss")) < 3:
-        time.sleep(0.01)
+    files.wait_for_step(run, 3, lambda: all(process.is_alive() for process in four))
     os.kill(four[2].pid, signal.SIGTERM)  # one is told; all must leave at the same step
     assert ends(four, run) == ["SystemExit: 143"] * 4
     saved = files.records(run, "step")[-1]["step"]
@@ -128,11 +146,10 @@ def test_a_run_stopped_on_four_goes_on_on_two(alone, tiny, files, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
-def test_a_killed_process_ends_the_others_with_a_message(tiny, files, tmp_path):
+def test_a_killed_process_ends_the_others_with_a_message(start, tiny, files, tmp_path):
     run = tmp_path / "run"
     three = start(3, tiny(steps=100_000, batch_size=6, checkpoint_every=2, decay="constant"), run)
-    while not (run / "metrics.jsonl").exists() or len(files.records(run, "step", "loss")) < 5:
-        time.sleep(0.01)
+    files.wait_for_step(run, 5, lambda: all(process.is_alive() for process in three))
     three[1].kill()
     said = ends(three, run)
     assert said[1] == "killed"
@@ -143,7 +160,7 @@ def test_a_killed_process_ends_the_others_with_a_message(tiny, files, tmp_path):
     train(tiny(steps=saved + 2, batch_size=6, decay="constant"), run, resume=True)
 
 
-def test_an_error_in_the_first_process_ends_all(tiny, tmp_path):
+def test_an_error_in_the_first_process_ends_all(start, tiny, tmp_path):
     run = tmp_path / "run"
     train(tiny(steps=1), run)
     said = ends(start(2, tiny(steps=1), run), run)
@@ -152,7 +169,17 @@ def test_an_error_in_the_first_process_ends_all(tiny, tmp_path):
     assert said[1] == "SystemExit: 2"
 
 
-def test_a_dry_run_takes_as_many_steps_everywhere_and_is_printed_once(tiny, tmp_path):
+def test_the_first_process_names_what_another_skipped(start, tiny, tmp_path, broken_tar):
+    options = {"data.source": str(broken_tar(40, broken=[])), "data.labels": False, "data.streaming": True}
+    config = tiny(steps=1, batch_size=20, **options)
+    images, _ = open_dataset(config.data).draw(config.training.seed, range(10, 11))  # the second process's first
+    broken_tar(40, broken=[int(images[0, 0, 0, 0])])
+    first, second = ends(start(2, config, tmp_path / "run", target=talk), tmp_path / "run")
+    assert "skipped 1 file" in first
+    assert "skipped" not in second
+
+
+def test_a_dry_run_takes_as_many_steps_everywhere_and_is_printed_once(start, tiny, tmp_path):
     first, second = ends(start(2, tiny(), tmp_path / "run", target=measure), tmp_path / "run")
     assert "images/s" in first
     assert second == ""

@@ -33,6 +33,7 @@ from ddpm.training.loop import Loop, size_of
 from ddpm.training.preview import channel_drift, channel_means, draw_preview, save_preview
 from ddpm.training.processes import launch, lost_peer, on_main
 from ddpm.training.reproducible import reproducible_kernels
+from ddpm.training.skipped import Skipped
 from ddpm.training.tracking import Tracking
 from ddpm.viewing.pictures import numbered
 
@@ -133,8 +134,8 @@ class Run:
             config = adopt(config, init)
         self.config, training = config, config.training
         self.dataset = open_dataset(config.data)
-        if skipped := self.dataset.report.summary():
-            accelerator.print(skipped)
+        self.skipped = Skipped(self.dataset.report, accelerator)
+        self.skipped.tell()
         self.network, self.null_label = build_network(config, self.dataset)
         if init is not None:
             copy_weights(self.network, init, self.dataset.class_names, self.null_label)
@@ -307,6 +308,7 @@ class Run:
                 self._save(model)
 
         on_main(self.accelerator, save)
+        self.skipped.tell()
 
     def _save(self, model: Model) -> None:
         """RUN/model, with the newest preview in its card."""
