@@ -46,12 +46,14 @@ NOTE, SAMPLES = "trained.json", "samples.npz"
 
 @dataclass(frozen=True)
 class Match:
-    """What all contestants are given. preset, overrides: our recipe, and with it data and network; reference: what they
-    are compared with; num: images judged; batch: images drawn at once by the peers."""
+    """What all contestants are given. preset, overrides: our recipe, and with it data and network; sampling: how ours
+    draws, where it is not the default; reference: what all are compared with; num: images judged; batch: images drawn
+    at once by the peers."""
 
     preset: str = "fashion_mnist"
     reference: str = "fashion_mnist:test"
     overrides: dict[str, Any] = field(default_factory=lambda: {"data.labels": False} | QUIET)
+    sampling: dict[str, Any] = field(default_factory=lambda: {"spacing": "log_snr", "clip": None})
     num: int = 2500
     batch: int = 250
 
@@ -102,9 +104,8 @@ def draw(name: str, runs: Path, match: Match) -> Path:
     path = runs / name / SAMPLES
     if not path.exists():
         if name == OURS:
-            batches: Iterator[Tensor] = (
-                images for _, images in load(runs / name / "run").sample_batches(range(match.num))
-            )
+            drawn = load(runs / name / "run").sample_batches(range(match.num), **match.sampling)
+            batches: Iterator[Tensor] = (images for _, images in drawn)
         else:
             batches = peers.draw(name, match.problem, match.num, runs / name, default_device())
         pixels = to_uint8(torch.cat(list(batches))[: match.num]).permute(0, 2, 3, 1).numpy()
