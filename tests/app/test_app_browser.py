@@ -1,14 +1,18 @@
 """The page in a real browser: what people do with it, at the width of a desk and of a phone."""
 
+import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 TABS = ["Generate", "Restore", "Edit", "Explore", "Runs"]
 PATIENCE = 60_000  # milliseconds; nothing here takes one, unless the machine is busy
+BRUSH = (213, 94, 0)  # the colour it paints a mask with
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,11 @@ class Visit:
         self.panel.get_by_role("button", name=name, exact=True).click()
 
     def upload(self, path, place: int = 0) -> None:
-        self.panel.locator("input[type=file]").nth(place).set_input_files(path)
+        """Choose a file and wait until the page has it: whatever is pressed before that is told of none."""
+        field = self.panel.locator(".upload").nth(place)
+        with self.page.expect_response(lambda answer: "/upload?" in answer.url and answer.request.method == "POST"):
+            field.locator("input[type=file]").set_input_files(path)
+        field.locator("img").wait_for(state="attached")  # one that is broken is never visible
 
     def choose(self, label: str, option: str) -> None:
         self.panel.get_by_label(label).first.click()
@@ -73,6 +81,19 @@ class Visit:
 
     def says(self, text: str) -> None:
         self.page.get_by_text(text).filter(visible=True).first.wait_for()
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait for what no element tells."""
+        for _ in range(PATIENCE // 100):
+            if holds():
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError("it never came about")
+
+    def pixels(self, x: float, y: float, width: float, height: float) -> np.ndarray:
+        """What is seen there, uint8 (H, W, 3)."""
+        clip = {"x": x, "y": y, "width": width, "height": height}
+        return np.asarray(Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB"))
 
 
 @pytest.fixture
@@ -88,7 +109,7 @@ def test_no_tab_scrolls_sideways_or_asks_elsewhere(browser, address, width):
     visit = Visit(browser, address, width)
     for tab in TABS:
         visit.open(tab)
-        visit.page.wait_for_timeout(500)
+        visit.page.wait_for_timeout(500)  # what is laid out late may not be too wide either
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, tab
     visit.says("first, step 200")  # the run is there, and its grids
     visit.page.close()
@@ -99,18 +120,15 @@ def test_explore_and_interpolate_on_a_phone(browser, address, uploads):
     visit = Visit(browser, address, 390)
     visit.open("Explore")
     drawing = visit.panel.locator(".figure svg").filter(visible=True)
-    assert drawing.count() == 1
+    drawing.wait_for()  # one, and no other
     box = drawing.bounding_box()
     assert box["width"] < 390 < box["height"]
     visit.upload(uploads / "good.png")
-    visit.page.wait_for_timeout(500)
     visit.press("Noise it")
     visit.panel.locator("img[src*='forward.gif']").wait_for()
     visit.open("Edit")
     visit.upload(uploads / "good.png", 1)
-    visit.panel.locator("img").first.wait_for()
     visit.upload(uploads / "mask.png", 2)
-    visit.panel.locator("img").nth(1).wait_for()
     visit.press("Interpolate")
     visit.panel.locator("img").nth(2).wait_for()
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -159,14 +177,15 @@ def test_restore_what_is_painted_over(visit, uploads):
     mask.get_by_label("Brush").first.click()
     canvas = mask.locator("canvas").first
     canvas.wait_for()
-    visit.page.wait_for_timeout(500)
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5
+    x, y, across = box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5, box["width"] * 0.2
+    visit.until(lambda: visit.pixels(x, y, across, 20).std() > 5)  # the upload, which is noise, is under the brush
     visit.page.mouse.move(x, y)
     visit.page.mouse.down()
-    visit.page.mouse.move(x + box["width"] * 0.2, y, steps=6)
+    visit.page.mouse.move(x + across, y, steps=6)
     visit.page.mouse.up()
-    visit.page.wait_for_timeout(500)
+    visit.until(lambda: bool((visit.pixels(x + across / 4, y, 1, 1) == BRUSH).all()))
     visit.press("Restore")
     visit.says("Mean of 4 draws.")
 
@@ -178,6 +197,5 @@ def test_a_broken_upload_is_refused_in_words_and_the_next_is_edited(visit, uploa
     visit.says("it is not an image")
     visit.panel.get_by_label("Remove Image").or_(visit.panel.get_by_label("Clear")).first.click()
     visit.upload(uploads / "good.png")
-    visit.page.wait_for_timeout(500)
     visit.press("Edit")
     visit.says("Strength 0.4: PSNR")
