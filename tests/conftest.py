@@ -18,9 +18,11 @@ settings.load_profile("house")
 
 
 @pytest.fixture(autouse=True)
-def threads_as_before():
-    """Some code chooses the threads of its process; other threads round otherwise."""
+def same_start():
+    """Every test begins alike, whatever ran before it: some code chooses the threads of its process, and other threads
+    round otherwise."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 def randomise(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -124,7 +124,7 @@ def test_a_large_mean_costs_few_digits() -> None:
     x = torch.randn(2, C, 16, 16, dtype=torch.float64) + 100
     module, none = GroupNorm(GROUPS, C, 1e-6, silu=False), torch.zeros(2, C)
     exact = F.group_norm(x.float().double(), GROUPS, eps=1e-6)
-    assert (fused(module, x.float(), None, none, none).double() - exact).abs().max() < 5e-3
+    assert (fused(module, x.float(), None, none, none).double() - exact).abs().max() < 1e-2
 
 
 def test_any_memory_format_and_batch() -> None:
