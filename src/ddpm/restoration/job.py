@@ -60,17 +60,19 @@ def restore_folder(model: Model, source: Path, out: Path, settings: Settings, *,
     about = {"weights": model.weights_hash, **settings.as_json()}
     note = json.dumps(about, indent=1, sort_keys=True, default=str)
     reserved = {Path(PICTURE).stem, *(name + ending for name in paths for ending in BESIDE)}
+    begun = is_begun(out, note, overwrite)
     rows = {
         row["name"]: row
-        for row in (read_report(out / REPORT) if is_begun(out, note, overwrite) else [])
+        for row in (read_report(out / REPORT) if begun else [])
         if is_done(row, out) and row.get("digest") == digests.get(row["name"]) and row["name"] not in reserved
     }
     todo = {name: path for name, path in paths.items() if name not in rows}
     with tqdm(total=len(todo), unit="image", desc="restoring", disable=len(todo) < 2) as bar:
         for items, failures in batches(model, todo, reserved, out, settings):
             results = restore_items(model, items, settings)  # what is wrong shows here, before anything is touched
-            if results and not is_begun(out, note, overwrite):
+            if results and not begun:
                 begin(out, note)
+                begun = True
             for row in [*(save_result(*result) for result in results), *failures]:
                 rows[row["name"]] = {**row, "digest": digests[row["name"]]}
                 bar.update()
