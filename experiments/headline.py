@@ -82,24 +82,24 @@ HEADLINES = {
     ),
     "flowers32": Headline(
         "flowers 32×32, by class",
-        "ddpm train folder32 --data flowers --data.labels true --out runs/flowers32",
+        "ddpm train folder32 --data flowers --data.labels true --training.steps 3000 --out runs/flowers32",
         "flowers",
-        num=4000,
+        num=2500,
     ),
     "flowers64": Headline(
         "flowers 64×64, by class",
         "ddpm train folder64 --data flowers --data.labels true --out runs/flowers64",
         "flowers",
-        num=4000,
+        num=2500,
     ),
     "emoji32": Headline(
-        "emoji 32×32, from scratch", "ddpm train experiments/emoji32.yaml --out runs/emoji32", "emoji", num=4000
+        "emoji 32×32, from scratch", "ddpm train experiments/emoji32.yaml --out runs/emoji32", "emoji", num=2500
     ),
     "emoji32_tuned": Headline(
         "emoji 32×32, from flowers32",
         "ddpm train experiments/emoji32.yaml --init runs/flowers32 --out runs/emoji32_tuned",
         "emoji",
-        num=4000,
+        num=2500,
     ),
 }
 
