@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler
+from diffusers import DDPMPipeline
 from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -17,14 +17,14 @@ from benchmarks.problems import Problem
 from ddpm.data import ImageDataset
 
 WARM_UP, FEWEST, LEAST_SECONDS = 3, 5, 2.0
-STEPS = 50  # of DDIM, which either library has
+ANCESTRAL, DDIM = 100, 50  # steps an image
 
 
 @dataclass(frozen=True)
 class Recipe:
     """title: for tables; batch: images a step; low: of the range [low, 1] in which images are given; build: the
     contestant; average: the module that holds its averaged weights, put there when training is over; draw: so many
-    images, float32 in [-1, 1], in fp32 by STEPS steps."""
+    images in [-1, 1]."""
 
     title: str
     batch: int
@@ -40,10 +40,11 @@ def diffusers_average(peer: Diffusers) -> nn.Module:
 
 
 def diffusers_draw(peer: Diffusers, num: int) -> Tensor:
-    """DDIM, which as the training's own scheduler clips x_0; without that, so short a training gives no image."""
-    pipeline = DDIMPipeline(peer.network, DDIMScheduler.from_config(peer.scheduler.config))
+    """Ancestral, as `DDPMPipeline` does: after so short a training DDIM's steps, of any number, leave noise in the
+    images, and those of DPM-Solver++ diverge."""
+    pipeline = DDPMPipeline(peer.network, peer.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(num, num_inference_steps=STEPS, output_type="np").images
+    images = pipeline(num, num_inference_steps=ANCESTRAL, output_type="np").images
     return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 
@@ -61,8 +62,8 @@ def lucidrains_average(peer: Lucidrains) -> nn.Module:
 
 
 def lucidrains_draw(peer: Lucidrains, num: int) -> Tensor:
-    """DDIM, which `sampling_timesteps` below 1,000 chooses there."""
-    peer.diffusion.sampling_timesteps, peer.diffusion.is_ddim_sampling = STEPS, True
+    """DDIM, which `sampling_timesteps` below 1,000 chooses there, and whose images 1,000 ancestral steps do not mend."""
+    peer.diffusion.sampling_timesteps, peer.diffusion.is_ddim_sampling = DDIM, True
     return peer.diffusion.sample(batch_size=num).cpu() * 2 - 1
 
 
@@ -141,14 +142,15 @@ def seconds_a_step(peer: Contestant) -> float:
 
 
 def draw(name: str, problem: Problem, num: int, out: Path, device: torch.device) -> Iterator[Tensor]:
-    """Batches of `num` images in all, float32 in [-1, 1], in fp32 by STEPS steps of the library's DDIM."""
+    """Batches of `num` images in all, float32 in [-1, 1], drawn by the library; in bf16, as ours are."""
     recipe = PEERS[name]
     peer = recipe.build(problem, device)
     recipe.average(peer).load_state_dict(load_file(weights(out)))
     peer.network.eval()
     for first in range(0, num, problem.sampling_batch):
         torch.manual_seed(first)
-        yield recipe.draw(peer, min(problem.sampling_batch, num - first))
+        with torch.autocast(device.type, torch.bfloat16):
+            yield recipe.draw(peer, min(problem.sampling_batch, num - first)).float()
 
 
 def weights(out: Path) -> Path:

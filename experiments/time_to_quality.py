@@ -55,7 +55,7 @@ class Match:
     overrides: dict[str, Any] = field(default_factory=lambda: {"data.labels": False} | QUIET)
     sampling: dict[str, Any] = field(default_factory=lambda: {"spacing": "log_snr", "clip": None})
     num: int = 2500
-    batch: int = 250
+    batch: int = 50
 
     @property
     def problem(self) -> Problem:

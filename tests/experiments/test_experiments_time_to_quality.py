@@ -23,7 +23,8 @@ def match(tmp_path, monkeypatch):
     for module in (dry_run, peers):
         monkeypatch.setattr(module, "LEAST_SECONDS", 0.0)
         monkeypatch.setattr(module, "FEWEST", 1)
-    monkeypatch.setattr(peers, "STEPS", 2)
+    monkeypatch.setattr(peers, "ANCESTRAL", 2)
+    monkeypatch.setattr(peers, "DDIM", 2)
     pixels = np.random.default_rng(0).integers(200, 256, (NUM, SIDE, SIDE, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", arr_0=pixels)
     network = {"network.channels": 8, "network.groups": 4, "network.channel_mult": [1, 2], "network.attention": []}
