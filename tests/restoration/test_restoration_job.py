@@ -19,6 +19,7 @@ from ddpm.pixels import to_float, to_uint8
 from ddpm.process.gaussian import GaussianProcess
 from ddpm.process.schedule import NoiseSchedule, make_betas
 from ddpm.restoration import Settings, Task, restore_file, restore_folder
+from ddpm.restoration.items import Reader
 from ddpm.restoration.tasks import read_picture
 from ddpm.viewing.pictures import save_picture
 
@@ -283,6 +284,14 @@ def test_noise_is_estimated_when_asked(grey, tmp_path):
     save_picture(to_uint8(noisy), tmp_path / "noisy.png")
     item, _ = restore_file(model, tmp_path / "noisy.png", tmp_path / "x.png", settings(noise=None, degrade=False))
     assert item.sigma == pytest.approx(0.1, rel=0.25)
+
+
+def test_alpha_is_flattened_on_the_background_that_the_model_was_trained_on(grey, tmp_path, monkeypatch):
+    model, _ = grey
+    Image.new("LA", (12, 12), (200, 0)).save(tmp_path / "clear.png")
+    monkeypatch.setitem(model.provenance, "config", {"data": {"background": 30}})
+    item = Reader(model, settings("denoise", 0.1, degrade=False)).read(tmp_path / "clear.png", "a", tmp_path / "x.png")
+    assert (to_uint8(item.y) == 30).all()
 
 
 def test_colour_is_not_thrown_away_unasked(tmp_path):

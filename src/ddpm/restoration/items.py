@@ -89,7 +89,7 @@ class Reader:
         """A picture as the measurement it is, or spoilt first. Raises UserError where it cannot be restored."""
         settings, channels = self.settings, self.model.image_shape[0]
         grey = settings.task.name == "colorize" and not settings.degrade
-        picture = read_picture(path, 1 if grey else channels)
+        picture = read_picture(path, 1 if grey else channels, self.model.framing.background)
         shape = settings.task.restored_shape(picture.shape, channels)
         operator = self.operator(picture.shape if settings.degrade else shape, path)
         if settings.degrade:

@@ -100,11 +100,14 @@ class Task:
 KERNELS = {"gaussian": (1,), "box": (1,), "motion": (1, 2)}  # how many numbers each takes
 
 
-def read_picture(path: str | Path, channels: int) -> Tensor:
-    """An image file as float (channels, H, W) in [-1, 1]; colour is not thrown away unasked."""
+def read_picture(path: str | Path, channels: int, background=255) -> Tensor:
+    """An image file as float (channels, H, W) in [-1, 1]; colour is not thrown away unasked.
+
+    background: a grey level or [r, g, b], on which alpha is flattened.
+    """
     if channels != 1:
-        return to_float(read_image(path, channels=channels, smallest=1))
-    colour = read_image(path, channels=3, smallest=1)
+        return to_float(read_image(path, channels, background, smallest=1))
+    colour = read_image(path, 3, background, smallest=1)
     if (colour != colour[:1]).any():
         raise UserError(f"{path} is a colour picture, but grey is needed here: convert it first")
     return to_float(colour[:1])
