@@ -137,6 +137,38 @@ def test_a_divided_folder_gives_the_split_asked_for(image_folder):
         opened(f"{folder}:dev")
 
 
+def test_a_download_one_folder_too_high_has_the_classes_of_the_folder_within(image_folder):
+    folder = image_folder(["raw-img/cat/1.png", "raw-img/dog/2.png"])
+    (folder / "translate.py").write_text("")
+    assert opened(folder, labels=True).class_names == ["cat", "dog"]
+
+
+def test_a_download_one_folder_too_high_has_the_splits_of_the_folder_within(image_folder):
+    folder = image_folder(["set/train/cat/1.png", "set/train/dog/2.png", "set/test/dog/3.png"])
+    assert opened(folder, labels=True).class_names == ["cat", "dog"]
+    assert len(opened(f"{folder}:test")) == 1
+
+
+@pytest.mark.parametrize("name", ["rose/1.png", "train/rose/1.png"])
+def test_one_class_is_a_class(image_folder, name):
+    assert opened(image_folder([name]), labels=True).class_names == ["rose"]
+
+
+@pytest.mark.parametrize("name", ["backup.tar", "metadata.parquet"])
+@pytest.mark.parametrize("image", ["1.png", "cat/1.png"])
+def test_images_beside_a_shard_are_not_passed_over(image_folder, name, image):
+    folder = image_folder([image])
+    (folder / name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"holds images and {name}: name that file, or move it away"):
+        opened(folder)
+
+
+def test_a_database_says_what_would_do(tmp_path):
+    (tmp_path / "data.mdb").write_bytes(b"")
+    with pytest.raises(UserError, match=r"LMDB.*export its images"):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize("name", [".cache", ".git", ".ipynb_checkpoints"])
 def test_a_hidden_folder_beside_the_splits_changes_nothing(image_folder, name):
     folder = image_folder(["train/a/1.png", "train/b/2.png", "test/a/3.png", f"{name}/4.png"])
@@ -476,6 +508,21 @@ def test_row_filter(tmp_path, pixels, query, rows, class_names, streaming):
 def test_row_filters_that_make_no_sense(tmp_path, pixels, query, message):
     with pytest.raises(UserError, match=message):
         opened(f"hf:{hub_set(tmp_path / 'hub', pixels)}?{query}")
+
+
+@pytest.mark.parametrize(
+    ("query", "class_names"), [("style=cubist,pointillist", ["cubist", "pointillist"]), ("", ["a"])]
+)
+def test_the_column_whose_classes_are_chosen_is_the_one_of_the_classes(tmp_path, pixels, query, class_names):
+    features = {"image": datasets.Image(), "artist": datasets.ClassLabel(names=["a"])}
+    features["style"] = datasets.ClassLabel(names=["cubist", "fauvist", "pointillist"])
+    images = [Image.fromarray(pixels(seed)) for seed in range(3)]
+    rows = {"image": images, "artist": [0, 0, 0], "style": [0, 1, 2]}
+    (tmp_path / "hub").mkdir()
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    table.to_parquet(tmp_path / "hub" / "train-0.parquet")
+    dataset = opened(f"hf:{tmp_path / 'hub'}" + f"?{query}" * bool(query), labels=True)
+    assert dataset.class_names == class_names
 
 
 def test_hub_set_of_loose_files(image_folder):

@@ -16,7 +16,8 @@ LINKED_FOLDER = "it is a link to a folder, which is not followed"
 def open_folder(folder: Path, split: str | None) -> Records:
     """Every image below a folder, in the order of their paths.
 
-    A folder that is divided into train and test (or val) gives the split asked for, train by default. What is hidden is
+    Of a folder that holds one folder of folders and no images it is that one, as downloads unpack. A folder that is
+    divided into train and test (or val) gives the split asked for, train by default. What is hidden is
     passed over; links to folders, links that leave the folder and what is no regular file are skipped and reported. A
     folder that cannot be listed is an error: without its class, the others would go by other numbers.
     """
@@ -25,7 +26,7 @@ def open_folder(folder: Path, split: str | None) -> Records:
         reason = f"{error.filename} cannot be read: {error.strerror or error}"
         raise UserError(f"{reason}; make it readable, or move it out of {folder}") from error
 
-    root = _split_folder(folder, split).resolve()
+    root = _split_folder(_unwrapped(folder), split).resolve()
     paths, skipped = [], []
     for where, below, files in os.walk(root, onerror=refuse):
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -61,9 +62,29 @@ def _check_inside(path: str, root: Path) -> None:
         raise BrokenFile("it is not a regular file")
 
 
-def _split_folder(folder: Path, split: str | None) -> Path:
+def _unwrapped(folder: Path) -> Path:
+    """`animals10/` that holds `raw-img/` with the classes in it is raw-img; one class, or one split, stays as it is."""
+    while len(below := _folders(folder)) == 1 and not holds_images(folder):
+        (inner,) = below
+        if inner.name.lower() in SPLIT_FOLDERS or not _folders(inner):
+            break
+        folder = inner
+    return folder
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether any file directly in the folder has the name of an image."""
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") for entry in entries)
+
+
+def _folders(folder: Path) -> list[Path]:
     folders = (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
-    below = {path.name.lower(): path for path in folders if not path.name.startswith(".")}
+    return [path for path in folders if not path.name.startswith(".")]
+
+
+def _split_folder(folder: Path, split: str | None) -> Path:
+    below = {path.name.lower(): path for path in _folders(folder)}
     if split is None:
         divided = below.keys() <= SPLIT_FOLDERS
         return next((below[name] for name in SPLITS["train"] if divided and name in below), folder)

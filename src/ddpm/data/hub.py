@@ -119,7 +119,8 @@ class Columns:
         datasets = _datasets()
         self.image = self._image_column(datasets)
         labelled = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-        self.label_column = next((name for name in [*labelled, *LABEL_COLUMNS] if name in features), None)
+        chosen_by = [name for name in labelled if len(filters.get(name, [])) > 1]  # several classes are asked for
+        self.label_column = next((name for name in [*chosen_by, *labelled, *LABEL_COLUMNS] if name in features), None)
         self.filters = {column: self._values(column, values) for column, values in filters.items()}
         names = self._listed(self.label_column)
         chosen = self.filters.get(self.label_column) if self.label_column else None

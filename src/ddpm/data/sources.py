@@ -13,7 +13,7 @@ from ddpm.data.archives import open_tar, open_zip, shard_paths
 from ddpm.data.cifar import open_cifar
 from ddpm.data.config import DataConfig, checked_config
 from ddpm.data.dataset import ImageDataset
-from ddpm.data.folder import open_folder
+from ddpm.data.folder import holds_images, open_folder
 from ddpm.data.hub import open_hub, open_parquet, stream_hub, stream_parquet
 from ddpm.data.idx import find_idx, open_idx
 from ddpm.data.npz import open_npz
@@ -151,10 +151,20 @@ def _open_directory(folder: Path, split: str | None, class_names: list[str] | No
     if arrays := open_cifar(folder, split or "train"):
         return arrays
     if shards := shard_paths(str(folder), ".tar"):
-        return open_tar(_of_split(shards, str(folder), split))
+        return open_tar(_of_split(_alone(shards), str(folder), split))
     if files := shard_paths(str(folder), ".parquet"):
-        return open_parquet(_of_split(files, str(folder), split))
+        return open_parquet(_of_split(_alone(files), str(folder), split))
+    if (folder / "data.mdb").is_file():
+        raise UserError(f"{folder} is an LMDB database, which is not read: export its images to a folder first")
     return open_folder(folder, split)
+
+
+def _alone(shards: list[Path]) -> list[Path]:
+    """The shards of a folder, where no images lie beside them: which is meant could not be told."""
+    folder = shards[0].parent
+    if holds_images(folder) or any(holds_images(path) for path in folder.iterdir() if path.is_dir()):
+        raise UserError(f"{folder} holds images and {shards[0].name}: name that file, or move it away")
+    return shards
 
 
 def _of_split(files: list[Path], name: str, split: str | None) -> list[Path]:
@@ -196,5 +206,5 @@ def _hub_source(name: str, split: str | None) -> str:
     data = os.environ.get("DDPM_DATA")
     where = f"nothing by that name under DDPM_DATA={data}" if data else "DDPM_DATA is not set"
     near = difflib.get_close_matches(name, ["digits", *ON_THE_HUB], 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(f"there is no data source {name!r}: no such path, and {where}{hint}")
+    hint = f"did you mean {near[0]}?" if near else "give a folder of images: --data FOLDER"
+    raise UserError(f"there is no data source {name!r}: no such path, and {where}; {hint}")
