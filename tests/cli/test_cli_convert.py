@@ -65,10 +65,14 @@ def test_push_sends_a_whole_model_folder_with_its_picture(pickled, tmp_path, mon
         sent.update({str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()})
         return f"https://hub/{name}"
 
+    card = tmp_path / "new" / "README.md"
+    card.write_text(card.read_text().replace("## Limits\n", "## Limits\n\nMy own words.\n"))
     monkeypatch.setattr(hub, "upload", upload)
+    monkeypatch.setattr(hub, "check_login", lambda: None)
     assert run(["push", str(tmp_path / "new"), "user/name", "--num", "2"]) == 0
     assert "https://hub/user/name" in capsys.readouterr().out
     assert {"model_index.json", "README.md", "samples.png", "ddpm.json", "unet/config.json"} <= sent.keys()
     assert "secret.txt" not in sent
     assert b'ddpm.load("user/name")' in sent["README.md"]
+    assert b"My own words." in sent["README.md"]
     assert run(["push", str(tmp_path / "new"), "no name"]) == 2

@@ -1,13 +1,15 @@
 """The Hub: names, the cache, and errors in one line; no network is needed."""
 
+import http.server
 import os
 import shutil
 import socketserver
 import threading
+from functools import partial
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from interop_cases import relative_difference, small_network
 
 from ddpm.errors import UserError
@@ -71,6 +73,26 @@ def test_a_hub_that_hangs_up_is_one_line(monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
         with pytest.raises(UserError, match="user/other: the Hub did not answer") as caught:
             hub.download("user/other")
+        server.shutdown()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "way_out"), [(401, "hf auth login"), (403, "may not do that")])
+def test_a_hub_that_refuses_says_what_to_do(monkeypatch, status, way_out):
+    class Refusal(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        monkeypatch.setattr(huggingface_hub, "HfApi", partial(HfApi, f"http://127.0.0.1:{server.server_port}", "hf_x"))
+        with pytest.raises(UserError, match=way_out) as caught:
+            hub.check_login()
         server.shutdown()
     assert "\n" not in str(caught.value)
 

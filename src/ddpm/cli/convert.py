@@ -35,7 +35,10 @@ def convert(
     overwrite: Annotated[bool, typer.Option(help="replace the model folder that is there")] = False,
 ) -> None:
     """Convert a model to a Diffusers pipeline folder (safetensors), which ddpm opens as well."""
-    parts = conversion.convert(locate(source), destination, flags=flags, overwrite=overwrite)
+    found = locate(source)
+    on_hub = hub.looks_like_id(source) and not Path(source).exists()
+    origin = source if on_hub else None  # where a folder lies here says nothing elsewhere
+    parts = conversion.convert(found, destination, origin=origin, flags=flags, overwrite=overwrite)
     parameters = sum(parameter.numel() for parameter in parts.network.parameters())
     channels, height, width = parts.image_shape
     print(f"{destination}: {parameters:,} parameters, {height}×{width} images of {channels} channels")

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from ddpm.interop import hub
-from ddpm.interop.card import add_samples, address_card
-from ddpm.model import load
+from ddpm.interop.card import add_samples, address_card, keep_card
+from ddpm.model import find_model, load
 from ddpm.viewing.pictures import save_grid
 
 STEPS = 20
@@ -21,14 +21,17 @@ def push(
     num: Annotated[int, typer.Option(help="images in the card's picture; 0 for none")] = 16,
     seed: Annotated[int, typer.Option(help="of the picture")] = 0,
 ) -> None:
-    """Upload a model to the Hub."""
+    """Upload a model to the Hub, with the card in its folder as it stands there."""
     hub.check_id(name)
+    hub.check_login()
     trained = load(model)
     with tempfile.TemporaryDirectory() as scratch:
         folder, picture = Path(scratch) / "model", Path(scratch) / "samples.png"
         trained.save(folder)  # what a model folder holds, and nothing else that lies beside it
+        keep_card(find_model(model), folder)
         if num:
-            save_grid(trained.sample(num, sampler="dpm++", steps=STEPS, seed=seed), picture)
-            add_samples(folder, picture, f"Samples 0 to {num - 1} of seed {seed}, {STEPS} steps of DPM-Solver++.")
+            steps = min(STEPS, trained.process.schedule.timesteps)
+            save_grid(trained.sample(num, sampler="dpm++", steps=steps, seed=seed), picture)
+            add_samples(folder, picture, f"Samples 0 to {num - 1} of seed {seed}, {steps} steps of DPM-Solver++.")
         address_card(folder, name)
         print(hub.upload(folder, name, private=private))

@@ -53,6 +53,13 @@ def add_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     _put_section(folder, "Metrics", _table(merged))
 
 
+def keep_card(source: Path, folder: Path) -> None:
+    """Give a copy of a model folder the card of the original, which its owner may have written on."""
+    for name in ("README.md", "samples.png"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
 def address_card(folder: Path, name: str) -> None:
     """Let the card's examples load the model by its name on the Hub."""
     card = folder / "README.md"
@@ -60,13 +67,14 @@ def address_card(folder: Path, name: str) -> None:
 
 
 def _put_section(folder: Path, title: str, body: str) -> None:
-    """Replace a section of a card, or put it before the last one."""
+    """Replace a section of a card, or put it before the limits; at the end where another hand left those out."""
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8")
-    section = re.compile(rf"^## {title}\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
+    text = card.read_text(encoding="utf-8").rstrip() + "\n\n"
+    section = re.compile(rf"^## {title}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
     if section.search(text) is None:
-        text = text.replace(f"\n{LAST}", f"\n## {title}\n\n{LAST}", 1)
-    write_text(card, section.sub(lambda _: f"## {title}\n\n{body}\n\n", text, count=1))
+        before, limits, after = text.partition(f"\n{LAST}")
+        text = f"{before}\n## {title}\n\n{limits.lstrip()}{after}"
+    write_text(card, section.sub(lambda _: f"## {title}\n\n{body}\n\n", text, count=1).rstrip() + "\n")
 
 
 def _front_matter(diffusers: bool) -> str:

@@ -21,12 +21,15 @@ WRAPPERS = ("ema", "state_dict", "model", "unet")  # averaged weights are what o
 PREFIXES = ("module.", "model.", "unet.")
 
 
-def convert(source: Path, destination: Path, *, flags: str | None = None, overwrite: bool = False) -> LoadedParts:
+def convert(
+    source: Path, destination: Path, *, origin: str | None = None, flags: str | None = None, overwrite: bool = False
+) -> LoadedParts:
     """Write `source` as a Diffusers pipeline folder and return what it holds.
 
     Args:
         source: a model folder of any age, with safetensors or pickled weights; or a weights file: Diffusers' (its
             config.json beside it) or improved-/guided-diffusion's.
+        origin: what the model card says it was converted from; default: the last part of `source`.
         flags: for the latter, their scripts' flags, e.g. "--image_size 64 --num_head_channels 64".
     """
     destination = destination.expanduser()
@@ -36,8 +39,8 @@ def convert(source: Path, destination: Path, *, flags: str | None = None, overwr
         raise UserError(f"nothing to convert at {source}")
     parts = read_folder(source) if source.is_dir() else read_file(source, flags)
     if "provenance" not in parts.extra:
-        origin = {"converted from": source.name, **({"flags": flags} if flags else {})}
-        parts = replace(parts, extra={**parts.extra, "provenance": origin})
+        known = {"converted from": origin or source.name, **({"flags": flags} if flags else {})}
+        parts = replace(parts, extra={**parts.extra, "provenance": known})
     save_folder(destination, parts.network, parts.process, image_shape=parts.image_shape, extra=parts.extra)
     return parts
 

@@ -17,6 +17,8 @@ TEXT += ["scheduler/scheduler_config.json"]
 SAFE = [f"{WEIGHTS}.safetensors", f"{WEIGHTS}-*-of-*.safetensors", f"{WEIGHTS}.safetensors.index.json"]
 HALF = [f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.bf16.safetensors"]
 PICKLED = [f"{WEIGHTS}.bin"]
+UNKNOWN = "the Hub does not know who you are: `hf auth login`, with a token that may write"
+FORBIDDEN = "your token may not do that: `hf auth login` with one that may write there"
 
 
 def looks_like_id(name: str) -> bool:
@@ -43,6 +45,12 @@ def download(name: str, *, pickled: bool = False) -> Path:
     raise UserError(f"{name} has no safetensors weights; if it has pickled ones, ddpm convert {name} FOLDER reads them")
 
 
+def check_login() -> None:
+    """See that the Hub knows the user; UserError where it does not, before anything is drawn for it."""
+    with one_line("your account"):
+        huggingface_hub.HfApi().whoami()
+
+
 def upload(folder: Path, name: str, *, private: bool) -> str:
     """Make the repository `name` where there is none, put a model folder in it, and return its address."""
     check_id(name)
@@ -67,7 +75,16 @@ def one_line(name: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise UserError(f"{name} is no name of a Hub model: {error}") from None
     except errors.LocalTokenNotFoundError:
-        raise UserError("the Hub does not know who you are: `hf auth login`") from None
+        raise UserError(UNKNOWN) from None
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403):
+            raise UserError(f"{name}: {UNKNOWN if status == 401 else FORBIDDEN}") from None
+        raise UserError(f"{name}: the Hub did not answer as it should: {first_line(error)}") from None
     except Exception as error:  # the library and its network layers raise dozens of kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: the Hub did not answer as it should: {first}") from None
+        raise UserError(f"{name}: the Hub did not answer as it should: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

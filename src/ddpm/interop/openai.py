@@ -42,7 +42,7 @@ class Flags(BaseModel):
     noise_schedule: Literal["linear", "cosine"] = "linear"
     predict_xstart: bool = False
     sigma_small: bool = False
-    rescale_timesteps: bool = True  # improved-diffusion's default; guided-diffusion's models all have 1,000 steps
+    rescale_timesteps: bool = True  # improved-diffusion's default; guided-diffusion's published models need none
     num_channels: int | None = None
     num_res_blocks: int | None = None
     channel_mult: str | None = None
