@@ -159,8 +159,33 @@ def test_a_model_that_could_not_be_written_is_written_on_resume(tiny, tmp_path, 
             train(config, tmp_path / "run", evaluator=lambda model: {"figure": 1.0})
     model = load(train(config, tmp_path / "run", resume=True))
     assert model.provenance["steps"] == 4
-    assert model.provenance["metrics"] == {"figure": 1.0}
+    assert model.provenance["metrics"] == {"step": model.provenance["steps"], "figure": 1.0}
     assert "After 4 steps" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_a_model_without_checkpoints_is_not_begun_again(tiny, tmp_path):
+    run = train(tiny(steps=2), tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"a model of step 2 but no checkpoint.*--init.*--overwrite"):
+        train(tiny(steps=4), run, resume=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+
+
+@pytest.mark.parametrize("folder", ["model", "best"])
+def test_what_somebody_has_put_beside_a_model_does_not_end_the_run(tiny, tmp_path, capsys, folder):
+    figures = iter([2.0, 1.0])
+
+    def evaluator(model):
+        path = tmp_path / "run" / folder
+        if path.is_dir():
+            (path / "mine.txt").write_text("precious")
+        return {"figure": next(figures)}
+
+    run = train(tiny(steps=4, checkpoint_every=2, evaluate_every=2), tmp_path / "run", evaluator=evaluator)
+    assert "mine.txt" in capsys.readouterr().out
+    assert (run / folder / "mine.txt").read_text() == "precious"
+    assert (run / "checkpoints" / "000004").is_dir()
 
 
 @pytest.mark.parametrize("streamed", [False, True])

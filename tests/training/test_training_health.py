@@ -15,6 +15,7 @@ from ddpm.training import dry_run, train
 from ddpm.training.batches import Batch, Batches
 from ddpm.training.engine import activation_bytes, kept_bytes
 from ddpm.training.loop import Loop
+from ddpm.training.optimizer import Optimizer
 from ddpm.training.preview import channel_means
 
 
@@ -100,6 +101,14 @@ def test_fp16_finds_its_loss_scale(tiny, files, tmp_path):
     assert scales == sorted(scales, reverse=True)
     assert not (run / "set_aside").exists()
     assert files.records(run, "loss")[-1]["loss"] < 2
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(False, True), (True, False)])
+def test_a_loss_scale_is_not_taken_over_from_another_precision(saved, loaded):
+    before, after = (Optimizer(torch.nn.Linear(2, 2), None, scales) for scales in (saved, loaded))
+    fresh = after.scale.clone()
+    after.load_state_dict(before.state_dict())
+    assert after.scale == fresh
 
 
 @pytest.mark.parametrize("fits", [1, 3])

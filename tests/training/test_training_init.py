@@ -52,6 +52,15 @@ def answers(network, labels: list[int] | None) -> torch.Tensor:
         return network(X, T, None if labels is None else torch.tensor(labels))
 
 
+def test_a_fine_tuned_model_says_of_what_also_after_a_restart(tiny, tmp_path):
+    model = given(["0", "1"])
+    model.save(tmp_path / "given")
+    run = train(tiny(steps=2, checkpoint_every=2), tmp_path / "run", init=tmp_path / "given")
+    train(tiny(steps=4, checkpoint_every=2), run, resume=True)
+    assert load(run).provenance["fine-tuned from"] == f"{tmp_path / 'given'} ({model.weights_hash})"
+    assert model.weights_hash in (run / "model" / "README.md").read_text()
+
+
 def test_same_classes_same_answers(tiny, tmp_path):
     model = given(["0", "1"])
     run = begin(tiny(**{"process.prediction": "epsilon", "process.loss": "l1"}), tmp_path, model)

@@ -7,6 +7,7 @@ import torch
 import torch.distributed
 
 from ddpm.data import DataConfig, open_dataset
+from ddpm.errors import UserError
 from ddpm.evaluation.features import FeatureNetwork, load_features
 from ddpm.evaluation.frechet import frechet_distance, moments_of
 from ddpm.evaluation.kernel import kernel_distance
@@ -22,7 +23,11 @@ def training_evaluator(data: DataConfig, num: int = 500, steps: int = 20) -> Cal
 
     It returns {"kid_builtin", "distance_builtin"}; lower is better, and KID, being unbiased, decides which checkpoint
     is best. Called in every process at once: each draws its share and all get the same figures.
+
+    Raises UserError where the images are neither grey nor colour, before any training.
     """
+    if data.channels not in (1, 3):
+        raise UserError(f"images of {data.channels} channels cannot be judged in training: --training.evaluate_every 0")
     network = load_features("builtin")
     real: list[np.ndarray] = []  # filled at the first call, so that a run that never evaluates reads nothing twice
 
@@ -41,6 +46,7 @@ def training_evaluator(data: DataConfig, num: int = 500, steps: int = 20) -> Cal
 def _generated_features(model: Model, network: FeatureNetwork, num: int, steps: int) -> np.ndarray:
     rank, processes = process_rank()
     share = range(rank * num // processes, (rank + 1) * num // processes)
+    steps = min(steps, model.process.schedule.timesteps)
     parts = [network(to_uint8(images))[0] for _, images in model.sample_batches(share, steps=steps)]
     if processes > 1 and torch.distributed.is_initialized():
         shares: list[list[np.ndarray]] = [[] for _ in range(processes)]

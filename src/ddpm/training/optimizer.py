@@ -62,8 +62,8 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Adam's moments and step counts under the parameters' names, and the loss scale."""
-        state = {"loss_scale": self.scale, "loss_scale.good_steps": self.good_steps}
+        """Adam's moments and step counts under the parameters' names, and the loss scale where there is one."""
+        state = {"loss_scale": self.scale, "loss_scale.good_steps": self.good_steps} if self.scales_loss else {}
         for name, parameter in self.named.items():
             for key, value in self.adam.state[parameter].items():
                 state[f"{name}.{key}"] = value
@@ -71,10 +71,14 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The moments take the memory order of their parameters, as the fused kernel expects of them."""
-        self.scale, self.good_steps = (
-            state[key].to(self.scale.device) for key in ("loss_scale", "loss_scale.good_steps")
-        )
+        """The moments take the memory order of their parameters, as the fused kernel expects of them.
+
+        A loss scale is taken over where both runs have one: their precisions may differ.
+        """
+        if self.scales_loss and "loss_scale" in state:
+            self.scale, self.good_steps = (
+                state[key].to(self.scale.device) for key in ("loss_scale", "loss_scale.good_steps")
+            )
         for name, parameter in self.named.items():
             if f"{name}.step" in state:
                 self.adam.state[parameter] = {

@@ -120,17 +120,25 @@ class Run:
         self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep)
         self.tracking: Tracking | None = None
         self.best: dict[str, Any] | None = None
-        self.figures: dict[str, float] = {}  # of the latest evaluation
+        self.figures: dict[str, float] = {}  # of the latest evaluation, and its step
+        self.origin: str | None = None  # what is fine-tuned
         self.saved: int | None = None  # the step of the newest checkpoint
         if "wandb" in config.training.track:
             require("wandb", "track")
         checkpoint = None
         if resume and self.checkpoints.steps():
             checkpoint = self.checkpoints.newest(accelerator.print)
+        elif resume and (kept := model_step(out / "model")) >= 0:
+            raise UserError(
+                f"{out} holds a model of step {kept:,} but no checkpoint to go on from: with --init {out} --out NEW "
+                "another run begins with its weights; with --overwrite this one begins anew"
+            )
         elif resume:
             accelerator.print("there is no checkpoint yet: the run begins again")
         if init is not None:
+            name = "a model" if isinstance(init, Model) else init
             init = init if isinstance(init, Model) else load(init, device="cpu")
+            self.origin = f"{name} ({init.weights_hash})"
             config = adopt(config, init)
         self.config, training = config, config.training
         self.dataset = open_dataset(config.data)
@@ -243,6 +251,7 @@ class Run:
             null_label=self.null_label,
             provenance={
                 "ddpm": version("ddpm"),
+                **({"fine-tuned from": self.origin} if self.origin else {}),
                 "config": self.config.model_dump(mode="json"),
                 "data": {"images": size_of(self.dataset), "fingerprint": self.dataset.fingerprint},
                 "steps": progress.step,
@@ -274,8 +283,8 @@ class Run:
 
     def evaluate(self, evaluator: Evaluator, model: Model, step: int) -> None:
         """Ask the evaluator; the best so far is kept in RUN/best, and its checkpoint is spared."""
-        self.figures = figures = evaluator(model)
-        model.provenance["metrics"] = figures
+        figures = evaluator(model)
+        self.figures = model.provenance["metrics"] = {"step": step, **figures}
         name = next(iter(figures))
         better = self.best is None or figures[name] < self.best[name]
         if better:
@@ -285,7 +294,7 @@ class Run:
             with writing("the evaluation", self._kept):
                 self.track({"step": step, **figures})
                 if better:
-                    model.save(self.out / "best")
+                    self._write_model(model, self.out / "best")
 
         on_main(self.accelerator, keep)
         if better:
@@ -313,12 +322,22 @@ class Run:
     def _save(self, model: Model) -> None:
         """RUN/model, with the newest preview in its card."""
         training = self.config.training
-        model.save(self.out / "model")
+        if not self._write_model(model, self.out / "model"):
+            return
         previews = numbered(self.out / "samples")
         if previews:
             caption = f"After {int(previews[-1].stem):,} steps: the first images of seed {training.seed}, none of them "
             caption += f"chosen; {training.preview_steps} steps of DPM-Solver++."
             add_samples(self.out / "model", previews[-1], caption)
+
+    def _write_model(self, model: Model, folder: Path) -> bool:
+        """Whether the folder could be replaced; what somebody has put into it is no reason to end the run."""
+        try:
+            model.save(folder)
+        except UserError as error:
+            self.accelerator.print(error)
+            return False
+        return True
 
     def _state(self) -> dict[str, Any]:
         number = self.loop.progress.step * self.config.training.batch_size
@@ -331,6 +350,7 @@ class Run:
             "engine": engine,
             "best": self.best,
             "figures": self.figures,
+            "origin": self.origin,
         }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -341,6 +361,7 @@ class Run:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"checkpoint {checkpoint.path} is of another configuration: {reason}") from None
         self.best, self.figures = state["best"], state.get("figures", {})
+        self.origin = state.get("origin")
         self.saved = self.loop.progress.step
         if state["data"]["position"]:
             self.loader.load_state_dict(state["data"]["position"])
