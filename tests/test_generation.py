@@ -30,6 +30,15 @@ def test_array_and_folder_hold_the_samples(model, expected, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "folder"]
 
 
+def test_an_ending_may_be_in_capitals(model, expected, tmp_path):
+    generate(model, tmp_path / "A.NPZ", num=5, **OPTIONS)
+    generate(model, tmp_path / "GRID.PNG", num=5, **OPTIONS)
+    assert np.array_equal(np.load(tmp_path / "A.NPZ")["arr_0"], expected)
+    assert Image.open(tmp_path / "GRID.PNG").format == "PNG"
+    with pytest.raises(UserError, match="JPEG changes pixels"):
+        generate(model, tmp_path / "A.JPG", num=5, **OPTIONS)
+
+
 def test_grid_holds_the_samples(model, expected, tmp_path):
     generate(model, tmp_path / "grid.png", num=5, columns=5, **OPTIONS)
     grid = np.array(Image.open(tmp_path / "grid.png"))

@@ -76,8 +76,8 @@ def epsilon_losses(model: Model, dataset: ImageDataset, times: Sequence[int], *,
 
 def class_numbers(model: Model, dataset: ImageDataset) -> Tensor:
     """The model's number of each of the data's classes, by name; by number where the model's classes have no other."""
-    names = dataset.class_names or []
-    if len(names) == model.num_classes and model.class_names == [str(number) for number in range(len(names))]:
+    names, numbered = dataset.class_names or [], [str(number) for number in range(model.num_classes or 0)]
+    if len(names) == len(numbered) and model.class_names == numbered and set(names) != set(numbered):
         return torch.arange(len(names))
     return torch.tensor(model.resolve_labels(names))
 

@@ -7,6 +7,7 @@ no process waits for another. Whichever finishes last puts the parts together.
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ddpm.files import locked, write_whole
 from ddpm.hardware import process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_float, to_uint8
+from ddpm.viewing.files import written_beside
 from ddpm.viewing.pictures import save_grid
 
 SETTINGS = "settings.json"
@@ -41,8 +43,8 @@ def generate(
     asked = options.pop("batch_size", None)
     size = model.default_batch_size if asked is None else asked
     settings = {"num": num, "batch_size": size, "weights": model.weights_hash, **options}
-    as_folder = out.suffix not in (".png", ".npz")
-    if out.suffix in (".jpg", ".jpeg"):
+    as_folder = out.suffix.lower() not in (".png", ".npz")
+    if out.suffix.lower() in (".jpg", ".jpeg"):
         raise UserError(f"cannot write {out.name}: JPEG changes pixels; name a .png, a .npz or a folder")
     list(
         model.sample_batches([], batch_size=size, **options)
@@ -117,12 +119,23 @@ def assemble(out: Path, parts: Path, num: int, size: int, columns: int | None) -
         files = [part_file(parts, min(start + size, num) - 1) for start in range(0, num, size)]
         if not all(file.exists() for file in files):
             return
-        pixels = np.concatenate([np.load(file) for file in files])
-        if out.suffix == ".png":
+        if out.suffix.lower() == ".png":
+            pixels = np.concatenate([np.load(file) for file in files])
             images = to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2))
             save_grid(images, out, columns=columns, overwrite=True)
         else:
-            buffer = io.BytesIO()
-            np.savez(buffer, arr_0=pixels)
-            write_whole(out, buffer.getvalue())
+            join_arrays(files, num, out)
         shutil.rmtree(parts)
+
+
+def join_arrays(files: list[Path], num: int, out: Path) -> None:
+    """The files' `num` images as `arr_0` of an .npz, a file at a time: the memory may not hold all."""
+    shape = (num, *np.load(files[0], mmap_mode="r").shape[1:])
+    with (
+        written_beside(out) as beside,
+        zipfile.ZipFile(beside, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as entry,
+    ):
+        np.lib.format.write_array_header_1_0(entry, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for file in files:
+            entry.write(np.load(file).tobytes())

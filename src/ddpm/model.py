@@ -295,7 +295,10 @@ def find_model(name: str | Path) -> Path:
     """The folder that holds the model called `name`."""
     if isinstance(name, str) and name in BUNDLED:
         return BUNDLED[name]
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"no model at {name}: {error}") from None
     if (path / "model").is_dir():
         return path / "model"
     if path.exists():

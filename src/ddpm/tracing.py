@@ -109,6 +109,8 @@ def trace_model(
     x_T, before = noise(), []
     if image is not None:
         _check_shape(image, model.image_shape)
+        if frames < 4:
+            raise UserError(f"{frames} frames asked for: there and back takes at least 4, each way's first and last")
         start = image.to(model.device).expand(num, *model.image_shape)
         forward_noise = ImageNoise.of_seed(
             derive_seed(seed, "forward"), range(num), model.image_shape, device=model.device

@@ -19,6 +19,7 @@ from ddpm.data import DataConfig, LazyDataset, open_dataset, opening
 from ddpm.errors import RunStopped, UserError
 from ddpm.evaluation import accuracy_score
 from ddpm.evaluation import images as images_module
+from ddpm.evaluation.cache import Chunks
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.extract import extract
 from ddpm.evaluation.features import load_features
@@ -428,6 +429,48 @@ def test_the_training_evaluator_repeats_itself(model, tmp_path):
     assert first == second
     assert next(iter(first)) == "kid_builtin"
     assert set(first) == {"kid_builtin", "distance_builtin"}
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_what_the_training_evaluator_cannot_judge_is_refused_before_training(channels):
+    with pytest.raises(UserError, match="evaluate_every 0"):
+        training_evaluator(DataConfig(source="digits", channels=channels))
+
+
+def test_the_training_evaluator_takes_no_more_steps_than_the_process_has(model, tmp_path):
+    random = np.random.default_rng(0)
+    real = save(tmp_path / "real.npz", random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    given = DataConfig(source=real, image_size=8)
+    assert training_evaluator(given, num=12)(model) == training_evaluator(given, num=12, steps=8)(model)
+
+
+def test_a_share_is_read_while_another_process_still_makes_the_first():
+    chunks = Chunks("features", {"of": "a test"}, total=10, chunk=4)
+    chunks.write(4, np.arange(4, 8))
+    assert chunks[[5, 7]].tolist() == [5, 7]
+
+
+@pytest.mark.parametrize("by_text", ["images", "names"])
+def test_classes_named_by_numbers_are_matched_by_name_in_whatever_order(tmp_path, by_text):
+    numbers = [str(number) for number in range(12)]
+    images = open_images(save(tmp_path / "a.npz", np.zeros((12, 8, 8, 3), np.uint8)))
+    images.class_names, images.labels = sorted(numbers) if by_text == "images" else numbers, torch.arange(12)
+    names = numbers if by_text == "images" else sorted(numbers)
+    found = accuracy_score.matched(images, names)
+    assert [names[label] for label in found] == images.class_names
+
+
+def test_the_figures_of_a_model_folder_go_into_its_card(model, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    real = save(tmp_path / "real.npz", random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    model.save(tmp_path / "model")
+    words = ["evaluate", str(tmp_path / "model"), "--data", real, "--features", "builtin", "--metrics", "kid"]
+    assert run([*words, "--num", "12", "--steps", "2", "--out", str(tmp_path / "e.json")]) == 0
+    assert "README.md" in capsys.readouterr().out
+    (line,) = (line for line in (tmp_path / "model" / "README.md").read_text().splitlines() if "12 images" in line)
+    value = json.loads((tmp_path / "e.json").read_text())["figures"]["kid"]["value"]
+    assert "2 steps of dpm++" in line
+    assert f"| {value:.6g} |" in line
 
 
 def test_command_line(digits, tmp_path, capsys):

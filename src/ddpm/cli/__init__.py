@@ -4,6 +4,7 @@ import os
 import sys
 from typing import Any
 
+import torch
 import typer
 
 from ddpm.cli.app import app as page
@@ -62,9 +63,18 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
         return 0
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return complain("the memory does not suffice: fewer images at once (--batch-size) take less", 1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         return complain(f"{error.strerror or error}{where}", 1 if error.errno in NO_SPACE else 2)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """An accelerator's memory, or the processor's: that has no exception of its own in PyTorch."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def complain(message: str, code: int) -> int:

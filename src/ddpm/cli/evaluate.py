@@ -11,9 +11,11 @@ from ddpm.errors import UserError
 from ddpm.evaluation.evaluate import evaluate as run_evaluation
 from ddpm.evaluation.metrics import METRICS, pictures_of
 from ddpm.evaluation.opening import open_judged
+from ddpm.evaluation.report import Report
 from ddpm.evaluation.sweep import EVALUATIONS, draw_points, point_pictures, save_points, table
 from ddpm.evaluation.sweep import sweep as run_sweep
-from ddpm.model import Model
+from ddpm.interop.card import add_metrics
+from ddpm.model import BUNDLED, Model, find_model, load
 from ddpm.samplers import SAMPLERS
 
 
@@ -39,7 +41,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="JSON; pictures take its name")] = Path("evaluation.json"),
     overwrite: Overwrite = False,
 ) -> None:
-    """Judge a model, or images drawn before, against real images."""
+    """Judge a model, or images drawn before, against real images. A model's card takes the figures up."""
     if out.suffix != ".json":
         raise UserError(f"cannot write {out.name}: give a name ending in .json")
     sampling = {
@@ -68,6 +70,18 @@ def evaluate(
         report.save(out)
         print(report.table())
         print(f"written to {out}")
+        add_to_card(judged, report)
+
+
+def add_to_card(judged: str, report: Report) -> None:
+    """Put the figures into the card of a model folder: neither the package's own, nor one of the Hub's cache."""
+    if judged in BUNDLED or not Path(judged).expanduser().is_dir():
+        return
+    folder = find_model(judged)
+    if not (folder / "ddpm.json").is_file() or load(folder).weights_hash != report.settings.get("weights"):
+        return  # images, or a model that training has replaced meanwhile
+    add_metrics(folder, report.for_card())
+    print(f"and to {folder / 'README.md'}")
 
 
 def draw_sweep(

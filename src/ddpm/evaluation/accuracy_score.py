@@ -72,10 +72,10 @@ def small(images: ImageSet, rows: Tensor | None = None) -> Tensor:
 
 
 def matched(images: ImageSet, names: list[str]) -> Tensor:
-    """The labels of `images` as numbers of `names`. Classes that one side only numbers are matched by number."""
+    """The labels of `images` as numbers of `names`: by name, or by number where one side has numbers for names."""
     labels, own = images.classes()
     numbered = [str(number) for number in range(len(names))]
-    if own == names or (len(own) == len(names) and numbered in (own, names)):
+    if set(own) != set(names) and len(own) == len(names) and numbered in (own, names):
         return labels
     if set(own) - set(names):
         raise UserError(

@@ -110,7 +110,7 @@ class Chunks:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(self.total))
         rows = np.asarray(rows)
-        first = self._map(0)
+        first = self._map(int(rows[0]) // self.chunk if len(rows) else 0)  # chunk 0 may still be another process's work
         found = np.empty((len(rows), *first.shape[1:]), first.dtype)
         for number in np.unique(rows // self.chunk).tolist():
             here = rows // self.chunk == number

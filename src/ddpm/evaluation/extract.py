@@ -1,5 +1,6 @@
 """Features of a whole image set: in chunks, over several processes, again from where it was killed."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,9 +46,9 @@ class Features:
         path = self.chunks.folder / f"moments-{len(self.chunks)}.npz"
         if not path.exists():
             moments = moments_of(block[:, : self.dimensions] for block in self.chunks.blocks())
-            beside = path.with_name(f".{path.name}")
-            moments.save(beside.with_suffix(".npz"))
-            beside.with_suffix(".npz").replace(path)
+            beside = path.with_name(f".{os.getpid()}.{path.name}")
+            moments.save(beside)
+            beside.replace(path)
         return load_moments(path)
 
 

@@ -145,8 +145,13 @@ def nll(c: Comparison) -> list[Figure]:
     """Bits/dim of test images by the variational bound, its terms and progressive coding."""
     found = c.likelihood
     plot_likelihood(found, c.picture(PICTURES["nll"]))
-    note = f"± standard error over {found.images:,} of {c.held_out.title}, {found.timesteps_per_image} timesteps each"
+    channels, height, width = c.held_out.shape
+    note = (
+        f"± standard error over {found.images:,} of {c.held_out.title}, {found.timesteps_per_image} timesteps each; "
+        f"a dimension is one of {height}×{width}×{channels}, as the model sees them"
+    )
     detail = {
+        "dims": found.dims,
         "prior": found.prior,
         "terms": [asdict(term) for term in found.terms],
         "rate_distortion": found.rate_distortion,

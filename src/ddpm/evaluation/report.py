@@ -36,6 +36,12 @@ class Report:
         figures = {figure.key: {k: v for k, v in asdict(figure).items() if k != "key"} for figure in self.figures}
         return {"settings": self.settings, "figures": figures, "pictures": [str(path) for path in self.pictures]}
 
+    def for_card(self) -> dict[str, float]:
+        """The figures of a model by titles that say how they were made, as its card shows them."""
+        made = self.settings
+        how = f"{made['n']:,} images, {made['steps']} steps of {made['sampler']}, against {made['reference']}"
+        return {f"{figure.title}: {how}": figure.value for figure in self.figures}
+
     def save(self, path: Path) -> None:
         """Write the JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
