@@ -168,6 +168,15 @@ def test_processes_share_the_work_to_the_bit(model, expected, tmp_path, monkeypa
     assert np.array_equal(found, expected)
 
 
+def test_a_process_without_a_batch_may_come_when_all_is_done(model, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")  # for three batches
+    for rank in ("2", "1", "0", "3"):
+        monkeypatch.setenv("RANK", rank)
+        generate(model, tmp_path / "a.npz", num=5, **OPTIONS)
+    assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
 def test_jpeg_is_refused(model, tmp_path):
     with pytest.raises(UserError, match="JPEG"):
         generate(model, tmp_path / "a.jpg", num=1, **OPTIONS)

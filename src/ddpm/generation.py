@@ -49,6 +49,8 @@ def generate(
     list(
         model.sample_batches([], batch_size=size, **options)
     )  # an option that is wrong shows before anything is touched
+    if process_rank()[0] * size >= num:
+        return  # there are more processes than batches, and those of the others may be all done
     parts, ending = (out, ".png") if as_folder else (out.with_name(out.name + ".parts"), ".npy")
     prepare(out, parts, settings, overwrite)
     model.prepare(num, options.get("steps", 20))
