@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ddpm.errors import UserError
 from ddpm.files import write_whole
 from ddpm.model import load
 from ddpm.training import Config, load_config
@@ -27,7 +26,7 @@ from ddpm.training.dry_run import seconds_a_step
 from ddpm.training.run import Run
 from ddpm.viewing.plots import plot_images, save_figure
 from experiments.cells import side_by_side, spread, threads, trained_and_judged
-from experiments.record import PICTURES, RESULTS, machine, save_result
+from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 PRESET, SEEDS, COLUMNS = "fashion_mnist", 2, 12
 BASE = "the recipe"
@@ -149,10 +148,8 @@ def main() -> None:
     options = parser.parse_args()
     command = f"python -m experiments.ablations --jobs {options.jobs}"
     command += f" --images {options.images}" if options.images != Budget.images else ""
-    try:
+    with in_one_line("ablations"):
         print(ablations(options.runs, Budget(options.images), jobs=options.jobs, command=command))
-    except UserError as error:
-        raise SystemExit(f"ablations: {error}") from None
 
 
 if __name__ == "__main__":

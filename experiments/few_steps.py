@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from ddpm.errors import UserError
 from ddpm.evaluation.sweep import sweep
 from ddpm.model import Model, load
 from ddpm.samplers import SAMPLERS, Spacing
 from ddpm.viewing.plots import Curve, plot_quality, save_figure
-from experiments.record import PICTURES, RESULTS, machine, save_result
+from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)  # network evaluations an image
 DEFAULT = "dpm++"
@@ -104,12 +103,10 @@ def main() -> None:
     subject = SUBJECTS[options.name]
     command = f"python -m experiments.few_steps {options.name}"
     command += f" --features {Path(options.features).name}" if options.features else ""
-    try:
+    with in_one_line(options.name):
         features = options.features or subject.features
         model = load(subject.model)
         few_steps(options.name, model, subject.data, features=features, num=subject.num, command=command)
-    except UserError as error:
-        raise SystemExit(f"{options.name}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddpm.errors import UserError
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.report import Report
 from ddpm.interop.card import add_metrics, add_samples
@@ -25,7 +24,7 @@ from ddpm.model import Model, load
 from ddpm.networks import UNet
 from ddpm.networks.flops import count_flops
 from ddpm.viewing.pictures import save_grid
-from experiments.record import PICTURES, RESULTS, machine, save_result
+from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 ROWS, COLUMNS = 6, 10  # of the picture, where there are no classes; with classes, a column a class
 BUILTIN = ("fid", "kid", "prdc", "drift", "levels", "memorisation")
@@ -202,11 +201,9 @@ def main() -> None:
     run = options.runs / (HEADLINES[options.name].run or options.name)
     if not run.is_dir():
         raise SystemExit(f"no run in {run}; train it first: {HEADLINES[options.name].training}")
-    try:
+    with in_one_line(options.name):
         chosen = {key: getattr(options, key) for key in ("features", "reference", "sampler", "steps")}
         result = judge(options.name, HEADLINES[options.name], run, **chosen)
-    except UserError as error:
-        raise SystemExit(f"{options.name}: {error}") from None
     for part in ("standard", "builtin"):
         for figure in result[part]["figures"].values():
             print(f"{figure['title']:<45} {figure['value']:.5g}  {figure['note']}")

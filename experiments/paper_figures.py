@@ -18,13 +18,12 @@ import torch
 
 from ddpm.data import open_dataset
 from ddpm.editing import Editor, coarse_to_fine, interpolate
-from ddpm.errors import UserError
 from ddpm.evaluation.likelihood import evaluate_likelihood, plot_likelihood
 from ddpm.evaluation.opening import trained_with
 from ddpm.evaluation.progressive import Sheet, progressive_coding, progressive_generation, save_sheet, shared_latents
 from ddpm.model import Model, load
 from ddpm.pixels import to_float
-from experiments.record import PICTURES, RESULTS, machine, save_result
+from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 LAMBDAS = [i / 8 for i in range(9)]
 DEPTHS = [0.25, 0.5, 0.75, 1.0]  # of figure 9's, every other one
@@ -139,14 +138,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250, help="sampling steps")
     parser.add_argument("--rows", type=int, default=4)
     options = parser.parse_args()
-    try:
+    with in_one_line(options.name):
         model = load(options.name if options.name == "digits" else options.runs / options.name)
         source = options.data or f"{model.provenance['config']['data']['source']}:test"
         command = f"python -m experiments.paper_figures {options.name}"
         command += f" --steps {options.steps}" * (options.steps != 250)
         paper_figures(options.name, model, source, steps=options.steps, rows=options.rows, command=command)
-    except UserError as error:
-        raise SystemExit(f"{options.name}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def lucidrains_average(peer: Lucidrains) -> nn.Module:
 
 
 def lucidrains_draw(peer: Lucidrains, num: int) -> Tensor:
-    """DDIM, which `sampling_timesteps` below 1,000 chooses there, and whose images 1,000 ancestral steps do not mend."""
+    """DDIM, which `sampling_timesteps` below 1,000 chooses there; 1,000 ancestral steps give no better images."""
     peer.diffusion.sampling_timesteps, peer.diffusion.is_ddim_sampling = DDIM, True
     return peer.diffusion.sample(batch_size=num).cpu() * 2 - 1
 

@@ -4,11 +4,14 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ddpm.errors import UserError
 from ddpm.files import write_whole
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +31,15 @@ def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
     """What `save_result` wrote, or None where that experiment was not run."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@contextmanager
+def in_one_line(name: str) -> Iterator[None]:
+    """What the user can put right ends the command with one line."""
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(f"{name}: {error}") from None
 
 
 def machine() -> str:

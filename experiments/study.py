@@ -17,13 +17,12 @@ from typing import Any
 import torch
 
 from ddpm.data import open_dataset
-from ddpm.errors import UserError
 from ddpm.model import Model, load
 from ddpm.pixels import to_float
 from ddpm.training import load_config
 from ddpm.viewing.plots import plot_images, save_figure
 from experiments.cells import finished, side_by_side, spread, threads, trained_and_judged
-from experiments.record import PICTURES, RESULTS, machine, save_result
+from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 SCHEDULES = ("linear", "cosine")
 PREDICTIONS = ("epsilon", "x_0", "v")
@@ -187,10 +186,8 @@ def main() -> None:
         budget = replace(budget, overrides=(*budget.overrides, ("training.steps", options.steps)))
         command += f" --steps {options.steps}"
     places = {"results": options.out, "pictures": options.pictures}
-    try:
+    with in_one_line("study"):
         print(study(options.runs, budget, jobs=options.jobs, command=command, **places))
-    except UserError as error:
-        raise SystemExit(f"study: {error}") from None
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from benchmarks.problems import Problem
 from ddpm.data import open_dataset
-from ddpm.errors import UserError
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.files import write_whole
 from ddpm.hardware import default_device
@@ -36,7 +35,7 @@ from ddpm.training.processes import launch
 from ddpm.training.run import Run
 from ddpm.viewing.plots import plot_images, save_figure
 from experiments import peers
-from experiments.record import PICTURES, RESULTS, machine, save_result
+from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 OURS, COLUMNS = "ours", 12
 TITLES = {OURS: "ddpm, fashion_mnist unconditional"} | {name: peer.title for name, peer in peers.PEERS.items()}
@@ -157,15 +156,13 @@ def main() -> None:
     judging = verbs.add_parser("judge", help="draw, and compare with the test images")
     judging.add_argument("--features", default="inception", help="inception, or a TorchScript file")
     options = parser.parse_args()
-    try:
+    with in_one_line("time_to_quality"):
         if options.verb == "train":
             print(json.dumps(train_contestant(options.name, options.minutes, options.runs, Match()), indent=1))
             return
         command = "python -m experiments.time_to_quality judge"
         command += f" --features {Path(options.features).name}" if options.features != "inception" else ""
         result = judge(options.runs, Match(), features=options.features, command=command)
-    except UserError as error:
-        raise SystemExit(str(error)) from None
     for row in result["rows"]:
         figures = {key: value for key, value in row.items() if key in ("fid", "frechet_distance")}
         print(f"{row['contestant']:<40} {figures}")
