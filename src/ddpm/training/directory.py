@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from ddpm.errors import UserError
+from ddpm.interop.folder import read_json
 from ddpm.training.lock import RunLock
 
 # What a run writes in its directory. The configuration goes first when a run makes way for another, so that nobody goes
@@ -45,3 +46,11 @@ def empty(out: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def model_step(folder: Path) -> int:
+    """After how many steps a model was saved; -1 where none can be read."""
+    try:
+        return int(read_json(folder / "ddpm.json")["provenance"]["steps"])
+    except (OSError, UserError, KeyError, TypeError, ValueError):
+        return -1

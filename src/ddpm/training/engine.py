@@ -8,6 +8,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ddpm.data.dataset import ImageDataset
 from ddpm.errors import UserError
 from ddpm.hardware import compute_dtype
 from ddpm.networks.unet import Level, UNet
@@ -177,3 +178,9 @@ def local_processes() -> int:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def dataset_bytes(dataset: ImageDataset) -> int:
+    """What a data set takes in memory; one that is read as it goes takes next to nothing."""
+    images = getattr(dataset, "images", None)
+    return images.nbytes if isinstance(images, torch.Tensor) else 0

@@ -1,19 +1,33 @@
-"""Starting from a trained model: `--init`."""
+"""The network that a run begins with: new from the seed, and with `--init` with the weights of a trained model."""
 
 import torch
 from torch import Tensor
 
+from ddpm.data.dataset import ImageDataset
 from ddpm.errors import UserError
 from ddpm.model import Model
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.process.config import ProcessConfig
+from ddpm.randomness import derive_seed
 from ddpm.training.config import Config
 
 CLASS_ROWS = "class_embedding.weight"
 TIME_BIAS = "time_embedding.linear_2.bias"
 PROCESS_FIELDS = ("prediction", "variance")
 TRAINING_FIELDS = ("dropout", "gradient_checkpointing")  # of a network: they change how it learns, not what it computes
+
+
+def build_network(config: Config, dataset: ImageDataset) -> tuple[UNet, int | None]:
+    """The network, initialised from the seed, and its null class (the last row) where classes are dropped."""
+    classes = len(dataset.class_names) if dataset.class_names is not None else None
+    null_label = classes if classes is not None and config.training.class_drop > 0 else None
+    rows = None if classes is None else classes + (null_label is not None)
+    channels = config.data.channels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.training.seed, "weights"))
+        outputs = channels * (2 if config.process.process().learns_variance else 1)
+        return UNet(config.network, config.data.size, channels, outputs, rows), null_label
 
 
 def adopt(config: Config, model: Model) -> Config:

@@ -1,9 +1,8 @@
 """A run directory from its first step to its last: put together, gone on with, saved."""
 
-import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,20 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm.data import Loader, open_dataset
-from ddpm.data.dataset import ImageDataset
-from ddpm.errors import RunStopped, UserError, require
+from ddpm.errors import UserError, require
 from ddpm.interop.card import add_samples
-from ddpm.interop.folder import read_json
 from ddpm.model import Model, load
-from ddpm.networks.unet import UNet
-from ddpm.randomness import derive_seed
 from ddpm.training.batches import Batches
 from ddpm.training.checkpoint import Checkpoint, Checkpoints
 from ddpm.training.config import Config
-from ddpm.training.directory import claim, empty
-from ddpm.training.engine import choose_engine
+from ddpm.training.directory import empty, model_step
+from ddpm.training.engine import choose_engine, dataset_bytes
 from ddpm.training.files import write_text, writing
 from ddpm.training.health import Health
-from ddpm.training.initial import adopt, copy_weights
-from ddpm.training.interrupt import deferred_signals
+from ddpm.training.initial import adopt, build_network, copy_weights
 from ddpm.training.loop import Loop, size_of
 from ddpm.training.preview import channel_drift, channel_means, draw_preview, save_preview
-from ddpm.training.processes import launch, lost_peer, on_main
-from ddpm.training.reproducible import reproducible_kernels
+from ddpm.training.processes import on_main
 from ddpm.training.skipped import Skipped
 from ddpm.training.tracking import Tracking
 from ddpm.viewing.pictures import numbered
@@ -40,64 +33,6 @@ from ddpm.viewing.pictures import numbered
 # (model with the averaged weights) -> figures; the first decides which checkpoint is best, and lower is better.
 # Called in every process at once; it may share the work out through torch.distributed.
 Evaluator = Callable[[Model], dict[str, float]]
-
-
-def train(
-    config: Config,
-    out: str | Path,
-    *,
-    init: str | Path | Model | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    evaluator: Evaluator | None = None,
-) -> Path:
-    """Train in the run directory `out`; returns it, with the averaged weights in out/model.
-
-    Args:
-        config: see `load_config`.
-        init: a model whose weights, network and process the run starts from.
-        resume: go on from the newest good checkpoint in `out`.
-        overwrite: begin afresh where `out` holds a run already.
-        evaluator: called every `training.evaluate_every` steps.
-
-    Raises:
-        UserError: what was asked for is not possible.
-        RunStopped: numbers that are not finite, no space left, a lost process; what was saved stays.
-        KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
-    """
-    accelerator, out = launch(), Path(out)
-    with explained_losses(accelerator, out), reproducible_kernels(accelerator.device):
-        lock = on_main(accelerator, lambda: claim(out, resume, overwrite))
-        try:
-            run = Run(config, out, accelerator, init=init, resume=resume, evaluator=evaluator)
-            try:
-                run.open()
-                with deferred_signals() as request:
-                    signal = run.loop.run(request, run.log, run.after_step)
-                    if signal is not None:
-                        run.checkpoint()
-                        accelerator.print(f"saved at step {run.loop.progress.step:,}; go on: ddpm train --resume {out}")
-                        request.leave(signal)
-            finally:
-                run.close()
-        finally:
-            if lock is not None:
-                lock.release()
-    return out
-
-
-@contextlib.contextmanager
-def explained_losses(accelerator: Accelerator, out: Path) -> Iterator[None]:
-    """When another process of the run is gone, say so, and what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not lost_peer(error):
-            raise
-        raise RunStopped(
-            f"process {accelerator.process_index} lost another process of the run; go on from the last checkpoint: "
-            f"ddpm train --resume {out}"
-        ) from error
 
 
 class Run:
@@ -379,29 +314,3 @@ class Run:
         return (
             f"the newest good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "there was no checkpoint"
         )
-
-
-def build_network(config: Config, dataset: ImageDataset) -> tuple[UNet, int | None]:
-    """The network, initialised from the seed, and its null class (the last row) where classes are dropped."""
-    classes = len(dataset.class_names) if dataset.class_names is not None else None
-    null_label = classes if classes is not None and config.training.class_drop > 0 else None
-    rows = None if classes is None else classes + (null_label is not None)
-    channels = config.data.channels
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.training.seed, "weights"))
-        outputs = channels * (2 if config.process.process().learns_variance else 1)
-        return UNet(config.network, config.data.size, channels, outputs, rows), null_label
-
-
-def model_step(folder: Path) -> int:
-    """After how many steps a model was saved; -1 where none can be read."""
-    try:
-        return int(read_json(folder / "ddpm.json")["provenance"]["steps"])
-    except (OSError, UserError, KeyError, TypeError, ValueError):
-        return -1
-
-
-def dataset_bytes(dataset: ImageDataset) -> int:
-    """What a data set takes in memory; one that is read as it goes takes next to nothing."""
-    images = getattr(dataset, "images", None)
-    return images.nbytes if isinstance(images, torch.Tensor) else 0
