@@ -40,7 +40,8 @@ class Report:
         """The figures of a model by titles that say how they were made, as its card shows them."""
         made = self.settings
         how = f"{made['n']:,} images, {made['steps']} steps of {made['sampler']}, against {made['reference']}"
-        return {f"{figure.title}: {how}": figure.value for figure in self.figures}
+        # the likelihood draws nothing; what it is of stands in its note
+        return {f"{f.title}: {f.note if f.key == 'nll' else how}": f.value for f in self.figures}
 
     def save(self, path: Path) -> None:
         """Write the JSON."""
