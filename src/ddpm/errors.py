@@ -1,5 +1,5 @@
 """The two errors that the command line turns into one line and an exit code, what to say of
-an unknown name, and the way to ask for an extra."""
+an unknown name or of another library's error, and the way to ask for an extra."""
 
 import difflib
 import importlib
@@ -21,6 +21,11 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(f"this needs {module.split('.')[0]}: pip install 'ddpm[{extra}]'") from error
+
+
+def first_line(error: Exception) -> str:
+    """What another library says, without the pages that may follow; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddpm.data import ImageDataset, open_dataset
 from ddpm.data.decode import to_tensor
+from ddpm.data.stored import matched_by_number
 from ddpm.errors import UserError
 from ddpm.model import Labels, Model
 from ddpm.pixels import to_float, to_uint8
@@ -76,8 +77,8 @@ def epsilon_losses(model: Model, dataset: ImageDataset, times: Sequence[int], *,
 
 def class_numbers(model: Model, dataset: ImageDataset) -> Tensor:
     """The model's number of each of the data's classes, by name; by number where the model's classes have no other."""
-    names, numbered = dataset.class_names or [], [str(number) for number in range(model.num_classes or 0)]
-    if len(names) == len(numbered) and model.class_names == numbered and set(names) != set(numbered):
+    names = dataset.class_names or []
+    if matched_by_number(names, model.class_names or []):
         return torch.arange(len(names))
     return torch.tensor(model.resolve_labels(names))
 

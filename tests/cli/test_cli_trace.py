@@ -82,6 +82,7 @@ def test_without_ffmpeg_an_mp4_says_what_to_install_and_a_gif_works(folder, tmp_
         (["MODEL", "--sampler", "unipc", "--eta", "1"], "eta"),
         (["MODEL", "--frame-spacing", "even"], "uniform, log_snr"),
         (["MODEL", "--frames", "1"], "at least 2"),
+        (["MODEL", "--forward", "photograph.png", "--frames", "3"], "at least 4"),
         (["MODEL", "--num", "100000"], "100000"),
         (["MODEL", "--out", "a.avi"], ".gif or .mp4 or .png"),
         (["MODEL", "--out", "taken.gif"], "exists already"),

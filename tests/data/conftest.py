@@ -96,3 +96,11 @@ def write_idx():
         return path
 
     return make
+
+
+@pytest.fixture
+def private_cache(tmp_path, monkeypatch):
+    """What the datasets library keeps goes where the test's other files are."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
+    datasets.disable_progress_bars()

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_cases import as_array, opened
 from PIL import Image
 
 from ddpm.data import DataConfig, LazyDataset, open_dataset
@@ -17,15 +17,7 @@ from ddpm.data import opening as opening_module
 from ddpm.errors import UserError
 
 datasets = pytest.importorskip("datasets")
-
-
-def as_array(dataset) -> np.ndarray:
-    """(N, H, W, C)"""
-    return dataset.batch(range(len(dataset)))[0].permute(0, 2, 3, 1).numpy()
-
-
-def opened(source, **options):
-    return open_dataset(str(source), **{"image_size": 16, **options})
+pytestmark = pytest.mark.usefixtures("private_cache")
 
 
 # ---- names
@@ -104,129 +96,6 @@ def test_files_that_begin_with_a_split_are_of_that_split_alone(tmp_path, pixels,
     write_tar(folder / "trainings.tar", {"x.png": encode(pixels(9))})  # another word
     with pytest.raises(UserError, match="which is of none"):
         names(folder)
-
-
-# ---- folders
-
-
-def test_folder_without_classes(image_folder, pixels):
-    folder = image_folder(["b.png", "a.PNG", "deep/c.png", ".hidden.png", "notes.txt.png"])
-    dataset = opened(folder)
-    assert (as_array(dataset) == np.stack([pixels(seed) for seed in (1, 0, 4, 2)])).all()
-    assert dataset.report.skipped == []
-    with pytest.raises(UserError, match="no classes"):
-        opened(folder, labels=True)
-
-
-def test_sub_folders_are_classes(image_folder):
-    folder = image_folder(["dog/1.png", "cat/2.png", "dog/deep/3.png", "bird/4.png"])
-    dataset = opened(folder, labels=True)
-    assert dataset.class_names == ["bird", "cat", "dog"]
-    assert dataset.labels.tolist() == [0, 1, 2, 2]
-    assert opened(folder).labels is None
-    assert opened(folder).class_names is None
-
-
-def test_a_divided_folder_gives_the_split_asked_for(image_folder):
-    folder = image_folder(["train/a/1.png", "train/b/2.png", "val/a/3.png"])
-    assert len(opened(folder)) == 2
-    assert opened(folder, labels=True).class_names == ["a", "b"]
-    assert len(opened(f"{folder}:test")) == 1
-    assert len(opened(f"{folder}:val")) == 1
-    with pytest.raises(UserError, match="no split 'dev'; it holds train, val"):
-        opened(f"{folder}:dev")
-
-
-def test_a_download_one_folder_too_high_has_the_classes_of_the_folder_within(image_folder):
-    folder = image_folder(["raw-img/cat/1.png", "raw-img/dog/2.png"])
-    (folder / "translate.py").write_text("")
-    assert opened(folder, labels=True).class_names == ["cat", "dog"]
-
-
-def test_a_download_one_folder_too_high_has_the_splits_of_the_folder_within(image_folder):
-    folder = image_folder(["set/train/cat/1.png", "set/train/dog/2.png", "set/test/dog/3.png"])
-    assert opened(folder, labels=True).class_names == ["cat", "dog"]
-    assert len(opened(f"{folder}:test")) == 1
-
-
-@pytest.mark.parametrize("name", ["rose/1.png", "train/rose/1.png"])
-def test_one_class_is_a_class(image_folder, name):
-    assert opened(image_folder([name]), labels=True).class_names == ["rose"]
-
-
-@pytest.mark.parametrize("name", ["backup.tar", "metadata.parquet"])
-@pytest.mark.parametrize("image", ["1.png", "cat/1.png"])
-def test_images_beside_a_shard_are_not_passed_over(image_folder, name, image):
-    folder = image_folder([image])
-    (folder / name).write_bytes(b"")
-    with pytest.raises(UserError, match=f"holds images and {name}: name that file, or move it away"):
-        opened(folder)
-
-
-def test_a_database_says_what_would_do(tmp_path):
-    (tmp_path / "data.mdb").write_bytes(b"")
-    with pytest.raises(UserError, match=r"LMDB.*export its images"):
-        opened(tmp_path)
-
-
-@pytest.mark.parametrize("name", [".cache", ".git", ".ipynb_checkpoints"])
-def test_a_hidden_folder_beside_the_splits_changes_nothing(image_folder, name):
-    folder = image_folder(["train/a/1.png", "train/b/2.png", "test/a/3.png", f"{name}/4.png"])
-    dataset = opened(folder, labels=True)
-    assert (len(dataset), dataset.class_names) == (2, ["a", "b"])
-    with pytest.raises(UserError, match=r"it holds test, train$"):
-        opened(f"{folder}:dev")
-
-
-def test_a_folder_that_cannot_be_listed_is_named_and_its_class_not_left_out(image_folder, monkeypatch):
-    folder = image_folder(["bird/1.png", "cat/2.png", "dog/3.png"])
-    listed = os.scandir
-
-    def scandir(path):  # as root, no folder is closed
-        if Path(path).name == "cat":
-            raise PermissionError(13, "Permission denied", str(path))
-        return listed(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(UserError, match="cat cannot be read: Permission denied; make it readable, or move it out"):
-        opened(folder, labels=True)
-
-
-def test_broken_files_are_skipped_counted_and_named(image_folder):
-    folder = image_folder(["cat/1.png", "cat/2.png", "dog/3.png"])
-    (folder / "cat" / "1.png").write_bytes(b"not an image")
-    Image.new("L", (5, 5)).save(folder / "dog" / "tiny.png")
-    dataset = opened(folder, labels=True)
-    assert len(dataset) == 2
-    assert dataset.labels.tolist() == [0, 1]
-    assert dict(dataset.report.skipped) == {
-        "cat/1.png": "it is not an image",
-        "dog/tiny.png": "5x5 is smaller than 8 pixels",
-    }
-    assert dataset.report.summary().splitlines()[0] == f"skipped 2 files of {folder}:"
-    assert "  cat/1.png: it is not an image" in dataset.report.summary()
-
-
-def test_a_long_list_of_broken_files_is_cut(tmp_path):
-    for number in range(25):
-        (tmp_path / f"{number:02}.png").write_bytes(b"x")
-    Image.new("L", (16, 16)).save(tmp_path / "good.png")
-    assert opened(tmp_path).report.summary().splitlines()[-1] == "  and 15 more"
-
-
-def test_a_folder_with_nothing_usable(tmp_path):
-    with pytest.raises(UserError, match="holds no images"):
-        opened(tmp_path)
-    (tmp_path / "a.png").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"no image that can be used: 1 were skipped, a\.png: it is not an image"):
-        opened(tmp_path)
-
-
-def test_sizes_are_counted_and_non_square_sizes_come_out(image_folder):
-    folder = image_folder(["a.png", "b.png"], height=20, width=30)
-    dataset = opened(folder, image_size=(16, 24), channels=1)
-    assert dataset.image_shape == (1, 16, 24)
-    assert dataset.report.sizes == {(20, 30): 2}
 
 
 # ---- arrays
@@ -426,124 +295,6 @@ def test_tar_without_cls_files_takes_folders_as_classes(tmp_path, pixels, encode
     dataset = opened(path, labels=True)
     assert dataset.class_names == ["a", "b"]
     assert dataset.labels.tolist() == [0, 0, 1]
-
-
-# ---- the datasets library
-
-
-def hub_set(folder: Path, pixels, count: int = 12) -> Path:
-    rows = {
-        "img": [Image.fromarray(pixels(seed)) for seed in range(count)],
-        "coarse": [f"c{seed % 2}" for seed in range(count)],
-        "label": [seed % 3 for seed in range(count)],
-    }
-    features = datasets.Features(
-        {
-            "img": datasets.Image(),
-            "coarse": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=["cat", "dog", "eel"]),
-        }
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    table = datasets.Dataset.from_dict(rows, features=features)
-    half = count // 2
-    table.select(range(half)).to_parquet(folder / "train-0.parquet")
-    table.select(range(half, count)).to_parquet(folder / "train-1.parquet")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _private_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
-    datasets.disable_progress_bars()
-
-
-def test_hub_set(tmp_path, pixels):
-    folder = hub_set(tmp_path / "hub", pixels)
-    dataset = opened(f"hf:{folder}", labels=True)
-    assert dataset.class_names == ["cat", "dog", "eel"]
-    assert (as_array(dataset) == np.stack([pixels(seed) for seed in range(12)])).all()
-    assert dataset.labels.tolist() == [seed % 3 for seed in range(12)]
-    assert opened(folder, labels=True).fingerprint == dataset.fingerprint  # the same parquet files, as a path
-
-
-@pytest.mark.parametrize(
-    ("query", "rows", "class_names"),
-    [
-        ("label=dog", lambda n: n % 3 == 1, ["dog"]),
-        ("label=eel,cat", lambda n: n % 3 != 1, ["cat", "eel"]),
-        ("label=2,0", lambda n: n % 3 != 1, ["cat", "eel"]),
-        ("coarse=c1", lambda n: n % 2 == 1, ["cat", "dog", "eel"]),
-        ("coarse=c1&label=dog,eel", lambda n: n % 2 == 1 and n % 3 != 0, ["dog", "eel"]),
-    ],
-)
-@pytest.mark.parametrize("streaming", [False, True])
-def test_row_filter(tmp_path, pixels, query, rows, class_names, streaming):
-    source = f"hf:{hub_set(tmp_path / 'hub', pixels)}?{query}"
-    dataset = opened(source, labels=True, streaming=streaming)
-    wanted = [number for number in range(12) if rows(number)]
-    if streaming:
-        images, labels = dataset.draw(0, range(len(wanted)))
-    else:
-        images, labels = dataset.batch(range(len(dataset)))
-    expected = {pixels(n).tobytes(): ["cat", "dog", "eel"][n % 3] for n in wanted}
-    found = {
-        image.permute(1, 2, 0).numpy().tobytes(): dataset.class_names[label]
-        for image, label in zip(images, labels, strict=True)
-    }
-    assert dataset.class_names == class_names
-    assert found == expected
-
-
-@pytest.mark.parametrize(
-    ("query", "message"),
-    [
-        ("labl=dog", "no column 'labl'; it has label"),
-        ("label=dgo", "label is never 'dgo'; it can be dog"),
-        ("coarse=c7", "no row has coarse c7"),
-        ("label", "a row filter reads"),
-        ("label=", "a row filter reads"),
-    ],
-)
-def test_row_filters_that_make_no_sense(tmp_path, pixels, query, message):
-    with pytest.raises(UserError, match=message):
-        opened(f"hf:{hub_set(tmp_path / 'hub', pixels)}?{query}")
-
-
-@pytest.mark.parametrize(
-    ("query", "class_names"), [("style=cubist,pointillist", ["cubist", "pointillist"]), ("", ["a"])]
-)
-def test_the_column_whose_classes_are_chosen_is_the_one_of_the_classes(tmp_path, pixels, query, class_names):
-    features = {"image": datasets.Image(), "artist": datasets.ClassLabel(names=["a"])}
-    features["style"] = datasets.ClassLabel(names=["cubist", "fauvist", "pointillist"])
-    images = [Image.fromarray(pixels(seed)) for seed in range(3)]
-    rows = {"image": images, "artist": [0, 0, 0], "style": [0, 1, 2]}
-    (tmp_path / "hub").mkdir()
-    table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
-    table.to_parquet(tmp_path / "hub" / "train-0.parquet")
-    dataset = opened(f"hf:{tmp_path / 'hub'}" + f"?{query}" * bool(query), labels=True)
-    assert dataset.class_names == class_names
-
-
-def test_hub_set_of_loose_files(image_folder):
-    folder = image_folder([f"{kind}/{n}.png" for kind in ("ape", "bee") for n in range(3)])
-    for streaming in (False, True):
-        dataset = opened(f"hf:{folder}", labels=True, streaming=streaming)
-        assert dataset.class_names == ["ape", "bee"]
-        _, labels = dataset.draw(0, range(6))
-        assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
-
-
-def test_a_missing_hub_set_is_one_line(tmp_path):
-    for source in (f"hf:{tmp_path / 'nothing-here'}", "hf:", "hf:?a=b"):
-        with pytest.raises(UserError, match="names no data set"):
-            opened(source)
-    datasets.Dataset.from_dict({"a": [1]}).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(UserError, match="no column of images; it has a"):
-        opened(tmp_path / "x.parquet")
-    (tmp_path / "x.parquet").write_bytes(b"not parquet")
-    with pytest.raises(UserError, match="cannot be opened through the datasets library"):
-        opened(tmp_path / "x.parquet")
 
 
 # ---- common to all

@@ -36,8 +36,7 @@ def convert(
 ) -> None:
     """Convert a model to a Diffusers pipeline folder (safetensors), which ddpm opens as well."""
     found = locate(source)
-    on_hub = hub.looks_like_id(source) and not Path(source).exists()
-    origin = source if on_hub else None  # where a folder lies here says nothing elsewhere
+    origin = source if on_the_hub(source) else None  # where a folder lies here says nothing elsewhere
     parts = conversion.convert(found, destination, origin=origin, flags=flags, overwrite=overwrite)
     parameters = sum(parameter.numel() for parameter in parts.network.parameters())
     channels, height, width = parts.image_shape
@@ -51,6 +50,9 @@ def locate(source: str) -> Path:
     """Where the weights lie: as for `ddpm.load`, but a file will do, and the Hub's pickled weights."""
     if Path(source).is_file():
         return Path(source)
-    if not Path(source).exists() and source not in BUNDLED and hub.looks_like_id(source):
-        return hub.download(source, pickled=True)
-    return find_model(source)
+    return hub.download(source, pickled=True) if on_the_hub(source) else find_model(source)
+
+
+def on_the_hub(source: str) -> bool:
+    """Whether `source` names a model of the Hub, and nothing that is here."""
+    return not Path(source).exists() and source not in BUNDLED and hub.looks_like_id(source)

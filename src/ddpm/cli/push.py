@@ -24,11 +24,12 @@ def push(
     """Upload a model to the Hub, with the card in its folder as it stands there."""
     hub.check_id(name)
     hub.check_login()
-    trained = load(model)
+    source = find_model(model)
+    trained = load(source)
     with tempfile.TemporaryDirectory() as scratch:
         folder, picture = Path(scratch) / "model", Path(scratch) / "samples.png"
         trained.save(folder)  # what a model folder holds, and nothing else that lies beside it
-        keep_card(find_model(model), folder)
+        keep_card(source, folder)
         if num:
             steps = min(STEPS, trained.process.schedule.timesteps)
             save_grid(trained.sample(num, sampler="dpm++", steps=steps, seed=seed), picture)

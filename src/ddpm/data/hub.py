@@ -18,7 +18,7 @@ import numpy as np
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile
 from ddpm.data.shards import Encoded
 from ddpm.data.stored import Records, file_state
-from ddpm.errors import RunStopped, UserError, require
+from ddpm.errors import RunStopped, UserError, first_line, require
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "cls")
@@ -105,7 +105,7 @@ class HubShards:
                 except BrokenFile as error:
                     skip(name, str(error))
         except Exception as error:  # the library and its network layers raise dozens of kinds
-            raise RunStopped(f"{self.columns.source} broke off in {self.names[shard]}: {_first_line(error)}") from error
+            raise RunStopped(f"{self.columns.source} broke off in {self.names[shard]}: {first_line(error)}") from error
 
 
 class Columns:
@@ -229,7 +229,7 @@ def _load(source: str, path: str, configuration: str | None = None, **options) -
     try:
         return datasets.load_dataset(path, configuration, **options)
     except Exception as error:  # the library and its network layers raise dozens of kinds
-        raise UserError(f"{source} cannot be opened through the datasets library: {_first_line(error)}") from error
+        raise UserError(f"{source} cannot be opened through the datasets library: {first_line(error)}") from error
 
 
 def _datasets() -> ModuleType:
@@ -242,10 +242,6 @@ def _fetch(path: str) -> bytes:
             return file.read(MOST_FILE_BYTES + 1)
     except Exception as error:  # local, http and archive layers each have their own kinds
         raise BrokenFile(str(error) or type(error).__name__) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _named(paths: list[Path]) -> list[str]:

@@ -113,6 +113,12 @@ def file_state(path: str | Path) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
+def matched_by_number(own: list[str], names: list[str]) -> bool:
+    """Whether classes of two sides are the same by number: one has only numbers for names, and the other has others."""
+    numbered = [str(number) for number in range(len(names))]
+    return set(own) != set(names) and len(own) == len(names) and numbered in (own, names)
+
+
 def classes_from_paths(names: Sequence[str]) -> tuple[np.ndarray | None, list[str] | None]:
     """The first folder of each path is its class; None where any image lies outside a folder."""
     tops = [name.split("/", 1) for name in names]

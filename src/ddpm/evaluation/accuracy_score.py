@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddpm.data.stored import matched_by_number
 from ddpm.errors import UserError
 from ddpm.evaluation.classifier import accuracy, prepare, train_classifier
 from ddpm.evaluation.images import ImageSet
@@ -74,8 +75,7 @@ def small(images: ImageSet, rows: Tensor | None = None) -> Tensor:
 def matched(images: ImageSet, names: list[str]) -> Tensor:
     """The labels of `images` as numbers of `names`: by name, or by number where one side has numbers for names."""
     labels, own = images.classes()
-    numbered = [str(number) for number in range(len(names))]
-    if set(own) != set(names) and len(own) == len(names) and numbered in (own, names):
+    if matched_by_number(own, names):
         return labels
     if set(own) - set(names):
         raise UserError(

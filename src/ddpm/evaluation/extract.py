@@ -1,6 +1,5 @@
 """Features of a whole image set: in chunks, over several processes, again from where it was killed."""
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from ddpm.evaluation.features import FeatureNetwork
 from ddpm.evaluation.frechet import Moments, load_moments, moments_of
 from ddpm.evaluation.images import ImageSet
 from ddpm.hardware import process_rank
+from ddpm.viewing.files import written_beside
 
 BATCH = 32
 
@@ -46,9 +46,8 @@ class Features:
         path = self.chunks.folder / f"moments-{len(self.chunks)}.npz"
         if not path.exists():
             moments = moments_of(block[:, : self.dimensions] for block in self.chunks.blocks())
-            beside = path.with_name(f".{os.getpid()}.{path.name}")
-            moments.save(beside)
-            beside.replace(path)
+            with written_beside(path) as beside:
+                moments.save(beside)
         return load_moments(path)
 
 

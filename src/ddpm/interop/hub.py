@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors
 
-from ddpm.errors import UserError
+from ddpm.errors import UserError, first_line
 from ddpm.interop.folder import WEIGHTS
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -18,7 +18,8 @@ SAFE = [f"{WEIGHTS}.safetensors", f"{WEIGHTS}-*-of-*.safetensors", f"{WEIGHTS}.s
 HALF = [f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.bf16.safetensors"]
 PICKLED = [f"{WEIGHTS}.bin"]
 UNKNOWN = "the Hub does not know who you are: `hf auth login`, with a token that may write"
-FORBIDDEN = "your token may not do that: `hf auth login` with one that may write there"
+REFUSALS = {401: UNKNOWN, 403: "your token may not do that: `hf auth login` with one that may write there"}
+ANOTHER = "the Hub did not answer as it should"
 
 
 def looks_like_id(name: str) -> bool:
@@ -76,15 +77,6 @@ def one_line(name: str) -> Iterator[None]:
         raise UserError(f"{name} is no name of a Hub model: {error}") from None
     except errors.LocalTokenNotFoundError:
         raise UserError(UNKNOWN) from None
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
-            raise UserError(f"{name}: {UNKNOWN if status == 401 else FORBIDDEN}") from None
-        raise UserError(f"{name}: the Hub did not answer as it should: {first_line(error)}") from None
     except Exception as error:  # the library and its network layers raise dozens of kinds
-        raise UserError(f"{name}: the Hub did not answer as it should: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        raise UserError(f"{name}: {REFUSALS.get(status) or f'{ANOTHER}: {first_line(error)}'}") from None

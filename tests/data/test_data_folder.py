@@ -1,0 +1,131 @@
+"""Folders of images: classes, splits, and what is passed over."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_cases import as_array, opened
+from PIL import Image
+
+from ddpm.errors import UserError
+
+
+def test_folder_without_classes(image_folder, pixels):
+    folder = image_folder(["b.png", "a.PNG", "deep/c.png", ".hidden.png", "notes.txt.png"])
+    dataset = opened(folder)
+    assert (as_array(dataset) == np.stack([pixels(seed) for seed in (1, 0, 4, 2)])).all()
+    assert dataset.report.skipped == []
+    with pytest.raises(UserError, match="no classes"):
+        opened(folder, labels=True)
+
+
+def test_sub_folders_are_classes(image_folder):
+    folder = image_folder(["dog/1.png", "cat/2.png", "dog/deep/3.png", "bird/4.png"])
+    dataset = opened(folder, labels=True)
+    assert dataset.class_names == ["bird", "cat", "dog"]
+    assert dataset.labels.tolist() == [0, 1, 2, 2]
+    assert opened(folder).labels is None
+    assert opened(folder).class_names is None
+
+
+def test_a_divided_folder_gives_the_split_asked_for(image_folder):
+    folder = image_folder(["train/a/1.png", "train/b/2.png", "val/a/3.png"])
+    assert len(opened(folder)) == 2
+    assert opened(folder, labels=True).class_names == ["a", "b"]
+    assert len(opened(f"{folder}:test")) == 1
+    assert len(opened(f"{folder}:val")) == 1
+    with pytest.raises(UserError, match="no split 'dev'; it holds train, val"):
+        opened(f"{folder}:dev")
+
+
+def test_a_download_one_folder_too_high_has_the_classes_of_the_folder_within(image_folder):
+    folder = image_folder(["raw-img/cat/1.png", "raw-img/dog/2.png"])
+    (folder / "translate.py").write_text("")
+    assert opened(folder, labels=True).class_names == ["cat", "dog"]
+
+
+def test_a_download_one_folder_too_high_has_the_splits_of_the_folder_within(image_folder):
+    folder = image_folder(["set/train/cat/1.png", "set/train/dog/2.png", "set/test/dog/3.png"])
+    assert opened(folder, labels=True).class_names == ["cat", "dog"]
+    assert len(opened(f"{folder}:test")) == 1
+
+
+@pytest.mark.parametrize("name", ["rose/1.png", "train/rose/1.png"])
+def test_one_class_is_a_class(image_folder, name):
+    assert opened(image_folder([name]), labels=True).class_names == ["rose"]
+
+
+@pytest.mark.parametrize("name", ["backup.tar", "metadata.parquet"])
+@pytest.mark.parametrize("image", ["1.png", "cat/1.png"])
+def test_images_beside_a_shard_are_not_passed_over(image_folder, name, image):
+    folder = image_folder([image])
+    (folder / name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"holds images and {name}: name that file, or move it away"):
+        opened(folder)
+
+
+def test_a_database_says_what_would_do(tmp_path):
+    (tmp_path / "data.mdb").write_bytes(b"")
+    with pytest.raises(UserError, match=r"LMDB.*export its images"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".cache", ".git", ".ipynb_checkpoints"])
+def test_a_hidden_folder_beside_the_splits_changes_nothing(image_folder, name):
+    folder = image_folder(["train/a/1.png", "train/b/2.png", "test/a/3.png", f"{name}/4.png"])
+    dataset = opened(folder, labels=True)
+    assert (len(dataset), dataset.class_names) == (2, ["a", "b"])
+    with pytest.raises(UserError, match=r"it holds test, train$"):
+        opened(f"{folder}:dev")
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_its_class_not_left_out(image_folder, monkeypatch):
+    folder = image_folder(["bird/1.png", "cat/2.png", "dog/3.png"])
+    listed = os.scandir
+
+    def scandir(path):  # as root, no folder is closed
+        if Path(path).name == "cat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="cat cannot be read: Permission denied; make it readable, or move it out"):
+        opened(folder, labels=True)
+
+
+def test_broken_files_are_skipped_counted_and_named(image_folder):
+    folder = image_folder(["cat/1.png", "cat/2.png", "dog/3.png"])
+    (folder / "cat" / "1.png").write_bytes(b"not an image")
+    Image.new("L", (5, 5)).save(folder / "dog" / "tiny.png")
+    dataset = opened(folder, labels=True)
+    assert len(dataset) == 2
+    assert dataset.labels.tolist() == [0, 1]
+    assert dict(dataset.report.skipped) == {
+        "cat/1.png": "it is not an image",
+        "dog/tiny.png": "5x5 is smaller than 8 pixels",
+    }
+    assert dataset.report.summary().splitlines()[0] == f"skipped 2 files of {folder}:"
+    assert "  cat/1.png: it is not an image" in dataset.report.summary()
+
+
+def test_a_long_list_of_broken_files_is_cut(tmp_path):
+    for number in range(25):
+        (tmp_path / f"{number:02}.png").write_bytes(b"x")
+    Image.new("L", (16, 16)).save(tmp_path / "good.png")
+    assert opened(tmp_path).report.summary().splitlines()[-1] == "  and 15 more"
+
+
+def test_a_folder_with_nothing_usable(tmp_path):
+    with pytest.raises(UserError, match="holds no images"):
+        opened(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no image that can be used: 1 were skipped, a\.png: it is not an image"):
+        opened(tmp_path)
+
+
+def test_sizes_are_counted_and_non_square_sizes_come_out(image_folder):
+    folder = image_folder(["a.png", "b.png"], height=20, width=30)
+    dataset = opened(folder, image_size=(16, 24), channels=1)
+    assert dataset.image_shape == (1, 16, 24)
+    assert dataset.report.sizes == {(20, 30): 2}
