@@ -71,6 +71,47 @@ def test_a_database_says_what_would_do(tmp_path):
         opened(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "beside", ["annotations/1.xml", "__MACOSX/train/a/._1.png", "__MACOSX/icon.png", "empty/deep/"]
+)
+@pytest.mark.parametrize(
+    ("images", "names"),
+    [
+        (["train/a/1.png", "train/b/2.png", "test/a/3.png"], ["a", "b"]),
+        (["train/a/1.png", "train/b/2.png"], ["a", "b"]),
+        (["flowers/a/1.png", "flowers/b/2.png"], ["a", "b"]),
+        (["flowers/train/a/1.png", "flowers/train/b/2.png", "flowers/val/b/3.png"], ["a", "b"]),
+    ],
+)
+def test_a_folder_without_images_changes_nothing(image_folder, images, names, beside):
+    folder = image_folder(images)
+    (folder / beside).parent.mkdir(parents=True, exist_ok=True)
+    if not beside.endswith("/"):
+        (folder / beside).write_bytes(b"")
+    dataset = opened(folder, labels=True)
+    assert (len(dataset), dataset.class_names) == (2, names)
+    assert dataset.report.skipped == []
+
+
+@pytest.mark.parametrize("extra", ["extra/1.png", "unlabelled/a/1.png"])
+@pytest.mark.parametrize(
+    "images", [["train/1.png", "test/2.png"], ["train/a/1.png"], ["set/val/1.png", "set/test/2.png"]]
+)
+def test_splits_beside_other_images_are_refused(image_folder, images, extra):
+    """Test images would be trained on, and the splits pass for classes."""
+    inner = "set/" if images[0].startswith("set/") else ""
+    folder = image_folder([*images, inner + extra])
+    split = "test" if inner else "train"
+    with pytest.raises(UserError, match=rf"beside {extra.split('/')[0]}: name the split, as in .*set:{split}"):
+        opened(folder)
+    assert len(opened(f"{folder}:{split}")) == 1
+
+
+def test_a_class_may_have_the_name_of_a_split(image_folder):
+    folder = image_folder(["bus/1.png", "car/2.png", "train/3.png"])
+    assert opened(folder, labels=True).class_names == ["bus", "car", "train"]
+
+
 @pytest.mark.parametrize("name", [".cache", ".git", ".ipynb_checkpoints"])
 def test_a_hidden_folder_beside_the_splits_changes_nothing(image_folder, name):
     folder = image_folder(["train/a/1.png", "train/b/2.png", "test/a/3.png", f"{name}/4.png"])

@@ -261,6 +261,9 @@ def test_an_archive_of_several_splits_is_refused(tmp_path, pixels, encode, write
     for path in pack("both", ["Train/a/1.png", "Train/b/2.png", "val/a/3.png", ".cache/a/1.png"]):
         with pytest.raises(UserError, match=r"holds several splits \(Train, val\): unpack it and name the folder"):
             opened(path)
+    for path in pack("more", ["Train/a/1.png", "val/a/3.png", "extra/2.png"]):
+        with pytest.raises(UserError, match=r"holds several splits \(Train, val\): unpack it and name the folder"):
+            opened(path)
     for path in pack("one", ["train/a/1.png", "train/b/2.png", ".cache/a/1.png"]):
         assert opened(path, labels=True).class_names == ["a", "b"]
     for path in pack("classes", ["train/1.png", "tram/2.png"]):

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ddpm.data.decode import ENDINGS
-from ddpm.data.folder import SPLIT_FOLDERS
+from ddpm.data.folder import SPLIT_FOLDERS, UNPACKED_MACOSX
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable, read_bounded
 from ddpm.data.stored import Records, classes_from_paths, file_state
 from ddpm.errors import UserError
@@ -160,7 +160,7 @@ def _members(shard: Path, skip: Callable[[str, str], None]) -> Iterator[tarfile.
 def _is_image(name: str) -> bool:
     """By its name, and neither hidden nor in a hidden folder; `..` is no such one, but refused with a reason."""
     parts = PurePosixPath(name).parts
-    hidden = any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts)
+    hidden = any(part == UNPACKED_MACOSX or (part.startswith(".") and part != "..") for part in parts)
     return name.lower().endswith(ENDINGS) and not hidden
 
 
@@ -206,13 +206,14 @@ def _key(name: str) -> str:
 def _undivided(names: list[str], archive: Path) -> list[str]:
     """Names without the folder that all are in: an archive of `flowers/` has `flowers/rose/`, `flowers/lily/`.
 
-    Raises UserError where what is left are train/, test/ and the like: they would pass for classes of one set.
+    Raises UserError where train/, test/ and the like are left: they would pass for classes of one set.
     """
     names = [name.removeprefix("./") for name in names]
     while names and all("/" in name for name in names) and len(_tops(names)) == 1:
         names = [name.split("/", 1)[1] for name in names]
-    if names and {top.lower() for top in _tops(names)} <= SPLIT_FOLDERS:
-        found = ", ".join(sorted(_tops(names)))
+    splits = sorted(top for top in _tops(names) if top.lower() in SPLIT_FOLDERS)
+    if len(splits) > 1:
+        found = ", ".join(splits)
         raise UserError(f"{archive} holds several splits ({found}): unpack it and name the folder, or pack each alone")
     return names
 

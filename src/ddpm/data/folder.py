@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from ddpm.data.decode import ENDINGS
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable
@@ -10,6 +11,7 @@ from ddpm.errors import UserError
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 SPLIT_FOLDERS = {name for names in SPLITS.values() for name in names}
+UNPACKED_MACOSX = "__MACOSX"  # beside what a Mac has packed: files of the same names, none of them an image
 LINKED_FOLDER = "it is a link to a folder, which is not followed"
 
 
@@ -17,19 +19,23 @@ def open_folder(folder: Path, split: str | None) -> Records:
     """Every image below a folder, in the order of their paths.
 
     Of a folder that holds one folder of folders and no images it is that one, as downloads unpack. A folder that is
-    divided into train and test (or val) gives the split asked for, train by default. What is hidden is
-    passed over; links to folders, links that leave the folder and what is no regular file are skipped and reported. A
-    folder that cannot be listed is an error: without its class, the others would go by other numbers.
+    divided into train and test (or val) gives the split asked for, train by default; folders without any image are not
+    counted. What is hidden is passed over; links to folders, links that leave the folder and what is no regular file
+    are skipped and reported. A folder that cannot be listed is an error: without its class, the others would go by
+    other numbers.
     """
 
-    def refuse(error: OSError) -> None:
+    def refuse(error: OSError) -> NoReturn:
         reason = f"{error.filename} cannot be read: {error.strerror or error}"
         raise UserError(f"{reason}; make it readable, or move it out of {folder}") from error
 
-    root = _split_folder(_unwrapped(folder), split).resolve()
+    try:
+        root = _split_folder(_unwrapped(folder), split).resolve()
+    except OSError as error:
+        refuse(error)
     paths, skipped = [], []
     for where, below, files in os.walk(root, onerror=refuse):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        below[:] = sorted(name for name in below if not _is_hidden(name))
         links = [path for name in below if os.path.islink(path := os.path.join(where, name))]
         skipped += [(printable(os.path.relpath(path, root)), LINKED_FOLDER) for path in links]
         for name in sorted(files):
@@ -79,18 +85,56 @@ def holds_images(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> list[Path]:
+    """The folders directly in it that have an image somewhere below: what else a download brings is no class of it."""
+    return [path for path in _visible(folder) if _has_images(path)]
+
+
+def _has_images(folder: Path) -> bool:
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        if holds_images(here):
+            return True
+        waiting += _visible(here)
+    return False
+
+
+def _visible(folder: Path) -> list[Path]:
     """The folders directly in it, without hidden ones and links; of a million files beside them none is looked into."""
     with os.scandir(folder) as entries:
         here = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return [Path(entry.path) for entry in here if not entry.name.startswith(".")]
+    return [Path(entry.path) for entry in here if not _is_hidden(entry.name)]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == UNPACKED_MACOSX
 
 
 def _split_folder(folder: Path, split: str | None) -> Path:
     below = {path.name.lower(): path for path in _folders(folder)}
     if split is None:
+        _refuse_mixture(folder, below)
         divided = below.keys() <= SPLIT_FOLDERS
         return next((below[name] for name in SPLITS["train"] if divided and name in below), folder)
     found = next((below[name] for name in SPLITS.get(split, (split,)) if name in below), None)
     if found is None:
         raise UserError(f"{folder} has no split {split!r}; it holds {', '.join(sorted(below)[:8]) or 'no folders'}")
     return found
+
+
+def _refuse_mixture(folder: Path, below: dict[str, Path]) -> None:
+    """Splits beside other folders would pass for classes, and test images for training ones.
+
+    One folder of such a name with images and no folders in it may be a class: cars, buses and a train.
+    """
+    splits = [name for names in SPLITS.values() for name in names if name in below]  # train first
+    others = sorted(below.keys() - SPLIT_FOLDERS)
+    if others and (len(splits) > 1 or any(_folders(below[name]) for name in splits)):
+        raise UserError(
+            f"{folder} holds {_listed(splits)} beside {_listed(others)}: name the split, as in "
+            f"{folder}:{splits[0]}, or, if all of them are classes, rename {splits[0]}"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
