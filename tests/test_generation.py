@@ -1,5 +1,7 @@
 """Drawing to files: every kind of output, what is there is kept, and several processes do what one does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 
 from ddpm.errors import UserError
 from ddpm.generation import generate
+from ddpm.model import Model
 from ddpm.pixels import to_uint8
 
 OPTIONS = {"sampler": "ancestral", "steps": 3, "batch_size": 2, "precision": "fp32"}
@@ -143,6 +146,35 @@ def test_a_result_that_appeared_since_the_run_was_killed_is_kept_unless_overwrit
     assert out.read_text() == "precious"
     assert steps_to_finish(model, out, overwrite=True) == 2 * OPTIONS["steps"]
     assert np.array_equal(np.load(out)["arr_0"], expected)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "folder"])
+def test_unfinished_images_of_another_process_are_not_gone_on_with(model, tmp_path, name):
+    """The same weights told another prediction, as after a mended scheduler_config.json, draw other images."""
+    begin(model, tmp_path / name)
+    v = replace(model.process, prediction="v")
+    mended = Model(model.network, v, image_shape=model.image_shape)
+    with pytest.raises(UserError, match="--overwrite"):
+        generate(mended, tmp_path / name, num=5, **OPTIONS)
+    assert steps_to_finish(mended, tmp_path / name, overwrite=True) == 3 * OPTIONS["steps"]
+
+
+def test_a_finished_folder_is_drawn_anew_when_overwritten(model, expected, tmp_path):
+    folder = tmp_path / "folder"
+    assert steps_to_finish(model, folder) == 3 * OPTIONS["steps"]
+    Image.new("L", (8, 8)).save(folder / "000001.png")
+    assert steps_to_finish(model, folder) == 0
+    assert steps_to_finish(model, folder, overwrite=True) == 3 * OPTIONS["steps"]
+    assert np.array_equal(read_folder(folder), expected)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_image_that_was_deleted_from_a_folder_is_drawn_again(model, expected, tmp_path, overwrite):
+    folder = tmp_path / "folder"
+    steps_to_finish(model, folder)
+    (folder / "000000.png").unlink()
+    assert steps_to_finish(model, folder, overwrite=overwrite) == OPTIONS["steps"]
+    assert np.array_equal(read_folder(folder), expected)
 
 
 class Bare:

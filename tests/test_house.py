@@ -11,7 +11,7 @@ import ddpm
 
 SOURCE = Path(ddpm.__file__).parent
 FLOORS = [
-    {"errors", "files", "randomness", "pixels", "hardware", "fidelity"},
+    {"errors", "files", "randomness", "pixels", "hardware", "fidelity", "settings"},
     {"process", "networks", "data", "viewing", "presets", "assets"},
     {"samplers", "interop"},
     {"model"},

@@ -36,13 +36,13 @@ def generate(
     """Draw images 0 … num-1 to `out`: a grid (.png), an array (.npz: `arr_0`, uint8, N,H,W,C), or a folder of PNGs.
 
     `options` go to `Model.sample_batches`. What is there is kept: an `out` of other settings, finished or not, is an
-    error unless `overwrite`; one of the same settings that was not finished is finished.
+    error unless `overwrite`; one of the same settings that was not finished is finished, and a finished folder drawn
+    anew with `overwrite`.
     """
     if num < 1:
         raise UserError(f"the number of images must be at least 1, not {num}")
     asked = options.pop("batch_size", None)
     size = model.default_batch_size if asked is None else asked
-    settings = {"num": num, "batch_size": size, "weights": model.weights_hash, **options}
     as_folder = out.suffix.lower() not in (".png", ".npz")
     if out.suffix.lower() in (".jpg", ".jpeg"):
         raise UserError(f"cannot write {out.name}: JPEG changes pixels; name a .png, a .npz or a folder")
@@ -52,6 +52,14 @@ def generate(
     if process_rank()[0] * size >= num:
         return  # there are more processes than batches, and those of the others may be all done
     parts, ending = (out, ".png") if as_folder else (out.with_name(out.name + ".parts"), ".npy")
+    settings = {
+        "num": num,
+        "batch_size": size,
+        "image_shape": model.image_shape,
+        **model.identity,
+        **options,
+        "labels": model.resolve_labels(options.get("labels")),
+    }
     prepare(out, parts, settings, overwrite)
     model.prepare(num, options.get("steps", 20))
     for indices, images in missing_batches(model, parts, ending, num, size, options):
@@ -70,7 +78,8 @@ def prepare(out: Path, parts: Path, settings: dict[str, Any], overwrite: bool) -
         occupied = out.exists() and (out.is_file() or any(out.iterdir()))
         if occupied and not overwrite and not (begun and parts == out):
             raise UserError(f"{out} exists: give another --out, or --overwrite")
-        if begun:
+        finished = parts == out and all(path.exists() for path in batch_files(out, range(settings["num"]), ".png"))
+        if begun and not (overwrite and finished):
             return
         parts.mkdir(parents=True, exist_ok=True)
         drawn = [path for path in parts.iterdir() if path.stem.isdigit() and path.suffix in (".png", ".npy")]
@@ -88,20 +97,19 @@ def missing_batches(
 ) -> Iterator[Batch]:
     """Draw this process's batches that are not in `parts` yet, with a progress bar on the first process."""
     rank, processes = process_rank()
-    starts = range(rank * size, num, processes * size)
-    todo = [start for start in starts if not part_file(parts, min(start + size, num) - 1, ending).exists()]
-    for start in tqdm(todo, unit="batch", desc="sampling", disable=rank != 0 or len(todo) < 2):
-        indices = range(start, min(start + size, num))
-        yield from model.sample_batches(indices, batch_size=size, **options)
+    mine = [range(start, min(start + size, num)) for start in range(rank * size, num, processes * size)]
+    todo = [batch for batch in mine if not all(path.exists() for path in batch_files(parts, batch, ending))]
+    for batch in tqdm(todo, unit="batch", desc="sampling", disable=rank != 0 or len(todo) < 2):
+        yield from model.sample_batches(batch, batch_size=size, **options)
 
 
-def part_file(parts: Path, last_index: int, ending: str = ".npy") -> Path:
-    """The file that says, by being there, that the batch ending with this image is done."""
-    return parts / f"{last_index:06d}{ending}"
+def batch_files(parts: Path, batch: range, ending: str) -> list[Path]:
+    """What a batch is done with: a PNG an image, or one array named by its last."""
+    return [parts / f"{index:06d}{ending}" for index in (batch if ending == ".png" else batch[-1:])]
 
 
 def write_pngs(folder: Path, indices: list[int], pixels: np.ndarray) -> None:
-    """One PNG an image, named by its index; the batch's last image, written last, marks it done."""
+    """One PNG an image, named by its index."""
     for index, image in zip(indices, pixels, strict=True):
         buffer = io.BytesIO()
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, format="png")
@@ -112,13 +120,15 @@ def write_array(parts: Path, indices: list[int], pixels: np.ndarray) -> None:
     """A batch as one .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, pixels)
-    write_whole(part_file(parts, indices[-1]), buffer.getvalue())
+    (path,) = batch_files(parts, range(indices[0], indices[-1] + 1), ".npy")
+    write_whole(path, buffer.getvalue())
 
 
 def assemble(out: Path, parts: Path, num: int, size: int, columns: int | None) -> None:
     """Put the parts together once all are there; a process that finds some missing leaves it to a later one."""
     with locked(out.parent):
-        files = [part_file(parts, min(start + size, num) - 1) for start in range(0, num, size)]
+        batches = [range(start, min(start + size, num)) for start in range(0, num, size)]
+        files = [path for batch in batches for path in batch_files(parts, batch, ".npy")]
         if not all(file.exists() for file in files):
             return
         if out.suffix.lower() == ".png":

@@ -26,9 +26,11 @@ from ddpm.samplers import find_sampler
 from ddpm.samplers.denoiser import Clip, Denoiser
 from ddpm.samplers.step import Step
 from ddpm.samplers.timesteps import Spacing, timestep_grid
+from ddpm.settings import content_key
 
 BUNDLED = {"digits": Path(__file__).parent / "assets" / "digits_model"}
 
+OUTPUTS = 1  # raised whenever a change to samplers or networks changes what they draw: what was kept is then not read
 COMPILED_FROM = 1e16  # operations, in which a CUDA card wins back the half minute that compiling takes
 
 Labels = int | str | Sequence[int | str] | None
@@ -93,6 +95,15 @@ class Model:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:12]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What names it where samples are kept: weights, all else that they depend on, the code too, and the device."""
+        process, network = self.process, self.network
+        words = [OUTPUTS, process.schedule.betas.tolist(), process.prediction, process.variance, self.null_label]
+        config = str(getattr(network, "config", type(network).__name__))
+        definition = content_key({"words": words, "network": config})[:8]
+        return {"weights": self.weights_hash, "definition": definition, "device": self.device.type}
 
     @property
     def default_batch_size(self) -> int:

@@ -30,7 +30,7 @@ from ddpm.evaluation.metrics import METRICS
 from ddpm.evaluation.monitor import training_evaluator
 from ddpm.evaluation.opening import open_images, open_judged, open_test
 from ddpm.evaluation.sweep import sweep
-from ddpm.model import Model
+from ddpm.model import OUTPUTS, Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig
 from ddpm.pixels import to_uint8
@@ -290,7 +290,7 @@ def test_generated_images_are_the_models_and_extend(model):
 
 def test_images_of_earlier_samplers_are_not_read(model, monkeypatch):
     before = GeneratedImages(model, 10).fingerprint
-    monkeypatch.setattr(images_module, "OUTPUTS", images_module.OUTPUTS + 1)
+    monkeypatch.setattr("ddpm.model.OUTPUTS", OUTPUTS + 1)
     assert GeneratedImages(model, 10).fingerprint != before
 
 

@@ -4,9 +4,7 @@ A chunk is written beside its name and renamed, so what is there is whole: a kil
 that are missing, and processes that share the folder need no other word between them.
 """
 
-import hashlib
 import io
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ import numpy as np
 from ddpm.errors import RunStopped
 from ddpm.files import write_whole
 from ddpm.hardware import process_rank
+from ddpm.settings import as_text, content_key
 
 SETTINGS = "settings.json"
 PATIENCE = 3600.0  # seconds without a new chunk after which the other processes are taken for dead
@@ -38,11 +37,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "ddpm")
 
 
-def content_key(settings: dict[str, Any]) -> str:
-    """Twenty hexadecimal digits that name these settings and no others."""
-    return hashlib.blake2b(_as_text(settings).encode(), digest_size=10).hexdigest()
-
-
 class Chunks:
     """An array of `total` rows that is computed in chunks of `chunk`, each in a file of its own.
 
@@ -60,8 +54,8 @@ class Chunks:
         note = self.folder / SETTINGS
         self.folder.mkdir(parents=True, exist_ok=True)
         if not note.exists():
-            write_whole(note, _as_text(settings).encode())
-        elif note.read_text() != _as_text(settings):
+            write_whole(note, as_text(settings).encode())
+        elif note.read_text() != as_text(settings):
             raise RunStopped(f"{self.folder} was made with other settings than its name says: remove it")
 
     def __len__(self) -> int:
@@ -126,7 +120,3 @@ class Chunks:
         if number not in self._maps:
             self._maps[number] = np.load(self.path(number * self.chunk), mmap_mode="r", allow_pickle=False)
         return self._maps[number]
-
-
-def _as_text(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False)

@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 from ddpm.data.dataset import ImageDataset
 from ddpm.errors import UserError
-from ddpm.evaluation.cache import Chunks, content_key
+from ddpm.evaluation.cache import Chunks
 from ddpm.hardware import compute_dtype, process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_uint8
 from ddpm.samplers import find_sampler
+from ddpm.settings import content_key
 
 CHUNK = 512
-OUTPUTS = 1  # raised whenever a change to samplers or networks changes what they draw: what was kept is then not read
 
 
 class ImageSet:
@@ -99,7 +99,7 @@ class GeneratedImages(ImageSet):
         self.labels = None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in range(num)])
         self.class_names = model.class_names
         self.settings = {
-            **identify(model),
+            **model.identity,
             **self.options,
             "precision": str(compute_dtype(self.options["precision"], model.device)).removeprefix("torch."),
             "labels": chosen,
@@ -131,11 +131,3 @@ class GeneratedImages(ImageSet):
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
         return torch.from_numpy(self.chunks[rows])
-
-
-def identify(model: Model) -> dict[str, Any]:
-    """What names a model in the cache: its weights, all else that samples depend on, the code too, and the device."""
-    process, network = model.process, model.network
-    words = [OUTPUTS, process.schedule.betas.tolist(), process.prediction, process.variance, model.null_label]
-    definition = content_key({"words": words, "network": str(getattr(network, "config", type(network).__name__))})[:8]
-    return {"weights": model.weights_hash, "definition": definition, "device": model.device.type}

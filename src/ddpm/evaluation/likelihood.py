@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from ddpm.errors import UserError, require
 from ddpm.evaluation.cache import Chunks
-from ddpm.evaluation.images import identify
 from ddpm.hardware import Precision, compute_dtype, process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_float
@@ -114,7 +113,7 @@ def evaluate_likelihood(
     pairs = chosen.flatten().argsort(stable=True)  # by timestep, which the network is told one of a batch
     size = batch_size or model.default_batch_size
     settings = {
-        **identify(model),
+        **model.identity,
         "images": _content_hash(images),
         "labels": None if labels is None else _content_hash(labels),
         "timesteps": len(strata),
