@@ -170,6 +170,13 @@ def test_every_damage_is_restored(served_model, uploads, kind, clean):
     assert ("PSNR" in answer.report) == clean
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_the_rounding_of_a_blurred_upload_is_taken_for_noise(served_model, uploads, clean):
+    blur = restoring.Damage(restoring.BLUR, blur=1.5)
+    answer = last(restoring.restore_upload(served_model, str(uploads / "good.png"), None, blur, clean=clean, steps=2))
+    assert ("σ is taken as 0.0011" in answer.report) != clean
+
+
 def test_only_the_painted_part_changes(served_model, uploads):
     lost = torch.arange(16).expand(16, 16) >= 8
     picture = str(uploads / "good.png")

@@ -12,6 +12,7 @@ from PIL import Image
 from ddpm import cli
 from ddpm.data.decode import read_image
 from ddpm.errors import UserError
+from ddpm.fidelity import psnr
 from ddpm.model import Model
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
@@ -253,6 +254,34 @@ def test_a_small_picture_is_taken_as_the_measurement(grey, tmp_path):
     assert "psnr_result" not in row
 
 
+@pytest.mark.parametrize("method", ["ddnm", "ddrm"])
+def test_the_rounding_of_a_blurred_picture_is_taken_for_noise(grey, tmp_path, method):
+    """Undoing the blur would multiply it a hundred thousand times."""
+    model, prior = grey
+    x = prior.sample(1)
+    task = Task("deblur", kernel="gaussian:1.5")
+    save_picture(to_uint8(task.operator((1, 12, 12)).H(x)[0]), tmp_path / "blurred.png")
+    chosen = settings("deblur", 0.0, kernel="gaussian:1.5", degrade=False, method=method)
+    item, _ = restore_file(model, tmp_path / "blurred.png", tmp_path / "x.png", chosen)
+    assert item.sigma == pytest.approx(1 / 255 / 12**0.5)
+    restored = to_float(read_image(tmp_path / "x.png", channels=1))
+    assert psnr(restored[None], x) > psnr(item.y[None], x) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deblur", {"kernel": "gaussian:0.5"}),
+        ("superresolve", {"scale": 4, "filter": "bicubic"}),
+        ("inpaint", {"mask": "half"}),
+        ("deblur", {"kernel": "gaussian:1.5", "degrade": True}),
+    ],
+)
+def test_a_measurement_whose_rounding_does_no_harm_stays_exact(grey, pictures, tmp_path, name, options):
+    reader = Reader(grey[0], settings(name, 0.0, **{"degrade": False, **options}))
+    assert reader.read(pictures / "0.png", "0", tmp_path / "x.png").sigma == 0
+
+
 def test_a_mask_picture_says_what_is_lost(grey, tmp_path):
     model, prior = grey
     image = to_uint8(prior.sample(1)[0])
@@ -331,6 +360,18 @@ def test_command_line_prints_psnr_and_ssim(saved_model, pictures, tmp_path, caps
     for word in ("PSNR", "SSIM", "input", "pseudo-inverse", "result"):
         assert word in printed
     assert (tmp_path / "x_compare.png").is_file()
+
+
+@pytest.mark.parametrize("source", ["", "0.png"])
+def test_command_line_says_what_noise_a_blurred_picture_is_given(saved_model, pictures, tmp_path, capsys, source):
+    def printed(noise):
+        words = ["restore", saved_model, pictures / source, "--task", "deblur", "--kernel", "box:3", "--steps", "2"]
+        words += ["--noise", noise, "--overwrite", "--out", tmp_path / (source or "out")]
+        assert cli.run([str(word) for word in words]) == 0
+        return capsys.readouterr().out
+
+    assert "note: σ is taken as 0.0011" in printed("0")
+    assert "taken as" not in printed("0.0100004")
 
 
 def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys):

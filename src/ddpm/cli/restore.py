@@ -8,7 +8,7 @@ import typer
 from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName
 from ddpm.errors import UserError
 from ddpm.model import load
-from ddpm.restoration.items import Settings
+from ddpm.restoration.items import ROUNDING_NOTE, Settings
 from ddpm.restoration.job import PICTURE, REPORT, restore_file, restore_folder
 from ddpm.restoration.methods import find_method
 from ddpm.restoration.report import COMPARED, Row, averages
@@ -64,6 +64,7 @@ def restore(
     if source.is_dir():
         target = out or Path("restored")
         rows = restore_folder(prior, source, target, settings, overwrite=overwrite)
+        print_rounding(rows, settings)
         report_folder(rows, target)
     else:
         target = out or Path("restored.png")
@@ -72,6 +73,7 @@ def restore(
             print(f"note: {note}")
         if settings.noise is None:
             print(f"estimated noise: {item.sigma:.4f}")
+        print_rounding([row], settings)
         print_figures(row)
         print(target)
 
@@ -83,6 +85,13 @@ def report_folder(rows: list[Row], target: Path) -> None:
             print(f"left out: {row['name']}: {row['error']}")
     print_figures(averages(rows))
     print(f"{target} ({sum(not row['error'] for row in rows)} of {len(rows)} pictures, {REPORT}, {PICTURE})")
+
+
+def print_rounding(rows: list[Row], settings: Settings) -> None:
+    """Say where σ was raised above what was told, see `rounding_noise`."""
+    told = settings.noise
+    if told is not None and any(float(row["sigma"]) > round(told, 5) for row in rows if not row["error"]):
+        print(f"note: {ROUNDING_NOTE}")
 
 
 def print_figures(row: Row) -> None:

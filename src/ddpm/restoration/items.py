@@ -1,6 +1,7 @@
 """One image on its way: read from a file and, where asked, degraded."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,10 @@ from ddpm.restoration.operator import SpectralOperator
 from ddpm.restoration.operators import Inpainting
 from ddpm.restoration.posterior import PIXEL_SCALE
 from ddpm.restoration.tasks import Task, read_picture
+
+ROUNDING = 1 / (255 * math.sqrt(12))  # σ of what a picture's 256 levels leave out, in [0, 1] units
+HARMLESS_GAIN = 50  # where H⁺ multiplies it by less, taking y as exact does at least as well
+ROUNDING_NOTE = f"σ is taken as {ROUNDING:.4f}: an 8-bit picture's rounding, which undoing this blur would multiply"
 
 
 def file_digest(path: Path) -> str:
@@ -102,6 +107,8 @@ class Reader:
             known = operator.known.cpu() if isinstance(operator, Inpainting) else None
             sigma = estimate_noise(y, known) / PIXEL_SCALE
         find_method(settings.method).check(operator, sigma)
+        if not settings.degrade:
+            sigma = max(sigma, rounding_noise(operator))
         return Item(name, out, y, operator, sigma, picture if settings.degrade else None)
 
     def operator(self, shape: Sequence[int], path: Path) -> SpectralOperator:
@@ -120,6 +127,11 @@ def degrade(image: Tensor, operator: SpectralOperator, sigma: float, seed: int) 
     clean = operator.H(image[None].to(operator.device))[0].cpu()
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     return seen_part(operator, clean + PIXEL_SCALE * sigma * noise)
+
+
+def rounding_noise(operator: SpectralOperator) -> float:
+    """The least σ of a y read from a picture: its rounding, where H⁺ multiplies that as most blurs' does; else 0."""
+    return ROUNDING if operator.inverse_singulars.max() > HARMLESS_GAIN else 0.0
 
 
 def seen_part(operator: SpectralOperator, y: Tensor) -> Tensor:

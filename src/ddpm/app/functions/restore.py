@@ -1,7 +1,7 @@
 """Restoring an upload: what it is spoiled by, the draws from its posterior, their mean and their spread."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -16,7 +16,7 @@ from ddpm.model import Model
 from ddpm.pixels import to_uint8
 from ddpm.randomness import derive_seed
 from ddpm.restoration import Inpainting, Restored, Task, restore
-from ddpm.restoration.items import degrade
+from ddpm.restoration.items import ROUNDING_NOTE, degrade, rounding_noise
 from ddpm.restoration.operator import SpectralOperator
 from ddpm.samplers.step import Step
 from ddpm.viewing.frames import as_grid
@@ -106,6 +106,7 @@ def restore_upload(
     count = bounded("the number of steps", steps, 1, min(MOST_STEPS, model.process.schedule.timesteps))
     seed = bounded("the seed", seed, 0, MOST_SEED)
     y, original = _measure(model, source, operator, damage, clean, seed)
+    sigma = damage.noise if clean else max(damage.noise, rounding_noise(operator))
 
     def work(callback) -> Answer:
         restored = restore(
@@ -113,14 +114,15 @@ def restore_upload(
             y[None],
             operator,
             method=method,
-            noise=damage.noise,
+            noise=sigma,
             samples=number,
             steps=count,
             seed=seed,
             batch_size=min(number, model.default_batch_size),
             callback=callback,
         )
-        return answer(y, restored, original)
+        found = answer(y, restored, original)
+        return replace(found, report=f"{found.report} {ROUNDING_NOTE}.") if sigma > damage.noise else found
 
     return live(work)
 
