@@ -4,7 +4,9 @@ import shutil
 import signal
 
 import pytest
+from PIL import Image
 
+from ddpm.model import load
 from ddpm.training import train
 from ddpm.training.run import Run
 
@@ -82,6 +84,21 @@ def test_a_finished_run_goes_on_when_given_more_steps(tiny, files, tmp_path):
     train(tiny(steps=5, decay="constant"), run, resume=True)
     at_once = train(tiny(steps=5, decay="constant"), tmp_path / "at_once")
     assert files.tensors(run, 5) == files.tensors(at_once, 5)
+
+
+def test_a_run_among_its_own_photographs_is_none_of_them(tiny, tmp_path, capsys):
+    """As `cd photos; ddpm train PRESET --data .` makes it: the previews must not be trained on."""
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8), len(name)).save(tmp_path / name / "1.png")
+    options = {"data.source": str(tmp_path), "preview_every": 1, "preview_images": 1, "decay": "constant"}
+    run = train(tiny(steps=1, **options), tmp_path / "runs" / "tiny")
+    begun = load(run)
+    capsys.readouterr()
+    train(tiny(steps=2, **options), run, resume=True)
+    assert load(run).class_names == begun.class_names == ["cat", "dog"]
+    assert load(run).provenance["data"] == begun.provenance["data"]
+    assert "runs/tiny: it is a training run, whose pictures are no data" in capsys.readouterr().out
 
 
 def test_same_seed_same_bytes(tiny, tmp_path):

@@ -13,6 +13,8 @@ SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "va
 SPLIT_FOLDERS = {name for names in SPLITS.values() for name in names}
 UNPACKED_MACOSX = "__MACOSX"  # beside what a Mac has packed: files of the same names, none of them an image
 LINKED_FOLDER = "it is a link to a folder, which is not followed"
+RUN_FOLDER = "it is a training run, whose pictures are no data"
+RUN_FILES = ("config.yaml", "metrics.jsonl")  # what every run has
 
 
 def open_folder(folder: Path, split: str | None) -> Records:
@@ -20,9 +22,9 @@ def open_folder(folder: Path, split: str | None) -> Records:
 
     Of a folder that holds one folder of folders and no images it is that one, as downloads unpack. A folder that is
     divided into train and test (or val) gives the split asked for, train by default; folders without any image are not
-    counted. What is hidden is passed over; links to folders, links that leave the folder and what is no regular file
-    are skipped and reported. A folder that cannot be listed is an error: without its class, the others would go by
-    other numbers.
+    counted. What is hidden is passed over; training runs, links to folders, links that leave the folder and what is no
+    regular file are skipped and reported. A folder that cannot be listed is an error: without its class, the others
+    would go by other numbers.
     """
 
     def refuse(error: OSError) -> NoReturn:
@@ -36,8 +38,10 @@ def open_folder(folder: Path, split: str | None) -> Records:
     paths, skipped = [], []
     for where, below, files in os.walk(root, onerror=refuse):
         below[:] = sorted(name for name in below if not _is_hidden(name))
-        links = [path for name in below if os.path.islink(path := os.path.join(where, name))]
-        skipped += [(printable(os.path.relpath(path, root)), LINKED_FOLDER) for path in links]
+        for name in list(below):
+            if reason := _folder_trouble(path := os.path.join(where, name)):
+                below.remove(name)
+                skipped.append((printable(os.path.relpath(path, root)), reason))
         for name in sorted(files):
             if name.startswith(".") or not name.lower().endswith(ENDINGS):
                 continue
@@ -58,6 +62,17 @@ def open_folder(folder: Path, split: str | None) -> Records:
 
     names = [printable(os.path.relpath(path, root)) for path in paths]
     return Records(names, read, lambda index: file_state(paths[index]), *classes_from_paths(names), skipped)
+
+
+def _folder_trouble(path: str) -> str | None:
+    """Why nothing in a folder is of the set."""
+    if os.path.islink(path):
+        return LINKED_FOLDER
+    return RUN_FOLDER if _is_run(path) else None
+
+
+def _is_run(path: str) -> bool:
+    return all(os.path.exists(os.path.join(path, name)) for name in RUN_FILES)
 
 
 def _check_inside(path: str, root: Path) -> None:
@@ -100,10 +115,10 @@ def _has_images(folder: Path) -> bool:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """The folders directly in it, without hidden ones and links; of a million files beside them none is looked into."""
+    """The folders directly in it but for hidden ones, links and runs; of a million files beside them none is met."""
     with os.scandir(folder) as entries:
         here = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return [Path(entry.path) for entry in here if not _is_hidden(entry.name)]
+    return [Path(entry.path) for entry in here if not _is_hidden(entry.name) and not _is_run(entry.path)]
 
 
 def _is_hidden(name: str) -> bool:
