@@ -32,6 +32,14 @@ def refused(folder, *words):
         assert word in message, message
 
 
+def test_a_latent_diffusion_pipeline_is_no_model_of_pictures(folder):
+    """Its network opens like any other; a part that is named as absent is none."""
+    edit_json(folder / "model_index.json", safety_checker=[None, None], feature_extractor=None)
+    load_folder(folder)
+    edit_json(folder / "model_index.json", _class_name="LDMPipeline", vqvae=["diffusers", "VQModel"])
+    refused(folder, "LDMPipeline with vqvae", "Diffusers")
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -99,6 +107,7 @@ def test_absurd_sizes_take_no_memory(folder, change):
         ({"num_train_timesteps": 10**15}, "num_train_timesteps"),
         ({"trained_betas": [0.1, -0.2]}, "trained_betas"),
         ({"rescale_betas_zero_snr": True}, "zero-terminal-SNR"),
+        ({"clip_sample_range": 2.0}, "clip_sample_range is 2"),
     ],
 )
 def test_schedulers_that_cannot_be_expressed(folder, change, word):

@@ -57,6 +57,10 @@ def test_theirs_is_read_as_they_mean_it(name, zero):
     assert torch.allclose(process.schedule.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=1e-4, atol=1e-6)
 
 
+def test_a_range_that_nothing_is_clipped_to_is_no_obstacle():
+    to_process(dict(DDPMScheduler(60, clip_sample=False, clip_sample_range=2.0).config), False, "here")
+
+
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
 def test_variance_that_a_scheduler_does_not_name(scheduler):
     config = json.loads(scheduler().to_json_string())

@@ -35,6 +35,7 @@ from ddpm.networks import UNet
 from ddpm.process.gaussian import GaussianProcess
 
 DIFFUSERS_VERSION = "0.30.0"  # the words used here are those of this version and later
+COMPONENTS = {"unet", "scheduler"}  # of a pipeline whose network sees pixels and nothing besides
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 
@@ -125,6 +126,7 @@ def unet_prefix(files: ModelFolder) -> str:
 def assemble(files: ModelFolder, weights: Weights) -> LoadedParts:
     """Network and process as a folder's configuration says, with these weights in them."""
     prefix = unet_prefix(files)
+    _check_components(files)
     config = to_our_config(files.json(f"{prefix}config.json") or {}, f"{files.path}/{prefix}config.json")
     channels, out_channels = config.in_channels, config.out_channels
     if out_channels not in (channels, 2 * channels):
@@ -140,6 +142,17 @@ def assemble(files: ModelFolder, weights: Weights) -> LoadedParts:
     extra = files.json("ddpm.json") or {}
     _check_labels(extra, config.num_classes, f"{files.path}/ddpm.json")
     return LoadedParts(network.eval(), process, (channels, *config.image_size), extra)
+
+
+def _check_components(files: ModelFolder) -> None:
+    """A network between an encoder and a decoder opens like any other, and what it draws are no pictures."""
+    index = files.json("model_index.json") or {}
+    there = {name for name, value in index.items() if isinstance(value, list) and any(value)}
+    if others := sorted(there - COMPONENTS):
+        raise UserError(
+            f"{files.path} is a {index.get('_class_name', 'pipeline')} with {', '.join(others)} beside its network "
+            "(model_index.json), so it draws no pixels by itself: open it with Diffusers"
+        )
 
 
 def _check_labels(extra: dict[str, Any], rows: int | None, where: str) -> None:

@@ -52,6 +52,8 @@ class SchedulerConfig(BaseModel):
     )
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     rescale_betas_zero_snr: bool = False
+    clip_sample: bool = True
+    clip_sample_range: float = 1.0
 
 
 def to_process(values: dict[str, Any], learns_variance: bool, where: str) -> GaussianProcess:
@@ -65,6 +67,11 @@ def to_process(values: dict[str, Any], learns_variance: bool, where: str) -> Gau
         name = values.get("_class_name", "this scheduler")
         raise UserError(f"{where}: {name} has no betas; a DDPM needs a β schedule")
     config = checked(SchedulerConfig, values, where)
+    if config.clip_sample and config.clip_sample_range != 1:
+        raise UserError(
+            f"{where}: clip_sample_range is {config.clip_sample_range:g}, so its images are not in [-1, 1] as all are "
+            "here: open it with Diffusers"
+        )
     variance = VARIANCES[config.variance_type]
     if learns_variance and "variance_type" not in values:
         variance = "learned_range"
