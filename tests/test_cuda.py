@@ -13,6 +13,7 @@ from ddpm.data import Loader, open_dataset
 from ddpm.data.config import DataConfig
 from ddpm.networks import NetworkConfig, UNet
 from ddpm.networks.graph import SHAPES, CudaGraphed
+from ddpm.restoration import Inpainting, as_deepinv, restore
 from ddpm.training import load_config, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
@@ -88,6 +89,24 @@ def test_samples_are_those_of_the_cpu(exact_floats, conditional_model, guidance:
     found = conditional_model.to(CUDA).sample(6, **options)
     assert (found - expected).abs().max() < 2 / 255
     assert torch.equal(found[:2], conditional_model.sample(2, **options))
+
+
+def test_a_restoration_leaves_the_operator_where_it_is(exact_floats, model) -> None:
+    operator = Inpainting((1, 8, 8), torch.arange(8).expand(8, 8) < 4)
+    y = operator.H(torch.rand(2, 1, 8, 8))
+    expected = restore(model, y, operator, steps=3, precision="fp32").samples
+    found = restore(model.to(CUDA), y, operator, steps=3, precision="fp32").samples
+    assert not operator.known.is_cuda
+    assert (found - expected).abs().max() < 2 / 255
+
+
+@pytest.mark.parametrize("sigma", [0.1, torch.tensor([0.1, 0.2])])
+def test_deepinvs_denoiser_answers_where_it_is_asked(exact_floats, model, sigma) -> None:
+    pytest.importorskip("deepinv")
+    x = torch.rand(2, 1, 8, 8)
+    expected = as_deepinv(model, precision="fp32")(x, sigma)
+    found = as_deepinv(model.to(CUDA), precision="fp32")(x, sigma)
+    assert (found - expected).abs().max() < 1e-3
 
 
 def test_the_data_stay_on_the_card(configuration) -> None:

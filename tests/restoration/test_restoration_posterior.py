@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ddpm.errors import UserError
+from ddpm.model import Model
 from ddpm.restoration import Channels, Denoising, Inpainting, estimate_noise, restore, saturation, superresolution
 
 
@@ -53,6 +54,21 @@ def test_colour(colour):
     assert (operator.H(restored.samples[:, 0]) - operator.H(x)).abs().mean() < 0.02  # but where [-1, 1] ends
     grey = operator.H_pinv(operator.H(x))
     assert (restored.mean - x).square().mean() < (grey - x).square().mean()
+
+
+def test_the_operator_stays_where_the_caller_has_it(grey, monkeypatch):
+    class Watched(Denoising):
+        moved = False
+
+        def _apply(self, *arguments):
+            self.moved = True
+            return super()._apply(*arguments)
+
+    model, prior = grey
+    operator = Watched(model.image_shape)
+    monkeypatch.setattr(Model, "device", torch.device("cpu", 0))  # not equal to "cpu": as good as a card
+    restore(model, operator.H(prior.sample(1)), operator, noise=0.1, steps=2, precision="fp32")
+    assert not operator.moved
 
 
 @pytest.mark.parametrize(

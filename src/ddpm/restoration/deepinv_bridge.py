@@ -90,20 +90,24 @@ def as_deepinv(model: Model, **options: Any) -> torch.nn.Module:
 
     `options` go to `Model.denoiser` (labels, guidance, precision, …). σ beyond the schedule's ends takes the end's.
     """
-    return denoiser_as_deepinv(model.denoiser(**options))
+    return denoiser_as_deepinv(model.denoiser(**options), model.device)
 
 
-def denoiser_as_deepinv(denoiser: Denoiser) -> torch.nn.Module:
-    """Any `Denoiser` as deepinv's; x + σ n is √ᾱ_t-scaled x_t at the t whose √((1-ᾱ)/ᾱ) is 2σ on our scale."""
+def denoiser_as_deepinv(denoiser: Denoiser, device: torch.device | None = None) -> torch.nn.Module:
+    """Any `Denoiser` as deepinv's; x + σ n is √ᾱ_t-scaled x_t at the t whose √((1-ᾱ)/ᾱ) is 2σ on our scale.
+
+    device: where it works, the images' own by default; the answer is where they are.
+    """
     deepinv: Any = require("deepinv", "inverse")
 
     class DiffusionDenoiser(deepinv.models.Denoiser):
         def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
             levels = torch.as_tensor(sigma, dtype=torch.float64).flatten()
+            images = x.to(device=device)
             if len(levels) == 1:
-                return _denoise(denoiser, x, float(levels))
-            each = zip(_one_by_one(denoiser, len(x)), x.split(1), levels, strict=True)
-            return torch.cat([_denoise(alone, image, float(level)) for alone, image, level in each])
+                return _denoise(denoiser, images, float(levels)).to(x.device)
+            each = zip(_one_by_one(denoiser, len(x)), images.split(1), levels, strict=True)
+            return torch.cat([_denoise(alone, image, float(level)) for alone, image, level in each]).to(x.device)
 
     return DiffusionDenoiser()
 

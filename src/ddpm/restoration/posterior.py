@@ -1,5 +1,6 @@
 """Restore degraded images with a trained model: several posterior samples of each, their mean and their spread."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -87,7 +88,8 @@ def restore(
     classes = _classes(model, labels, len(y))
 
     device = model.device
-    operator = operator.to(device) if isinstance(operator, LinearOperator) else operator
+    if isinstance(operator, LinearOperator) and operator.device != device:
+        operator = copy.deepcopy(operator).to(device)  # a module moves in place, and this one is the caller's
     jobs = [(image, draw) for image in range(len(y)) for draw in range(samples)]
     per_run = max(1, size // len(grid))
     results = []
