@@ -19,7 +19,8 @@ from ddpm.hardware import process_rank
 from ddpm.settings import as_text, content_key
 
 SETTINGS = "settings.json"
-PATIENCE = 3600.0  # seconds without a new chunk after which the other processes are taken for dead
+PATIENCE = 3600.0  # seconds without a sign of life after which the other processes are taken for dead
+MAPPED = 16  # files of one array that are kept open, fewer by far than a process may have
 
 
 class Rows(Protocol):
@@ -35,6 +36,15 @@ def cache_folder() -> Path:
     if "DDPM_CACHE" in os.environ:
         return Path(os.environ["DDPM_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "ddpm")
+
+
+def sign_of_life() -> None:
+    """Tell the processes that wait that part of a chunk is done: a whole one may take hours."""
+    _life().touch()
+
+
+def _life() -> Path:
+    return cache_folder() / "evaluation" / "alive"
 
 
 class Chunks:
@@ -89,16 +99,16 @@ class Chunks:
 
     def wait(self) -> None:
         """Return when every chunk is there, whoever makes it."""
-        missing, since = len(self.missing()), time.monotonic()
-        while missing:
-            time.sleep(0.5)
-            left = len(self.missing())
-            if left < missing:
-                missing, since = left, time.monotonic()
+        seen, since = None, time.monotonic()
+        while missing := len(self.missing()):
+            life = missing, _life().stat().st_mtime_ns if _life().exists() else 0  # seen to change: clocks may differ
+            if life != seen:
+                seen, since = life, time.monotonic()
             elif time.monotonic() - since > PATIENCE:
                 raise RunStopped(
                     f"other processes left {missing} chunks of {self.folder} unmade: run the command again"
                 )
+            time.sleep(0.5)
 
     def __getitem__(self, rows: slice | np.ndarray | list[int]) -> np.ndarray:
         if isinstance(rows, slice):
@@ -117,6 +127,10 @@ class Chunks:
             yield self._map(start // self.chunk)
 
     def _map(self, number: int) -> np.ndarray:
-        if number not in self._maps:
-            self._maps[number] = np.load(self.path(number * self.chunk), mmap_mode="r", allow_pickle=False)
-        return self._maps[number]
+        found = self._maps.pop(number, None)
+        if found is None:
+            found = np.load(self.path(number * self.chunk), mmap_mode="r", allow_pickle=False)
+        self._maps[number] = found  # the newest stands last
+        if len(self._maps) > MAPPED:
+            del self._maps[next(iter(self._maps))]
+        return found

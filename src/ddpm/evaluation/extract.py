@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from ddpm.evaluation.cache import Chunks
+from ddpm.evaluation.cache import Chunks, sign_of_life
 from ddpm.evaluation.features import FeatureNetwork
 from ddpm.evaluation.frechet import Moments, load_moments, moments_of
 from ddpm.evaluation.images import ImageSet
@@ -69,6 +69,7 @@ def extract(images: ImageSet, network: FeatureNetwork, progress: bool = True) ->
                 batch = images[first : min(first + BATCH, bounds.stop)]
                 parts.append(np.hstack([*network(batch), batch.double().mean((2, 3)).numpy()]).astype(np.float32))
                 bar.update(len(batch))
+                sign_of_life()
             chunks.write(start, np.concatenate(parts))
     if process_rank()[0] == 0:
         chunks.wait()

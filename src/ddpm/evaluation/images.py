@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ddpm.data.dataset import ImageDataset
 from ddpm.errors import UserError
-from ddpm.evaluation.cache import Chunks
+from ddpm.evaluation.cache import Chunks, sign_of_life
 from ddpm.hardware import compute_dtype, process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_uint8
@@ -94,6 +94,7 @@ class GeneratedImages(ImageSet):
         self.chunk = -(-CHUNK // size) * size  # whole batches, so that no forward pass is padded but the last
         usual = {"sampler": "dpm++", "steps": 20, "seed": 0, "guidance": 1.0, "clip": "static", "precision": "auto"}
         self.options = {**usual, **options}
+        self.options["spacing"] = self.options.get("spacing") or find_sampler(self.options["sampler"]).spacing
         self.options["batch_size"] = size
         chosen = model.resolve_labels(self.options.get("labels"))
         self.labels = None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in range(num)])
@@ -122,7 +123,10 @@ class GeneratedImages(ImageSet):
         with tqdm(total=num, desc="sampling", unit="image", disable=not (progress and first and missing)) as bar:
             for start in missing:
                 parts = []
-                for indices, images in self.model.sample_batches(self.chunks.bounds(start), **self.options):
+                batches = self.model.sample_batches(
+                    self.chunks.bounds(start), callback=lambda _: sign_of_life(), **self.options
+                )
+                for indices, images in batches:
                     parts.append(to_uint8(images))
                     bar.update(len(indices))
                 self.chunks.write(start, torch.cat(parts).numpy())

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.errors import UserError, require
-from ddpm.evaluation.cache import Chunks
+from ddpm.evaluation.cache import Chunks, sign_of_life
 from ddpm.hardware import Precision, compute_dtype, process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_float
@@ -132,6 +132,7 @@ def evaluate_likelihood(
                 x_0 = to_float(images[rows]).to(model.device)
                 found.append(_term(model, bound, x_0, batch_labels, t, rows, seed, precision))
                 bar.update(len(rows))
+                sign_of_life()
             chunks.write(start, torch.cat(found).numpy())
     chunks.wait()
     terms = torch.empty(len(pairs), 2, dtype=torch.float64)

@@ -1,0 +1,92 @@
+"""The cache: how many files are open, and whom a process that waits takes for dead."""
+
+import resource
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from ddpm.errors import RunStopped
+from ddpm.evaluation import cache as cache_module
+from ddpm.evaluation.cache import Chunks, sign_of_life
+from ddpm.evaluation.extract import extract
+from ddpm.evaluation.features import load_features
+from ddpm.evaluation.images import GeneratedImages
+from ddpm.evaluation.likelihood import evaluate_likelihood
+
+
+def test_more_chunks_are_read_than_files_may_be_open():
+    chunks = Chunks("features", {"of": "a test"}, total=600, chunk=2)
+    for start in chunks.starts:
+        chunks.write(start, np.arange(start, start + 2))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (250, most[1]))  # macOS allows 256
+    try:
+        assert chunks[:].tolist() == list(range(600))
+        assert [row for block in chunks.blocks() for row in block.tolist()] == list(range(600))
+        assert chunks[[599, 0, 300, 598]].tolist() == [599, 0, 300, 598]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+
+
+class Clock:
+    """Stands for `time`: every sleep takes half an hour, and then `happens` is told how many there were."""
+
+    def __init__(self, happens):
+        self.happens, self.sleeps = happens, 0
+
+    def monotonic(self):
+        return 1800.0 * self.sleeps
+
+    def sleep(self, seconds):
+        self.sleeps += 1
+        time.sleep(0.02)  # the dates of files are coarse
+        self.happens(self.sleeps)
+
+
+def test_who_gives_signs_of_life_is_waited_for(monkeypatch):
+    chunks = Chunks("features", {"of": "a test"}, total=1, chunk=1)
+    monkeypatch.setattr(
+        cache_module, "time", Clock(lambda n: sign_of_life() if n < 10 else chunks.write(0, np.zeros(1)))
+    )
+    chunks.wait()
+    assert cache_module.time.sleeps == 10
+
+
+def test_who_gives_none_is_taken_for_dead(monkeypatch):
+    chunks = Chunks("features", {"of": "a test"}, total=1, chunk=1)
+    sign_of_life()
+    monkeypatch.setattr(cache_module, "time", Clock(lambda n: None))
+    with pytest.raises(RunStopped, match="run the command again"):
+        chunks.wait()
+
+
+def test_drawing_extracting_and_coding_give_signs_of_life(model, cache):
+    """More often than once a chunk."""
+    seen = []
+
+    def watch(network, *_):
+        alive = cache / "evaluation" / "alive"
+        seen.append(alive.stat().st_mtime_ns if alive.exists() else 0)
+        time.sleep(0.02)
+
+    def changes():
+        found = len(set(seen))
+        seen.clear()
+        return found
+
+    model.network.register_forward_hook(watch)
+    images = GeneratedImages(model, 2, steps=4, precision="fp32")
+    images.prepare(progress=False)
+    assert changes() > 2
+    evaluate_likelihood(model, images[:], budget=20, progress=False)
+    assert changes() > 2
+    many = GeneratedImages(model, 70, steps=1)
+    many.prepare(progress=False)
+    network = load_features("builtin", torch.device("cpu"))
+    compute = network.compute
+    object.__setattr__(network, "compute", lambda batch: (watch(None), compute(batch))[1])
+    seen.clear()
+    extract(many, network, progress=False)
+    assert changes() > 2
