@@ -107,6 +107,18 @@ def test_going_on_does_not_replay():
     assert second.shards.read < 300  # of the 1,600 that had gone by
 
 
+def test_going_on_with_another_batch_leaves_nothing_out():
+    first, whole = Loader(stream([9, 30, 17, 2]), 8, 1), Loader(stream([9, 30, 17, 2]), 1, 1)
+    for step in range(3):
+        first.batch(step, range(8))
+    second = Loader(stream([9, 30, 17, 2]), 5, 1)
+    second.load_state_dict(first.state_dict(3))
+    second.go_on(3, 24)
+    following = torch.cat([second.batch(step, range(5))[0] for step in range(3, 6)])
+    assert torch.equal(following, torch.cat([whole.batch(step, range(1))[0] for step in range(24, 39)]))
+    assert second.state_dict(6)["place"] == second.dataset.state_dict(39)["place"]
+
+
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_share_out_one_and_the_same_order(processes):
     """And a run stopped on 4 goes on on 2, from the place that any of them saved."""

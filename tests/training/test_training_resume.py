@@ -4,10 +4,14 @@ import shutil
 import signal
 
 import pytest
+import torch
 from PIL import Image
 
+from ddpm.data.dataset import epoch_order
 from ddpm.model import load
 from ddpm.training import train
+from ddpm.training.checkpoint import Checkpoints
+from ddpm.training.processes import launch
 from ddpm.training.run import Run
 
 STEPS = 4
@@ -84,6 +88,37 @@ def test_a_finished_run_goes_on_when_given_more_steps(tiny, files, tmp_path):
     train(tiny(steps=5, decay="constant"), run, resume=True)
     at_once = train(tiny(steps=5, decay="constant"), tmp_path / "at_once")
     assert files.tensors(run, 5) == files.tensors(at_once, 5)
+
+
+@pytest.mark.parametrize("batch_size", [4, 12])
+def test_another_batch_goes_on_at_the_same_place_of_the_data(tiny, files, tmp_path, batch_size):
+    """No image of the epoch is left out or drawn twice, and images are counted as they were drawn."""
+    run = train(tiny(steps=2, decay="constant"), tmp_path / "run")
+    config = tiny(steps=4, decay="constant", batch_size=batch_size)
+    going_on = Run(config, run, launch(), init=None, resume=True, evaluator=None)
+    expected, _ = going_on.dataset.batch(epoch_order(30, 0, range(16, 16 + batch_size)))
+    x_0, _ = going_on.loader.batch(2, range(batch_size))
+    assert torch.equal(x_0.sort(-1).values, (expected / 127.5 - 1).sort(-1).values)  # some are mirrored
+    train(config, run, resume=True)
+    drawn = [8, 16, 16 + batch_size, 16 + 2 * batch_size]
+    assert [record["images"] for record in files.records(run, "images")] == drawn
+    assert load(run).provenance["images"] == drawn[-1]
+    train(tiny(steps=5, decay="constant", batch_size=8), run, resume=True)
+    assert load(run).provenance["images"] == drawn[-1] + 8
+
+
+def test_a_checkpoint_that_does_not_count_images_is_gone_on_with(tiny, files, tmp_path):
+    """As the first ones were written."""
+    config = tiny(steps=4, checkpoint_every=2)
+    undisturbed = train(config, tmp_path / "undisturbed")
+    run = train(config, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "000004")
+    old = Checkpoints(run / "checkpoints", 3).newest()
+    del old.state["progress"]["images"]
+    Checkpoints(run / "checkpoints", 3).save(2, old.parts, old.state)
+    train(config, run, resume=True)
+    assert files.tensors(run, 4) == files.tensors(undisturbed, 4)
+    assert files.records(run, "step", "images", "loss") == files.records(undisturbed, "step", "images", "loss")
 
 
 def test_a_run_among_its_own_photographs_is_none_of_them(tiny, tmp_path, capsys):

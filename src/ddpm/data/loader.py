@@ -27,7 +27,8 @@ class Loader:
         device: where the batches are wanted; a set that fits beside the model is kept there.
 
     Image `position` of step `step` is number step·global_batch + position of the data set's endless shuffled order, so
-    every image comes once an epoch whatever the number of processes, and a run goes on anywhere without replaying.
+    every image comes once an epoch whatever the number of processes, and a run goes on anywhere without replaying; with
+    another batch than before, `go_on` says where.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Loader:
     ):
         self.dataset, self.global_batch, self.seed = dataset, global_batch, seed
         self.random_flip, self.device = random_flip, torch.device(device)
+        self._shift = 0  # of every step's place in the order
         self._ahead: _ReadAhead | None = None
         if not isinstance(dataset, MemoryDataset):
             self._ahead = _ReadAhead(self._draw)
@@ -55,12 +57,16 @@ class Loader:
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         return to_float(images), None if labels is None else labels.to(self.device, non_blocking=True)
 
+    def go_on(self, step: int, images: int) -> None:
+        """Let `step` begin at place `images` of the order: elsewhere than it would, where batches had another size."""
+        self._shift = images - step * self.global_batch
+
     def state_dict(self, step: int) -> dict[str, Any]:
         """What a streamed set needs to go on at `step` without reading from its start; empty for other sets.
 
         Any process's will do for all, however many go on.
         """
-        return self.dataset.state_dict(step * self.global_batch)
+        return self.dataset.state_dict(self._place(step))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
@@ -70,8 +76,11 @@ class Loader:
 
     def _draw(self, asked: Asked) -> Drawn:
         step, positions = asked
-        start = step * self.global_batch
+        start = self._place(step)
         return self.dataset.draw(self.seed, range(start + positions.start, start + positions.stop, positions.step))
+
+    def _place(self, step: int) -> int:
+        return self._shift + step * self.global_batch
 
     def _flips(self, step: int) -> Tensor:
         """Which images of the global batch are mirrored."""

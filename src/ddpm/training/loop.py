@@ -34,9 +34,13 @@ Log = Callable[[dict[str, Any]], None]
 
 @dataclass
 class Progress:
-    """How far a run is, and the sums since its last log line; travels in the checkpoint."""
+    """How far a run is, and the sums since its last log line; travels in the checkpoint.
+
+    images: drawn so far, and so the place in the data; the batch may have changed on the way.
+    """
 
     step: int = 0
+    images: int = 0
     seconds: float = 0.0
     loss_sum: float = 0.0
     norm_sum: float = 0.0
@@ -126,6 +130,7 @@ class Loop:
             while self.progress.step < self.config.steps:
                 pending.append(self.step(self.progress.step, next(feed), request))
                 self.progress.step = done = self.progress.step + 1
+                self.progress.images += self.config.batch_size
                 pauses, logs = self._pauses(done), done % self.config.log_every == 0 or done == self.config.steps
                 stop = False
                 while len(pending) > (0 if pauses or logs else lag):
@@ -281,7 +286,7 @@ class Loop:
         steps, seconds = self._count_time(clock)
         record = {
             "step": progress.step,
-            "images": progress.step * self.config.batch_size,
+            "images": progress.images,
             "loss": progress.loss_sum / counted if progress.counted else math.nan,
             "gradient_norm": progress.norm_sum / counted if progress.counted else math.nan,
             "learning_rate": learning_rate(self.config, progress.step - 1),
@@ -305,10 +310,10 @@ class Loop:
         return steps, seconds
 
     def _bar(self) -> tqdm:
-        size = self.config.batch_size
+        progress = self.progress
         return tqdm(
-            total=self.config.steps * size,
-            initial=self.progress.step * size,
+            total=progress.images + (self.config.steps - progress.step) * self.config.batch_size,
+            initial=progress.images,
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
@@ -340,5 +345,6 @@ class Loop:
         self.optimizer.load_state_dict(parts["optimizer"])
         if isinstance(self.batches.draw, LossAwareDraw):
             self.batches.draw.load_state_dict(parts["timestep_draw"])
-        self.progress = Progress(**state["progress"])
+        earlier = {"images": state["progress"]["step"] * self.config.batch_size}  # of checkpoints that did not say
+        self.progress = Progress(**earlier | state["progress"])
         self.health.skipped, self.health.in_a_row = state["health"]["skipped"], state["health"]["in_a_row"]

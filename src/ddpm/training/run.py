@@ -190,7 +190,7 @@ class Run:
                 "config": self.config.model_dump(mode="json"),
                 "data": {"images": size_of(self.dataset), "fingerprint": self.dataset.fingerprint},
                 "steps": progress.step,
-                "images": progress.step * self.config.training.batch_size,
+                "images": progress.images,
                 "seconds": round(progress.seconds, 1),
                 "engine": str(self.loop.engine),
                 "metrics": self.figures,
@@ -275,8 +275,8 @@ class Run:
         return True
 
     def _state(self) -> dict[str, Any]:
-        number = self.loop.progress.step * self.config.training.batch_size
-        data = {"fingerprint": self.dataset.fingerprint, "position": self.dataset.state_dict(number)}
+        position = self.loader.state_dict(self.loop.progress.step)
+        data = {"fingerprint": self.dataset.fingerprint, "position": position}
         engine = {"description": str(self.loop.engine), "torch": torch.__version__}
         return {
             **self.loop.state(),
@@ -298,6 +298,7 @@ class Run:
         self.best, self.figures = state["best"], state.get("figures", {})
         self.origin = state.get("origin")
         self.saved = self.loop.progress.step
+        self.loader.go_on(self.loop.progress.step, self.loop.progress.images)
         if state["data"]["position"]:
             self.loader.load_state_dict(state["data"]["position"])
         say(f"going on from step {self.loop.progress.step:,} ({checkpoint.path})")
