@@ -57,6 +57,25 @@ def test_a_folder_is_restored_and_reported(grey, pictures, tmp_path):
     assert read_image(out / "report.png").shape[1] == 6 * 16  # six strips of 12 pixels and their white border
 
 
+def test_what_the_reports_picture_cannot_show_is_left_out(grey, pictures, tmp_path, monkeypatch):
+    out, chosen = tmp_path / "out", settings(steps=2)
+    restore_folder(grey[0], pictures, out, chosen)
+    (out / "3_compare.png").unlink()
+    monkeypatch.setattr("ddpm.data.limits.MOST_PIXELS", 16 * 60)  # of the strips only the wide one has more
+    rows = restore_folder(grey[0], pictures, out, chosen)
+    assert not any(row["error"] for row in rows)
+    assert Image.open(out / "report.png").size == (58, 4 * 16)
+    monkeypatch.setattr("ddpm.data.limits.MOST_PIXELS", 100)
+    restore_folder(grey[0], pictures, out, chosen)
+    assert not (out / "report.png").exists()
+
+
+def test_large_pictures_are_small_in_the_report(grey, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddpm.restoration.report.STRIP_SIDE", 29)
+    restore_folder(grey[0], pictures, tmp_path / "out", settings(steps=2))
+    assert read_image(tmp_path / "out" / "report.png").shape == (3, 5 * 8 + 4, 29)
+
+
 def test_an_interrupted_folder_goes_on_and_ends_the_same(grey, pictures, tmp_path, monkeypatch):
     whole, halted = tmp_path / "whole", tmp_path / "halted"
     chosen = settings("inpaint", 0.05, mask="random:0.5", batch_size=2)

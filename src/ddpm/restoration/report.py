@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from ddpm.data.decode import read_image
+from ddpm.data.decode import read_image, to_tensor
+from ddpm.errors import UserError
 from ddpm.fidelity import psnr, ssim
 from ddpm.files import write_whole
 from ddpm.pixels import to_uint8
 from ddpm.restoration.items import Item
 from ddpm.restoration.posterior import PIXEL_SCALE, Restored
-from ddpm.viewing.pictures import make_grid, save_picture
+from ddpm.viewing.pictures import make_grid, save_picture, to_pillow
 
 PICTURED = 16  # images in the report's picture
+STRIP_SIDE = 2048  # pixels, of each of them: so the picture is bounded too
 UNCERTAINTY_WHITE = 0.25  # the standard deviation, in [0, 1] units, that an uncertainty map shows as white
 COMPARED = ("input", "baseline", "result")
 COMPARISON, DRAWS, UNCERTAINTY = BESIDE = ("_compare", "_draws", "_std")  # endings of the pictures beside a result
@@ -104,11 +107,27 @@ def write_report(path: Path, rows: list[Row]) -> None:
 
 
 def write_picture(path: Path, results: list[Path]) -> None:
-    """The first comparisons under each other."""
-    strips = [read_image(beside(result, COMPARISON)) for result in results[:PICTURED]]
+    """The first comparisons under each other, large ones made smaller.
+
+    Those that are gone or too large to be read are left out: the work is done, and this must not fail it.
+    """
+    strips = []
+    for result in results[:PICTURED]:
+        with suppress(UserError):
+            strips.append(_thumbnail(read_image(beside(result, COMPARISON))))
+    if not strips:
+        path.unlink(missing_ok=True)
+        return
     width = max(strip.shape[2] for strip in strips)
     padded = [pad(strip, (0, width - strip.shape[2]), value=255) for strip in strips]
     save_picture(torch.cat(padded, dim=1), path, overwrite=True)
+
+
+def _thumbnail(strip: Tensor) -> Tensor:
+    """A picture uint8 (C, H, W) of at most STRIP_SIDE pixels a side."""
+    picture = to_pillow(strip)
+    picture.thumbnail((STRIP_SIDE, STRIP_SIDE))
+    return to_tensor(picture)
 
 
 def averages(rows: list[Row]) -> dict[str, float]:
