@@ -1,9 +1,11 @@
 """Fine-tuning starts exactly where the given model was."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ddpm.errors import UserError
 from ddpm.model import Model, load
@@ -92,6 +94,28 @@ def test_classes_are_matched_by_name_and_new_ones_begin_as_none(tiny, tmp_path):
     assert torch.equal(answers(run.network, [1] * 6), answers(model.network, [0] * 6))
     assert torch.equal(answers(run.network, [0] * 6), answers(model.network, [NULL] * 6))
     assert torch.equal(answers(run.network, [NULL] * 6), answers(model.network, [NULL] * 6))
+
+
+def named_images(folder: Path, names: list[str]) -> str:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / name / "1.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize(("given_names", "own"), [(["0", "1"], ["cat", "dog"]), (["cat", "dog"], ["0", "1"])])
+def test_classes_of_which_one_side_has_only_numbers_are_matched_by_number(tiny, tmp_path, capsys, given_names, own):
+    model = given(given_names)
+    run = begin(tiny(**{"data.source": named_images(tmp_path / "data", own)}), tmp_path, model)
+    labels = [0, 1, NULL, 0, 1, NULL]
+    assert torch.equal(answers(run.network, labels), answers(model.network, labels))
+    assert "classes taken over from a model: 2 of 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("names", "shared"), [(["1", "other"], 1), (["a", "b", "c"], 0), (None, 0)])
+def test_how_many_classes_are_taken_over_is_said(tiny, tmp_path, capsys, names, shared):
+    begin(tiny(), tmp_path, given(names))
+    assert f"classes taken over from a model: {shared} of 2\n" in capsys.readouterr().out
 
 
 def test_classes_on_an_unconditional_model_all_begin_as_it(tiny, tmp_path):

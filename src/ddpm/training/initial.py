@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ddpm.data.dataset import ImageDataset
+from ddpm.data.stored import matched_by_number
 from ddpm.errors import UserError
 from ddpm.model import Model
 from ddpm.networks.config import NetworkConfig
@@ -67,24 +68,24 @@ def process_of(config: ProcessConfig, model: Model) -> ProcessConfig:
     return ProcessConfig(**(fields | {"betas": betas.tolist()}))
 
 
-def copy_weights(network: UNet, model: Model, class_names: list[str] | None, null_label: int | None) -> None:
-    """Give `network` the model's weights, so that its first prediction is the model's.
+def copy_weights(network: UNet, model: Model, class_names: list[str] | None, null_label: int | None) -> int:
+    """Give `network` the model's weights, so that its first prediction is the model's; returns how many classes it has
+    from there.
 
-    Classes are matched by name. A class the model does not know starts as its null class (or, without one, as the
-    mean of its classes); a network without classes takes the model's null class as its only one; a network with
-    classes starts from an unconditional model with all of them alike.
+    A class the model does not know starts as its null class (or, without one, as the mean of its classes); a network
+    without classes takes the model's null class as its only one; a network with classes starts from an unconditional
+    model with all of them alike.
     """
     weights = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     known = weights.pop(CLASS_ROWS, None)
     base = None if known is None else base_row(known, model)
-    names = model.class_names or []
+    shared = shared_classes(class_names or [], model.class_names or [])
     if network.class_embedding is not None:
         rows = torch.zeros_like(network.class_embedding.weight)
         if known is not None and base is not None:
             rows[:] = base
-            for index, name in enumerate(class_names or []):
-                if name in names:
-                    rows[index] = known[names.index(name)]
+            for own, given in shared.items():
+                rows[own] = known[given]
             if null_label is not None:
                 rows[null_label] = base
         weights[CLASS_ROWS] = rows
@@ -95,6 +96,15 @@ def copy_weights(network: UNet, model: Model, class_names: list[str] | None, nul
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise UserError(f"the given model's weights do not fit this configuration: {first}") from None
+    return len(shared)
+
+
+def shared_classes(own: list[str], given: list[str]) -> dict[int, int]:
+    """The classes that both have, number here -> number there: by name, or by number where one has but numbers."""
+    by_name = {index: given.index(name) for index, name in enumerate(own) if name in given}
+    if not by_name and matched_by_number(own, given):
+        return {index: index for index in range(len(own))}
+    return by_name
 
 
 def base_row(rows: Tensor, model: Model) -> Tensor:

@@ -81,7 +81,9 @@ class Run:
         self.skipped.tell()
         self.network, self.null_label = build_network(config, self.dataset)
         if init is not None:
-            copy_weights(self.network, init, self.dataset.class_names, self.null_label)
+            shared = copy_weights(self.network, init, self.dataset.class_names, self.null_label)
+            if self.dataset.class_names is not None:
+                accelerator.print(f"classes taken over from {name}: {shared} of {len(self.dataset.class_names)}")
         self.network.to(accelerator.device).to(memory_format=torch.channels_last)
         engine, self.memory = choose_engine(
             training, self.network, dataset_bytes(self.dataset), accelerator.device, accelerator.num_processes
