@@ -21,6 +21,7 @@ from ddpm.process.gaussian import GaussianProcess
 from ddpm.process.schedule import NoiseSchedule, make_betas
 from ddpm.restoration import Settings, Task, restore_file, restore_folder
 from ddpm.restoration.items import Reader
+from ddpm.restoration.kernels import from_file
 from ddpm.restoration.tasks import read_picture
 from ddpm.viewing.pictures import save_picture
 
@@ -316,6 +317,22 @@ def test_a_mask_picture_says_what_is_lost(grey, tmp_path):
         assert torch.equal(restored[mask == 0], image[mask == 0])
         lost = (restored - image.float())[mask > 0].square().mean()
         assert lost < (spoilt - image.float())[mask > 0].square().mean()
+
+
+@pytest.mark.parametrize("colour", [0, 90, 255])
+def test_of_a_mask_with_transparency_what_is_painted_is_lost(tmp_path, colour):
+    painted = np.zeros((12, 12, 2), np.uint8)
+    painted[3:9, 3:9] = (colour, 255)
+    Image.fromarray(painted, "LA").save(tmp_path / "mask.png")
+    operator = Task("inpaint", mask=str(tmp_path / "mask.png")).operator((1, 12, 12))
+    assert torch.equal(operator.known[0] == 0, torch.from_numpy(painted[..., 1] == 255))
+
+
+def test_a_kernel_is_0_where_its_picture_is_transparent(tmp_path):
+    bar = np.full((5, 5, 2), 255, np.uint8)
+    bar[[0, 1, 3, 4], :, 1] = 0
+    Image.fromarray(bar, "LA").save(tmp_path / "kernel.png")
+    assert torch.equal(from_file(tmp_path / "kernel.png")[:, 0], torch.tensor([0, 0, 0.2, 0, 0], dtype=torch.float64))
 
 
 def test_colour_comes_back_from_a_grey_picture(colour, tmp_path):

@@ -51,7 +51,7 @@ def motion(length: float, degrees: float = 0.0) -> Tensor:
 
 
 def from_file(path: str | Path) -> Tensor:
-    """A kernel from a grey picture or an .npy matrix, scaled to sum to 1."""
+    """A kernel from a grey picture, 0 where it is transparent, or an .npy matrix, scaled to sum to 1."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no kernel file {path}; or give gaussian:SIGMA, box:SIZE or motion:LENGTH:DEGREES")
@@ -61,7 +61,7 @@ def from_file(path: str | Path) -> Tensor:
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"cannot read the kernel {path}: {error}") from error
     else:
-        values = read_image(path, channels=1, smallest=1)[0].double()
+        values = read_image(path, channels=1, background=0, smallest=1)[0].double()
     total = values.sum()
     if values.ndim != 2 or not torch.isfinite(total) or total.abs() < 1e-12:
         raise UserError(f"the kernel {path} must be a finite matrix whose sum is not 0")

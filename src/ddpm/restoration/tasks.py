@@ -24,7 +24,7 @@ TaskName = Literal["denoise", "inpaint", "superresolve", "deblur", "colorize"]
 class Task:
     """What was done to the image.
 
-    scale, filter: of superresolve. mask: of inpaint, a picture whose white part is lost, `half` (the right one) or
+    scale, filter: of superresolve. mask: of inpaint, a picture, see `marked`, `half` (the right one) or
     `random:SHARE`. kernel: of deblur, `gaussian:SIGMA`, `box:SIZE`, `motion:LENGTH[:DEGREES]` or a file (a picture
     or .npy). Gaussian and box blur continue the image by its mirror image, the others periodically.
     """
@@ -74,10 +74,10 @@ class Task:
             return Inpainting.random(image_shape, number(self.mask.split(":")[1], "--mask random:SHARE"), self.seed)
         if not Path(self.mask).is_file():
             raise UserError(f"no mask {self.mask}: give a picture whose white part is lost, half, or random:SHARE")
-        known = read_image(self.mask, channels=1, smallest=1)[0] < 128
-        if known.all():
+        lost = marked(read_image(self.mask, channels=2, smallest=1))
+        if not lost.any():
             raise UserError(f"the mask {self.mask} is empty: paint white what is to be restored")
-        return Inpainting(image_shape, known)
+        return Inpainting(image_shape, ~lost)
 
     def _blur(self, image_shape: tuple[int, int, int]) -> SpectralOperator:
         assert self.kernel is not None
@@ -98,6 +98,16 @@ class Task:
 
 
 KERNELS = {"gaussian": (1,), "box": (1,), "motion": (1, 2)}  # how many numbers each takes
+MARKED = 128  # of 255: from here on a mask's pixel counts
+
+
+def marked(mask: Tensor) -> Tensor:
+    """What a mask, uint8 (2, H, W) of grey and alpha, says is lost, as bool (H, W).
+
+    Where it is transparent anywhere, what is painted, whatever its colour; in an opaque one, what is white.
+    """
+    grey, alpha = mask
+    return (grey if (alpha == 255).all() else alpha) >= MARKED
 
 
 def read_picture(path: str | Path, channels: int, background=255) -> Tensor:

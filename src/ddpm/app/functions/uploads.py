@@ -13,11 +13,11 @@ from ddpm.data.fit import Framing, fit
 from ddpm.data.limits import BrokenFile
 from ddpm.errors import UserError
 from ddpm.pixels import to_float
+from ddpm.restoration.tasks import marked
 from ddpm.viewing.pictures import to_pillow
 
 MOST_BYTES = 20 * 2**20  # of one upload
 SHOWN_SIDE = 448  # pixels; small images are enlarged, by a whole number, towards this side
-PAINTED = 128  # of 255: from here on a mask's pixel counts
 PAINTED_SHARE = 0.25  # of a pixel of the image that the brush must have covered
 
 
@@ -50,16 +50,10 @@ def read_fitted(
 
 
 def read_mask(layers: Sequence[str | bytes], size: tuple[int, int]) -> Tensor:
-    """What a mask's layers cover, as bool (H, W) of `size`, True where the image is lost.
-
-    In a layer that is transparent anywhere, what is painted counts, whatever its colour; in an opaque one, what is
-    white.
-    """
+    """What a mask's layers say is lost, each by the rule of `marked`, as bool (H, W) of `size`."""
     lost = torch.zeros(size, dtype=torch.bool)
     for layer in layers:
-        grey, alpha = read_upload(layer, 2, "the mask").split()
-        chosen = grey if alpha.getextrema()[0] == 255 else alpha
-        covered = Image.fromarray(np.where(np.asarray(chosen) >= PAINTED, 255, 0).astype(np.uint8))
+        covered = to_pillow(255 * marked(to_tensor(read_upload(layer, 2, "the mask")))[None].byte())
         share = np.asarray(covered.resize((size[1], size[0]), Image.Resampling.BOX)) / 255
         lost |= torch.from_numpy(share >= PAINTED_SHARE)
     return lost
