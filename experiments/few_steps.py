@@ -1,16 +1,15 @@
 """Quality against network evaluations: every sampler, and every spacing of the default one, beside 1,000 steps.
 
     python -m experiments.few_steps digits
-    python -m experiments.few_steps cifar10 --features inception-2015-12-05-pool3.pt
+    python -m experiments.few_steps cifar10
 
-MODEL is `digits`, the bundled model, judged by the built-in features against MNIST's training images, or `cifar10`, the
-one in runs/cifar10, judged by FID. After every sampler experiments/results/few_steps_MODEL.json is written again, at
-the end docs/pictures/few_steps_MODEL.png. Images and features are cached: a killed call goes on where it was.
+MODEL is `digits`, the bundled model, or `cifar10`, the one in runs/cifar10; both are judged against their training
+images. After every sampler experiments/results/few_steps_MODEL.json is written again, at the end
+docs/pictures/few_steps_MODEL.png. Images and features are cached: a killed call goes on where it was.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,24 +19,11 @@ from ddpm.samplers import SAMPLERS, Spacing
 from ddpm.viewing.plots import Curve, plot_quality, save_figure
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
-BUDGETS = (5, 8, 10, 15, 20, 30, 50)  # network evaluations an image
+BUDGETS = (5, 10, 20, 50)  # network evaluations an image
 DEFAULT = "dpm++"
+NUM = 500
 
-
-@dataclass(frozen=True)
-class Subject:
-    """model: as `ddpm.load` takes it; data: it was trained on; features: it is judged by, with `num` images."""
-
-    model: str
-    data: str
-    features: str
-    num: int
-
-
-SUBJECTS = {
-    "digits": Subject("digits", "mnist", "builtin", 5000),
-    "cifar10": Subject("runs/cifar10", "cifar10", "inception", 2500),
-}
+SUBJECTS = {"digits": ("digits", "mnist"), "cifar10": ("runs/cifar10", "cifar10")}  # model, and what it was trained on
 
 
 def few_steps(
@@ -98,15 +84,15 @@ def draw(result: dict[str, Any], path: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", metavar="MODEL", choices=SUBJECTS, help=", ".join(SUBJECTS))
-    parser.add_argument("--features", help="inception, builtin, or a TorchScript file")
+    parser.add_argument("--num", type=int, default=NUM, help="samples that every figure is of")
+    parser.add_argument("--features", default="builtin", help="builtin, inception, or a TorchScript file")
     options = parser.parse_args()
-    subject = SUBJECTS[options.name]
     command = f"python -m experiments.few_steps {options.name}"
-    command += f" --features {Path(options.features).name}" if options.features else ""
+    command += f" --num {options.num}" if options.num != NUM else ""
+    command += f" --features {Path(options.features).name}" if options.features != "builtin" else ""
+    model, data = SUBJECTS[options.name]
     with in_one_line(options.name):
-        features = options.features or subject.features
-        model = load(subject.model)
-        few_steps(options.name, model, subject.data, features=features, num=subject.num, command=command)
+        few_steps(options.name, load(model), data, features=options.features, num=options.num, command=command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -59,9 +60,12 @@ def test_the_ddim_papers_quadratic_grid():
     assert hundred[-5:] == [3, 2, 1, 0, -1]
 
 
-def test_log_snr_grid_is_uniform_in_log_snr():
-    values = [LINEAR.log_snr(t) for t in timestep_grid(LINEAR, 30, "log_snr")[:-1]]
-    assert np.diff(values) == pytest.approx(np.diff(values)[0], rel=1e-6)
+@pytest.mark.parametrize("schedule", [LINEAR, NoiseSchedule(make_betas("cosine", 1000))])
+def test_log_snr_grid_is_uniform_where_the_noise_is_at_most_80_times_the_signal(schedule):
+    first, *values = [schedule.log_snr(t) for t in timestep_grid(schedule, 30, "log_snr")[:-1]]
+    gap = np.diff(values)
+    assert gap == pytest.approx(gap[0], rel=1e-6)
+    assert first == schedule.log_snr(999) < values[0] - gap[0] == pytest.approx(-2 * math.log(80))
 
 
 def test_log_snr_grid_falls_all_the_way_on_a_schedule_with_hardly_any_signal_left():

@@ -62,7 +62,7 @@ class SamplerSpec:
 SAMPLERS: dict[str, SamplerSpec] = {
     "ancestral": SamplerSpec(ancestral),
     "ddim": SamplerSpec(ddim),
-    "dpm++": SamplerSpec(dpm_solver),
+    "dpm++": SamplerSpec(dpm_solver, spacing="log_snr"),
     "dpm++sde": SamplerSpec(dpm_solver_sde),
     "unipc": SamplerSpec(unipc),
     "heun": SamplerSpec(heun, evaluations_per_step=2),

@@ -11,6 +11,8 @@ from ddpm.process.schedule import NoiseSchedule
 
 Spacing = Literal["trailing", "leading", "uniform", "quadratic", "log_snr"]
 
+LEAST_LOG_SNR = -2 * math.log(80)
+
 
 def timestep_grid(schedule: NoiseSchedule, steps: int, spacing: Spacing = "trailing") -> list[float]:
     """S+1 strictly falling timesteps for exactly S steps, 1 ≤ S ≤ T, the last -1.
@@ -20,8 +22,9 @@ def timestep_grid(schedule: NoiseSchedule, steps: int, spacing: Spacing = "trail
     - uniform: from T-1 to 0, both included (Diffusers' `linspace`).
     - quadratic: the grid of the DDIM paper's CIFAR-10 results (Song et al. 2021, appendix D.2), from 0.8·T to 0.
       Its whole numbers coincide near 0 once S > √(0.8·T) + 1; there each is moved up to the next free one.
-    - log_snr: uniform in log-SNR from T-1 to 0, fractional (Lu et al. 2022). Where no signal is left at T-1
-      (zero terminal SNR), the uniform part starts at T-2.
+    - log_snr: fractional, uniform in log-SNR down to 0 (Lu et al. 2022) from where the noise is 80 times the signal
+      (Karras et al. 2022's σ_max): with more noise than that the network can only answer with the mean. The first is
+      T-1 all the same, because sampling begins there.
     """
     T = schedule.timesteps
     if not 1 <= steps <= T:
@@ -51,13 +54,6 @@ def _quadratic(T: int, steps: int) -> list[int]:
 
 
 def _uniform_log_snr(schedule: NoiseSchedule, steps: int) -> list[float]:
-    last = schedule.timesteps - 1
-    start = last - 1 if schedule.zero_terminal_snr else last
-    count = steps - (last - start)
-    values = np.linspace(schedule.log_snr(start), schedule.log_snr(0), max(count, 0))
-    grid = [schedule.t_from_log_snr(float(value)) for value in values]
-    if count >= 1:
-        grid[0] = float(start)
-    if count >= 2:
-        grid[-1] = 0.0
-    return [float(last), *grid] if start < last else grid
+    last = float(schedule.timesteps - 1)
+    values = np.linspace(max(schedule.log_snr(last), LEAST_LOG_SNR), schedule.log_snr(0), steps)
+    return [last, *(schedule.t_from_log_snr(float(value)) for value in values[1:-1]), 0.0][:steps]
