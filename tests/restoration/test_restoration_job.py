@@ -425,6 +425,7 @@ def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys)
         (["--task", "sharpen"], "no task named 'sharpen'"),
         (["--task", "denoise", "--method", "drm"], "did you mean 'ddrm'"),
         (["--task", "denoise", "--noise", "-1"], "at least 0"),
+        (["--task", "denoise", "--noise", "25"], "for 25 of 255 levels give 0.098"),
         (["--task", "denoise", "--noise", "nan"], "takes numbers"),
         (["--task", "denoise", "--noise", "much"], "takes numbers"),
         (["--task", "denoise"], "needs --noise"),

@@ -58,6 +58,9 @@ class Settings:
             raise UserError("denoise needs --noise: σ in units of the [0, 1] image, or auto")
         if self.noise is not None:
             check_sigma(self.noise)
+            if self.noise > 1:
+                given, meant = f"{self.noise:g}", f"{self.noise / 255:.3g}"
+                raise UserError(f"--noise counts in units of the [0, 1] image: for {given} of 255 levels give {meant}")
         elif self.degrade:
             raise UserError("--degrade adds the noise itself: give --noise a number instead of auto")
 
