@@ -116,6 +116,17 @@ def test_other_settings_do_not_mix_with_what_is_there(grey, pictures, tmp_path):
         assert {row["sigma"] for row in csv.DictReader(file)} == {"0.2"}
 
 
+def test_a_folder_goes_on_with_another_batch_size(grey, pictures, tmp_path):
+    """As the command line advises where the memory did not suffice."""
+    out = tmp_path / "out"
+    restore_folder(grey[0], pictures, out, settings(steps=2))
+    (out / "0.png").unlink()
+    kept = (out / "1.png").stat().st_mtime_ns
+    restore_folder(grey[0], pictures, out, settings(steps=2, batch_size=1))
+    assert (out / "0.png").is_file()
+    assert (out / "1.png").stat().st_mtime_ns == kept
+
+
 def test_only_the_same_picture_under_the_same_mask_is_kept(grey, pictures, tmp_path):
     out, mask = tmp_path / "out", tmp_path / "mask.png"
     shutil.copy(pictures / "1.png", mask)
@@ -286,6 +297,15 @@ def test_the_rounding_of_a_blurred_picture_is_taken_for_noise(grey, tmp_path, me
     assert item.sigma == pytest.approx(1 / 255 / 12**0.5)
     restored = to_float(read_image(tmp_path / "x.png", channels=1))
     assert psnr(restored[None], x) > psnr(item.y[None], x) + 1
+
+
+def test_a_folder_of_many_sizes_keeps_few_operators(grey, pictures, tmp_path):
+    reader = Reader(grey[0], settings())
+    for side in range(12, 30):
+        Image.new("L", (side, side)).save(tmp_path / "x.png")
+        first, again = (reader.read(tmp_path / "x.png", "x", tmp_path / "out.png").operator for _ in range(2))
+        assert first is again
+    assert len(reader.operators) <= 4
 
 
 @pytest.mark.parametrize(

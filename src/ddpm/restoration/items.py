@@ -25,6 +25,8 @@ ROUNDING = 1 / (255 * math.sqrt(12))  # σ of what a picture's 256 levels leave 
 HARMLESS_GAIN = 50  # where H⁺ multiplies it by less, taking y as exact does at least as well
 ROUNDING_NOTE = f"σ is taken as {ROUNDING:.4f}: an 8-bit picture's rounding, which undoing this blur would multiply"
 
+OPERATORS = 4  # of so many shapes at once: each is as large as several pictures
+
 
 def file_digest(path: Path) -> str:
     """Names a file's content; empty where it cannot be read."""
@@ -54,6 +56,8 @@ class Settings:
 
     def __post_init__(self):
         find_method(self.method)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"the batch size must be at least 1, not {self.batch_size}")
         if self.task.name == "denoise" and self.noise == 0:
             raise UserError("denoise needs --noise: σ in units of the [0, 1] image, or auto")
         if self.noise is not None:
@@ -65,9 +69,14 @@ class Settings:
             raise UserError("--degrade adds the noise itself: give --noise a number instead of auto")
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for the note beside a folder's results; of a mask or kernel file its content too."""
+        """Plain values, for the note beside a folder's results; of a mask or kernel file its content too.
+
+        Without the batch size: after running out of memory, the call goes on with a smaller one.
+        """
         files = [Path(word) for word in (self.task.mask, self.task.kernel) if word and Path(word).is_file()]
-        return {**asdict(self), "files": {str(path): file_digest(path) for path in files}}
+        told = asdict(self)
+        del told["batch_size"]
+        return {**told, "files": {str(path): file_digest(path) for path in files}}
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ class Item:
 
 
 class Reader:
-    """Reads pictures as items; operators are shared between pictures of one shape."""
+    """Reads pictures as items; operators are shared between pictures of one shape, of which the newest are kept."""
 
     def __init__(self, model: Model, settings: Settings):
         self.model, self.settings = model, settings
@@ -121,6 +130,8 @@ class Reader:
             raise UserError(f"{path} makes {shape[1]}×{shape[2]} pixels, but this model needs {height}×{width} or more")
         key = (shape[0], shape[1], shape[2])
         if key not in self.operators:
+            if len(self.operators) == OPERATORS:
+                del self.operators[next(iter(self.operators))]
             self.operators[key] = self.settings.task.operator(key).to(self.model.device)
         return self.operators[key]
 
