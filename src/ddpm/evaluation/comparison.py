@@ -107,8 +107,16 @@ class Comparison:
         return evaluate_likelihood(self.model, self.held_out[rows.numpy()], labels, progress=self.progress)
 
     @property
+    def ready_moments(self) -> Moments | None:
+        """The reference's, where it is or has some; beside images those alone that are of this network."""
+        if isinstance(self.reference, Moments):
+            return self.reference
+        found = self.reference.moments
+        return found if found is not None and found.dimensions == self.network.dimensions else None
+
+    @property
     def reference_moments(self) -> Moments:
-        return self.reference if isinstance(self.reference, Moments) else self.real_features.moments()
+        return self.ready_moments or self.real_features.moments()
 
     @property
     def reference_n(self) -> int | None:

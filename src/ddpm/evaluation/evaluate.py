@@ -90,7 +90,11 @@ def describe_settings(c: Comparison, data: str, network: FeatureNetwork | None) 
     }
     if isinstance(c.generated, GeneratedImages):
         settings |= {**c.generated.settings, "evaluations": c.generated.evaluations}
-    kind = " (ready moments)" if isinstance(c.reference, Moments) else ""
+    kind = ""
+    if isinstance(c.reference, Moments):
+        kind = " (ready moments)"
+    elif network is not None and c.ready_moments is not None:
+        kind = " (with ready moments)"
     settings |= {"reference": data + kind, "reference_n": c.reference_n}
     if network is not None:
         settings |= {

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ddpm.data.dataset import ImageDataset
 from ddpm.errors import UserError
 from ddpm.evaluation.cache import Chunks, sign_of_life
+from ddpm.evaluation.frechet import Moments
 from ddpm.hardware import compute_dtype, process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_uint8
@@ -24,7 +25,8 @@ class ImageSet:
     """uint8 images by number, with what names them.
 
     title: for tables; fingerprint: hash of the content; shape: (C, H, W); chunk: how many are worked on at once;
-    labels: int64 (N,) or None; class_names: one a class, or None.
+    labels: int64 (N,) or None; class_names: one a class, or None; moments: ready ones that came with the images, of
+    the larger set that they stand for, or None.
     """
 
     title: str
@@ -32,6 +34,7 @@ class ImageSet:
     shape: tuple[int, int, int]
     chunk: int = CHUNK
     class_names: list[str] | None = None
+    moments: Moments | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError

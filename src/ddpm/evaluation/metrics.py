@@ -190,6 +190,14 @@ def enough_for_fid(c: Comparison) -> None:
             )
 
 
+def grey_or_colour(c: Comparison) -> None:
+    """The networks that look at the images know no others."""
+    channels = c.generated.shape[0]
+    if channels not in (1, 3):
+        able = ", ".join(name for name, metric in METRICS.items() if grey_or_colour not in metric.needs)
+        raise UserError(f"needs grey or colour images, and {c.generated.title} has {channels} channels: take {able}")
+
+
 def has_logits(c: Comparison) -> None:
     """Only where the feature network is a whole classifier."""
     if c.network.classes == 0:
@@ -223,16 +231,18 @@ def model_told_classes(c: Comparison) -> None:
 
 
 METRICS = {
-    "fid": Metric(fid, needs=(enough_for_fid,)),
-    "kid": Metric(kid, needs=(real_images,), least=2),
-    "class_kid": Metric(class_kid, needs=(classes,), least=2),
-    "prdc": Metric(prdc, needs=(real_images,), least=DENSITY_NEIGHBOURS + 1),
-    "is": Metric(inception, needs=(has_logits,), least=SPLITS),
-    "drift": Metric(drift, needs=(real_images,), least=2),
+    "fid": Metric(fid, needs=(grey_or_colour, enough_for_fid)),
+    "kid": Metric(kid, needs=(grey_or_colour, real_images), least=2),
+    "class_kid": Metric(class_kid, needs=(grey_or_colour, classes), least=2),
+    "prdc": Metric(prdc, needs=(grey_or_colour, real_images), least=DENSITY_NEIGHBOURS + 1),
+    "is": Metric(inception, needs=(grey_or_colour, has_logits), least=SPLITS),
+    "drift": Metric(drift, needs=(grey_or_colour, real_images), least=2),
     "levels": Metric(levels, needs=(real_images,), uses=(SAMPLES,)),
-    "cas": Metric(cas, needs=(classes, held_out_classes), uses=(SAMPLES,)),
+    "cas": Metric(cas, needs=(grey_or_colour, classes, held_out_classes), uses=(SAMPLES,)),
     "nll": Metric(nll, needs=(model_told_classes, held_out), uses=(LIKELIHOOD,)),
-    "memorisation": Metric(memorisation, needs=(real_images, held_out), uses=(SAMPLES, FEATURES, HELD_OUT_FEATURES)),
+    "memorisation": Metric(
+        memorisation, needs=(grey_or_colour, real_images, held_out), uses=(SAMPLES, FEATURES, HELD_OUT_FEATURES)
+    ),
 }
 DEFAULT = ("fid", "kid", "prdc", "is", "drift", "levels")
 

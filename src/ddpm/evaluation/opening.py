@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from ddpm.data import open_dataset
@@ -20,6 +21,7 @@ from ddpm.evaluation.images import DatasetImages
 from ddpm.model import BUNDLED, Model, load
 
 MODEL_FILES = ("model_index.json", "model", "unet", "config.json", "config.yaml")
+SAMPLED = 32  # images looked at before a set is called grey
 GREY = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
 
 
@@ -35,17 +37,18 @@ def open_judged(source: str) -> Model | DatasetImages:
 
 
 def open_reference(source: str, judged: Model | DatasetImages) -> DatasetImages | Moments:
-    """Ready moments, or real images of the size and channels that are judged.
+    """Ready moments, or real images of the size and channels that are judged; an .npz that has both gives both.
 
     Beside a model, images are brought to its size as its training data was; images that were drawn before must have the
     reference's own size, since whoever drew them chose how.
     """
-    if is_moments(Path(source).expanduser()):
-        return load_moments(Path(source).expanduser())
-    if isinstance(judged, Model):
-        return open_images(source, trained_with(judged))
-    reference = open_images(source)
-    if reference.shape != judged.shape:
+    path = Path(source).expanduser()
+    moments = load_moments(path) if {"mu", "sigma"} & arrays_in(path) else None
+    if moments is not None and is_moments(path):
+        return moments
+    reference = open_images(source, trained_with(judged) if isinstance(judged, Model) else None)
+    reference.moments = moments
+    if not isinstance(judged, Model) and reference.shape != judged.shape:
         raise UserError(
             f"{judged.title} holds {describe(judged.shape)} images and {source} {describe(reference.shape)} ones: "
             "bring them to one size and kind first"
@@ -106,28 +109,39 @@ def trained_with(model: Model) -> dict[str, Any]:
 
 
 def native_shape(stored: Stored, source: str) -> tuple[int, int, int]:
-    """(height, width, channels) of the first image that can be read."""
+    """(height, width, channels): the size of an image that can be read, and grey only where dozens all over it are."""
     if isinstance(stored, Arrays):
         return stored.images.shape[1:]
     if not isinstance(stored, Records):
         raise UserError(f"{source} cannot be judged: its images are not asked for by number")
-    for index in range(len(stored)):
+    found: list[tuple[int, int, int]] = []
+    for index in torch.randperm(len(stored), generator=torch.Generator().manual_seed(0)).tolist():
         try:
             with Image.open(io.BytesIO(stored.read(index)), formats=FORMATS) as image:
                 channels = 1 if image.mode in GREY else 3
             size = stored.image(index, channels, 255)
         except (BrokenFile, OSError):
             continue
-        return size.height, size.width, channels
-    raise UserError(f"{source} holds no image that can be read")
+        found.append((size.height, size.width, channels))
+        if channels == 3 or len(found) == SAMPLED:
+            break
+    if not found:
+        raise UserError(f"{source} holds no image that can be read")
+    return *found[0][:2], found[-1][2]
 
 
 def is_moments(path: Path) -> bool:
     """Whether a file is an .npz with mu or sigma and no images."""
+    names = arrays_in(path)
+    return bool({"mu", "sigma"} & names) and "arr_0" not in names
+
+
+def arrays_in(path: Path) -> set[str]:
+    """The names of the arrays in an .npz; none of any other file."""
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
-        return False
+        return set()
     with zipfile.ZipFile(path) as archive:
-        return bool({"mu.npy", "sigma.npy"} & set(archive.namelist()))
+        return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
 def describe(shape: Sequence[int]) -> str:
