@@ -116,6 +116,31 @@ def test_other_settings_do_not_mix_with_what_is_there(grey, pictures, tmp_path):
         assert {row["sigma"] for row in csv.DictReader(file)} == {"0.2"}
 
 
+def test_overwriting_leaves_no_picture_of_the_earlier_call(grey, pictures, tmp_path):
+    out = tmp_path / "out"
+    restore_folder(grey[0], pictures, out, settings(steps=2, samples=2))
+    shutil.copy(pictures / "0.png", out / "mine.png")
+    shutil.copy(pictures / "0.png", tmp_path / "outside.png")
+    with (out / "report.csv").open("a") as file:
+        file.write("../outside\n")
+    (pictures / "4.png").unlink()
+    restore_folder(grey[0], pictures, out, settings(steps=2), overwrite=True)
+    expected = {f"{i}{ending}.png" for i in range(4) for ending in ("", "_compare")} | {"mine.png", "report.png"}
+    assert {path.name for path in out.glob("*.png")} == expected
+    assert {path.name for path in (out / "sub").iterdir()} == {"wide.png", "wide_compare.png"}
+    assert (tmp_path / "outside.png").is_file()
+
+
+def test_overwriting_a_result_takes_its_draws_away(grey, pictures, tmp_path):
+    shutil.copy(pictures / "0.png", tmp_path / "x_std.png")
+    restore_file(grey[0], pictures / "0.png", tmp_path / "x.png", settings(steps=2))
+    assert (tmp_path / "x_std.png").is_file()  # somebody else's: there was no result before
+    for samples, others in ((2, ["x_draws.png", "x_std.png"]), (1, [])):
+        chosen = settings(steps=2, samples=samples)
+        restore_file(grey[0], pictures / "0.png", tmp_path / "x.png", chosen, overwrite=True)
+        assert sorted(path.name for path in tmp_path.glob("x*")) == sorted(["x.png", "x_compare.png", *others])
+
+
 def test_a_folder_goes_on_with_another_batch_size(grey, pictures, tmp_path):
     """As the command line advises where the memory did not suffice."""
     out = tmp_path / "out"

@@ -30,6 +30,7 @@ def restore_file(
     for path in pictures_of(out, settings.samples):
         check_target(path, (".png",), overwrite=overwrite)
     item = Reader(model, settings).read(source, source.stem, out)
+    replaced = pictures_of(out, 2) if overwrite and out.exists() else []
     total = model.process.schedule.timesteps
     with tqdm(total=total, desc="restoring", bar_format=BAR, delay=2, leave=False, disable=None) as bar:
 
@@ -37,7 +38,10 @@ def restore_file(
             bar.update(total - 1 - round(step.t_prev) - bar.n)
 
         (result,) = restore_items(model, [item], settings, show)
-    return item, save_result(*result)
+    row = save_result(*result)
+    for path in set(replaced) - {*pictures_of(out, settings.samples), source}:
+        path.unlink(missing_ok=True)  # the draws of the earlier result are none of this one's
+    return item, row
 
 
 def restore_folder(model: Model, source: Path, out: Path, settings: Settings, *, overwrite: bool = False) -> list[Row]:
@@ -155,7 +159,12 @@ def is_begun(out: Path, note: str, overwrite: bool) -> bool:
 
 
 def begin(out: Path, note: str) -> None:
-    """Make the folder that of the settings in `note`."""
+    """Make the folder that of the settings in `note`: without the pictures that the report of others lists."""
     out.mkdir(parents=True, exist_ok=True)
+    for row in read_report(out / REPORT) if (out / SETTINGS).exists() else []:
+        earlier = out / f"{row['name']}.png"
+        if not row["error"] and earlier.resolve().is_relative_to(out.resolve()):
+            for path in pictures_of(earlier, 2):
+                path.unlink(missing_ok=True)
     (out / REPORT).unlink(missing_ok=True)
     write_whole(out / SETTINGS, note.encode())
