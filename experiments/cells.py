@@ -14,13 +14,16 @@ from ddpm.errors import UserError
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.files import write_whole
 from ddpm.model import load
+from ddpm.samplers import Spacing
 from ddpm.training import Config, load_config, train
 from experiments.record import cores
 
 NOTE = "cell.json"  # in the run directory of a finished cell
 
 
-def trained_and_judged(config: Config, folder: Path, metrics: Sequence[str], *, num: int, steps: int) -> dict[str, Any]:
+def trained_and_judged(
+    config: Config, folder: Path, metrics: Sequence[str], *, num: int, steps: int, spacing: Spacing | None = None
+) -> dict[str, Any]:
     """Train in the run directory `folder` and judge with the built-in features; or go on; or read what it came to.
 
     The model draws `num` images by `steps` steps of the default sampler, with the run's seed, and they are compared
@@ -28,6 +31,7 @@ def trained_and_judged(config: Config, folder: Path, metrics: Sequence[str], *, 
     """
     note = folder / NOTE
     wanted = {"config": config.model_dump(mode="json"), "metrics": list(metrics), "num": num, "steps": steps}
+    wanted |= {"spacing": spacing} if spacing else {}
     if note.exists() and (found := json.loads(note.read_text()))["wanted"] == wanted:
         return found["row"]
     begun = (folder / "config.yaml").exists()
@@ -35,7 +39,7 @@ def trained_and_judged(config: Config, folder: Path, metrics: Sequence[str], *, 
         raise UserError(f"{folder} holds a training of another configuration; move it away, or give another --runs")
     if not (begun and _trained_steps(folder) == config.training.steps):
         train(config, folder, resume=begun, overwrite=not begun)
-    model, sampling = load(folder), {"num": num, "steps": steps, "seed": config.training.seed}
+    model, sampling = load(folder), {"num": num, "steps": steps, "spacing": spacing, "seed": config.training.seed}
     report = evaluate(model, config.data.source, metrics=metrics, features="builtin", progress=False, **sampling)
     row = {figure.key: figure.value for figure in report.figures}
     row |= {"weights": model.weights_hash, "seconds": model.provenance["seconds"]}

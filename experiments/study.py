@@ -19,6 +19,7 @@ import torch
 from ddpm.data import open_dataset
 from ddpm.model import Model, load
 from ddpm.pixels import to_float
+from ddpm.samplers import Spacing
 from ddpm.training import load_config
 from ddpm.viewing.plots import plot_images, save_figure
 from experiments.cells import finished, side_by_side, spread, threads, trained_and_judged
@@ -29,6 +30,7 @@ PREDICTIONS = ("epsilon", "x_0", "v")
 METRICS = ("fid", "kid", "prdc", "levels")  # with the built-in features
 SHOWN = ("frechet_distance", "kid", "precision", "recall", "levels")
 COLUMNS = 10  # of the pictures
+SPACING: Spacing = "trailing"  # timesteps even in t for every schedule; log_snr would place them by the schedule
 
 # One step from noise to image is a process without any signal: ᾱ = 0 at both of the two timesteps a process must have.
 # The network sees noise, answers x_0, and is asked once; the best that regression can answer is its class's mean image.
@@ -90,7 +92,7 @@ def run_cell(cell: Cell, runs: Path, budget: Budget) -> dict[str, Any]:
     overrides = dict(budget.overrides) | cell.overrides
     config = load_config(Path(__file__).parent / f"study_{cell.data}.yaml", overrides)
     steps = budget.steps if cell.schedule else 1
-    found = trained_and_judged(config, runs / cell.name, METRICS, num=budget.num, steps=steps)
+    found = trained_and_judged(config, runs / cell.name, METRICS, num=budget.num, steps=steps, spacing=SPACING)
     row = {"data": cell.data, "schedule": cell.schedule, "prediction": cell.prediction, "seed": cell.seed}
     return row | {key: found[key] for key in (*SHOWN, "weights", "seconds")}
 
@@ -121,7 +123,7 @@ def draw(data: str, runs: Path, budget: Budget, folder: Path) -> Path | None:
     models = {title(cell): load(runs / cell.name) for cell in mine}
     steps = {title(cell): budget.steps if cell.schedule else 1 for cell in mine}
     pictures = [real_images(data, next(iter(models.values())))]
-    pictures += [model.sample(COLUMNS, steps=steps[name], seed=0) for name, model in models.items()]
+    pictures += [model.sample(COLUMNS, steps=steps[name], spacing=SPACING, seed=0) for name, model in models.items()]
     drawn = plot_images(torch.stack(pictures), rows=["training images", *models])
     return save_figure(drawn, folder / f"study_{data}.png", overwrite=True)
 
@@ -153,7 +155,13 @@ def study(
         "command": command,
         "machine": machine(),
         "threads": threads(jobs),
-        "judged": {"num": budget.num, "sampler": "dpm++", "steps": budget.steps, "features": "builtin"},
+        "judged": {
+            "num": budget.num,
+            "sampler": "dpm++",
+            "steps": budget.steps,
+            "spacing": SPACING,
+            "features": "builtin",
+        },
         "budget": {data: budget_of(data, budget) for data in budget.seeds},
     }
     rows: list[dict[str, Any]] = []
