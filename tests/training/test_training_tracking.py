@@ -75,6 +75,17 @@ def test_only_previews_are_shown_in_the_card(tiny, tmp_path):
     assert "After 2 steps" in (run / "model" / "README.md").read_text()
 
 
+def test_the_card_shows_no_preview_of_a_later_step(tiny, tmp_path):
+    """As they are there once a run has gone back behind a damaged checkpoint."""
+    options = {"preview_every": 2, "preview_images": 1, "preview_steps": 2, "checkpoint_every": 1, "decay": "constant"}
+    run = train(tiny(steps=4, **options), tmp_path / "run")
+    for step in (3, 4):
+        (run / "checkpoints" / f"{step:06d}" / "state.json").unlink()
+    train(tiny(steps=3, **options), run, resume=True)
+    assert (run / "samples" / "000004.png").exists()
+    assert "After 3 steps" in (run / "model" / "README.md").read_text()
+
+
 def test_the_average_is_the_mean_that_its_formula_gives(tiny, files, tmp_path):
     """EMA_n = Σ (1-d) d^(n-i) θ_i + d^n θ_0, over the weights of every step, kept over a resume."""
     import numpy as np

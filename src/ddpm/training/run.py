@@ -261,7 +261,8 @@ class Run:
         training = self.config.training
         if not self._write_model(model, self.out / "model"):
             return
-        previews = numbered(self.out / "samples")
+        # not those that a run has drawn beyond, before it went back behind a damaged checkpoint
+        previews = [path for path in numbered(self.out / "samples") if int(path.stem) <= model.provenance["steps"]]
         if previews:
             caption = f"After {int(previews[-1].stem):,} steps: the first images of seed {training.seed}, none of them "
             caption += f"chosen; {training.preview_steps} steps of DPM-Solver++."
