@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ddpm.data.dataset import epoch_order
+from ddpm.errors import UserError
 from ddpm.model import load
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
@@ -107,18 +108,53 @@ def test_another_batch_goes_on_at_the_same_place_of_the_data(tiny, files, tmp_pa
     assert load(run).provenance["images"] == drawn[-1] + 8
 
 
-def test_a_checkpoint_that_does_not_count_images_is_gone_on_with(tiny, files, tmp_path):
+def test_a_checkpoint_that_says_less_is_gone_on_with(tiny, files, tmp_path):
     """As the first ones were written."""
     config = tiny(steps=4, checkpoint_every=2)
     undisturbed = train(config, tmp_path / "undisturbed")
     run = train(config, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "000004")
     old = Checkpoints(run / "checkpoints", 3).newest()
-    del old.state["progress"]["images"]
+    del old.state["progress"]["images"], old.state["class_names"]
     Checkpoints(run / "checkpoints", 3).save(2, old.parts, old.state)
     train(config, run, resume=True)
     assert files.tensors(run, 4) == files.tensors(undisturbed, 4)
     assert files.records(run, "step", "images", "loss") == files.records(undisturbed, "step", "images", "loss")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["zebra", "dog"], "class 0 of .* was cat and is now dog"),
+        (["cat", "dog", "emu"], "class 2 of .* was none and is now emu"),
+        (["cat"], "class 1 of .* was dog and is now none"),
+    ],
+)
+def test_classes_with_other_numbers_are_refused(tiny, tmp_path, names, said):
+    """A folder that was renamed changes the order of the classes."""
+
+    def photos(folder, names):
+        for name in names:
+            (tmp_path / folder / name).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(tmp_path / folder / name / "1.png")
+        return {"data.source": str(tmp_path / folder)}
+
+    run = train(tiny(steps=1, **photos("before", ["cat", "dog"])), tmp_path / "run")
+    with pytest.raises(UserError, match=rf"{said}: give the classes the names they had, or .* --init {run} --out NEW"):
+        train(tiny(steps=2, **photos("now", names)), run, resume=True)
+    train(tiny(steps=2, **photos("moved", ["cat", "dog"])), run, resume=True)
+
+
+def test_a_run_does_not_end_before_its_checkpoint(tiny, tmp_path, capsys):
+    run = train(tiny(steps=3), tmp_path / "run")
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"has done 3 steps: --training\.steps 2 lies behind; ask for more"):
+        train(tiny(steps=2), run, resume=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+    capsys.readouterr()
+    train(tiny(steps=3), run, resume=True)
+    assert "all 3 steps are done already; for more give --training.steps" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
 
 
 def test_a_run_among_its_own_photographs_is_none_of_them(tiny, tmp_path, capsys):

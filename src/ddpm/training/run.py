@@ -4,6 +4,7 @@ import copy
 import functools
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,7 @@ class Run:
             **self.loop.state(),
             "seed": self.config.training.seed,
             "data": data,
+            "class_names": self.dataset.class_names,
             "engine": engine,
             "best": self.best,
             "figures": self.figures,
@@ -293,6 +295,7 @@ class Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state, say = checkpoint.state, self.accelerator.print
+        self._check_classes(state.get("class_names"))
         try:
             self.loop.restore(checkpoint.parts, state)
         except (RuntimeError, KeyError) as error:
@@ -304,6 +307,7 @@ class Run:
         self.loader.go_on(self.loop.progress.step, self.loop.progress.images)
         if state["data"]["position"]:
             self.loader.load_state_dict(state["data"]["position"])
+        self._check_steps(self.loop.progress.step)
         say(f"going on from step {self.loop.progress.step:,} ({checkpoint.path})")
         if state["data"]["fingerprint"] != self.dataset.fingerprint:
             say("the data are no longer those of the checkpoint: the run goes on, but not as it would have")
@@ -312,6 +316,25 @@ class Run:
             self.loop.micro_batch = state["micro_batch"]  # smaller than chosen, where memory had run out
         else:
             say(f"the checkpoint was computed on {state['engine']['description']}: expect other rounding")
+
+    def _check_classes(self, before: list[str] | None) -> None:
+        """Refuse data whose classes have other numbers than in the checkpoint; early checkpoints did not name them."""
+        now = self.dataset.class_names
+        if before is None or now is None or before == now:
+            return
+        number, was, is_now = next((n, a, b) for n, (a, b) in enumerate(zip_longest(before, now)) if a != b)
+        raise UserError(
+            f"class {number} of {self.config.data.source} was {was or 'none'} and is now {is_now or 'none'}: give the "
+            f"classes the names they had, or begin another run with --init {self.out} --out NEW"
+        )
+
+    def _check_steps(self, done: int) -> None:
+        """Refuse to end before the checkpoint; say where there is nothing left to do."""
+        asked = self.config.training.steps
+        if asked < done:
+            raise UserError(f"{self.out} has done {done:,} steps: --training.steps {asked} lies behind; ask for more")
+        if asked == done:
+            self.accelerator.print(f"all {done:,} steps are done already; for more give --training.steps")
 
     def _kept(self) -> str:
         steps = self.checkpoints.steps()
