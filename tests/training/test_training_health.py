@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddpm.data import open_dataset
 from ddpm.data.dataset import ImageDataset
 from ddpm.errors import RunStopped, UserError
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.training import dry_run, train
 from ddpm.training.batches import Batch, Batches
-from ddpm.training.engine import activation_bytes, kept_bytes
+from ddpm.training.engine import activation_bytes, dataset_bytes, kept_bytes
 from ddpm.training.loop import Loop
 from ddpm.training.optimizer import Optimizer
 from ddpm.training.preview import channel_means
@@ -149,6 +150,13 @@ def test_the_micro_batch_follows_the_memory(tiny, tmp_path, monkeypatch, capsys)
     train(tiny(steps=1, batch_size=24), tmp_path / "run")
     chosen = int(re.search(r"micro-batch (\d+)", capsys.readouterr().out)[1])
     assert chosen in {-(-24 // parts) for parts in range(2, 25)}  # as equal as that many parts can be
+
+
+def test_a_card_is_not_charged_for_data_that_stay_with_its_host(tiny):
+    dataset = open_dataset(tiny().data)
+    assert dataset_bytes(dataset, torch.device("cpu")) == 30 * 8 * 8
+    assert dataset_bytes(dataset, torch.device("mps")) == 30 * 8 * 8  # whose memory is the machine's
+    assert dataset_bytes(dataset, torch.device("cuda")) == 0
 
 
 def test_activations_are_counted_as_autograd_keeps_them(tiny):

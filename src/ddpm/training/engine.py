@@ -180,7 +180,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def dataset_bytes(dataset: ImageDataset) -> int:
-    """What a data set takes in memory; one that is read as it goes takes next to nothing."""
+def dataset_bytes(dataset: ImageDataset, device: torch.device) -> int:
+    """What a data set takes of the memory that a device computes in: next to nothing where it is read as it goes, or
+    where the `Loader` has left it with a card's host.
+    """
     images = getattr(dataset, "images", None)
-    return images.nbytes if isinstance(images, torch.Tensor) else 0
+    if not isinstance(images, Tensor) or images.is_cuda != (device.type == "cuda"):
+        return 0
+    return images.nbytes

@@ -86,11 +86,15 @@ class Run:
             if self.dataset.class_names is not None:
                 accelerator.print(f"classes taken over from {name}: {shared} of {len(self.dataset.class_names)}")
         self.network.to(accelerator.device).to(memory_format=torch.channels_last)
-        engine, self.memory = choose_engine(
-            training, self.network, dataset_bytes(self.dataset), accelerator.device, accelerator.num_processes
-        )
-        self.loader = Loader(
+        self.loader = Loader(  # before the engine is chosen: it decides whether the data lie on the card
             self.dataset, training.batch_size, training.seed, config.data.random_flip, device=accelerator.device
+        )
+        engine, self.memory = choose_engine(
+            training,
+            self.network,
+            dataset_bytes(self.dataset, accelerator.device),
+            accelerator.device,
+            accelerator.num_processes,
         )
         batches = Batches(
             self.loader,
