@@ -15,6 +15,8 @@ from ddpm.networks import NetworkConfig, UNet
 from ddpm.networks.graph import SHAPES, CudaGraphed
 from ddpm.restoration import Inpainting, as_deepinv, restore
 from ddpm.training import load_config, train
+from ddpm.training.processes import launch
+from ddpm.training.run import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
 CUDA = torch.device("cuda")
@@ -83,7 +85,7 @@ def test_a_graph_passes_gradients(model) -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_samples_are_those_of_the_cpu(exact_floats, conditional_model, guidance: float) -> None:
+def test_samples_are_those_of_the_cpu(conditional_model, guidance: float) -> None:
     options = {"steps": 6, "labels": [0, 2], "guidance": guidance, "precision": "fp32", "batch_size": 4}
     expected = conditional_model.sample(6, **options)
     found = conditional_model.to(CUDA).sample(6, **options)
@@ -119,6 +121,15 @@ def test_the_data_stay_on_the_card(configuration) -> None:
     elsewhere, same = Loader(open_dataset(config), 8, 0, True).batch(0, range(8))
     assert torch.allclose(images.cpu(), elsewhere, atol=1e-6)  # a card divides by multiplying
     assert torch.equal(labels.cpu(), same)
+
+
+def test_a_card_is_charged_for_the_data_that_lie_on_it(configuration, tmp_path: Path, monkeypatch) -> None:
+    fixed = []
+    for share in (0.0, 0.25):
+        monkeypatch.setattr("ddpm.data.loader.SHARE_OF_DEVICE", share)
+        run = Run(configuration(), tmp_path / "run", launch(), init=None, resume=False, evaluator=None)
+        fixed.append(run.memory.fixed)
+    assert fixed[1] - fixed[0] == 40 * 16 * 16 * 3
 
 
 @pytest.mark.parametrize("compiled", [False, True])

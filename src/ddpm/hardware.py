@@ -22,10 +22,14 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The number format of the network's forward pass; "auto" takes bf16 where the hardware multiplies in it.
 
     CUDA cards older than Ampere get fp16, CPUs without bf16 instructions (emulating them is slower) and MPS fp32.
+    Whoever asks for fp32 on a CUDA card has it from then on: PyTorch's default lets convolutions round their inputs to
+    TF32, of 10 bits where float32 has 23.
     """
     if precision != "auto":
         if precision not in DTYPES:
             raise UserError(f"no precision named {precision!r}; there are auto, bf16, fp16 and fp32")
+        if precision == "fp32" and device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False
         return DTYPES[precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
