@@ -1,6 +1,7 @@
 """Folders of images: classes, splits, and what is passed over."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,28 @@ def test_broken_files_are_skipped_counted_and_named(image_folder):
     }
     assert dataset.report.summary().splitlines()[0] == f"skipped 2 files of {folder}:"
     assert "  cat/1.png: it is not an image" in dataset.report.summary()
+
+
+def test_jpegs_have_more_names_than_two(tmp_path, pixels):
+    for seed, name in enumerate(["a.jfif", "b.JPE"]):
+        Image.fromarray(pixels(seed)).save(tmp_path / name, "JPEG")
+    assert len(opened(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("name", ["1.heic", "1.HEIF", "1.avif", "1.jxl"])
+def test_images_of_formats_that_are_not_read_are_named(image_folder, encode, pixels, write_tar, tmp_path, name):
+    folder = image_folder(["cat/2.png"])
+    (folder / "cat" / name).write_bytes(b"")
+    members = {f"cat/{name}": b"", "cat/2.png": encode(pixels())}
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+    for source in (folder, tmp_path / "set.zip", write_tar(tmp_path / "set.tar", members)):
+        dataset = opened(source)
+        assert len(dataset) == 1
+        ((said, reason),) = dataset.report.skipped
+        assert said.endswith(f"cat/{name}")
+        assert reason == "its format is not read: convert it to JPEG or PNG"
 
 
 def test_a_long_list_of_broken_files_is_cut(tmp_path):

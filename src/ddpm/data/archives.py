@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ddpm.data.decode import ENDINGS
+from ddpm.data.decode import ENDINGS, UNREAD, UNREAD_FORMAT
 from ddpm.data.folder import SPLIT_FOLDERS, UNPACKED_MACOSX
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable, read_bounded
 from ddpm.data.stored import Records, classes_from_paths, file_state
@@ -161,7 +161,7 @@ def _is_image(name: str) -> bool:
     """By its name, and neither hidden nor in a hidden folder; `..` is no such one, but refused with a reason."""
     parts = PurePosixPath(name).parts
     hidden = any(part == UNPACKED_MACOSX or (part.startswith(".") and part != "..") for part in parts)
-    return name.lower().endswith(ENDINGS) and not hidden
+    return name.lower().endswith(ENDINGS + UNREAD) and not hidden
 
 
 def _leaves(name: str) -> bool:
@@ -172,6 +172,8 @@ def _leaves(name: str) -> bool:
 def _zip_trouble(member: zipfile.ZipInfo) -> str | None:
     if _leaves(member.filename):
         return "its name leads out of the archive"
+    if member.filename.lower().endswith(UNREAD):
+        return UNREAD_FORMAT
     if member.flag_bits & 1:
         return "it is encrypted"
     if member.file_size > MOST_FILE_BYTES:
@@ -182,6 +184,8 @@ def _zip_trouble(member: zipfile.ZipInfo) -> str | None:
 def _tar_trouble(member: tarfile.TarInfo, shard: Path) -> str | None:
     if _leaves(member.name):
         return "its name leads out of the archive"
+    if member.name.lower().endswith(UNREAD):
+        return UNREAD_FORMAT
     if not member.isreg() or member.sparse is not None:
         return "it is not a regular file"
     if not 0 <= member.size <= MOST_FILE_BYTES:

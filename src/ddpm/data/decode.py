@@ -17,7 +17,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # What Pillow may be asked to open. Not EPS (runs Ghostscript), nor the formats nobody keeps photographs in.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+UNREAD = (".heic", ".heif", ".avif", ".jxl")  # of photographs too, but not read: named, so that nobody misses them
+UNREAD_FORMAT = "its format is not read: convert it to JPEG or PNG"
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {

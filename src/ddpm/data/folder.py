@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from ddpm.data.decode import ENDINGS
+from ddpm.data.decode import ENDINGS, UNREAD, UNREAD_FORMAT
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable
 from ddpm.data.stored import Records, classes_from_paths, file_state
 from ddpm.errors import UserError
@@ -43,7 +43,7 @@ def open_folder(folder: Path, split: str | None) -> Records:
                 below.remove(name)
                 skipped.append((printable(os.path.relpath(path, root)), reason))
         for name in sorted(files):
-            if name.startswith(".") or not name.lower().endswith(ENDINGS):
+            if not is_image(name):
                 continue
             path = os.path.join(where, name)
             try:
@@ -76,11 +76,13 @@ def _is_run(path: str) -> bool:
 
 
 def _check_inside(path: str, root: Path) -> None:
-    """Only regular files below the root: no links to elsewhere, no pipes that would never end."""
+    """Only regular files below the root: no links to elsewhere, no pipes that would never end; of formats we read."""
     if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root):
         raise BrokenFile("it is a link that leaves the folder")
     if not os.path.isfile(path):
         raise BrokenFile("it is not a regular file")
+    if path.lower().endswith(UNREAD):
+        raise BrokenFile(UNREAD_FORMAT)
 
 
 def _unwrapped(folder: Path) -> Path:
@@ -96,7 +98,12 @@ def _unwrapped(folder: Path) -> Path:
 def holds_images(folder: Path) -> bool:
     """Whether any file directly in the folder has the name of an image."""
     with os.scandir(folder) as entries:
-        return any(entry.name.lower().endswith(ENDINGS) and not entry.name.startswith(".") for entry in entries)
+        return any(is_image(entry.name) for entry in entries)
+
+
+def is_image(name: str) -> bool:
+    """By a file's name: of any format there is, be it that we do not read it."""
+    return name.lower().endswith(ENDINGS + UNREAD) and not name.startswith(".")
 
 
 def _folders(folder: Path) -> list[Path]:
