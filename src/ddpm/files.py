@@ -1,4 +1,4 @@
-"""Files that are never half there, and a lock that a dead process does not keep."""
+"""Files that are never half there, or on the disk for certain, and a lock that a dead process does not keep."""
 
 import contextlib
 import errno
@@ -27,3 +27,12 @@ def write_whole(path: Path, data: bytes) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_bytes(data)
     beside.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names that a folder holds, to the disk: milliseconds each, not for thousands of files."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

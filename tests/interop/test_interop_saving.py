@@ -1,5 +1,8 @@
 """A model folder is replaced whole or not at all, and nothing but a model is ever replaced."""
 
+import os
+from pathlib import Path
+
 import pytest
 from interop_cases import (
     SMALL,
@@ -83,6 +86,27 @@ def test_a_model_that_cannot_take_the_old_ones_place_leaves_it_there(tmp_path):
         replace_folder(folder, lambda beside: beside.rmdir())
     assert relative_difference(load_folder(folder).network, network) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_is_on_the_disk_before_the_old_one_goes(tmp_path, monkeypatch):
+    """Else a machine that dies may find the names of the new files without what is in them."""
+    flushed: set[int] = set()
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(handle: int) -> None:
+        fsync(handle)
+        flushed.add(os.fstat(handle).st_ino)
+
+    def checked_rename(path: Path, target: Path) -> Path:
+        new = tmp_path / ".model.new"
+        assert [file for file in (new, *new.rglob("*")) if file.stat().st_ino not in flushed] == []
+        return rename(path, target)
+
+    folder = save(tmp_path / "model", small_network())
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", checked_rename)
+    save(folder, small_network())
+    assert tmp_path.stat().st_ino in flushed
 
 
 def test_a_save_killed_between_its_renames_costs_no_model(tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm.errors import UserError
-from ddpm.files import write_whole
+from ddpm.files import sync, write_whole
 
 MAX_JSON_BYTES = 16 * 2**20
 WEIGHTS = "diffusion_pytorch_model"
@@ -156,6 +156,8 @@ def pickle_in(folder: ModelFolder, prefix: str) -> Path | None:
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside `folder`, then put it in its place; a model folder that was there goes.
 
+    One of the two is whole on the disk at any moment, also where the machine dies.
+
     Raises:
         UserError: something is there that is no model folder, or a model folder that holds something else besides.
     """
@@ -175,6 +177,8 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     beside.mkdir(parents=True)
     try:
         write(beside)
+        for path in (*beside.rglob("*"), beside):
+            sync(path)
         if folder.exists():
             folder.rename(old)
         beside.rename(folder)
@@ -182,6 +186,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         put_back(old, folder)
         raise
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

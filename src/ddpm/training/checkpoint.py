@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpm.errors import UserError
-from ddpm.training.files import sha256, sync_folder, write_tensors, write_text
+from ddpm.files import sync
+from ddpm.training.files import sha256, write_tensors, write_text
 
 STATE, CHECKSUMS = "state.json", "checksums.json"
 Parts = Mapping[str, Mapping[str, Tensor]]
@@ -67,7 +68,7 @@ class Checkpoints:
         if path.exists():  # a damaged one that the run went back behind
             path.rename(self.folder / f".replaced-{step:06d}")
         beside.rename(path)
-        sync_folder(self.folder)
+        sync(self.folder)
         self._prune(step, spare)
         return path
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ddpm.errors import RunStopped
-from ddpm.files import NO_SPACE
+from ddpm.files import NO_SPACE, sync
 from ddpm.interop.folder import save_tensors
 
 
@@ -38,27 +38,13 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, on the disk when this returns."""
     save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    sync_file(path)
-
-
-def sync_file(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable, as `fsync` on the files alone does not."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path)
 
 
 def sha256(path: Path) -> str:
