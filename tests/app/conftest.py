@@ -19,7 +19,7 @@ from ddpm.process.schedule import NoiseSchedule, make_betas
 CHROMIUM = shutil.which("chromium")
 
 
-def page_model(classes: int | None = 3, timesteps: int = 1000) -> Model:
+def page_model(classes: int | None = 3, timesteps: int = 1000, null: bool = True) -> Model:
     """An untrained model of 16×16 grey images; a run of all its 1,000 steps takes long enough to be cancelled."""
     config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[], groups=4, mid_attention=False)
     network = UNet(config, (16, 16), 1, 1, None if classes is None else classes + 1)
@@ -28,7 +28,8 @@ def page_model(classes: int | None = 3, timesteps: int = 1000) -> Model:
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     process = GaussianProcess(NoiseSchedule(make_betas("linear", timesteps)), "epsilon", "fixed_small")
     names = None if classes is None else [f"class {index}" for index in range(classes)]
-    return Model(network, process, image_shape=(1, 16, 16), class_names=names, null_label=classes, provenance={})
+    none = classes if null else None
+    return Model(network, process, image_shape=(1, 16, 16), class_names=names, null_label=none, provenance={})
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,12 @@ def served_model() -> Model:
 def plain_model() -> Model:
     """Without classes, and with few timesteps."""
     return page_model(classes=None, timesteps=40)
+
+
+@pytest.fixture(scope="session")
+def strict_model() -> Model:
+    """Always of some class: trained without dropping any."""
+    return page_model(timesteps=40, null=False)
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +77,12 @@ def address(served_model, runs_folder) -> Iterator[str]:
 def plain_address(plain_model, tmp_path_factory) -> Iterator[str]:
     """The page of a model without classes, beside no run at all."""
     yield from serve(plain_model, tmp_path_factory.mktemp("no runs"))
+
+
+@pytest.fixture(scope="session")
+def strict_address(strict_model, tmp_path_factory) -> Iterator[str]:
+    """The page of a model that always needs a class."""
+    yield from serve(strict_model, tmp_path_factory.mktemp("no runs"))
 
 
 def serve(model: Model, runs: Path) -> Iterator[str]:

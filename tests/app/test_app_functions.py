@@ -189,6 +189,17 @@ def test_only_the_painted_part_changes(served_model, uploads):
     assert spread[:, :half].max() <= spread[:, half:].min() + 5
 
 
+def test_an_upload_is_restored_as_its_class(strict_model, uploads):
+    def restored(label):
+        picture, damage = str(uploads / "good.png"), restoring.Damage(restoring.RANDOM)
+        events = restoring.restore_upload(strict_model, picture, None, damage, steps=3, label=label)
+        return np.asarray(last(events).after)
+
+    assert not np.array_equal(restored("class 0"), restored("class 1"))
+    with pytest.raises(UserError, match="needs labels"):
+        restored("no class")
+
+
 def test_nothing_painted_is_said_so(served_model, uploads):
     with pytest.raises(UserError, match="nothing is painted"):
         restoring.restore_upload(served_model, str(uploads / "good.png"), None, restoring.Damage())

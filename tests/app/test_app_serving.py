@@ -174,10 +174,24 @@ def test_an_upload_is_brought_to_the_model_as_its_training_images_were(
         assert rows[height // 4 : 3 * height // 4].min() >= 254
 
 
-@pytest.mark.parametrize("endpoint", ["/generate", "/edit"])
+def test_a_model_that_always_needs_a_class_restores_as_its_first_unless_told(strict_address, uploads):
+    strict = gradio_client.Client(strict_address, verbose=False)
+
+    def restored(**asked):
+        image, mask = gradio_client.handle_file(uploads / "good.png"), editor(uploads / "mask.png")
+        _, (_, after), _, _ = strict.predict(image=image, mask=mask, steps=3, **asked, api_name="/restore")
+        return Path(after).read_bytes()
+
+    assert restored() == restored(label="class 0") != restored(label="class 1")
+    with pytest.raises(AppError, match="No class 'class 9'"):
+        restored(label="class 9")
+
+
+@pytest.mark.parametrize("endpoint", ["/generate", "/edit", "/restore"])
 def test_a_model_without_classes_refuses_one_in_words(plain_address, uploads, endpoint):
     plain = gradio_client.Client(plain_address, verbose=False)
     image = {} if endpoint == "/generate" else {"image": gradio_client.handle_file(uploads / "good.png")}
+    image |= {"mask": editor(uploads / "mask.png")} if endpoint == "/restore" else {}
     with pytest.raises(AppError, match="trained without classes"):
         plain.predict(label="class 1", **image, api_name=endpoint)
     plain.predict(steps=2, **image, api_name=endpoint)

@@ -10,7 +10,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from ddpm.app.functions.classes import NO_CLASS, classes
 from ddpm.errors import RunStopped, UserError
+from ddpm.model import Model
 
 
 def upload(label: str, **options: Any) -> gr.Image:
@@ -25,6 +27,18 @@ def upload(label: str, **options: Any) -> gr.Image:
         **options,
     )
     return _own_files(image, lambda payload: None if payload is None else payload.path)
+
+
+def class_field(model: Model) -> gr.Dropdown:
+    """The class to restore or edit as: none, or the first where the model must have one; hidden where it knows none."""
+    known = classes(model)
+    return gr.Dropdown(
+        known,
+        value=known[0] if known else NO_CLASS,
+        label="Class",
+        visible=bool(known),
+        allow_custom_value=True,  # so that what programs send is judged, and refused in words
+    )
 
 
 def mask_editor(label: str, side: int, colour: str, **options: Any) -> gr.ImageEditor:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from ddpm.app.functions.bounds import MOST_SEED, bounded
+from ddpm.app.functions.classes import NO_CLASS, as_labels
 from ddpm.app.functions.uploads import enlarged, read_fitted
 from ddpm.editing import Editor, interpolate, sdedit
 from ddpm.fidelity import SSIM_RADIUS, psnr, ssim
@@ -15,12 +16,6 @@ from ddpm.pixels import to_uint8
 from ddpm.viewing.frames import as_grid
 
 MOST_STEPS, MOST_BETWEEN, ROW_SIDE = 250, 11, 900
-NO_CLASS = "no class"
-
-
-def classes(model: Model) -> list[str]:
-    """What an edit may be asked to become."""
-    return [NO_CLASS, *(model.class_names or [])] if model.null_label is not None else list(model.class_names or [])
 
 
 def edit_upload(
@@ -60,10 +55,9 @@ def between(
 
 def _editor(model: Model, label: str, seed: int, number: int) -> Editor:
     """A forward pass is not padded beyond the images asked for."""
-    labels = None if label == NO_CLASS else label
     return Editor(
         model,
-        labels=labels,
+        labels=as_labels(label),
         seed=bounded("the seed", seed, 0, MOST_SEED),
         batch_size=min(number, model.default_batch_size),
     )

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.app.functions.bounds import MOST_SEED, bounded
+from ddpm.app.functions.classes import NO_CLASS, as_labels
 from ddpm.app.functions.live import live
 from ddpm.app.functions.uploads import SHOWN_SIDE, enlarged, read_fitted
 from ddpm.errors import UserError, require
@@ -96,6 +97,7 @@ def restore_upload(
     steps: int = 100,
     draws: int = 4,
     seed: int = 0,
+    label: str = NO_CLASS,
 ) -> Iterator[Step | Answer]:
     """Restore an upload, brought to the model's size: yields steps as they are done, and at last the answer.
 
@@ -117,6 +119,7 @@ def restore_upload(
             noise=sigma,
             samples=number,
             steps=count,
+            labels=as_labels(label),
             seed=seed,
             batch_size=min(number, model.default_batch_size),
             callback=callback,

@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from ddpm.app.components import Outbox, told, upload
+from ddpm.app.components import Outbox, class_field, told, upload
 from ddpm.app.functions import edit as behind
 from ddpm.model import Model
 
@@ -11,7 +11,6 @@ def tab(model: Model) -> None:
     """Lay the tab out and connect it; endpoints /edit and /interpolate."""
     _, height, width = model.image_shape
     most_steps = min(behind.MOST_STEPS, len(model.process.schedule))
-    classes = behind.classes(model)
 
     @told
     def edit(image, strength, label, steps, seed):
@@ -30,10 +29,7 @@ def tab(model: Model) -> None:
             image = upload("Image")
             strength = gr.Slider(0, 1, 0.4, step=0.05, label="Strength", info="0 keeps the image, 1 draws a new one")
             with gr.Accordion("Class, steps and seed, here and below", open=False):
-                label = gr.Dropdown(
-                    classes, value=classes[0] if classes else behind.NO_CLASS, label="Class", visible=bool(classes),
-                    allow_custom_value=True,
-                )  # fmt: skip
+                label = class_field(model)
                 steps = gr.Slider(1, most_steps, min(50, most_steps), step=1, label="Steps of a whole run")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             start = gr.Button("Edit", variant="primary")

@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from ddpm.app.components import Outbox, mask_editor, told, upload
+from ddpm.app.components import Outbox, class_field, mask_editor, told, upload
 from ddpm.app.functions import restore as behind
 from ddpm.app.functions.uploads import enlarged, read_fitted, read_mask
 from ddpm.model import Model
@@ -29,6 +29,7 @@ def tab(model: Model) -> None:
             blur = gr.Slider(0.3, 4, 1, step=0.1, label="Blur (σ in pixels)", visible=False)
             noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)")
             clean = gr.Checkbox(True, label="The upload is clean: damage it first")
+            label = class_field(model)
             with gr.Accordion("Method", open=False):
                 method = gr.Dropdown(list(METHODS), value="ddnm", label="Method")
                 most = min(behind.MOST_STEPS, len(model.process.schedule))
@@ -55,10 +56,10 @@ def tab(model: Model) -> None:
                 )  # fmt: skip
 
     @told
-    def restore(image, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed):
+    def restore(image, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label):
         lost = read_mask(mask, (height, width)) if kind == behind.PAINTED else None
         damage = behind.Damage(kind, share, scale, blur, noise)
-        options = {"clean": clean, "method": method, "steps": steps, "draws": draws, "seed": seed}
+        options = {"clean": clean, "method": method, "steps": steps, "draws": draws, "seed": seed, "label": label}
         unfinished = [None] * 3  # no gr.skip(): each would leave a component behind in the session
         yield "Starting …", *unfinished
         for event in behind.restore_upload(model, image, lost, damage, **options):
@@ -83,7 +84,7 @@ def tab(model: Model) -> None:
 
     run = start.click(
         restore,
-        [image, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed],
+        [image, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label],
         [status, compared, every, spread],
         api_name="restore",
         concurrency_id="model",
