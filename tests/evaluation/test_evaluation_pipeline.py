@@ -473,6 +473,31 @@ def test_the_figures_of_a_model_folder_go_into_its_card(model, tmp_path, capsys)
     assert f"| {value:.6g} |" in line
 
 
+def test_the_card_keeps_figures_apart_that_were_made_in_other_ways(model, tmp_path, monkeypatch):
+    """Each is a line of its own, and the same call a second time is none."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    real = save(tmp_path / "real.npz", pixels)
+    model.save(tmp_path / "model")
+    words = ["evaluate", str(tmp_path / "model"), "--data", real, "--test", real, "--features", "builtin"]
+    words += ["--num", "12", "--steps", "2", "--sampler", "ddim", "--metrics", "prdc,memorisation", "--overwrite"]
+    others = ["--guidance 2", "--labels 0,1", "--eta 1", "--spacing quadratic", "--clip none", "--seed 3"]
+    for other in ["", "--labels all", *others, "--seed 0"]:
+        assert run([*words, *other.split()]) == 0
+    builtin = load_features("builtin")
+    other = replace(builtin, name="another", fingerprint="another network")
+    monkeypatch.setattr("ddpm.evaluation.evaluate.load_features", lambda name: other)
+    assert run(words) == 0
+    lines = (tmp_path / "model" / "README.md").read_text().splitlines()
+    of_recall = sorted(line.split("|")[1].strip() for line in lines if line.startswith("| recall"))
+    how = "12 images, 2 steps of ddim"
+    told = ["", "clip None, ", "eta 1.0, ", "guidance 2.0, ", "labels [0, 1], ", "seed 3, ", "spacing quadratic, "]
+    expected = [f"recall (builtin features): {how}, {option}against {real}" for option in told]
+    assert of_recall == sorted([*expected, f"recall (another features): {how}, against {real}"])
+    for name in ("builtin", "another"):
+        assert sum(f"copies by {name} features: {how}, against" in line for line in lines) == 1
+
+
 def test_command_line(digits, tmp_path, capsys):
     judged, real = save(tmp_path / "a.npz", digits[0][:90]), save(tmp_path / "b.npz", digits[0][100:200])
     words = ["evaluate", judged, "--data", real, "--features", "builtin"]

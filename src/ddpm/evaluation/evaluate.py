@@ -89,7 +89,8 @@ def describe_settings(c: Comparison, data: str, network: FeatureNetwork | None) 
         "images": describe(c.generated.shape),
     }
     if isinstance(c.generated, GeneratedImages):
-        settings |= {**c.generated.settings, "evaluations": c.generated.evaluations}
+        drawn = {"labels": c.generated.labels_told, "evaluations": c.generated.evaluations}
+        settings |= {**c.generated.settings, **drawn}
     kind = ""
     if isinstance(c.reference, Moments):
         kind = " (ready moments)"

@@ -112,6 +112,12 @@ class GeneratedImages(ImageSet):
         self.chunks = Chunks("images", self.settings, num, self.chunk)
 
     @property
+    def labels_told(self) -> list[int] | str | None:
+        """The classes that images take in turn, in a word where those are all there are."""
+        chosen = self.settings["labels"]
+        return "all" if chosen is not None and chosen == list(range(len(self.class_names or []))) else chosen
+
+    @property
     def evaluations(self) -> int:
         """Network evaluations an image."""
         return find_sampler(self.options["sampler"]).evaluations(self.options["steps"])

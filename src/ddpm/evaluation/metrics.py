@@ -48,7 +48,7 @@ def fid(c: Comparison) -> list[Figure]:
 def kid(c: Comparison) -> list[Figure]:
     """Kernel distance over random subsets."""
     found = kernel_distance(c.generated_features.features, c.real_features.features)
-    return [Figure("kid", _kid_title(c), found.mean, found.std, _subsets(found))]
+    return [Figure("kid", _titled(c, "KID"), found.mean, found.std, _subsets(found))]
 
 
 def class_kid(c: Comparison) -> list[Figure]:
@@ -65,7 +65,9 @@ def class_kid(c: Comparison) -> list[Figure]:
     worst = max(found, key=lambda name: found[name].mean)
     detail = {name: {"kid": value.mean, "std": value.std} for name, value in found.items()}
     note = f"class {worst}; all classes in the JSON"
-    return [Figure("class_kid", f"worst class's {_kid_title(c)}", found[worst].mean, found[worst].std, note, detail)]
+    return [
+        Figure("class_kid", f"worst class's {_titled(c, 'KID')}", found[worst].mean, found[worst].std, note, detail)
+    ]
 
 
 def prdc(c: Comparison) -> list[Figure]:
@@ -76,10 +78,10 @@ def prdc(c: Comparison) -> list[Figure]:
         found = manifold_metrics(real, generated, tick=bar.update)
     counts = f"{len(generated):,} against {len(real):,}"
     return [
-        Figure("precision", "precision", found.precision, note=f"k = {PRECISION_NEIGHBOURS}, {counts}"),
-        Figure("recall", "recall", found.recall, note=f"k = {PRECISION_NEIGHBOURS}, {counts}"),
-        Figure("density", "density", found.density, note=f"k = {DENSITY_NEIGHBOURS}, {counts}"),
-        Figure("coverage", "coverage", found.coverage, note=f"k = {DENSITY_NEIGHBOURS}, {counts}"),
+        Figure("precision", _titled(c, "precision"), found.precision, note=f"k = {PRECISION_NEIGHBOURS}, {counts}"),
+        Figure("recall", _titled(c, "recall"), found.recall, note=f"k = {PRECISION_NEIGHBOURS}, {counts}"),
+        Figure("density", _titled(c, "density"), found.density, note=f"k = {DENSITY_NEIGHBOURS}, {counts}"),
+        Figure("coverage", _titled(c, "coverage"), found.coverage, note=f"k = {DENSITY_NEIGHBOURS}, {counts}"),
     ]
 
 
@@ -127,7 +129,8 @@ def memorisation(c: Comparison) -> list[Figure]:
     pairs = ((by_pixels.generated, rows), (by_features.generated, rows))
     save_pairs(c.picture(PICTURES["memorisation"]), c.generated, c.real, *pairs)
     figures = []
-    for how, found in (("pixels", by_pixels), ("features", by_features)):
+    features = "features" if c.network.standard else f"{c.network.name} features"
+    for how, by, found in (("pixels", "pixels", by_pixels), ("features", features, by_features)):
         detail = {
             "nearest_distance": float(found.generated.distance.min()),
             "median_distance": float(np.median(found.generated.distance)),
@@ -135,8 +138,8 @@ def memorisation(c: Comparison) -> list[Figure]:
         }
         expected = f"{QUANTILE:.0%} if none is copied"
         figures += [
-            Figure(f"copies_{how}", f"suspected copies by {how}", found.share_below, note=expected, detail=detail),
-            Figure(f"nearer_{how}", f"nearer than test images by {how}", found.nearer_than_test, note="0.5 if alike"),
+            Figure(f"copies_{how}", f"suspected copies by {by}", found.share_below, note=expected, detail=detail),
+            Figure(f"nearer_{how}", f"nearer than test images by {by}", found.nearer_than_test, note="0.5 if alike"),
         ]
     return figures
 
@@ -165,8 +168,9 @@ def _pixels(images: ImageSet) -> Iterator[np.ndarray]:
         yield images[slice(start, start + images.chunk)].numpy()
 
 
-def _kid_title(c: Comparison) -> str:
-    return "KID" if c.network.standard else f"KID ({c.network.name} features)"
+def _titled(c: Comparison, name: str) -> str:
+    """What a figure is called, so that nobody takes that of another network for the published one."""
+    return name if c.network.standard else f"{name} ({c.network.name} features)"
 
 
 def _subsets(found: KernelDistance) -> str:

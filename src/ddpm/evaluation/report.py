@@ -7,6 +7,19 @@ from typing import Any
 
 from ddpm.evaluation.comparison import Figure
 from ddpm.files import write_whole
+from ddpm.samplers import find_sampler
+
+# options of sampling that a card names beside sampler and steps, each with what goes without saying; the spacing does
+# where it is the sampler's own
+OPTIONS = {
+    "guidance": (1.0,),
+    "guidance_rescale": (0.0,),
+    "eta": (0.0,),
+    "variant": (),
+    "clip": ("static",),
+    "seed": (0,),
+    "labels": ("all", None),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,10 @@ class Report:
     def for_card(self) -> dict[str, float]:
         """The figures of a model by titles that say how they were made, as its card shows them."""
         made = self.settings
-        how = f"{made['n']:,} images, {made['steps']} steps of {made['sampler']}, against {made['reference']}"
+        drawn = [f"{made['n']:,} images", f"{made['steps']} steps of {made['sampler']}"]
+        usual = {"spacing": (find_sampler(made["sampler"]).spacing,), **OPTIONS}
+        drawn += [f"{name} {made[name]}" for name in usual if name in made and made[name] not in usual[name]]
+        how = ", ".join([*drawn, f"against {made['reference']}"])
         # the likelihood draws nothing; what it is of stands in its note
         return {f"{f.title}: {f.note if f.key == 'nll' else how}": f.value for f in self.figures}
 
