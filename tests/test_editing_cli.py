@@ -1,5 +1,7 @@
 """`ddpm edit` and `ddpm interpolate`: what they write and print, and what they refuse."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,14 @@ def test_figures_and_their_tables(plain, pictures, tmp_path, capsys, mode, head)
     assert lines[0].startswith(head)
     assert len(lines) == (11 if mode == "--curve" else 10) + 2  # a head, and the file's name
     assert min(read_image(out).shape[1:]) > 300
+
+
+@pytest.mark.parametrize("mode", ["--curve", "--invert"])
+def test_a_missing_matplotlib_is_noticed_before_any_work(pictures, monkeypatch, capsys, mode):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, error = run(capsys, "edit", "not looked at yet", pictures / "a.png", mode)
+    assert code == 2
+    assert "pip install 'ddpm[eval]'" in error
 
 
 def test_translate(classes, pictures, tmp_path, capsys):

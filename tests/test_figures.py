@@ -1,6 +1,7 @@
 """The figures show what the models draw and what the data hold."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -249,6 +250,13 @@ def test_commands_write_figures(tmp_path, run_directory, monkeypatch, capsys):
     assert run(["plot", "progress", str(run_directory), "--out", "p.svg"]) == 0
     assert capsys.readouterr().out.split() == ["schedule.pdf", "p.svg"]
     assert (tmp_path / "schedule.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_missing_matplotlib_is_noticed_before_anything_is_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run(["plot", "classes", "not looked at yet"]) == 2
+    assert "pip install 'ddpm[eval]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,7 @@ from ddpm.model import Model, load
 from ddpm.pixels import to_uint8
 from ddpm.viewing.files import check_target
 from ddpm.viewing.pictures import save_picture
-from ddpm.viewing.plots import save_figure
-
-FIGURES = (".png", ".pdf", ".svg")
+from ddpm.viewing.plots import check_figure, save_figure
 
 
 def edit(
@@ -76,8 +74,10 @@ def edit(
 
 def check(target: Path, drawing: bool, folder: bool, overwrite: bool) -> None:
     """Refuse a target before any work is done."""
-    if drawing or not folder:
-        check_target(target, FIGURES if drawing else (".png",), overwrite=overwrite)
+    if drawing:
+        check_figure(target, overwrite=overwrite)
+    elif not folder:
+        check_target(target, (".png",), overwrite=overwrite)
     elif target.exists() and not overwrite and (target.is_file() or any(target.iterdir())):
         raise UserError(f"{target} exists: give another --out, or --overwrite")
 

@@ -9,8 +9,7 @@ from ddpm import figures
 from ddpm.cli.options import Guidance, Labels, Overwrite, Sampler, Seed, Steps
 from ddpm.errors import UserError
 from ddpm.model import Model, load
-from ddpm.viewing.files import check_target
-from ddpm.viewing.plots import ENDINGS, save_figure
+from ddpm.viewing.plots import check_figure, save_figure
 
 plot = typer.Typer(name="plot", help="Draw a figure: PDF, SVG or PNG.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -149,7 +148,7 @@ def compare(
 
 def _target(out: Path | None, kind: str, overwrite: bool) -> Path:
     """Where the figure will go, seen to be free before anything is computed."""
-    return check_target(out or Path(f"{kind}.pdf"), ENDINGS, overwrite=overwrite)
+    return check_figure(out or Path(f"{kind}.pdf"), overwrite=overwrite)
 
 
 def _words(text: str) -> list[str]:

@@ -69,9 +69,15 @@ def figure(rows: int, columns: int, height: float) -> Iterator[tuple["Figure", n
         yield drawn, drawn.subplots(rows, columns, squeeze=False)
 
 
+def check_figure(path: str | Path, *, overwrite: bool = False) -> Path:
+    """`check_target` for a figure: before the work starts it is seen, too, that matplotlib is there to draw it."""
+    require("matplotlib", "eval")
+    return check_target(path, ENDINGS, overwrite=overwrite)
+
+
 def save_figure(drawn: "Figure", path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a figure as .pdf, .svg or .png (200 dots an inch); UserError where the name is another or taken."""
-    path = check_target(path, ENDINGS, overwrite=overwrite)
+    path = check_figure(path, overwrite=overwrite)
     dated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # no clock: the same figure is the same file
     with written_beside(path) as beside, require("matplotlib", "eval").rc_context(STYLE):
         drawn.savefig(beside, dpi=200, bbox_inches="tight", pad_inches=0.03, metadata=dated.get(path.suffix.lower()))
