@@ -421,6 +421,31 @@ def test_sweep_compares_samplers_at_equal_evaluations(model, network, tmp_path, 
     assert all(np.isfinite(p.report.value("kid")) for p in points)
 
 
+@pytest.mark.parametrize(
+    ("samplers", "evaluations", "more", "match"),
+    [
+        (["dpm++"], [2, 9], {}, "9 steps asked for"),
+        (["dpm++", "nope"], [2], {}, "no sampler named 'nope'"),
+        (["ddim", "heun"], [2], {"eta": 0.5}, "heun takes no option 'eta'"),
+    ],
+)
+def test_a_sweep_says_what_is_wrong_before_it_draws(model, tmp_path, cache, samplers, evaluations, more, match):
+    random = np.random.default_rng(0)
+    real = save(tmp_path / "real.npz", random.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
+    common = {"metric": "kid", "features": "builtin", "num": 12, "progress": False}
+    with pytest.raises(UserError, match=match):
+        sweep(model, real, samplers=samplers, evaluations=evaluations, **common, **more)
+    assert not list(cache.glob("evaluation/images-*/*.npy"))
+
+
+def test_a_sweep_asks_for_no_more_steps_than_the_process_has(model, tmp_path):
+    """The eight of this one, unless it is told."""
+    random = np.random.default_rng(0)
+    real = save(tmp_path / "real.npz", random.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
+    points = sweep(model, real, samplers=["ddim"], metric="kid", features="builtin", num=12, progress=False)
+    assert [point.evaluations for point in points] == [5]
+
+
 def test_the_training_evaluator_repeats_itself(model, tmp_path):
     random = np.random.default_rng(0)
     real = save(tmp_path / "real.npz", random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))

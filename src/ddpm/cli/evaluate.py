@@ -12,7 +12,7 @@ from ddpm.evaluation.evaluate import evaluate as run_evaluation
 from ddpm.evaluation.metrics import METRICS, pictures_of
 from ddpm.evaluation.opening import open_judged
 from ddpm.evaluation.report import Report
-from ddpm.evaluation.sweep import EVALUATIONS, draw_points, point_pictures, save_points, table
+from ddpm.evaluation.sweep import draw_points, point_pictures, save_points, table, usual_budgets
 from ddpm.evaluation.sweep import sweep as run_sweep
 from ddpm.interop.card import add_metrics
 from ddpm.model import BUNDLED, Model, find_model, load
@@ -97,14 +97,14 @@ def draw_sweep(
     """One figure for every sampler at every number of evaluations: a table, JSON and a picture."""
     if metrics is not None and len(metrics) != 1:
         raise UserError("--sweep takes one metric, e.g. --metrics kid")
-    samplers = list(SAMPLERS) if sampler is None else split(sampler)
-    evaluations = EVALUATIONS if steps is None else [number("--steps", word) for word in split(steps)]
-    pictures, curves = out.with_suffix(""), out.with_suffix(".png")
-    of_points = [point_pictures(pictures, name, budget) for name in samplers for budget in evaluations]
-    check_free([out, curves, *(path for point in of_points for path in pictures_of(metrics, point))], overwrite)
     model = open_judged(judged)
     if not isinstance(model, Model):
         raise UserError(f"--sweep draws with a model, and {judged} holds images")
+    samplers = list(SAMPLERS) if sampler is None else split(sampler)
+    evaluations = usual_budgets(model) if steps is None else [number("--steps", word) for word in split(steps)]
+    pictures, curves = out.with_suffix(""), out.with_suffix(".png")
+    of_points = [point_pictures(pictures, name, budget) for name in samplers for budget in evaluations]
+    check_free([out, curves, *(path for point in of_points for path in pictures_of(metrics, point))], overwrite)
     chosen: dict[str, Any] = {"metric": metrics[0]} if metrics else {}
     points = run_sweep(model, data, samplers=samplers, evaluations=evaluations, pictures=pictures, **chosen, **options)
     if points:

@@ -32,35 +32,55 @@ def sweep(
     data: str,
     *,
     samplers: Sequence[str] = tuple(SAMPLERS),
-    evaluations: Sequence[int] = EVALUATIONS,
+    evaluations: Sequence[int] | None = None,
     metric: str = "fid",
     features: str = "inception",
+    num: int | None = None,
+    test: str | None = None,
+    force: bool = False,
     pictures: Path = Path("evaluation"),
-    **options: Any,
+    progress: bool = True,
+    **sampling: Any,
 ) -> list[Point]:
-    """Evaluate `metric` for every sampler at every budget of network evaluations an image; `options` as for `evaluate`.
+    """Evaluate `metric` for every sampler at every budget of network evaluations an image; the rest as for `evaluate`.
 
     A sampler that asks the network twice a step takes half the steps, so that the budgets compare. The names of a
     point's pictures go on from `pictures` with its sampler and budget.
     """
+    budgets = usual_budgets(model) if evaluations is None else evaluations
+    planned = [(name, budget, steps_within(name, budget)) for name in samplers for budget in budgets]
+    for name, _, steps in planned:  # what is wrong with the last shows before the first is drawn
+        list(model.sample_batches([], sampler=name, steps=steps, **sampling))
     network, points = load_features(features), []
-    for name in samplers:
-        spec = find_sampler(name)
-        for budget in evaluations:
-            steps = (budget - 1) // spec.evaluations_per_step + 1
-            report = evaluate(
-                model,
-                data,
-                metrics=[metric],
-                features=network,
-                sampler=name,
-                steps=steps,
-                pictures=point_pictures(pictures, name, budget),
-                **options,
-            )
-            if report is not None:
-                points.append(Point(name, steps, spec.evaluations(steps), report))
+    for name, budget, steps in planned:
+        report = evaluate(
+            model,
+            data,
+            metrics=[metric],
+            features=network,
+            num=num,
+            test=test,
+            force=force,
+            pictures=point_pictures(pictures, name, budget),
+            progress=progress,
+            sampler=name,
+            steps=steps,
+            **sampling,
+        )
+        if report is not None:
+            points.append(Point(name, steps, find_sampler(name).evaluations(steps), report))
     return points
+
+
+def usual_budgets(model: Model) -> list[int]:
+    """Those of EVALUATIONS that the model's process has steps for, and all its steps where it has fewer."""
+    timesteps = model.process.schedule.timesteps
+    return [budget for budget in EVALUATIONS if budget <= timesteps] or [timesteps]
+
+
+def steps_within(sampler: str, budget: int) -> int:
+    """The steps that a sampler takes with at most so many evaluations, at least one."""
+    return (budget - 1) // find_sampler(sampler).evaluations_per_step + 1
 
 
 def point_pictures(pictures: Path, sampler: str, budget: int) -> Path:
