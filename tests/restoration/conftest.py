@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from ddpm.model import Model
+from ddpm.pixels import to_uint8
+from ddpm.viewing.pictures import save_picture
 from experiments.gaussian_prior import GaussianPrior
 
 
@@ -35,3 +37,15 @@ def grey():
 def colour():
     """(model, prior) of 8×8 colour images."""
     return gaussian_model((3, 8, 8))
+
+
+@pytest.fixture
+def pictures(grey, tmp_path):
+    """Six clean pictures of the prior, one of them in a sub-folder and larger than the model."""
+    _, prior = grey
+    folder = tmp_path / "clean"
+    for index, image in enumerate(prior.sample(5)):
+        save_picture(to_uint8(image), folder / f"{index}.png")
+    wide = torch.cat([*prior.sample(2, seed=9)], dim=-1)
+    save_picture(to_uint8(wide), folder / "sub" / "wide.png")
+    return folder
