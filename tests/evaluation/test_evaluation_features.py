@@ -96,6 +96,18 @@ def test_torchscript_features_go_through_the_contract(tmp_path):
     assert not network.standard
 
 
+def test_a_file_among_the_data_is_found_by_its_name(monkeypatch, tmp_path):
+    """As the commands in docs/results.md name it, which know no folder of this machine."""
+    (tmp_path / "inception").mkdir()
+    path = scripted(Tiny(), tmp_path / "inception" / "tiny.pt")
+    with pytest.raises(UserError, match=r"no feature network 'tiny\.pt'"):
+        load_features("tiny.pt", CPU)
+    monkeypatch.setenv("DDPM_DATA", str(tmp_path))
+    assert load_features("tiny.pt", CPU).fingerprint == load_features(path, CPU).fingerprint
+    with pytest.raises(UserError, match="no feature network"):
+        load_features("elsewhere/tiny.pt", CPU)
+
+
 def test_engines_agree(monkeypatch):
     pytest.importorskip("openvino")
     module = Tiny().eval()

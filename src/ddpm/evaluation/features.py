@@ -59,15 +59,15 @@ class FeatureNetwork:
 
 
 def load_features(name: str | Path, device: torch.device | None = None) -> FeatureNetwork:
-    """`inception`, `builtin`, or the path of a TorchScript file."""
+    """`inception`, `builtin`, or the path of a TorchScript file, or its name in $DDPM_DATA/inception."""
     device = device or default_device()
     if name == "builtin":
         return _builtin(device)
     if name == "inception":
         return _inception(device)
     path = Path(name).expanduser()
-    if path.is_file():
-        return _torchscript(path, device)
+    if found := path if path.is_file() else _at_hand(str(name)):
+        return _torchscript(found, device)
     raise UserError(f"no feature network {str(name)!r}: give inception, builtin, or the path of a TorchScript file")
 
 
@@ -100,10 +100,8 @@ def _builtin(device: torch.device) -> FeatureNetwork:
 def _inception(device: torch.device) -> FeatureNetwork:
     """torch-fidelity's network, which has logits; the TorchScript file under $DDPM_DATA where only that is there."""
     cached = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS_FILE)
-    if not cached.exists() and (data := os.environ.get("DDPM_DATA")):
-        at_hand = Path(data, "inception", TORCHSCRIPT_FILE)
-        if at_hand.exists():
-            return _torchscript(at_hand, device, name="inception")
+    if not cached.exists() and (at_hand := _at_hand(TORCHSCRIPT_FILE)):
+        return _torchscript(at_hand, device, name="inception")
     module = require("torch_fidelity.feature_extractor_inceptionv3", "eval")
     if not cached.exists():
         _download(module.URL_INCEPTION_V3, cached)
@@ -123,6 +121,12 @@ class WithLogits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pool = self.trunk(x).flatten(1)
         return torch.cat([pool, pool @ self.head.weight.T], dim=1)
+
+
+def _at_hand(name: str) -> Path | None:
+    """The file of this name under $DDPM_DATA, where it is there."""
+    path = Path(os.environ.get("DDPM_DATA", ""), "inception", name)
+    return path if "DDPM_DATA" in os.environ and path.is_file() else None
 
 
 def _download(url: str, path: Path) -> None:
