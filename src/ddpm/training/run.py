@@ -311,8 +311,13 @@ class Run:
         self.loader.go_on(self.loop.progress.step, self.loop.progress.images)
         if state["data"]["position"]:
             self.loader.load_state_dict(state["data"]["position"])
-        self._check_steps(self.loop.progress.step)
-        say(f"going on from step {self.loop.progress.step:,} ({checkpoint.path})")
+        done, asked = self.loop.progress.step, self.config.training.steps
+        if asked < done:
+            raise UserError(f"{self.out} has done {done:,} steps: --training.steps {asked} lies behind; ask for more")
+        if asked == done:
+            say(f"all {done:,} steps are done already; for more give --training.steps")
+        else:
+            say(f"going on from step {done:,} ({checkpoint.path})")
         if state["data"]["fingerprint"] != self.dataset.fingerprint:
             say("the data are no longer those of the checkpoint: the run goes on, but not as it would have")
         now = {"description": str(self.loop.engine), "torch": torch.__version__}
@@ -331,14 +336,6 @@ class Run:
             f"class {number} of {self.config.data.source} was {was or 'none'} and is now {is_now or 'none'}: give the "
             f"classes the names they had, or begin another run with --init {self.out} --out NEW"
         )
-
-    def _check_steps(self, done: int) -> None:
-        """Refuse to end before the checkpoint; say where there is nothing left to do."""
-        asked = self.config.training.steps
-        if asked < done:
-            raise UserError(f"{self.out} has done {done:,} steps: --training.steps {asked} lies behind; ask for more")
-        if asked == done:
-            self.accelerator.print(f"all {done:,} steps are done already; for more give --training.steps")
 
     def _kept(self) -> str:
         steps = self.checkpoints.steps()
