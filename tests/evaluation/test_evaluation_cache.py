@@ -2,6 +2,7 @@
 
 import resource
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from ddpm.errors import RunStopped
 from ddpm.evaluation import cache as cache_module
 from ddpm.evaluation.cache import Chunks, sign_of_life
-from ddpm.evaluation.extract import extract
+from ddpm.evaluation.extract import Columns, extract
 from ddpm.evaluation.features import load_features
 from ddpm.evaluation.images import GeneratedImages
 from ddpm.evaluation.likelihood import evaluate_likelihood
@@ -28,6 +29,22 @@ def test_more_chunks_are_read_than_files_may_be_open():
         assert chunks[[599, 0, 300, 598]].tolist() == [599, 0, 300, 598]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, most)
+
+
+def test_columns_take_no_memory_for_the_others():
+    """The three channel means beside 2,048 features."""
+    chunks = Chunks("features", {"of": "a test"}, total=4000, chunk=500)
+    for start in chunks.starts:
+        chunks.write(start, np.arange(500.0, dtype=np.float32)[:, None] + np.arange(2051))
+    means = Columns(chunks, slice(2048, None))
+    tracemalloc.start()
+    found = means[:]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, chunks[:][:, 2048:])
+    np.testing.assert_array_equal(means[[3999, 7]], chunks[[3999, 7]][:, 2048:])
+    assert peak < 20 * found.nbytes
+    assert found.base is None
 
 
 class Clock:

@@ -111,14 +111,22 @@ class Chunks:
             time.sleep(0.5)
 
     def __getitem__(self, rows: slice | np.ndarray | list[int]) -> np.ndarray:
+        return self.take(rows)
+
+    def take(self, rows: slice | np.ndarray | list[int], columns: slice | None = None) -> np.ndarray:
+        """These rows, or of rows that have columns some of these, which alone take memory then."""
+
+        def block(number: int) -> np.ndarray:
+            return self._map(number) if columns is None else self._map(number)[:, columns]
+
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(self.total))
         rows = np.asarray(rows)
-        first = self._map(int(rows[0]) // self.chunk if len(rows) else 0)  # chunk 0 may still be another process's work
+        first = block(int(rows[0]) // self.chunk if len(rows) else 0)  # chunk 0 may still be another process's work
         found = np.empty((len(rows), *first.shape[1:]), first.dtype)
         for number in np.unique(rows // self.chunk).tolist():
             here = rows // self.chunk == number
-            found[here] = self._map(number)[rows[here] % self.chunk]
+            found[here] = block(number)[rows[here] % self.chunk]
         return found
 
     def blocks(self) -> Iterator[np.ndarray]:

@@ -25,7 +25,7 @@ class Columns:
         return len(self.chunks)
 
     def __getitem__(self, rows) -> np.ndarray:
-        return self.chunks[rows][:, self.columns]
+        return self.chunks.take(rows, self.columns)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)

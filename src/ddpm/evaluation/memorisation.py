@@ -21,6 +21,7 @@ from ddpm.viewing.pictures import save_grid
 QUANTILE = 0.01  # of the test images' distances; a model that copies nothing has about this share below it
 QUERIES = 10_000  # samples and test images looked up at most
 PAIRS = 10
+BLOCK, VALUES = 2048, 2**25  # rows compared at once at most, and numbers in them
 
 Blocks = Callable[[slice], Tensor]  # rows -> float32 (n, D)
 
@@ -61,16 +62,21 @@ def audit(generated: Neighbours, test: Neighbours) -> Audit:
     )
 
 
-def nearest(queries: Tensor, base: Blocks, size: int, block: int = 2048) -> Neighbours:
-    """The nearest of `size` base rows to each query (n, D), by blocks; its distance is good to about 1e-3 of |x|."""
-    best = torch.full((len(queries),), torch.inf)
-    index = torch.zeros(len(queries), dtype=torch.long)
-    squares = queries.square().sum(1)
+def nearest(queries: Blocks, count: int, base: Blocks, size: int) -> Neighbours:
+    """The nearest of `size` base rows to each of `count` queries, by blocks.
+
+    Its distance is good to about 1e-3 of |x|.
+    """
+    best = torch.full((count,), torch.inf)
+    index = torch.zeros(count, dtype=torch.long)
+    block = max(1, min(BLOCK, VALUES // queries(slice(0, 1)).shape[1]))
     for start in range(0, size, block):
         rows = base(slice(start, min(start + block, size)))
-        for first in range(0, len(queries), block):
-            part = slice(first, first + block)
-            distances = squares[part, None] - 2 * queries[part] @ rows.T + rows.square().sum(1)
+        squares = rows.square().sum(1)
+        for first in range(0, count, block):
+            part = slice(first, min(first + block, count))
+            asked = queries(part)
+            distances = asked.square().sum(1)[:, None] - 2 * asked @ rows.T + squares
             found, where = distances.min(1)
             closer = found < best[part]
             best[part] = torch.where(closer, found, best[part])
@@ -78,11 +84,11 @@ def nearest(queries: Tensor, base: Blocks, size: int, block: int = 2048) -> Neig
     return Neighbours(index.numpy(), best.clamp(min=0).sqrt().numpy())
 
 
-def exact(neighbours: Neighbours, queries: Tensor, base: Blocks) -> Neighbours:
+def exact(neighbours: Neighbours, queries: Blocks, base: Blocks) -> Neighbours:
     """The same neighbours with distances taken from the differences: |x|² - 2xy + |y|² hides those of exact copies."""
     distance = [
-        torch.linalg.vector_norm(query - base(slice(index, index + 1))[0]).item()
-        for query, index in zip(queries, neighbours.index.tolist(), strict=True)
+        torch.linalg.vector_norm(queries(slice(row, row + 1))[0] - base(slice(index, index + 1))[0]).item()
+        for row, index in enumerate(neighbours.index.tolist())
     ]
     return Neighbours(neighbours.index, np.array(distance))
 
@@ -90,16 +96,18 @@ def exact(neighbours: Neighbours, queries: Tensor, base: Blocks) -> Neighbours:
 def pixel_neighbours(queries: ImageSet, training: ImageSet) -> tuple[Neighbours, np.ndarray]:
     """Nearest training images by pixels in [0, 1], mirrored or not; also the rows of `queries` that were looked up."""
     rows = spread(len(queries), QUERIES).numpy()
+    images = queries[rows]  # uint8; as floating point numbers a block at a time
 
-    def base(part: slice) -> Tensor:
-        return training[part].flatten(1).float() / 255
+    def pixels(part: Tensor) -> Tensor:
+        return part.flatten(1).float() / 255
 
-    found = []
-    for mirrored in (False, True):
-        images = queries[rows].flip(-1) if mirrored else queries[rows]
-        pixels = images.flatten(1).float() / 255
-        found.append(exact(nearest(pixels, base, len(training)), pixels, base))
-    straight, turned = found
+    def found(asked: Blocks) -> Neighbours:
+        def base(part: slice) -> Tensor:
+            return pixels(training[part])
+
+        return exact(nearest(asked, len(rows), base, len(training)), asked, base)
+
+    straight, turned = found(lambda part: pixels(images[part])), found(lambda part: pixels(images[part].flip(-1)))
     use = turned.distance < straight.distance
     return Neighbours(
         np.where(use, turned.index, straight.index), np.where(use, turned.distance, straight.distance)
@@ -114,7 +122,10 @@ def feature_neighbours(queries: Rows, training: Rows) -> Neighbours:
     def base(part: slice) -> Tensor:
         return torch.from_numpy(training[part])
 
-    return exact(nearest(wanted, base, len(training)), wanted, base)
+    def asked(part: slice) -> Tensor:
+        return wanted[part]
+
+    return exact(nearest(asked, len(rows), base, len(training)), asked, base)
 
 
 def save_pairs(path: Path, generated: ImageSet, training: ImageSet, *found: tuple[Neighbours, np.ndarray]) -> None:
