@@ -179,6 +179,14 @@ def test_processes_share_the_pairs(cache, seen, monkeypatch):
     assert shares == [40 * T - 3 * 256, 3 * 256]
 
 
+def test_a_network_compiled_to_draw_many_images_is_not_compiled_for_every_size_of_batch(monkeypatch):
+    model, compiled = model_of(), []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(self))
+    model._compiles = True  # as a large sampling on a CUDA card leaves it
+    evaluate(model, pixels(4))
+    assert not compiled
+
+
 def test_labels_reach_the_network():
     model = model_of(ExactNetwork((0.5, -0.5)), class_names=["light", "dark"])
     labels = torch.arange(20) // 10

@@ -123,6 +123,7 @@ def evaluate_likelihood(
     }
     chunks, bound = Chunks("likelihood", settings, len(pairs), CHUNK), VariationalBound(model.process)
     missing = chunks.missing(chunks.mine())
+    model.prepare(0)  # batches here are of every size, and a network compiled to draw many images compiles for each
     total, shown = sum(len(chunks.bounds(start)) for start in missing), progress and process_rank()[0] == 0
     with tqdm(total=total, desc="likelihood", unit="image", disable=not (shown and missing)) as bar:
         for start in missing:
