@@ -55,7 +55,6 @@ def generate(
     settings = {
         "num": num,
         "batch_size": size,
-        "image_shape": model.image_shape,
         **model.identity,
         **options,
         "labels": model.resolve_labels(options.get("labels")),

@@ -101,8 +101,11 @@ class Model:
         """What names it where samples are kept: weights, all else that they depend on, the code too, and the device."""
         process, network = self.process, self.network
         words = [OUTPUTS, process.schedule.betas.tolist(), process.prediction, process.variance, self.null_label]
-        config = str(getattr(network, "config", type(network).__name__))
-        definition = content_key({"words": words, "network": config})[:8]
+        config = getattr(network, "config", type(network).__name__)
+        _, height, width = self.image_shape
+        if height != width or not getattr(config, "attention", None):  # else the sizes with attention say it
+            words.append(self.image_shape)
+        definition = content_key({"words": words, "network": str(config)})[:8]
         return {"weights": self.weights_hash, "definition": definition, "device": self.device.type}
 
     @property

@@ -288,6 +288,21 @@ def test_generated_images_are_the_models_and_extend(model):
     assert GeneratedImages(other, 10, **options).fingerprint != images.fingerprint
 
 
+@pytest.mark.parametrize(("sizes", "attention"), [([(8, 8), (16, 16)], []), ([(8, 16), (8, 32)], [4])])
+def test_images_of_another_size_are_not_read(sizes, attention):
+    """The same weights draw them, where no attention ties these to a size."""
+    config = NetworkConfig(channels=8, channel_mult=[1, 1], blocks=1, attention=attention, groups=4)
+    weights = UNet(config, (8, 16), in_channels=3, out_channels=3).state_dict()
+    found = []
+    for size in sizes:
+        network = UNet(config, size, in_channels=3, out_channels=3)
+        network.load_state_dict(weights)
+        of_size = Model(network, ProcessConfig(timesteps=8).process(), image_shape=(3, *size))
+        found.append(GeneratedImages(of_size, 10, batch_size=4))
+    assert found[0].settings["weights"] == found[1].settings["weights"]
+    assert found[0].fingerprint != found[1].fingerprint
+
+
 def test_images_of_earlier_samplers_are_not_read(model, monkeypatch):
     before = GeneratedImages(model, 10).fingerprint
     monkeypatch.setattr("ddpm.model.OUTPUTS", OUTPUTS + 1)
