@@ -30,7 +30,7 @@ from ddpm.settings import content_key
 
 BUNDLED = {"digits": Path(__file__).parent / "assets" / "digits_model"}
 
-OUTPUTS = 1  # raised whenever a change to samplers or networks changes what they draw: what was kept is then not read
+OUTPUTS = 2  # raised whenever a change to samplers or networks changes what they draw: what was kept is then not read
 COMPILED_FROM = 1e16  # operations, in which a CUDA card wins back the half minute that compiling takes
 
 Labels = int | str | Sequence[int | str] | None
