@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ddpm.data.decode import ENDINGS, UNREAD, UNREAD_FORMAT
-from ddpm.data.folder import SPLIT_FOLDERS, UNPACKED_MACOSX
+from ddpm.data.decode import UNREAD, UNREAD_FORMAT
+from ddpm.data.folder import SPLIT_FOLDERS, is_hidden, is_image
 from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable, read_bounded
 from ddpm.data.stored import Records, classes_from_paths, file_state
 from ddpm.errors import UserError
@@ -159,9 +159,8 @@ def _members(shard: Path, skip: Callable[[str, str], None]) -> Iterator[tarfile.
 
 def _is_image(name: str) -> bool:
     """By its name, and neither hidden nor in a hidden folder; `..` is no such one, but refused with a reason."""
-    parts = PurePosixPath(name).parts
-    hidden = any(part == UNPACKED_MACOSX or (part.startswith(".") and part != "..") for part in parts)
-    return name.lower().endswith(ENDINGS + UNREAD) and not hidden
+    hidden = any(is_hidden(part) and part != ".." for part in PurePosixPath(name).parts)
+    return is_image(name.rsplit("/", 1)[-1]) and not hidden
 
 
 def _leaves(name: str) -> bool:

@@ -37,7 +37,7 @@ def open_folder(folder: Path, split: str | None) -> Records:
         refuse(error)
     paths, skipped = [], []
     for where, below, files in os.walk(root, onerror=refuse):
-        below[:] = sorted(name for name in below if not _is_hidden(name))
+        below[:] = sorted(name for name in below if not is_hidden(name))
         for name in list(below):
             if reason := _folder_trouble(path := os.path.join(where, name)):
                 below.remove(name)
@@ -68,11 +68,7 @@ def _folder_trouble(path: str) -> str | None:
     """Why nothing in a folder is of the set."""
     if os.path.islink(path):
         return LINKED_FOLDER
-    return RUN_FOLDER if _is_run(path) else None
-
-
-def _is_run(path: str) -> bool:
-    return all(os.path.exists(os.path.join(path, name)) for name in RUN_FILES)
+    return RUN_FOLDER if all(os.path.exists(os.path.join(path, name)) for name in RUN_FILES) else None
 
 
 def _check_inside(path: str, root: Path) -> None:
@@ -125,10 +121,11 @@ def _visible(folder: Path) -> list[Path]:
     """The folders directly in it but for hidden ones, links and runs; of a million files beside them none is met."""
     with os.scandir(folder) as entries:
         here = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return [Path(entry.path) for entry in here if not _is_hidden(entry.name) and not _is_run(entry.path)]
+    return [Path(entry.path) for entry in here if not is_hidden(entry.name) and not _folder_trouble(entry.path)]
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Of a file or folder, by its name: passed over without a word."""
     return name.startswith(".") or name == UNPACKED_MACOSX
 
 
