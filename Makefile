@@ -42,7 +42,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.cpu

@@ -1,6 +1,8 @@
 """The feature networks: the resize bit for bit, the input contract, the engines, what is refused."""
 
 import os
+import subprocess
+import sys
 from urllib.error import URLError
 
 import numpy as np
@@ -117,6 +119,21 @@ def test_engines_agree(monkeypatch):
     plain = compile_network(module, (3, 299, 299), CPU)
     assert (fast.name, plain.name) == ("openvino", "torch")
     np.testing.assert_allclose(fast(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+def test_signals_are_answered_after_networks_have_gone():
+    """As Ctrl-C in a run that has evaluated."""
+    pytest.importorskip("openvino")
+    script = """if True:
+        import signal, torch
+        from ddpm.evaluation.engine import compile_network
+        one, two = (compile_network(torch.nn.Conv2d(3, 6, 3), (3, 9, 9), torch.device("cpu")) for _ in range(2))
+        del one, two
+        signal.signal(signal.SIGTERM, lambda number, frame: print("answered"))
+        signal.raise_signal(signal.SIGTERM)
+    """
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (0, "answered\n"), answer.stderr
 
 
 def test_a_feature_file_of_the_wrong_shape_is_refused(tmp_path):

@@ -1,8 +1,10 @@
 """What computes a frozen network: OpenVINO on a CPU where it is installed, which is twice as fast, else PyTorch."""
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +43,20 @@ def _openvino(network: nn.Module, shape: Sequence[int]) -> Engine:
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    compiled = _core().compile_model(model, "CPU", settings)
     return Engine("openvino", lambda batch: compiled(np.ascontiguousarray(batch.numpy()))[0].copy())
+
+
+@functools.cache
+def _core() -> Any:
+    """The one OpenVINO core of this process.
+
+    Each core gives its thread another stack for signals. Of two, the one that goes last puts back the stack that the
+    first has freed already, and the next Ctrl-C would be a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _torch(network: nn.Module, device: torch.device) -> Engine:
