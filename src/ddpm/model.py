@@ -25,7 +25,7 @@ from ddpm.randomness import ImageNoise
 from ddpm.samplers import find_sampler
 from ddpm.samplers.denoiser import Clip, Denoiser
 from ddpm.samplers.step import Step
-from ddpm.samplers.timesteps import Spacing, timestep_grid
+from ddpm.samplers.timesteps import Spacing
 from ddpm.settings import content_key
 
 BUNDLED = {"digits": Path(__file__).parent / "assets" / "digits_model"}
@@ -212,7 +212,7 @@ class Model:
         size = self.default_batch_size if batch_size is None else batch_size
         if size < 1:
             raise UserError(f"the batch size must be at least 1, not {size}")
-        timesteps = timestep_grid(self.process.schedule, steps, spacing or chosen.spacing)
+        timesteps = chosen.timesteps(self.process.schedule, steps, spacing)
         classes = self.resolve_labels(labels)
         denoiser_of = partial(
             self.denoiser,

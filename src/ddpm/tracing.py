@@ -16,7 +16,7 @@ from ddpm.hardware import Precision
 from ddpm.model import Labels, Model
 from ddpm.process.schedule import NoiseSchedule
 from ddpm.randomness import ImageNoise, derive_seed
-from ddpm.samplers import Callback, Clip, Noise, Spacing, Step, find_sampler, timestep_grid
+from ddpm.samplers import Callback, Clip, Noise, Spacing, Step, find_sampler
 from ddpm.viewing.frames import FrameSpacing, Recorder
 from ddpm.viewing.trajectory import Trajectory
 
@@ -95,7 +95,7 @@ def trace_model(
         raise UserError(f"{num} images asked for; this model's trajectories show 1 to {size} at a time")
     chosen, schedule = find_sampler(sampler), model.process.schedule
     steps = min(MODEL_STEPS, schedule.timesteps) if steps is None else steps
-    timesteps = timestep_grid(schedule, steps, spacing or chosen.spacing)
+    timesteps = chosen.timesteps(schedule, steps, spacing)
     classes = model.resolve_labels(labels)
     denoiser = model.denoiser(
         None if classes is None else torch.tensor([classes[i % len(classes)] for i in range(num)]),

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ddpm.errors import UserError
 from ddpm.evaluation.evaluate import evaluate
-from ddpm.evaluation.features import load_features
 from ddpm.evaluation.frechet import moments_of
 from ddpm.evaluation.images import DatasetImages
 from ddpm.evaluation.opening import open_images, open_judged, open_reference
@@ -15,11 +13,6 @@ from ddpm.model import Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig
 from ddpm.process.config import ProcessConfig
-
-
-@pytest.fixture(scope="module")
-def network():
-    return load_features("builtin", torch.device("cpu"))
 
 
 def untrained(channels: int) -> Model:

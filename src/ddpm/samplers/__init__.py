@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ddpm.errors import UserError, nearest
+from ddpm.process.schedule import NoiseSchedule
 from ddpm.samplers.ancestral import ancestral
 from ddpm.samplers.ddim import ddim
 from ddpm.samplers.denoiser import Clip, Denoiser, Network, Prediction
@@ -53,6 +54,10 @@ class SamplerSpec:
         for option in options:
             if option not in known:
                 raise UserError(f"the sampler {self.function.__name__} takes no option {option!r}")
+
+    def timesteps(self, schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None) -> list[float]:
+        """S timesteps, descending, by `spacing` or the sampler's own."""
+        return timestep_grid(schedule, steps, spacing or self.spacing)
 
     def evaluations(self, steps: int) -> int:
         """Network evaluations of a run down to the data: S, and 2S-1 for Heun; guidance doubles the work of each."""

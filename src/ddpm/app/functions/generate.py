@@ -15,7 +15,7 @@ from ddpm.app.functions.bounds import MOST_SEED, bounded
 from ddpm.app.functions.live import live
 from ddpm.model import Model
 from ddpm.pixels import to_uint8
-from ddpm.samplers import Callback, Step, find_sampler, timestep_grid
+from ddpm.samplers import Callback, Step, find_sampler
 from ddpm.tracing import recording
 from ddpm.viewing.drawing import picture
 from ddpm.viewing.frames import Frame, Recorder, as_grid
@@ -91,7 +91,7 @@ def generate(model: Model, settings: Settings) -> Iterator[Step | Drawn]:
     """Draw images: yields steps as they are done, and at last what was drawn. Closing it stops the sampler."""
     options = settings.options(model)
     chosen, schedule = find_sampler(options["sampler"]), model.process.schedule
-    timesteps = timestep_grid(schedule, options["steps"], chosen.spacing)
+    timesteps = chosen.timesteps(schedule, options["steps"])
     recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=GIF_FRAMES)
     record = recording(recorder)
 

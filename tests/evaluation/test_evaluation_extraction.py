@@ -1,0 +1,169 @@
+"""Images and features are made once, shared, gone on with, and never taken for others."""
+
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from evaluation_cases import save
+from PIL import Image
+
+from ddpm.data import LazyDataset, opening
+from ddpm.errors import RunStopped
+from ddpm.evaluation import images as images_module
+from ddpm.evaluation.cache import Chunks
+from ddpm.evaluation.extract import extract
+from ddpm.evaluation.images import GeneratedImages
+from ddpm.evaluation.kernel import kernel_distance
+from ddpm.evaluation.opening import open_images
+from ddpm.model import OUTPUTS, Model
+from ddpm.networks import UNet
+from ddpm.networks.config import NetworkConfig
+from ddpm.pixels import to_uint8
+from ddpm.process.config import ProcessConfig
+
+
+def counting(network):
+    """The same network, and a list of how many images each call saw."""
+    calls = []
+
+    def compute(images):
+        calls.append(len(images))
+        return network.compute(images)
+
+    return replace(network, compute=compute), calls
+
+
+def test_what_was_extracted_is_not_extracted_again(digits, network, tmp_path):
+    source = open_images(save(tmp_path / "a.npz", digits[0][:1300]))
+    counted, calls = counting(network)
+    first = extract(source, counted, progress=False).features[:]
+    assert sum(calls) == 1300
+    again = extract(source, counted, progress=False)
+    assert sum(calls) == 1300
+    np.testing.assert_array_equal(first, again.features[:])
+    assert again.moments().n == 1300
+    np.testing.assert_allclose(again.moments().sigma, np.cov(first, rowvar=False), atol=1e-6)
+    extract(source, replace(counted, fingerprint="another network"), progress=False)
+    assert sum(calls) == 2600
+
+
+def test_a_killed_extraction_goes_on(digits, network, tmp_path):
+    source = open_images(save(tmp_path / "a.npz", digits[0][:1300]))
+    counted, calls = counting(network)
+
+    def dies(images):
+        if sum(calls) >= 700:
+            raise KeyboardInterrupt
+        return counted.compute(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(source, replace(network, compute=dies), progress=False)
+    calls.clear()
+    found = extract(source, counted, progress=False)
+    assert sum(calls) == 1300 - 512
+    expected, _ = network(source[:])
+    np.testing.assert_allclose(found.features[:], expected, atol=1e-4)
+    np.testing.assert_allclose(found.channel_means[:], source[:].float().mean((2, 3)), atol=1e-4)
+
+
+def test_processes_share_without_meeting(digits, network, tmp_path, monkeypatch):
+    source = open_images(save(tmp_path / "a.npz", digits[0][:1300]))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shares = []
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        counted, calls = counting(network)
+        found = extract(source, counted, progress=False)
+        shares.append(sum(calls))
+    assert sorted(shares) == [512, 788]
+    np.testing.assert_allclose(found.features[:], network(source[:])[0], atol=1e-4)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(network, tmp_path):
+    """What Python holds while features are extracted, summed up and compared; maps of files do not count."""
+    stub = replace(network, compute=lambda images: images.flatten(1)[:, :64].numpy().astype(np.float32))
+    peaks = []
+    for size in (1024, 8192):
+        pixels = np.random.default_rng(size).integers(0, 256, (size, 8, 8, 3), dtype=np.uint8)
+        images = open_images(save(tmp_path / f"{size}.npz", pixels))
+        tracemalloc.start()
+        features = extract(images, stub, progress=False)
+        features.moments()
+        kernel_distance(features.features, features.features, subsets=3)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_labels_of_a_set_too_large_for_memory_are_asked_for_in_chunks(digits, tmp_path, monkeypatch):
+    """When they are needed, and never all its images at once; a broken image has the class of what replaces it."""
+    for number, image in enumerate(digits[0][:10]):
+        path = tmp_path / "set" / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+    (tmp_path / "set" / "0" / "8.png").write_bytes(b"broken")  # the last of its class
+    monkeypatch.setattr(opening, "MOST_MEMORY_BYTES", 100)
+    monkeypatch.setattr(images_module, "CHUNK", 4)
+    asked, batch = [], LazyDataset.batch
+    monkeypatch.setattr(LazyDataset, "batch", lambda self, rows: asked.append(len(rows)) or batch(self, rows))
+    images = open_images(str(tmp_path / "set"))
+    assert asked == []
+    labels, names = images.classes()
+    assert (labels.tolist(), names) == ([0] * 4 + [1] * 6, ["0", "1"])
+    assert max(asked) == 4
+
+
+def test_cache_of_other_settings_is_never_read(digits, network, tmp_path, cache):
+    source = open_images(save(tmp_path / "a.npz", digits[0][:100]))
+    extract(source, network, progress=False)
+    (note,) = cache.glob("evaluation/features-*/settings.json")
+    note.write_text(note.read_text().replace(network.fingerprint, "tampered"))
+    with pytest.raises(RunStopped, match="other settings"):
+        extract(source, network, progress=False)
+
+
+def test_generated_images_are_the_models_and_extend(model):
+    options = {"steps": 3, "seed": 5, "batch_size": 4, "precision": "fp32"}
+    images = GeneratedImages(model, 10, **options)
+    images.prepare(progress=False)
+    assert torch.equal(images[:], to_uint8(model.sample(10, **options)))
+    assert images.labels.tolist() == [0, 1, 2] * 3 + [0]
+    assert images.evaluations == 3
+    more = GeneratedImages(model, 14, **options)
+    assert more.fingerprint == images.fingerprint
+    assert GeneratedImages(model, 10, **{**options, "seed": 6}).fingerprint != images.fingerprint
+    smaller = replace(
+        model.process, variance="fixed_small" if model.process.variance != "fixed_small" else "fixed_large"
+    )
+    other = Model(model.network, smaller, image_shape=(3, 8, 8), class_names=model.class_names, null_label=3)
+    assert other.weights_hash == model.weights_hash
+    assert GeneratedImages(other, 10, **options).fingerprint != images.fingerprint
+
+
+@pytest.mark.parametrize(("sizes", "attention"), [([(8, 8), (16, 16)], []), ([(8, 16), (8, 32)], [4])])
+def test_images_of_another_size_are_not_read(sizes, attention):
+    """The same weights draw them, where no attention ties these to a size."""
+    config = NetworkConfig(channels=8, channel_mult=[1, 1], blocks=1, attention=attention, groups=4)
+    weights = UNet(config, (8, 16), in_channels=3, out_channels=3).state_dict()
+    found = []
+    for size in sizes:
+        network = UNet(config, size, in_channels=3, out_channels=3)
+        network.load_state_dict(weights)
+        of_size = Model(network, ProcessConfig(timesteps=8).process(), image_shape=(3, *size))
+        found.append(GeneratedImages(of_size, 10, batch_size=4))
+    assert found[0].settings["weights"] == found[1].settings["weights"]
+    assert found[0].fingerprint != found[1].fingerprint
+
+
+def test_images_of_earlier_samplers_are_not_read(model, monkeypatch):
+    before = GeneratedImages(model, 10).fingerprint
+    monkeypatch.setattr("ddpm.model.OUTPUTS", OUTPUTS + 1)
+    assert GeneratedImages(model, 10).fingerprint != before
+
+
+def test_a_share_is_read_while_another_process_still_makes_the_first():
+    chunks = Chunks("features", {"of": "a test"}, total=10, chunk=4)
+    chunks.write(4, np.arange(4, 8))
+    assert chunks[[5, 7]].tolist() == [5, 7]

@@ -1,0 +1,125 @@
+"""Planted failures move the metrics that are there for them."""
+
+import numpy as np
+import pytest
+import torch
+from evaluation_cases import save
+from PIL import Image, ImageFilter
+
+from ddpm.evaluation import accuracy_score
+from ddpm.evaluation.evaluate import evaluate
+from ddpm.evaluation.opening import open_images
+
+
+def blurred(images, radius):
+    return np.stack([np.asarray(Image.fromarray(x[..., 0]).filter(ImageFilter.GaussianBlur(radius))) for x in images])
+
+
+def test_planted_failures_move_their_metrics(digits, network, tmp_path):
+    images, labels = digits
+    real = save(tmp_path / "real.npz", images[:800], labels[:800])
+    names = ["fid", "kid", "prdc", "drift", "levels"]
+
+    def judge(name, planted):
+        return evaluate(save(tmp_path / name, planted), real, metrics=names, features=network, progress=False)
+
+    good, rest = images[800:1600], labels[800:1600]
+    sound = judge("sound.npz", good)
+    tinted = judge("tinted.npz", np.clip(good.astype(int) + 12, 0, 255).astype(np.uint8))
+    smeared = judge("blurred.npz", blurred(good, 2))
+    narrow = judge("narrow.npz", good[rest < 3])
+    specks = (np.arange(good.size) % 3).reshape(good.shape)
+    speckled = judge("speckled.npz", np.where(good == 0, specks, good).astype(np.uint8))
+
+    assert abs(sound.value("drift_grey")) < 3
+    assert tinted.value("drift_grey") > 8
+    assert sound.value("levels") < 0.05
+    assert speckled.value("levels") > 0.4  # two of three black pixels
+    assert speckled.value("frechet_distance") < 2 * sound.value("frechet_distance")  # which does not see it
+    assert smeared.value("precision") < sound.value("precision") - 0.1
+    for spoiled in (smeared, narrow):
+        assert spoiled.value("frechet_distance") > 5 * sound.value("frechet_distance")
+        assert spoiled.value("kid") > 5 * abs(sound.value("kid"))
+    assert narrow.value("recall") < sound.value("recall") - 0.3
+    assert narrow.value("coverage") < sound.value("coverage") - 0.3
+    assert narrow.value("precision") > 0.9 * sound.value("precision")  # what is drawn looks right
+
+
+def test_copied_training_images_are_found_mirrored_too(digits, network, tmp_path):
+    images, _ = digits
+    training, test = save(tmp_path / "training.npz", images[:800]), save(tmp_path / "test.npz", images[800:1200])
+    copied = images[1200:1500].copy()
+    copied[:30], copied[30:60] = images[:30], images[30:60, :, ::-1]
+
+    def judge(name, planted, picture):
+        return evaluate(
+            save(tmp_path / name, planted),
+            training,
+            test=test,
+            metrics=["memorisation"],
+            features=network,
+            pictures=tmp_path / picture,
+            progress=False,
+        )
+
+    sound, caught = judge("new.npz", images[1500:1800], "sound"), judge("copies.npz", copied, "copied")
+    assert sound.value("copies_pixels") < 0.05
+    assert caught.value("copies_pixels") == pytest.approx(0.2, abs=0.05)
+    assert caught.value("copies_features") >= 0.1  # features are not looked up mirrored
+    assert sound.value("nearer_pixels") == pytest.approx(0.5, abs=0.08)
+    nearest = next(figure.detail for figure in caught.figures if figure.key == "copies_pixels")
+    assert nearest["nearest_distance"] == 0
+    assert Image.open(tmp_path / "copied-closest-pairs.png").size[1] > 4 * 28
+
+
+def test_class_kid_names_the_class_that_went_wrong(digits, network, tmp_path):
+    images, labels = digits
+    real = save(tmp_path / "real.npz", images[:1000], labels[:1000])
+    spoiled = images[1000:2000].copy()
+    of_seven = labels[1000:2000] == 7
+    spoiled[of_seven] = blurred(spoiled[of_seven], 2)[..., None]
+    judged = save(tmp_path / "judged.npz", spoiled, labels[1000:2000])
+    report = evaluate(judged, real, metrics=["class_kid"], features=network, progress=False)
+    assert report.figures[0].note.startswith("class 7")
+    assert len(report.figures[0].detail) == 10
+
+
+def test_accuracy_score_falls_with_wrong_labels(digits, monkeypatch, tmp_path):
+    """Noughts and ones only, so that a very short training is enough."""
+    monkeypatch.setattr(accuracy_score, "SEEN", 600)
+    images, labels = (part[digits[1] < 2] for part in digits)
+    training = open_images(save(tmp_path / "training.npz", images[:100], labels[:100]))
+    test = open_images(save(tmp_path / "test.npz", images[200:400], labels[200:400]))
+    wrong = open_images(save(tmp_path / "wrong.npz", images[100:200], 1 - labels[100:200]))
+    score = accuracy_score.classification_accuracy_score(wrong, training, test, progress=False)
+    assert score.generated < 0.2
+    assert score.real > 0.8
+
+
+def test_both_classifiers_see_equally_many_images(digits, monkeypatch, tmp_path):
+    """Where there are more samples than real images, too."""
+    monkeypatch.setattr(accuracy_score, "SEEN", 100)
+    images, labels = digits
+    fewer = open_images(save(tmp_path / "fewer.npz", images[:60], labels[:60]))
+    more = open_images(save(tmp_path / "more.npz", images[60:160], labels[60:160]))
+    test = open_images(save(tmp_path / "test.npz", images[200:300], labels[200:300]))
+    seen, train = [], accuracy_score.train_classifier
+    monkeypatch.setattr(
+        accuracy_score,
+        "train_classifier",
+        lambda images, *rest, **o: seen.append(len(images)) or train(images, *rest, **o),
+    )
+    for generated, training in ((more, fewer), (fewer, more)):
+        score = accuracy_score.classification_accuracy_score(generated, training, test, progress=False)
+        assert score.images == 60
+    assert seen == [60] * 4
+
+
+@pytest.mark.parametrize("by_text", ["images", "names"])
+def test_classes_named_by_numbers_are_matched_by_name_in_whatever_order(tmp_path, by_text):
+    numbers = [str(number) for number in range(12)]
+    images = open_images(save(tmp_path / "a.npz", np.zeros((12, 8, 8, 3), np.uint8)))
+    images.class_names, images.labels = sorted(numbers) if by_text == "images" else numbers, torch.arange(12)
+    names = numbers if by_text == "images" else sorted(numbers)
+    found = accuracy_score.matched(images, names)
+    assert [names[label] for label in found] == images.class_names
