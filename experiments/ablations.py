@@ -28,7 +28,7 @@ from ddpm.viewing.plots import plot_images, save_figure
 from experiments.cells import side_by_side, spread, threads, trained_and_judged
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
-PRESET, SEEDS, COLUMNS = "fashion_mnist", 2, 12
+PRESET, COLUMNS = "fashion_mnist", 12
 BASE = "the recipe"
 QUIET = {"training.preview_every": 0, "training.checkpoint_every": 200, "training.keep": 1, "training.track": []}
 
@@ -55,9 +55,10 @@ EQUAL_TIME = [name for name in VARIANTS if name.endswith("equal time")]
 
 @dataclass(frozen=True)
 class Budget:
-    """What every variant gets: training images, images and sampling steps of the judgement, overrides of all."""
+    """What every variant gets: training images, seeds, images and sampling steps of the judgement, overrides of all."""
 
     images: int = 40_000
+    seeds: int = 2
     num: int = 2500
     steps: int = 10
     overrides: tuple[tuple[str, Any], ...] = ()
@@ -121,7 +122,7 @@ def ablations(
 ) -> Path:
     """Make all cells, `jobs` at a time; returns the path of ablations.json, which says that `command` made it."""
     paces = measured_paces(runs, budget, jobs)
-    tasks = [(variant, seed, runs, budget, paces) for seed in range(SEEDS) for variant in VARIANTS]
+    tasks = [(variant, seed, runs, budget, paces) for seed in range(budget.seeds) for variant in VARIANTS]
     judged = {"num": budget.num, "sampler": "dpm++", "steps": budget.steps, "features": "builtin"}
     rows: list[dict[str, Any]] = []
     for row in side_by_side(run_cell, tasks, jobs):
@@ -145,11 +146,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="where the run directories lie")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, which share the cores")
     parser.add_argument("--images", type=int, default=Budget.images, help="that each variant is trained on")
+    parser.add_argument("--seeds", type=int, default=Budget.seeds, help="of every variant; more go on from fewer")
     options = parser.parse_args()
     command = f"python -m experiments.ablations --jobs {options.jobs}"
-    command += f" --images {options.images}" if options.images != Budget.images else ""
+    for name in ("images", "seeds"):
+        value = getattr(options, name)
+        command += f" --{name} {value}" if value != getattr(Budget, name) else ""
+    budget = Budget(images=options.images, seeds=options.seeds)
     with in_one_line("ablations"):
-        print(ablations(options.runs, Budget(options.images), jobs=options.jobs, command=command))
+        print(ablations(options.runs, budget, jobs=options.jobs, command=command))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The experiments on speed and quality run, at toy size, on images of noise."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_ablations_are_made_and_kept(source, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "side_by_side", lambda work, tasks, jobs: (work(*task) for task in tasks))
     monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
     overrides = {name: value for name, value in (TINY | {"data.source": source}).items() if "batch" not in name}
-    budget = ablations.Budget(images=128, num=NUM, steps=2, overrides=tuple(overrides.items()))
+    budget = ablations.Budget(images=128, seeds=1, num=NUM, steps=2, overrides=tuple(overrides.items()))
     options = {"jobs": 1, "command": "none", "results": tmp_path, "pictures": tmp_path}
     path = ablations.ablations(tmp_path / "runs", budget, **options)
     first = json.loads(path.read_text())
@@ -67,6 +68,11 @@ def test_ablations_are_made_and_kept(source, tmp_path, monkeypatch):
     assert (tmp_path / "ablations.png").exists()
     ablations.ablations(tmp_path / "runs", budget, **options)
     assert json.loads(path.read_text()) == first
+    ablations.ablations(tmp_path / "runs", replace(budget, seeds=2), **options)
+    more = json.loads(path.read_text())
+    assert more["cells"][: len(names)] == first["cells"]
+    assert [row["seeds"] for row in more["rows"]] == [2] * len(names)
+    assert more["rows"][0]["frechet_distance"]["std"] > 0
     assert table("ablations", tmp_path).count("\n") == 2 + len(names)
 
 
