@@ -121,6 +121,46 @@ def test_engines_agree(monkeypatch):
     np.testing.assert_allclose(fast(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+def test_nothing_is_told_of_a_conversion(tmp_path):
+    """OpenVINO's telemetry would keep a number for this user in the home folder."""
+    pytest.importorskip("openvino")
+    script = """if True:
+        import torch
+        from ddpm.evaluation.engine import compile_network
+        print(compile_network(torch.nn.Conv2d(3, 6, 3), (3, 9, 9), torch.device("cpu")).name)
+    """
+    environment = os.environ | {"HOME": str(tmp_path)}
+    answer = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (0, "openvino\n"), answer.stderr
+    assert not (tmp_path / "intel").exists()
+
+
+class Orthogonal(nn.Module):
+    """Nothing that OpenVINO has an operation for."""
+
+    def forward(self, x):
+        return torch.linalg.qr(x[:, 0])[0].mean(1)
+
+
+def test_what_openvino_cannot_compute_pytorch_does(tmp_path):
+    pytest.importorskip("openvino")
+    path = scripted(Orthogonal(), tmp_path / "orthogonal.pt")
+    with pytest.warns(UserWarning, match="OpenVINO cannot compute this network") as said:
+        network = load_features(path, CPU)
+    assert "\n" not in str(next(w.message for w in said if w.category is UserWarning))
+    assert network.engine == "torch"
+    assert network(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))[0].shape == (2, 299)
+
+
+def test_an_openvino_that_cannot_be_loaded_is_as_good_as_none(monkeypatch, recwarn):
+    def broken(*_):
+        raise ImportError("libopenvino.so: cannot open shared object file")
+
+    monkeypatch.setattr("ddpm.evaluation.engine._library", broken)
+    assert compile_network(nn.Conv2d(3, 6, 3), (3, 9, 9), CPU).name == "torch"
+    assert not recwarn.list
+
+
 def test_signals_are_answered_after_networks_have_gone():
     """As Ctrl-C in a run that has evaluated."""
     pytest.importorskip("openvino")

@@ -1,6 +1,7 @@
 """What computes a frozen network: OpenVINO on a CPU where it is installed, which is twice as fast, else PyTorch."""
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,14 +28,16 @@ def compile_network(network: nn.Module, shape: Sequence[int], device: torch.devi
     if device.type == "cpu":
         try:
             return _openvino(network, shape)
-        except ModuleNotFoundError:
+        except ImportError:
             pass
+        except Exception as error:  # what it cannot convert raises a kind of each of its layers
+            kind = type(error).__name__  # its message is pages of OpenVINO's own source files
+            warnings.warn(f"OpenVINO cannot compute this network ({kind}): PyTorch does, more slowly", stacklevel=2)
     return _torch(network, device)
 
 
 def _openvino(network: nn.Module, shape: Sequence[int]) -> Engine:
-    import openvino
-
+    openvino = _library()
     with warnings.catch_warnings():  # of the tracer, about PyTorch's own deprecations
         warnings.simplefilter("ignore")
         model = openvino.convert_model(network, example_input=torch.zeros(1, *shape), input=[-1, *shape])
@@ -54,9 +57,16 @@ def _core() -> Any:
     Each core gives its thread another stack for signals. Of two, the one that goes last puts back the stack that the
     first has freed already, and the next Ctrl-C would be a segmentation fault.
     """
+    return _library().Core()
+
+
+def _library() -> Any:
+    """OpenVINO without openvino-telemetry, which would tell Google Analytics of every conversion, fork this process
+    for it and write into the home folder. Where that package is not to be had, OpenVINO does without."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # this is how an import is refused
     import openvino
 
-    return openvino.Core()
+    return openvino
 
 
 def _torch(network: nn.Module, device: torch.device) -> Engine:
