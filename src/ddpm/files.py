@@ -22,11 +22,18 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside and rename, so that the file is never half there."""
+def write_whole(path: Path, data: bytes, *, flushed: bool = False) -> None:
+    """Write beside and rename, so that the file is never half there; if `flushed`, not after a power cut either."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(data)
-    beside.replace(path)
+    try:
+        beside.write_bytes(data)
+        if flushed:
+            sync(beside)
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # never made, where the folder is none
+            beside.unlink()
+        raise
 
 
 def sync(path: Path) -> None:

@@ -1,8 +1,10 @@
-"""The cache: how many files are open, and whom a process that waits takes for dead."""
+"""The cache: where it is, how many files are open, what is damaged, whom a process that waits takes for dead."""
 
+import os
 import resource
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from ddpm.errors import RunStopped
 from ddpm.evaluation import cache as cache_module
-from ddpm.evaluation.cache import Chunks, sign_of_life
+from ddpm.evaluation.cache import Chunks, cache_folder, sign_of_life
 from ddpm.evaluation.extract import Columns, extract
 from ddpm.evaluation.features import load_features
 from ddpm.evaluation.images import GeneratedImages
@@ -45,6 +47,58 @@ def test_columns_take_no_memory_for_the_others():
     np.testing.assert_array_equal(means[[3999, 7]], chunks[[3999, 7]][:, 2048:])
     assert peak < 20 * found.nbytes
     assert found.base is None
+
+
+def test_the_place_of_the_cache(monkeypatch):
+    """What is set to nothing would be the folder one happens to be in."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/elsewhere")
+    monkeypatch.setenv("DDPM_CACHE", "~/mine")
+    assert cache_folder() == Path("/home/me/mine")
+    monkeypatch.setenv("DDPM_CACHE", "")
+    assert cache_folder() == Path("/home/me/elsewhere/ddpm")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder() == Path("/home/me/.cache/ddpm")
+
+
+@pytest.mark.parametrize("left", [0, 60, 200])
+def test_a_damaged_chunk_is_removed_and_made_anew(left):
+    """Nothing of the file is left, a part of its header, or a part of its rows."""
+    settings = {"of": "a test"}
+    chunks = Chunks("features", settings, total=40, chunk=20)
+    for start in chunks.starts:
+        chunks.write(start, np.arange(start, start + 20))
+    os.truncate(chunks.path(20), left)
+    chunks = Chunks("features", settings, total=40, chunk=20)
+    with pytest.raises(RunStopped, match=r"00000020-00000040.npy was damaged and is removed: run the command again"):
+        chunks[:]
+    assert chunks.missing() == [20]
+
+
+def test_a_chunk_is_on_the_disk_before_it_has_its_name(monkeypatch):
+    chunks = Chunks("features", {"of": "a test"}, total=1, chunk=1)
+    flushed, fsync = [], os.fsync
+
+    def watch(handle):
+        flushed.append((os.fstat(handle).st_size, chunks.path(0).exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    chunks.write(0, np.zeros(1))
+    assert (chunks.path(0).stat().st_size, False) in flushed
+
+
+def test_a_full_disk_leaves_nothing_half_written():
+    chunks = Chunks("features", {"of": "a test"}, total=1, chunk=1)
+    before = sorted(chunks.folder.iterdir())
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            chunks.write(0, np.zeros((1, 1000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert sorted(chunks.folder.iterdir()) == before
 
 
 class Clock:

@@ -1,5 +1,6 @@
 """Images and features are made once, shared, gone on with, and never taken for others."""
 
+import os
 import tracemalloc
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from ddpm.errors import RunStopped
 from ddpm.evaluation import images as images_module
 from ddpm.evaluation.cache import Chunks
 from ddpm.evaluation.extract import extract
+from ddpm.evaluation.frechet import load_moments
 from ddpm.evaluation.images import GeneratedImages
 from ddpm.evaluation.kernel import kernel_distance
 from ddpm.evaluation.opening import open_images
@@ -47,6 +49,16 @@ def test_what_was_extracted_is_not_extracted_again(digits, network, tmp_path):
     np.testing.assert_allclose(again.moments().sigma, np.cov(first, rowvar=False), atol=1e-6)
     extract(source, replace(counted, fingerprint="another network"), progress=False)
     assert sum(calls) == 2600
+
+
+@pytest.mark.parametrize("left", [0, 600])
+def test_damaged_moments_are_computed_anew(digits, network, tmp_path, left):
+    found = extract(open_images(save(tmp_path / "a.npz", digits[0][:100])), network, progress=False)
+    first = found.moments()
+    (kept,) = found.chunks.folder.glob("moments-*.npz")
+    os.truncate(kept, left)
+    np.testing.assert_array_equal(found.moments().sigma, first.sigma)
+    assert load_moments(kept).n == 100
 
 
 def test_a_killed_extraction_goes_on(digits, network, tmp_path):

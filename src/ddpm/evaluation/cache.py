@@ -1,7 +1,7 @@
 """Where evaluations keep what is dear to compute: rows in chunks, named by the content that they were made from.
 
-A chunk is written beside its name and renamed, so what is there is whole: a killed evaluation goes on with the chunks
-that are missing, and processes that share the folder need no other word between them.
+A chunk is written beside its name, flushed and renamed, so what is there is whole: a killed evaluation goes on with the
+chunks that are missing, and processes that share the folder need no other word between them.
 """
 
 import io
@@ -32,10 +32,10 @@ class Rows(Protocol):
 
 
 def cache_folder() -> Path:
-    """$DDPM_CACHE, else $XDG_CACHE_HOME/ddpm, else ~/.cache/ddpm."""
-    if "DDPM_CACHE" in os.environ:
-        return Path(os.environ["DDPM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "ddpm")
+    """$DDPM_CACHE, else $XDG_CACHE_HOME/ddpm, else ~/.cache/ddpm; what is set to nothing counts as not set."""
+    if folder := os.environ.get("DDPM_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ddpm").expanduser()
 
 
 def sign_of_life() -> None:
@@ -64,7 +64,7 @@ class Chunks:
         note = self.folder / SETTINGS
         self.folder.mkdir(parents=True, exist_ok=True)
         if not note.exists():
-            write_whole(note, as_text(settings).encode())
+            write_whole(note, as_text(settings).encode(), flushed=True)
         elif note.read_text() != as_text(settings):
             raise RunStopped(f"{self.folder} was made with other settings than its name says: remove it")
 
@@ -86,7 +86,7 @@ class Chunks:
     def write(self, start: int, rows: np.ndarray) -> None:
         buffer = io.BytesIO()
         np.save(buffer, rows)
-        write_whole(self.path(start), buffer.getvalue())
+        write_whole(self.path(start), buffer.getvalue(), flushed=True)
 
     def missing(self, starts: list[int] | None = None) -> list[int]:
         return [start for start in (self.starts if starts is None else starts) if not self.path(start).exists()]
@@ -137,7 +137,12 @@ class Chunks:
     def _map(self, number: int) -> np.ndarray:
         found = self._maps.pop(number, None)
         if found is None:
-            found = np.load(self.path(number * self.chunk), mmap_mode="r", allow_pickle=False)
+            path = self.path(number * self.chunk)
+            try:
+                found = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (ValueError, EOFError) as error:  # left by a disk that lost what it had taken
+                path.unlink(missing_ok=True)
+                raise RunStopped(f"{path} was damaged and is removed: run the command again") from error
         self._maps[number] = found  # the newest stands last
         if len(self._maps) > MAPPED:
             del self._maps[next(iter(self._maps))]

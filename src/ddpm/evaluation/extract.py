@@ -1,14 +1,18 @@
 """Features of a whole image set: in chunks, over several processes, again from where it was killed."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
 
+from ddpm.errors import UserError
 from ddpm.evaluation.cache import Chunks, sign_of_life
 from ddpm.evaluation.features import FeatureNetwork
 from ddpm.evaluation.frechet import Moments, load_moments, moments_of
 from ddpm.evaluation.images import ImageSet
+from ddpm.files import sync
 from ddpm.hardware import process_rank
 from ddpm.viewing.files import written_beside
 
@@ -44,10 +48,12 @@ class Features:
     def moments(self) -> Moments:
         """Computed once; kept beside the features as mu, sigma and n."""
         path = self.chunks.folder / f"moments-{len(self.chunks)}.npz"
-        if not path.exists():
-            moments = moments_of(block[:, : self.dimensions] for block in self.chunks.blocks())
-            with written_beside(path) as beside:
-                moments.save(beside)
+        with suppress(FileNotFoundError, ValueError, EOFError, BadZipFile, UserError):  # not there, or damaged
+            return load_moments(path)
+        moments = moments_of(block[:, : self.dimensions] for block in self.chunks.blocks())
+        with written_beside(path) as beside:
+            moments.save(beside)
+            sync(beside)
         return load_moments(path)
 
 
