@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,39 @@ def test_a_graph_gives_the_bits_of_its_network(conditional_model) -> None:
             labels = torch.arange(size, device=CUDA) % 4
             with torch.no_grad():
                 assert torch.equal(graphed(x, t, labels), network(x, t, labels))
+
+
+def test_a_graph_serves_many_threads(conditional_model) -> None:
+    """Each gets the answer to its own question, though all ask with the same recorded tensors."""
+    network = conditional_model.to(CUDA).network
+    graphed = CudaGraphed(network)
+
+    def wrong(seed: int) -> int:
+        generator, found = torch.Generator(CUDA).manual_seed(seed), 0
+        for _ in range(200):
+            x, t = torch.randn(2, 1, 8, 8, device=CUDA, generator=generator), torch.full((2,), 3.0, device=CUDA)
+            with torch.no_grad():
+                found += not torch.equal(graphed(x, t, t.long()), network(x, t, t.long()))
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(wrong, range(4))) == [0] * 4
+
+
+def test_a_model_that_was_asked_in_inference_mode_answers_outside(conditional_model) -> None:
+    options = {"steps": 3, "num": 2, "labels": [0, 1]}
+    conditional_model.to(CUDA)
+    with torch.inference_mode():
+        expected = conditional_model.sample(**options)
+    assert torch.equal(conditional_model.sample(**options), expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second card")
+def test_another_card_than_the_current_one_draws_alike(conditional_model) -> None:
+    options = {"steps": 6, "num": 4, "precision": "fp32", "batch_size": 4}
+    expected = conditional_model.to("cuda:0").sample(**options)
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(conditional_model.to("cuda:1").sample(**options), expected)
 
 
 def test_a_graph_passes_gradients(model) -> None:

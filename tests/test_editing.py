@@ -187,6 +187,12 @@ def test_the_curve_trades_fidelity_for_realism():
     assert points[3].surprise == pytest.approx(real, rel=0.25)  # the outcome is clipped to [-1, 1]
 
 
+@pytest.mark.parametrize("timesteps", [2, 4])
+def test_surprise_is_a_number_for_the_shortest_process(timesteps):
+    editor = Editor(model_of(PRIOR, timesteps=timesteps), precision="fp32")
+    assert 0 < surprise(editor, PRIOR.sample(2)) < math.inf
+
+
 def test_interpolation_runs_from_one_image_to_the_other():
     first, second = PRIOR.sample(2, seed=8)
     row = interpolate(EDITOR, first, second, [0, 0.25, 0.5, 0.75, 1], depth=0.15, steps=100)
@@ -250,6 +256,7 @@ def test_translation_moves_one_classs_mean_to_the_others():
         (lambda x: sdedit(EDITOR, x, 0.5, steps=0), "at least 1 step"),
         (lambda x: sdedit(EDITOR, x, 0.5, sampler="dimm"), "no sampler"),
         (lambda x: sdedit(EDITOR, x[..., :8], 0.5), "this model knows"),
+        (lambda x: sdedit(EDITOR, x[:0], 0.5), "no images to edit"),
         (lambda x: invert(EDITOR, x, depth=0.0), "depth must lie"),
         (lambda x: invert(EDITOR, x, evaluations=1), "at least 2"),
         (lambda x: generate(EDITOR, x, evaluations=0, order=1), "at least 1"),

@@ -57,6 +57,52 @@ def test_a_class_named_by_a_number_goes_by_its_name(conditional_model):
         conditional_model.resolve_labels([])
 
 
+@pytest.mark.parametrize("labels", [1.0, [1.0], [None], "1.0", np.float64(1)])
+def test_what_names_no_class_is_refused(conditional_model, labels):
+    with pytest.raises(UserError, match="no class"):
+        conditional_model.resolve_labels(labels)
+
+
+@pytest.mark.parametrize("label", [torch.tensor(1), np.array(1), np.int64(1), True])
+def test_one_class_in_whatever_form(conditional_model, label):
+    assert conditional_model.resolve_labels(label) == [1]
+
+
+def test_weights_that_were_changed_in_place_draw_other_images(model):
+    """As by a training loop of one's own, or load_state_dict."""
+    before, name = model.sample(2, **STOCHASTIC), model.weights_hash
+    with torch.no_grad():
+        model.network.conv_in.weight.mul_(2)
+    changed = model.sample(2, **STOCHASTIC)
+    assert not torch.equal(changed, before)
+    assert model.weights_hash != name
+    with torch.no_grad():
+        model.network.conv_in.weight.div_(2)
+    assert torch.equal(model.sample(2, **STOCHASTIC), before)
+    assert model.weights_hash == name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_that_was_asked_in_inference_mode_answers_outside(model, precision):
+    """Nothing is kept from inside that a gradient, or a later call, could not use."""
+    options = {**STOCHASTIC, "precision": precision}
+    with torch.inference_mode():
+        expected = model.sample(2, **options)
+    assert torch.equal(model.sample(2, **options), expected)
+    x = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    model.denoiser(precision=precision)(x, 10.0).x_0.sum().backward()
+    assert x.grad is not None
+
+
+def test_a_model_made_in_inference_mode_draws_as_any_other():
+    options = {"num": 1, "steps": 2, "precision": "fp32"}
+    with torch.inference_mode():
+        inside = ddpm.load("digits", device="cpu")
+        found = inside.sample(**options)
+    assert torch.equal(found, ddpm.load("digits", device="cpu").sample(**options))
+    assert torch.equal(inside.sample(**options), found)
+
+
 def test_text_names_a_class_first_even_with_a_comma_and_then_several(conditional_model):
     assert conditional_model.resolve_labels("all") == [0, 1, 2]
     assert conditional_model.resolve_labels(" class 2,0, class 1,") == [2, 0, 1]

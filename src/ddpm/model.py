@@ -1,12 +1,11 @@
 """Model: a trained network with its process, labels and provenance. Load it, draw from it, save it."""
 
-import copy
 import hashlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,8 @@ from ddpm.errors import UserError
 from ddpm.hardware import Precision, compute_dtype, default_device
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
+from ddpm.networks.copies import Copies, weights_state
 from ddpm.networks.flops import count_flops
-from ddpm.networks.graph import CudaGraphed
 from ddpm.networks.unet import UNet
 from ddpm.process.gaussian import GaussianProcess
 from ddpm.randomness import ImageNoise
@@ -64,8 +63,8 @@ class Model:
         self.class_names = list(class_names) if class_names is not None else None
         self.null_label = null_label
         self.provenance = provenance or {}
-        self._compute_networks: dict[torch.dtype, nn.Module] = {}
-        self._compiles = False
+        self._copies = Copies(self.network)
+        self._weights_hash: tuple[tuple, str] | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -79,7 +78,6 @@ class Model:
     def to(self, device: torch.device | str) -> "Model":
         """Move the network; returns the model."""
         self.network.to(device)
-        self._compute_networks.clear()
         return self
 
     @property
@@ -87,9 +85,15 @@ class Model:
         """How pictures are brought to its shape: as its training images were, where that is known."""
         return framing_of(data_section(self.provenance))
 
-    @cached_property
+    @property
     def weights_hash(self) -> str:
         """Twelve hexadecimal digits that name the weights."""
+        state = weights_state(self.network)
+        if self._weights_hash is None or self._weights_hash[0] != state:
+            self._weights_hash = state, self._hashed_weights()
+        return self._weights_hash[1]
+
+    def _hashed_weights(self) -> str:
         digest = hashlib.sha256()
         for name, tensor in sorted(self.network.state_dict().items()):
             digest.update(name.encode())
@@ -130,7 +134,8 @@ class Model:
         `labels` (N,) goes with the N images that will be denoised. A class-conditional model without labels answers
         for its null class.
         """
-        network: nn.Module = self._network_in(precision)
+        dtype = compute_dtype(precision, self.device)
+        network: nn.Module = self._copies.of(dtype)
         if labels is None and self.class_names is not None:
             if self.null_label is None:
                 raise UserError("this model was trained with classes and without dropping them: it needs labels")
@@ -145,7 +150,7 @@ class Model:
             guidance_rescale=guidance_rescale,
             clip=clip,
             batch_size=batch_size,
-            dtype=compute_dtype(precision, self.device),
+            dtype=dtype,
         )
 
     def prepare(self, images: int, steps: int = 20) -> None:
@@ -155,20 +160,7 @@ class Model:
         Compiled it rounds otherwise: whoever draws a set in parts says the size of the whole.
         """
         on_card = self.device.type == "cuda"
-        compiles = on_card and images * steps * count_flops(self.network) >= COMPILED_FROM
-        if compiles != self._compiles:
-            self._compiles = compiles
-            self._compute_networks.clear()
-
-    def _network_in(self, precision: Precision) -> nn.Module:
-        """The network with its weights in the compute format; converted once and kept."""
-        dtype = compute_dtype(precision, self.device)
-        if dtype not in self._compute_networks:
-            network: nn.Module = copy.deepcopy(self.network).to(dtype).to(memory_format=torch.channels_last)
-            if self._compiles:
-                network.compile(dynamic=False)
-            self._compute_networks[dtype] = CudaGraphed(network) if self.device.type == "cuda" else network
-        return self._compute_networks[dtype]
+        self._copies.compiled = on_card and images * steps * count_flops(self.network) >= COMPILED_FROM
 
     def sample(self, num: int = 16, **options) -> Tensor:
         """Draw images 0 … num-1 of a seed: float32 (num, C, H, W) in [-1, 1] on the CPU. Options: `sample_batches`."""
@@ -244,7 +236,9 @@ class Model:
             labels = None if labels == "all" else [word.strip() for word in labels.split(",") if word.strip()]
         if labels is None:
             return list(range(len(self.class_names)))
-        chosen = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+        if isinstance(labels, str) or not isinstance(labels, Iterable) or getattr(labels, "ndim", 1) == 0:
+            return [_label_index(labels, self.class_names)]
+        chosen = list(labels)
         if not chosen:
             raise UserError("no class is named: give a class, several, or all")
         return [_label_index(label, self.class_names) for label in chosen]
@@ -257,11 +251,14 @@ class Model:
         )
 
 
-def _label_index(label: SupportsIndex | str, class_names: list[str]) -> int:
+def _label_index(label: Any, class_names: list[str]) -> int:
     """The number of a class given by name or by number; text is a name first, for classes that are named by numbers."""
     if isinstance(label, str) and label in class_names:
         return class_names.index(label)
-    index = operator.index(label) if isinstance(label, SupportsIndex) else int(label) if label.isdecimal() else -1
+    try:
+        index = operator.index(int(label) if isinstance(label, str) and label.isdecimal() else label)
+    except TypeError:  # other words, and numbers that are not whole
+        index = -1
     if 0 <= index < len(class_names):
         return index
     names = ", ".join(class_names[:12]) + (", …" if len(class_names) > 12 else "")

@@ -88,6 +88,14 @@ def test_betas_that_are_none_are_refused(betas):
         NoiseSchedule(torch.tensor(betas))
 
 
+def test_only_the_last_timestep_may_hold_no_signal():
+    assert NoiseSchedule(torch.tensor([0.1, 0.2, 1.0])).zero_terminal_snr
+    with pytest.raises(UserError, match="from timestep 1 of 3 on"):
+        NoiseSchedule(torch.tensor([0.1, 1.0, 0.2]))
+    with pytest.raises(UserError, match="smaller betas"):  # 0.1^324 is 0 in float64
+        NoiseSchedule(make_betas("constant", 1000, beta_end=0.9))
+
+
 def test_unknown_names_and_times_are_refused():
     with pytest.raises(UserError, match=r"linaer.*linear"):
         make_betas("linaer", 10)

@@ -153,7 +153,7 @@ def test_the_model_as_a_deepinv_denoiser(grey):
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [1]], ids=["one an image", "one for all"])
 @pytest.mark.parametrize("batch_size", [None, 4])
-def test_an_image_keeps_its_class_where_each_has_its_own_sigma(conditional_model, batch_size, labels):
+def test_an_image_keeps_its_class_whether_sigma_is_one_or_one_an_image(conditional_model, batch_size, labels):
     noisy = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     denoiser = as_deepinv(
         conditional_model, labels=torch.tensor(labels), batch_size=batch_size, precision="fp32", clip=None
@@ -164,3 +164,4 @@ def test_an_image_keeps_its_class_where_each_has_its_own_sigma(conditional_model
             conditional_model, labels=torch.tensor([labels[i % len(labels)]]), precision="fp32", clip=None
         )
         assert torch.allclose(found[i : i + 1], alone(noisy[i : i + 1], sigma), atol=1e-4)
+    assert torch.allclose(denoiser(noisy, 0.3), denoiser(noisy, torch.full((3,), 0.3)), atol=1e-4)

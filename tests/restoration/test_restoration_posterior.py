@@ -82,6 +82,7 @@ def test_the_operator_stays_where_the_caller_has_it(grey, monkeypatch):
         ({"labels": 3}, "without classes"),
         ({"operator": Denoising((3, 12, 12)), "y": torch.zeros(1, 3, 12, 12)}, "1 channels"),
         ({"y": torch.zeros(1, 1, 12, 13)}, "has shape"),
+        ({"y": torch.zeros(0, 1, 12, 12)}, "no images to restore"),
         ({"operator": Denoising((1, 8, 12)), "y": torch.zeros(1, 1, 8, 12)}, "smaller than the model's"),
         ({"steps": 2000}, "steps"),
     ],

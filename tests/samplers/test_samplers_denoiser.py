@@ -107,6 +107,12 @@ def test_guidance_that_is_no_number_is_refused(network):
         Denoiser(network, GaussianProcess(SCHEDULE), labels=labels, null_label=NULL, guidance=float("nan"))
 
 
+@pytest.mark.parametrize("rescale", [float("nan"), 15.0, -0.1])
+def test_a_rescale_that_is_no_share_is_refused(network, rescale):
+    with pytest.raises(UserError, match="share from 0 to 1"):
+        Denoiser(network, GaussianProcess(SCHEDULE), guidance_rescale=rescale)
+
+
 @pytest.mark.parametrize("ratio_above", [False, True])
 def test_dynamic_thresholding_is_diffusers(ratio_above):
     diffusers = pytest.importorskip("diffusers")
@@ -188,4 +194,10 @@ def test_unknown_names_and_options_are_refused(network):
     with pytest.raises(UserError, match="ancestral, ddim"):
         find_sampler("zzz")
     with pytest.raises(UserError, match="no option 'eta'"):
-        SAMPLERS["unipc"](Denoiser(network, GaussianProcess(SCHEDULE)), random(1, 3, 8, 8), [5.0, -1.0], eta=1.0)
+        SAMPLERS["unipc"].check(["eta"])
+    with pytest.raises(UserError, match="no option 'noise'"):  # that is given by who draws
+        SAMPLERS["ddim"].check(["eta", "noise"])
+    x_T, noise = random(1, 3, 8, 8), ImageNoise.of_seed(0, [0], (3, 8, 8))
+    for options, words in (({"eta": 1.0}, "no option 'eta'"), ({"variant": "BH2"}, "bh1 or bh2, not 'BH2'")):
+        with pytest.raises(UserError, match=words):
+            SAMPLERS["unipc"](Denoiser(network, GaussianProcess(SCHEDULE)), x_T, [5.0, -1.0], noise=noise, **options)

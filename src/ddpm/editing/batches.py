@@ -39,6 +39,8 @@ class Editor:
         model = self.model
         if tuple(images.shape[1:]) != model.image_shape:
             raise UserError(f"the images are {tuple(images.shape[1:])}, but this model knows {model.image_shape}")
+        if not len(images):
+            raise UserError("there are no images to edit")
         classes = self._classes(len(images))
         size = model.default_batch_size if self.batch_size is None else self.batch_size
         if size < 1:

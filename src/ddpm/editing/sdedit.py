@@ -94,7 +94,7 @@ def surprise(editor: Editor, images: Tensor) -> float:
     def work(denoiser: Denoiser, noise: Noise, x_0: Tensor) -> Tensor:
         errors = []
         for depth in SURPRISE_DEPTHS:
-            t, epsilon = round(depth * denoiser.schedule.timesteps) - 1, noise()
+            t, epsilon = max(0, round(depth * denoiser.schedule.timesteps) - 1), noise()
             predicted = denoiser(denoiser.process.q_sample(x_0, t, epsilon), t).epsilon
             errors.append((predicted - epsilon).square().flatten(1).mean(1))
         return torch.stack(errors).mean(0)

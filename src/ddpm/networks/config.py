@@ -1,5 +1,6 @@
 """What a network is made of: the `network:` section of a configuration."""
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -61,6 +62,10 @@ class NetworkConfig(BaseModel):
                 raise ValueError(f"a level of {width} channels does not divide into {self.groups} groups")
         if self.heads and self.head_dim:
             raise ValueError("give head_dim or heads, not both")
+        encoded = self.time_channels or self.widths[0]
+        if encoded // 2 <= self.freq_shift:
+            least = 2 * math.floor(self.freq_shift) + 2
+            raise ValueError(f"t is encoded in {encoded} channels; that takes at least {least}")
         return self
 
     @property

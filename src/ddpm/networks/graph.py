@@ -1,5 +1,6 @@
 """A network on a CUDA card that is launched whole: a small network's kernels take less time than launching them."""
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 SHAPES = 4  # recorded graphs kept, each with the memory of its activations
+
+_turn = threading.Lock()  # a process records one graph at a time, and a graph's tensors serve one call at a time
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,24 @@ class CudaGraphed(nn.Module):
         if (torch.is_grad_enabled() and x_t.requires_grad) or torch.cuda.is_current_stream_capturing():
             return self.network(x_t, t, labels)
         inputs = (x_t, t) if labels is None else (x_t, t, labels)
+        with _turn, torch.cuda.device(x_t.device):  # streams are those of the current card, which may be another
+            recorded = self._recording(inputs)
+            for static, tensor in zip(recorded.inputs, inputs, strict=True):
+                static.copy_(tensor)
+            recorded.graph.replay()
+            return recorded.output.clone()
+
+    def _recording(self, inputs: tuple[Tensor, ...]) -> _Recorded:
+        """That of the inputs' shapes; the one that was asked for the longest ago makes way for a new one."""
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if key not in self._recorded:
             self._recorded[key] = self._record(inputs)
             if len(self._recorded) > SHAPES:
                 self._recorded.popitem(last=False)
         self._recorded.move_to_end(key)
-        recorded = self._recorded[key]
-        for static, tensor in zip(recorded.inputs, inputs, strict=True):
-            static.copy_(tensor)
-        recorded.graph.replay()
-        return recorded.output.clone()
+        return self._recorded[key]
 
+    @torch.inference_mode(False)  # what is recorded inside it could not be replayed outside
     @torch.no_grad()
     def _record(self, inputs: tuple[Tensor, ...]) -> _Recorded:
         static = tuple(tensor.clone() for tensor in inputs)
@@ -56,6 +65,6 @@ class CudaGraphed(nn.Module):
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # other threads, such as the one that draws training batches, may go on using the card meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             output = self.network(*static)
         return _Recorded(graph, static, output)

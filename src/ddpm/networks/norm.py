@@ -202,5 +202,6 @@ def _buffers(pixels: Tensor, dtype: torch.dtype, number: int) -> list[Tensor]:
     needed = number * math.prod(shape)
     memory: Tensor | None = getattr(_room, "memory", None)
     if memory is None or memory.dtype != dtype or memory.numel() < needed:
-        memory = _room.memory = torch.empty(needed, dtype=dtype)
+        with torch.inference_mode(False):  # room made inside it could not be written to outside
+            memory = _room.memory = torch.empty(needed, dtype=dtype)
     return list(memory[:needed].reshape(number, *shape))

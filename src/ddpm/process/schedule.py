@@ -65,6 +65,12 @@ class NoiseSchedule:
             raise UserError("betas must be a list of at least two numbers in (0, 1]")
         self.betas = betas
         self.alphas_cumprod = (1 - betas).cumprod(0)
+        if self.alphas_cumprod[-2] <= 0:
+            first = int((self.alphas_cumprod <= 0).nonzero()[0])
+            raise UserError(
+                f"with these betas nothing of the image is left from timestep {first} of {len(betas)} on; only the "
+                "last may be pure noise: take smaller betas, or fewer timesteps"
+            )
         self.alphas_cumprod_prev = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
         self.posterior_variance = betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
         self.posterior_log_variance = torch.cat([self.posterior_variance[1:2], self.posterior_variance[1:]]).log()

@@ -104,20 +104,29 @@ def denoiser_as_deepinv(denoiser: Denoiser, device: torch.device | None = None) 
         def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
             levels = torch.as_tensor(sigma, dtype=torch.float64).flatten()
             images = x.to(device=device)
+            everyone = _labelled(denoiser, len(x))
             if len(levels) == 1:
-                return _denoise(denoiser, images, float(levels)).to(x.device)
-            each = zip(_one_by_one(denoiser, len(x)), images.split(1), levels, strict=True)
+                return _denoise(everyone, images, float(levels)).to(x.device)
+            each = zip(_one_by_one(everyone, len(x)), images.split(1), levels, strict=True)
             return torch.cat([_denoise(alone, image, float(level)) for alone, image, level in each]).to(x.device)
 
     return DiffusionDenoiser()
 
 
+def _labelled(denoiser: Denoiser, count: int) -> Denoiser:
+    """The denoiser with a label for each of `count` images, where it has one that all share."""
+    several = copy.copy(denoiser)
+    if denoiser.labels is not None:
+        several.labels = denoiser.labels.expand(count)
+    return several
+
+
 def _one_by_one(denoiser: Denoiser, count: int) -> Iterator[Denoiser]:
-    """The denoiser of `count` images for each of them alone, with its own label, or the one that all share."""
+    """The denoiser of `count` images for each of them alone, with its own label."""
     for index in range(count):
         alone = copy.copy(denoiser)
         if denoiser.labels is not None:
-            alone.labels = denoiser.labels.expand(count)[index : index + 1]
+            alone.labels = denoiser.labels[index : index + 1]
         yield alone
 
 

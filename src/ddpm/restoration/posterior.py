@@ -77,6 +77,8 @@ def restore(
     size = model.default_batch_size if batch_size is None else batch_size
     if samples < 1 or size < 1:
         raise UserError(f"samples and batch size must be at least 1, not {samples} and {size}")
+    if not len(y):
+        raise UserError("there are no images to restore")
     names = list(map(str, range(len(y)))) if names is None else list(names)
     shape = _image_shape(model, operator, image_size)
     if isinstance(operator, LinearOperator):

@@ -43,14 +43,23 @@ class SamplerSpec:
     evaluations_per_step: int = 1
     spacing: Spacing = "trailing"
 
-    def __call__(self, denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], **options: Any) -> Tensor:
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x_T: Tensor,
+        timesteps: Sequence[float],
+        *,
+        noise: Noise,
+        callback: Callback | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Run it; UserError for an option that it does not take."""
         self.check(options)
-        return self.function(denoiser, x_T, timesteps, **options)
+        return self.function(denoiser, x_T, timesteps, noise=noise, callback=callback, **options)
 
     def check(self, options: Iterable[str]) -> None:
         """UserError for an option that it does not take."""
-        known = inspect.signature(self.function).parameters
+        known = set(inspect.signature(self.function).parameters) - set(inspect.signature(Sampler.__call__).parameters)
         for option in options:
             if option not in known:
                 raise UserError(f"the sampler {self.function.__name__} takes no option {option!r}")

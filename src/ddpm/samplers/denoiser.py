@@ -66,6 +66,8 @@ class Denoiser:
     ):
         if not math.isfinite(guidance):
             raise UserError(f"guidance must be a number, not {guidance}")
+        if not 0 <= guidance_rescale <= 1:
+            raise UserError(f"guidance_rescale is a share from 0 to 1, not {guidance_rescale}")
         if guidance != 1 and null_label is None:
             raise UserError("guidance needs a class-conditional model that was trained with classes dropped")
         if guidance != 1 and labels is None:

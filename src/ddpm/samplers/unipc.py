@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ddpm.errors import UserError
 from ddpm.process.schedule import NoiseSchedule
 from ddpm.samplers.denoiser import Denoiser
 from ddpm.samplers.step import Callback, Noise, Step
@@ -30,6 +31,8 @@ def unipc(
     What the network says of the predicted x_t also corrects the step that led there, so the corrector costs no
     evaluation of its own. `variant` is the paper's B(h): "bh2" (e^-h - 1) or "bh1" (-h).
     """
+    if variant not in get_args(Variant):
+        raise UserError(f"unipc's variant is bh1 or bh2, not {variant!r}")
     steps, x_t, link = len(timesteps) - 1, x_T, None
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         x_0 = denoiser(x_t, t).x_0
