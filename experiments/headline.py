@@ -197,7 +197,8 @@ def complete_card(folder: Path, result: dict[str, Any], picture: Path) -> None:
     figures = {**result["builtin"]["figures"], **result["standard"]["figures"]}
     add_metrics(folder, {figure["title"]: figure["value"] for figure in figures.values()})
     settings = result["standard"]["settings"]
-    caption = f"The first samples of seed 0, {settings['steps']} steps of {settings['sampler']}, none chosen."
+    caption = f"The first samples of seed 0, none chosen: {settings['steps']} steps of {settings['sampler']}, "
+    caption += f"spacing {settings['spacing']}."
     add_samples(folder, picture, caption)
 
 

@@ -88,6 +88,7 @@ def figure_columns(result: dict[str, Any] | None) -> dict[str, str]:
         "parameters": f"{training['parameters'] / 1e6:.1f} M",
         "images seen": f"{training['images']:,}",
         "training": duration(training["seconds"]),
+        "drawn with": drawn_with(standard["settings"]),
         "n": f"{standard['settings']['n']:,}",
         distance["title"]: f"{distance['value']:.2f}" + (" (biased)" if distance["note"].startswith("BIASED") else ""),
         "distance (built-in features)": f"{others['frechet_distance']['value']:.3f}",
@@ -100,6 +101,11 @@ def figure_columns(result: dict[str, Any] | None) -> dict[str, str]:
         columns["CAS (real images)"] = f"{cas['value']:.1%} ({cas['detail']['real']:.1%})"
     copies = [f"{others[f'copies_{how}']['value']:.1%}" for how in ("pixels", "features")]
     return columns | {"suspected copies, pixels / features": " / ".join(copies)}
+
+
+def drawn_with(settings: dict[str, Any]) -> str:
+    """Steps, sampler and spacing; files that do not name the last are of a time when all was spaced evenly in t."""
+    return f"{settings['steps']} × {settings['sampler']}, {settings.get('spacing', 'trailing')}"
 
 
 def commands(*names: str) -> Callable[[Path], Rows]:

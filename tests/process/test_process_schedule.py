@@ -89,7 +89,8 @@ def test_betas_that_are_none_are_refused(betas):
 
 
 def test_only_the_last_timestep_may_hold_no_signal():
-    assert NoiseSchedule(torch.tensor([0.1, 0.2, 1.0])).zero_terminal_snr
+    for betas in ([0.1, 0.2, 1.0], [1.0, 1.0]):  # the second: regression from noise, one step
+        assert NoiseSchedule(torch.tensor(betas)).zero_terminal_snr
     with pytest.raises(UserError, match="from timestep 1 of 3 on"):
         NoiseSchedule(torch.tensor([0.1, 1.0, 0.2]))
     with pytest.raises(UserError, match="smaller betas"):  # 0.1^324 is 0 in float64
