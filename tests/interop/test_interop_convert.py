@@ -131,6 +131,17 @@ def test_a_file_of_something_else(tmp_path, content, suffix):
         convert(file, tmp_path / "new")
 
 
+def test_weights_in_the_hubs_cache_have_their_configuration_beside_their_name(tmp_path):
+    """The file itself lies elsewhere, among those of all revisions."""
+    theirs = random_unet2d(**SMALL)
+    snapshot = diffusers_folder(tmp_path / "snapshots" / "0123abc", theirs)
+    (tmp_path / "blobs").mkdir()
+    for number, file in enumerate(path for path in snapshot.rglob("*") if path.is_file()):
+        file.symlink_to(file.rename(tmp_path / "blobs" / f"{number:040x}"))
+    convert(snapshot / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "new")
+    assert relative_difference(load_folder(tmp_path / "new").network, theirs) < 1e-5
+
+
 @pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b"<!doctype html>"])
 def test_what_was_fetched_in_place_of_the_weights_is_no_dangerous_pickle(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)

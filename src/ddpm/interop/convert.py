@@ -1,5 +1,6 @@
 """Weights of other ages and makers as a model folder. Here alone are pickles opened, and only as plain tensors."""
 
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import replace
@@ -68,7 +69,9 @@ def read_file(source: Path, flags: str | None) -> LoadedParts:
     if "conv_in.weight" not in weights.shapes:
         known = "Diffusers' UNet2DModel, improved-diffusion and guided-diffusion"
         raise UserError(f"{source} holds weights of an unknown kind ({min(weights.shapes)}, ...); known are {known}")
-    home = source.resolve().parent
+    home = Path(
+        os.path.abspath(source)
+    ).parent  # not resolved: in the Hub's cache a file is a link away from its folder
     return assemble(ModelFolder(home.parent if home.name == "unet" else home), weights)
 
 
