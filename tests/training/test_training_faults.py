@@ -2,20 +2,24 @@
 
 import contextlib
 import errno
+import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from ddpm.errors import RunStopped, UserError
 from ddpm.model import Model, load
 from ddpm.training import train
 from ddpm.training.lock import RunLock
+from ddpm.training.preview import draw_preview
 
 DDPM = [sys.executable, "-m", "ddpm"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -141,6 +145,74 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(tiny, files, tmp_pat
     train(config, run, resume=True)
     assert files.tensors(run, 4) == files.tensors(undisturbed, 4)
     assert files.records(run, "step", "loss") == files.records(undisturbed, "step", "loss")
+
+
+def test_a_full_disk_is_told_of_by_the_run_and_not_by_tensorboard(tiny, tmp_path, monkeypatch):
+    """Whose events are in a file of the same disk, and are written once more when it is closed."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # its thread has a traceback of its own
+    with pytest.raises(RunStopped, match=r"could not write metrics.jsonl"), largest_file(8000):
+        train(tiny(steps=100, checkpoint_every=100, track=["tensorboard"]), tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", ["evaluation", "preview"])
+def test_what_fails_between_two_steps_costs_none_of_them(tiny, files, tmp_path, monkeypatch, capsys, what):
+    """Nor does the run fail there again; the best and the figures are those that were found before."""
+    config = tiny(steps=4, checkpoint_every=4, evaluate_every=1, preview_every=1, preview_images=1, preview_steps=2)
+    undisturbed = train(config, tmp_path / "undisturbed", evaluator=lambda model: {"figure": 1.0})
+    run = tmp_path / "run"
+
+    def evaluator(model):
+        if what == "evaluation" and model.provenance["steps"] == 3:
+            raise UserError("this evaluation cannot be")
+        return {"figure": 1.0}
+
+    def too_large(model, *others):
+        if model.provenance["steps"] == 3:
+            raise torch.OutOfMemoryError
+        return draw_preview(model, *others)
+
+    if what == "preview":
+        monkeypatch.setattr("ddpm.training.run.draw_preview", too_large)
+    with pytest.raises((UserError, torch.OutOfMemoryError)):
+        train(config, run, evaluator=evaluator)
+    assert "saved at step 3" in capsys.readouterr().out
+    state = json.loads((run / "checkpoints" / "000003" / "state.json").read_text())
+    assert (state["figures"]["step"], state["best"]["step"]) == (2, 1)
+    train(config, run, resume=True, evaluator=evaluator)
+    assert files.tensors(run, 4) == files.tensors(undisturbed, 4)
+
+
+def test_a_better_model_that_could_not_be_kept_is_not_the_best(tiny, tmp_path, monkeypatch):
+    save = Model.save
+
+    def save_but_the_best(model: Model, folder: Path) -> None:
+        if folder.name == "best" and model.provenance["steps"] == 2:
+            raise OSError(errno.ENOSPC, "")
+        save(model, folder)
+
+    figures = iter([2.0, 1.0, 1.5])
+    config = tiny(steps=3, checkpoint_every=4, evaluate_every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "save", save_but_the_best)
+        with pytest.raises(RunStopped, match="could not write the evaluation"):
+            train(config, tmp_path / "run", evaluator=lambda model: {"figure": next(figures)})
+    train(config, tmp_path / "run", resume=True, evaluator=lambda model: {"figure": next(figures)})
+    assert load(tmp_path / "run" / "best").provenance["metrics"] == {"step": 3, "figure": 1.5}
+
+
+def test_whoever_asks_a_run_to_stop_is_answered_at_once(tiny, tmp_path, capfd):
+    said = []
+
+    def evaluator(model):
+        signal.raise_signal(signal.SIGINT)
+        said.append(capfd.readouterr().err)
+        return {"figure": 1.0}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(steps=4, checkpoint_every=4, evaluate_every=2), tmp_path / "run", evaluator=evaluator)
+    assert "stopping after this step" in said[0]
+    assert (tmp_path / "run" / "checkpoints" / "000002").is_dir()
 
 
 def test_a_model_that_could_not_be_written_is_written_on_resume(tiny, tmp_path, monkeypatch):

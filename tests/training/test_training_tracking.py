@@ -20,6 +20,13 @@ def test_cut_back_keeps_what_the_checkpoint_knows(tmp_path):
     assert not (tmp_path / "none.jsonl").exists()
 
 
+def test_a_spoilt_line_of_the_log_goes(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "lo\xf3s": 1}\n\x00\x00\x00\n{"step": 3}\n')
+    cut_back(path, 3)
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
 def test_tensorboard_shows_the_same_numbers_and_forgets_what_was_cut_back(tiny, files, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = train(tiny(steps=2, decay="constant", track=["tensorboard"]), tmp_path / "run")

@@ -1,12 +1,14 @@
 """Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code that shells and schedulers expect of a terminated process
+SAID = b"\nstopping after this step and what is due then; once more to leave at once, without a checkpoint\n"
 
 
 class StopRequest:
@@ -17,6 +19,8 @@ class StopRequest:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
+        with contextlib.suppress(OSError):  # not print: the signal may have come in the midst of one
+            os.write(2, SAID)
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
 
     def leave(self, number: int) -> None:

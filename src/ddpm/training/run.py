@@ -1,5 +1,6 @@
 """A run directory from its first step to its last: put together, gone on with, saved."""
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable
@@ -173,12 +174,16 @@ class Run:
         training = self.config.training
         last = done == training.steps
         model = None
-        if training.preview_every and (done % training.preview_every == 0 or last):
-            model = self.model()
-            self.preview(model, done)
-        if self.evaluator and training.evaluate_every and (done % training.evaluate_every == 0 or last):
-            self.evaluate(self.evaluator, model or self.model(), done)
-        if done % training.checkpoint_every == 0 or last:
+        try:
+            if training.preview_every and (done % training.preview_every == 0 or last):
+                model = self.model()
+                self.preview(model, done)
+            if self.evaluator and training.evaluate_every and (done % training.evaluate_every == 0 or last):
+                self.evaluate(self.evaluator, model or self.model(), done)
+        except Exception:
+            self._rescue()
+            raise
+        if done % training.checkpoint_every == 0 or last:  # after the evaluation, of which it knows
             self.checkpoint()
 
     def model(self) -> Model:
@@ -226,40 +231,49 @@ class Run:
     def evaluate(self, evaluator: Evaluator, model: Model, step: int) -> None:
         """Ask the evaluator; the best so far is kept in RUN/best, and its checkpoint is spared."""
         figures = evaluator(model)
-        self.figures = model.provenance["metrics"] = {"step": step, **figures}
+        found = model.provenance["metrics"] = {"step": step, **figures}
         name = next(iter(figures))
         better = self.best is None or figures[name] < self.best[name]
-        if better:
-            self.best = {"step": step, **figures}
 
         def keep() -> None:
             with writing("the evaluation", self._kept):
-                self.track({"step": step, **figures})
+                self.track(found)
                 if better:
                     self._write_model(model, self.out / "best")
 
         on_main(self.accelerator, keep)
+        self.figures = found
         if better:
+            self.best = found
             self.checkpoint()
 
     def checkpoint(self) -> None:
         """Save all that is needed to go on, and the model."""
-        step = self.loop.progress.step
-        if step == self.saved:
+        if self.loop.progress.step == self.saved:
             return
-        self.saved = step
-        model = self.model()
-
-        def save() -> None:
-            with writing(f"checkpoint {step:06d}", self._kept):
-                if self.tracking is not None:
-                    self.tracking.sync()
-                spare = self.best["step"] if self.best else None
-                self.checkpoints.save(step, self.loop.tensors(), self._state(), spare)
-                self._save(model)
-
-        on_main(self.accelerator, save)
+        self.saved = self.loop.progress.step
+        on_main(self.accelerator, self._write_checkpoint)
         self.skipped.tell()
+
+    def _write_checkpoint(self) -> None:
+        step = self.loop.progress.step
+        with writing(f"checkpoint {step:06d}", self._kept):
+            if self.tracking is not None:
+                self.tracking.sync()
+            spare = self.best["step"] if self.best else None
+            self.checkpoints.save(step, self.loop.tensors(), self._state(), spare)
+            self._save(self.model())
+
+    def _rescue(self) -> None:
+        """Save where a preview or an evaluation has failed, so that the run need not go back, to fail there again.
+
+        In the first process alone, since the others may be anywhere; and no second error may hide the first.
+        """
+        step = self.loop.progress.step
+        if self.accelerator.is_main_process and step != self.saved:
+            with contextlib.suppress(Exception):
+                self._write_checkpoint()
+                self.accelerator.print(f"saved at step {step:,}, before what failed there")
 
     def _save(self, model: Model) -> None:
         """RUN/model, with the newest preview in its card."""

@@ -1,5 +1,6 @@
 """What a run tells of itself: metrics.jsonl always, TensorBoard and Weights & Biases through accelerate."""
 
+import contextlib
 import errno
 import importlib.util
 import json
@@ -54,13 +55,15 @@ class Tracking:
     def close(self) -> None:
         self._handle.close()
         for tracker in self._others:
-            tracker.finish()
+            with contextlib.suppress(OSError):  # of a full disk the run has told already, and more usefully
+                tracker.finish()
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Keep the records up to `step`; a last line that a kill cut short goes too."""
+    """Keep the records up to `step`; a last line that a kill cut short goes too, and one that the disk has spoilt."""
     if path.exists():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if record_step(line) <= step]
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()  # as `log` writes
+        kept = [line for line in lines if line.isascii() and record_step(line) <= step]
         write_text(path, "".join(line + "\n" for line in kept))
 
 
