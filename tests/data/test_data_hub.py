@@ -43,6 +43,15 @@ def test_hub_set(tmp_path, pixels):
     assert opened(folder, labels=True).fingerprint == dataset.fingerprint  # the same parquet files, as a path
 
 
+@pytest.mark.parametrize("name", ["flowers [2024]", "a*b", "what?"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files_by_names_that_look_like_patterns(tmp_path, pixels, name, streaming):
+    folder = hub_set(tmp_path / name, pixels)
+    (folder / "train-1.parquet").rename(folder / f"{name}.parquet")
+    dataset = opened(folder / f"{name}.parquet", labels=True, streaming=streaming)
+    assert dataset.draw(0, range(6))[1].bincount().tolist() == [2, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("query", "rows", "class_names"),
     [

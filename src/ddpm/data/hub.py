@@ -5,6 +5,7 @@ for undecoded and pass through our own decoder; code in a repository is never ru
 """
 
 import difflib
+import glob
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -245,7 +246,8 @@ def _fetch(path: str) -> bytes:
 
 
 def _named(paths: list[Path]) -> list[str]:
-    return [str(path) for path in paths]
+    """As patterns, which is what the library takes them for: `flowers [2024].parquet` is to match itself."""
+    return [glob.escape(str(path)) for path in paths]
 
 
 def _numbers_first(key: str) -> tuple[bool, int, str]:
