@@ -142,6 +142,17 @@ def test_the_figures_of_a_model_folder_go_into_its_card(model, tmp_path, capsys)
     assert f"| {value:.6g} |" in line
 
 
+def test_a_model_folder_that_cannot_be_written_is_judged_all_the_same(model, tmp_path, capsys):
+    """Here since a folder has the name that a file is first written under; elsewhere since it is somebody else's."""
+    real = save(tmp_path / "real.npz", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    model.save(tmp_path / "model")
+    (tmp_path / "model" / f".ddpm.json.{os.getpid()}").mkdir()
+    words = ["evaluate", str(tmp_path / "model"), "--data", real, "--features", "builtin", "--metrics", "levels"]
+    assert run([*words, "--num", "4", "--steps", "1", "--out", str(tmp_path / "e.json")]) == 0
+    assert "README.md, could not be updated: Is a directory" in capsys.readouterr().out
+    assert (tmp_path / "e.json").exists()
+
+
 def test_the_card_keeps_figures_apart_that_were_made_in_other_ways(model, tmp_path, monkeypatch):
     """Each is a line of its own, and the same call a second time is none."""
     random = np.random.default_rng(0)

@@ -80,8 +80,12 @@ def add_to_card(judged: str, report: Report) -> None:
     folder = find_model(judged)
     if not (folder / "ddpm.json").is_file() or load(folder).weights_hash != report.settings.get("weights"):
         return  # images, or a model that training has replaced meanwhile
-    add_metrics(folder, report.for_card())
-    print(f"and to {folder / 'README.md'}")
+    try:
+        add_metrics(folder, report.for_card())
+    except OSError as error:  # the evaluation is done and kept: a model of somebody else's is no reason to fail
+        print(f"but its card, {folder / 'README.md'}, could not be updated: {error.strerror or error}")
+    else:
+        print(f"and to {folder / 'README.md'}")
 
 
 def draw_sweep(
