@@ -314,6 +314,23 @@ def test_names_that_no_terminal_can_show(tmp_path):
         name.encode()
 
 
+def test_names_that_are_not_utf8_are_told_apart(tmp_path):
+    """Köln and Käln as Latin-1 has them, and names of controls alone."""
+    names = [b"K\xf6ln", b"K\xe4ln", b"a\x1b", b"a\x07", "a\u202e".encode()]
+    for name in names:
+        os.makedirs(folder := os.path.join(os.fsencode(tmp_path), b"set", name))
+        Image.new("RGB", (16, 16)).save(Path(os.fsdecode(os.path.join(folder, b"x.png"))))
+    dataset = opened(tmp_path / "set", labels=True)
+    assert dataset.class_names == [r"K\xe4ln", r"K\xf6ln", r"a\u202e", r"a\x07", r"a\x1b"]
+    assert sorted(dataset.labels.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_spaces_and_joiners_of_other_scripts_stay(image_folder):
+    names = ["東京\u3000駅", "Pommes\u00a0frites", "می\u200cخواهم", "\U0001f469\u200d\U0001f33e"]
+    dataset = opened(image_folder([f"{name}/1.png" for name in names]), labels=True)
+    assert dataset.class_names == sorted(names)
+
+
 # ---- random damage
 
 

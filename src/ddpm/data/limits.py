@@ -2,6 +2,7 @@
 
 import math
 import os
+import unicodedata
 from pathlib import Path
 
 from ddpm.errors import UserError
@@ -12,6 +13,7 @@ MOST_FILE_BYTES = 2**28  # of one encoded image
 MOST_MEMORY_BYTES = 2**32  # a decoded set up to this size stays in memory, a larger one is decoded as it is used
 MOST_DEFLATE_RATIO = 1100  # deflate cannot pack tighter than about 1032 to 1
 MOST_CLASSES = 2**16
+TURNS_WRITING = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 
 class BrokenFile(Exception):
@@ -47,6 +49,14 @@ def read_bounded(file, size: int) -> bytearray:
 
 
 def printable(name: str) -> str:
-    """A file's name as it may be shown and stored: valid UTF-8 and no control characters."""
-    name = os.fsencode(name).decode("utf-8", "replace")
-    return "".join(letter if letter.isprintable() else "�" for letter in name)
+    """A file's name as it may be shown and stored: valid UTF-8 and nothing that a terminal obeys.
+
+    What is not is spelled out, as in K\\xf6ln, and not all the same: names that differ may be those of two classes.
+    """
+    name = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(letter if _shown(letter) else letter.encode("unicode_escape").decode() for letter in name)
+
+
+def _shown(letter: str) -> bool:
+    """Spaces of any width and joiners too, which names in many scripts have; but nothing that turns writing around."""
+    return letter.isprintable() or (unicodedata.category(letter) in ("Zs", "Cf") and letter not in TURNS_WRITING)
