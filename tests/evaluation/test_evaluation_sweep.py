@@ -1,12 +1,16 @@
 """Quality against network evaluations, and the judge that runs beside training."""
 
+import tarfile
+
 import numpy as np
 import pytest
+import torch
 from evaluation_cases import save
+from PIL import Image
 
-from ddpm.data import DataConfig
+from ddpm.data import DataConfig, open_dataset, stored
 from ddpm.errors import UserError
-from ddpm.evaluation.monitor import training_evaluator
+from ddpm.evaluation.monitor import real_images, training_evaluator
 from ddpm.evaluation.sweep import sweep
 
 
@@ -65,6 +69,34 @@ def test_the_training_evaluator_repeats_itself(model, tmp_path):
     assert first == second
     assert next(iter(first)) == "kid_builtin"
     assert set(first) == {"kid_builtin", "distance_builtin"}
+
+
+def photographs(folder, count):
+    for number in range(count):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number:03}.png")
+
+
+def test_the_training_evaluator_decodes_no_more_images_than_it_compares_with(tmp_path, monkeypatch):
+    photographs(tmp_path, 40)
+    (tmp_path / "007.png").write_bytes(b"broken")
+    data = DataConfig(source=str(tmp_path), image_size=8)
+    expected = open_dataset(data).draw(0, range(39))[0].flatten(1).unique(dim=0)
+    decoded = []
+    decode = stored.decode
+    monkeypatch.setattr(stored, "decode", lambda *asked: (decoded.append(1), decode(*asked))[1])
+    few = real_images(data, 6)
+    assert len(few.flatten(1).unique(dim=0)) == 6
+    assert len(decoded) <= 7
+    assert torch.equal(real_images(data, 500).flatten(1).unique(dim=0), expected)
+
+
+def test_the_training_evaluator_repeats_no_image_of_a_short_stream(tmp_path):
+    photographs(tmp_path, 5)
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for path in sorted(tmp_path.glob("*.png")):
+            tar.add(path, path.name)
+    data = DataConfig(source=str(tmp_path / "set.tar"), image_size=8, streaming=True)
+    assert sorted(real_images(data, 12)[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("channels", [2, 4])

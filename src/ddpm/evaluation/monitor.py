@@ -1,12 +1,18 @@
 """The evaluator that training calls: two figures on few images, with the features that come with the package."""
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.distributed
+from torch import Tensor
 
 from ddpm.data import DataConfig, open_dataset
+from ddpm.data.dataset import epoch_order
+from ddpm.data.limits import BrokenFile
+from ddpm.data.opening import load_image
+from ddpm.data.sources import find_stored
 from ddpm.errors import UserError
 from ddpm.evaluation.features import FeatureNetwork, load_features
 from ddpm.evaluation.frechet import frechet_distance, moments_of
@@ -19,7 +25,8 @@ SUBSETS, SUBSET_SIZE = 20, 250
 
 
 def training_evaluator(data: DataConfig, num: int = 500, steps: int = 20) -> Callable[[Model], dict[str, float]]:
-    """A function of the model that draws `num` images, always of one seed, and compares them with as many real ones.
+    """A function of the model that draws `num` images, always of one seed, and compares them with as many real ones, or
+    with all where there are fewer.
 
     It returns {"kid_builtin", "distance_builtin"}; lower is better, and KID, being unbiased, decides which checkpoint
     is best. Called in every process at once: each draws its share and all get the same figures.
@@ -33,14 +40,27 @@ def training_evaluator(data: DataConfig, num: int = 500, steps: int = 20) -> Cal
 
     def evaluate(model: Model) -> dict[str, float]:
         if not real:
-            images, _ = open_dataset(data).draw(0, range(num))
-            real.append(network(images)[0])
+            real.append(network(real_images(data, num))[0])
         generated = _generated_features(model, network, num, steps)
         kid = kernel_distance(generated, real[0], subsets=SUBSETS, subset_size=SUBSET_SIZE)
         distance = frechet_distance(moments_of([generated]), moments_of(real))
         return {"kid_builtin": kid.mean, "distance_builtin": distance}
 
     return evaluate
+
+
+def real_images(data: DataConfig, num: int) -> Tensor:
+    """At most `num` images (n, C, H, W), none twice, which would be no unbiased KID; of a set no others are decoded."""
+    if data.streaming:
+        images, _ = open_dataset(data).draw(0, range(num))  # of a shorter stream the first ones come again
+        return torch.stack(list({image.numpy().tobytes(): image for image in images}.values()))
+    stored, found = find_stored(data.source), []
+    for index in epoch_order(len(stored), 0, range(len(stored))).tolist():
+        with contextlib.suppress(BrokenFile):
+            found.append(load_image(stored, data, index)[0])
+        if len(found) == num:
+            break
+    return torch.stack(found)
 
 
 def _generated_features(model: Model, network: FeatureNetwork, num: int, steps: int) -> np.ndarray:
