@@ -50,6 +50,34 @@ def test_a_model_is_judged_with_all_that_makes_it_comparable(model, network, tmp
     assert (tmp_path / "x-likelihood.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("held", "labels", "said"),
+    [
+        ([20, 20, 20], None, ""),
+        ([23, 20, 17], None, ""),
+        ([40, 10, 10], None, "the reference holds 3 of 3 in another share"),
+        ([30, 20, 10], None, "the reference holds 2 of 3 in another share"),
+        ([30, 20, 10], [0, 0, 0, 1, 1, 2], ""),
+        ([20, 20, 20], [0], "the reference holds 3 of 3 in another share"),
+    ],
+)
+def test_classes_in_other_shares_are_told_of(model, network, tmp_path, held, labels, said):
+    """Beside the figures that are of all classes together, and no others."""
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    real = save(tmp_path / "real.npz", pixels, np.repeat(np.arange(3), held))
+    options = {} if labels is None else {"labels": labels}
+    metrics = ["fid", "kid", "drift", "levels", "prdc"]
+    report = evaluate(
+        model, real, features=network, num=60, metrics=metrics, steps=1, force=True, progress=False, **options
+    )
+    notes = {figure.key: figure.note for figure in report.figures}
+    for key in ("frechet_distance", "kid", "drift_red", "drift_blue", "levels"):
+        assert said in notes[key]
+        assert ("--labels draws others" in notes[key]) == bool(said)
+    assert "--labels" not in notes["precision"]
+    assert notes["levels"].startswith("share of the pixels")
+
+
 def test_ready_moments_give_the_same_distance(digits, network, tmp_path):
     judged, real = save(tmp_path / "a.npz", digits[0][:300]), save(tmp_path / "b.npz", digits[0][300:700])
     moments_of([network(open_images(real)[:])[0]]).save(tmp_path / "moments.npz")

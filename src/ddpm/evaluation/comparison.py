@@ -154,13 +154,15 @@ class Metric:
     """A metric.
 
     compute: its function; needs: what it cannot do without, each a function that raises UserError where it is missing;
-    least: images that either side must have; uses: what has to be drawn and extracted first.
+    least: images that either side must have; uses: what has to be drawn and extracted first; mixture: whether it is of
+    all classes at once, in the shares that either side has them.
     """
 
     compute: Callable[[Comparison], list[Figure]]
     needs: Sequence[Callable[[Comparison], Any]] = ()
     least: int = 1
     uses: Sequence[str] = (SAMPLES, FEATURES)
+    mixture: bool = False
 
     def lacks(self, comparison: Comparison) -> str | None:
         """What is missing for this metric, or None."""

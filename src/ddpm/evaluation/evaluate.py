@@ -1,6 +1,7 @@
 """`evaluate`: judge a model, or images that were drawn before, against real images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import torch
 
 from ddpm.errors import UserError
-from ddpm.evaluation.comparison import FEATURES, Comparison
+from ddpm.evaluation.comparison import FEATURES, Comparison, Figure, Metric
 from ddpm.evaluation.features import FeatureNetwork, load_features
 from ddpm.evaluation.frechet import Moments
 from ddpm.evaluation.images import DatasetImages, GeneratedImages
 from ddpm.evaluation.metrics import METRICS, choose_metrics
 from ddpm.evaluation.opening import describe, open_judged, open_reference, open_test
 from ddpm.evaluation.report import Report
+from ddpm.evaluation.shares import uneven_classes
 from ddpm.hardware import process_rank
 from ddpm.model import Model
 
@@ -65,9 +67,16 @@ def evaluate(
     comparison.prepare(uses)
     if process_rank()[0] != 0:
         return None
-    figures = [figure for name in names for figure in METRICS[name].compute(comparison)]
+    figures = [figure for name in names for figure in compute(METRICS[name], comparison)]
     network = comparison.network if FEATURES in uses else None
     return Report(describe_settings(comparison, data, network), figures, comparison.drawn)
+
+
+def compute(metric: Metric, comparison: Comparison) -> list[Figure]:
+    """The metric's figures, each with a word on the shares of the classes where they are part of it."""
+    shares = uneven_classes(comparison) if metric.mixture else ""
+    figures = metric.compute(comparison)
+    return [replace(figure, note="; ".join(filter(None, [figure.note, shares]))) for figure in figures]
 
 
 def as_images(

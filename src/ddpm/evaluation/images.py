@@ -76,6 +76,11 @@ class DatasetImages(ImageSet):
         parts = [self.dataset.batch(rows)[1] for rows in self.order.split(CHUNK)]
         return torch.cat([part for part in parts if part is not None])
 
+    @property
+    def stored_labels(self) -> Tensor | None:
+        """The same without a look at any image, and so without regard to those that are broken."""
+        return getattr(self.dataset, "labels", None)
+
     def __len__(self) -> int:
         return len(self.order)
 

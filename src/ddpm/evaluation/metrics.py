@@ -235,13 +235,13 @@ def model_told_classes(c: Comparison) -> None:
 
 
 METRICS = {
-    "fid": Metric(fid, needs=(grey_or_colour, enough_for_fid)),
-    "kid": Metric(kid, needs=(grey_or_colour, real_images), least=2),
+    "fid": Metric(fid, needs=(grey_or_colour, enough_for_fid), mixture=True),
+    "kid": Metric(kid, needs=(grey_or_colour, real_images), least=2, mixture=True),
     "class_kid": Metric(class_kid, needs=(grey_or_colour, classes), least=2),
     "prdc": Metric(prdc, needs=(grey_or_colour, real_images), least=DENSITY_NEIGHBOURS + 1),
     "is": Metric(inception, needs=(grey_or_colour, has_logits), least=SPLITS),
-    "drift": Metric(drift, needs=(grey_or_colour, real_images), least=2),
-    "levels": Metric(levels, needs=(real_images,), uses=(SAMPLES,)),
+    "drift": Metric(drift, needs=(grey_or_colour, real_images), least=2, mixture=True),
+    "levels": Metric(levels, needs=(real_images,), uses=(SAMPLES,), mixture=True),
     "cas": Metric(cas, needs=(grey_or_colour, classes, held_out_classes), uses=(SAMPLES,)),
     "nll": Metric(nll, needs=(model_told_classes, held_out), uses=(LIKELIHOOD,)),
     "memorisation": Metric(
