@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 import torch
@@ -56,6 +57,27 @@ def numbers_of(images: torch.Tensor) -> list[int]:
 
 def drawn(dataset, start, stop, seed=0):
     return numbers_of(dataset.draw(seed, range(start, stop))[0])
+
+
+def test_a_closed_stream_reads_no_block_to_its_end():
+    """Which Python would wait for before it leaves."""
+    met, goes_on = threading.Event(), threading.Event()
+
+    class Slow(Numbered):
+        def rows(self, shard, start, skip):
+            for row in super().rows(shard, start, skip):
+                if row.following == 33:  # the first of the block that is read ahead
+                    met.set()
+                    goes_on.wait()
+                yield row
+
+    dataset = StreamDataset(Slow([100]), DataConfig(image_size=8, shuffle_buffer=16))
+    dataset.draw(0, range(16, 17))
+    assert met.wait(60)
+    dataset.close()
+    goes_on.set()
+    dataset._reading.shutdown(wait=True)
+    assert dataset.shards.read == 33
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.integers(1, 40), st.integers(0, 3))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpm.data import StreamDataset
 from ddpm.errors import RunStopped, UserError
 from ddpm.model import Model, load
 from ddpm.training import train
@@ -268,6 +269,14 @@ def test_what_turns_out_broken_during_a_run_is_named_once(tiny, tmp_path, monkey
     said = capsys.readouterr().out
     assert said.count("skipped 2 files") == 1
     assert said.count("3.png") == said.count("7.png") == 1
+
+
+def test_a_run_that_has_ended_reads_no_further(tiny, tmp_path, monkeypatch, broken_tar):
+    closed = []
+    monkeypatch.setattr(StreamDataset, "close", lambda dataset: closed.append(dataset.config.source))
+    source = str(broken_tar(12, broken=[]))
+    train(tiny(steps=2, **{"data.source": source, "data.streaming": True, "data.labels": False}), tmp_path / "run")
+    assert closed == [source]
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tiny):

@@ -80,6 +80,9 @@ class ImageDataset:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
 
+    def close(self) -> None:
+        """Read nothing ahead any more: no other image will be asked for."""
+
 
 class MemoryDataset(ImageDataset):
     """A set that is decoded once and kept as uint8.

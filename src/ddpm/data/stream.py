@@ -9,8 +9,9 @@ how many processes there are, at the price that each of them reads all of the en
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -110,6 +111,9 @@ class StreamDataset(ImageDataset):
             )
         self._restart(state["seed"], Place(**state["place"]))
 
+    def close(self) -> None:
+        self._reader.closed.set()
+
     def _restart(self, seed: int | None, place: Place) -> None:
         self._seed, self._starts = seed, [Place(), place]
         self._block: Block | None = None
@@ -148,10 +152,14 @@ class StreamDataset(ImageDataset):
 
 
 class BlockReader:
-    """Reads blocks, each from its place; going straight on costs nothing extra."""
+    """Reads blocks, each from its place; going straight on costs nothing extra.
+
+    `closed`, once set, ends a block between two rows: Python waits for its threads before it leaves.
+    """
 
     def __init__(self, shards: Shards, shuffle_buffer: int, report: Report):
         self.shards, self.shuffle_buffer, self.report = shards, shuffle_buffer, report
+        self.closed = threading.Event()
         self._at: tuple[int | None, Place] | None = None
         self._lanes: list[_Lane] = []
 
@@ -185,6 +193,8 @@ class BlockReader:
                 self._lanes.append(self._lane(order[opened], 0))
                 opened += 1
             for lane in list(self._lanes):
+                if self.closed.is_set():
+                    raise CancelledError
                 row = next(lane.rows, None)
                 if row is None:
                     self._lanes.remove(lane)

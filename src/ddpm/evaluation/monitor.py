@@ -52,7 +52,8 @@ def training_evaluator(data: DataConfig, num: int = 500, steps: int = 20) -> Cal
 def real_images(data: DataConfig, num: int) -> Tensor:
     """At most `num` images (n, C, H, W), none twice, which would be no unbiased KID; of a set no others are decoded."""
     if data.streaming:
-        images, _ = open_dataset(data).draw(0, range(num))  # of a shorter stream the first ones come again
+        with contextlib.closing(open_dataset(data)) as stream:
+            images, _ = stream.draw(0, range(num))  # of a shorter stream the first ones come again
         return torch.stack(list({image.numpy().tobytes(): image for image in images}.values()))
     stored, found = find_stored(data.source), []
     for index in epoch_order(len(stored), 0, range(len(stored))).tolist():

@@ -157,6 +157,7 @@ class Run:
             self.tracking.log(record)
 
     def close(self) -> None:
+        self.dataset.close()
         if self.tracking is not None:
             self.tracking.close()
 
