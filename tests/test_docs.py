@@ -113,6 +113,12 @@ def test_launchers_pass_the_command_on(page):
         assert found.training_script_args == words[words.index("ddpm") + 1 :]
 
 
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "examples").glob("*.ipynb"))], ids=lambda page: page.name)
+def test_nobody_is_sent_to_a_stranger(page):
+    """The name on PyPI belongs to another project: what is installed is the checkout."""
+    assert not re.search(r"pip install '?ddpm", page.read_text())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):

@@ -20,7 +20,12 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise UserError(f"this needs {module.split('.')[0]}: pip install 'ddpm[{extra}]'") from error
+        raise UserError(f"this needs {module.split('.')[0]}: {install(extra)}") from error
+
+
+def install(extra: str) -> str:
+    """The command for an extra. It names a folder: the name ddpm on PyPI belongs to another project."""
+    return f"run pip install '.[{extra}]' in ddpm's folder"
 
 
 def first_line(error: Exception) -> str:

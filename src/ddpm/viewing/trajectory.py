@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ddpm.errors import UserError, require
+from ddpm.errors import UserError, install, require
 from ddpm.viewing.drawing import picture, strip
 from ddpm.viewing.files import check_target, written_beside
 from ddpm.viewing.frames import Frame
@@ -64,7 +64,7 @@ def check_animation(path: str | Path, *, fps: float = 15.0, hold: float = 2.0, o
             require("imageio", "video")
             require("imageio_ffmpeg", "video").get_ffmpeg_exe()
         except (UserError, RuntimeError) as error:
-            raise UserError("an .mp4 needs ffmpeg: pip install 'ddpm[video]'; a .gif does without") from error
+            raise UserError(f"an .mp4 needs ffmpeg: {install('video')}; a .gif does without") from error
     return path
 
 
