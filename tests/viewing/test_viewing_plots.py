@@ -11,7 +11,7 @@ from ddpm.errors import UserError
 from ddpm.viewing import plots
 from ddpm.viewing.plots import Curve, plot_images, plot_loss, plot_quality, plot_schedules, save_figure
 
-pytest.importorskip("matplotlib")
+matplotlib = pytest.importorskip("matplotlib")
 
 BETAS = {"linear": np.linspace(1e-4, 0.02, 1000), "constant": np.full(500, 0.01)}
 CURVES = {
@@ -56,6 +56,18 @@ def test_a_figure_below_zero_is_within_the_axis():
     assert (ax.get_yscale(), ax.get_xscale()) == ("linear", "log")
     assert ax.get_ylim()[0] < -0.01
     assert plot_quality(CURVES, "FID").axes[0].get_yscale() == "log"
+
+
+@pytest.mark.parametrize("name", ["5$ \\frac 3$", "$5", r"\$ and $"])
+def test_a_dollar_begins_no_formula(tmp_path, name):
+    """Classes and runs are called as their owners like."""
+    pictures = plot_images(IMAGES, columns=[name, "b", "c"], rows=["x", name])
+    others = [plot({name: curve}) for plot, curve in ((plot_loss, CURVES["one"]), (plot_schedules, [0.1, 0.2]))]
+    for number, drawn in enumerate([pictures, *others, plot_quality({name: CURVES["one"]}, "FID")]):
+        save_figure(drawn, tmp_path / f"{number}.svg")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        save_figure(pictures, tmp_path / "words.svg")
+    assert (tmp_path / "words.svg").read_text().count(f">{name}</text>") == 2
 
 
 def test_a_band_is_shaded_where_one_is_given():
@@ -131,8 +143,6 @@ def test_curves_are_vectors(tmp_path):
 
 
 def test_style_does_not_leak():
-    import matplotlib
-
     before = dict(matplotlib.rcParams)
     FIGURES["schedules"]()
     assert dict(matplotlib.rcParams) == before

@@ -69,6 +69,11 @@ def figure(rows: int, columns: int, height: float) -> Iterator[tuple["Figure", n
         yield drawn, drawn.subplots(rows, columns, squeeze=False)
 
 
+def plain(name: str) -> str:
+    """A name as matplotlib will show it: a dollar would begin a formula."""
+    return name.replace("$", r"\$")
+
+
 def check_figure(path: str | Path, *, overwrite: bool = False) -> Path:
     """`check_target` for a figure: before the work starts it is seen, too, that matplotlib is there to draw it."""
     require("matplotlib", "eval")
@@ -94,7 +99,7 @@ def plot_schedules(betas: Mapping[str, Sequence[float]]) -> "Figure":
                 snr = alpha_bar / -np.expm1(np.log(alpha_bar))
             snr[snr <= 0] = np.nan  # zero terminal SNR has no place on a logarithmic axis
             for ax, curve in zip(axes[0], (beta, alpha_bar, snr), strict=True):
-                ax.plot(np.arange(len(beta)), curve, **_line(number), label=name)
+                ax.plot(np.arange(len(beta)), curve, **_line(number), label=plain(name))
         for ax, title in zip(
             axes[0], (r"$\beta_t$", r"$\bar\alpha_t$", r"SNR  $\bar\alpha_t/(1-\bar\alpha_t)$"), strict=True
         ):
@@ -111,7 +116,7 @@ def plot_loss(curves: Mapping[str, Curve], ylabel: str = r"$\Vert\epsilon-\hat\e
     with figure(1, 1, 3.0) as (drawn, axes):
         ax = axes[0, 0]
         for number, (name, curve) in enumerate(curves.items()):
-            ax.plot(curve.x, curve.y, **_line(number), label=name)
+            ax.plot(curve.x, curve.y, **_line(number), label=plain(name))
             if curve.low is not None and curve.high is not None:
                 ax.fill_between(curve.x, curve.low, curve.high, color=COLOURS[number % len(COLOURS)], alpha=0.2, lw=0)
         ax.set(xlabel="t", ylabel=ylabel, yscale="log")
@@ -130,7 +135,7 @@ def plot_quality(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
     with figure(1, 1, 3.4) as (drawn, axes):
         ax = axes[0, 0]
         for number, (name, curve) in enumerate(curves.items()):
-            ax.plot(curve.x, curve.y, **_line(number), marker=MARKERS[number % len(MARKERS)], label=name)
+            ax.plot(curve.x, curve.y, **_line(number), marker=MARKERS[number % len(MARKERS)], label=plain(name))
         yscale = "log" if positive else "linear"
         ax.set(xscale="log", yscale=yscale, xlabel="network evaluations an image", ylabel=ylabel)
         for axis in (ax.xaxis, ax.yaxis) if positive else (ax.xaxis,):
@@ -161,8 +166,8 @@ def plot_images(
         ax.grid(False)
         ax.set_frame_on(False)
         ax.tick_params(length=0, pad=1, labelbottom=False, labeltop=True)
-        ax.set_xticks([2 + (i + 0.5) * (width + 2) - 1.5 for i in range(len(columns))], columns)
-        ax.set_yticks([2 + (i + 0.5) * (height + 2) - 1.5 for i in range(len(rows))], rows)
+        ax.set_xticks([2 + (i + 0.5) * (width + 2) - 1.5 for i in range(len(columns))], list(map(plain, columns)))
+        ax.set_yticks([2 + (i + 0.5) * (height + 2) - 1.5 for i in range(len(rows))], list(map(plain, rows)))
         if title is not None:
             ax.set_title(title)
         return drawn
