@@ -44,6 +44,12 @@ def plain_model() -> Model:
 
 
 @pytest.fixture(scope="session")
+def short_model() -> Model:
+    """With fewer timesteps than the page's usual steps."""
+    return page_model(timesteps=10)
+
+
+@pytest.fixture(scope="session")
 def strict_model() -> Model:
     """Always of some class: trained without dropping any."""
     return page_model(timesteps=40, null=False)

@@ -5,6 +5,7 @@ import re
 import shlex
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from ddpm.app.functions.live import live
 from ddpm.app.functions.uploads import read_fitted, read_mask, read_upload
 from ddpm.cli import run as command_line
 from ddpm.errors import UserError
+from ddpm.restoration import Restored
 from ddpm.samplers.step import Step
 
 SVG_SIZE = re.compile(r'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"')
@@ -200,6 +202,13 @@ def test_an_upload_is_restored_as_its_class(strict_model, uploads):
         restored("no class")
 
 
+def test_what_is_left_is_judged_as_it_is_seen():
+    """Noise leaves [-1, 1], and no picture does."""
+    white = torch.ones(1, 16, 16)
+    answer = restoring.answer(3 * white, Restored(torch.zeros(1, 2, 1, 16, 16)), white)
+    assert answer.report.endswith("before inf dB.")
+
+
 def test_nothing_painted_is_said_so(served_model, uploads):
     with pytest.raises(UserError, match="nothing is painted"):
         restoring.restore_upload(served_model, str(uploads / "good.png"), None, restoring.Damage())
@@ -290,6 +299,12 @@ def test_runs_are_read_while_they_are_written(runs_folder):
     assert line.get_xdata()[-1] == 300
     pictures = runs.grids(runs_folder, ["first"])
     assert [caption for _, caption in pictures] == ["first, step 200", "first, step 100"]
+
+
+def test_the_run_one_stands_in_has_a_name(runs_folder, monkeypatch):
+    monkeypatch.chdir(runs_folder / "first")
+    assert runs.find_runs(Path()) == ["first"]
+    assert len(runs.read_metrics(runs.run_path(Path(), "first"))) == 300
 
 
 def test_a_run_that_grows_is_noticed(tmp_path, runs_folder):

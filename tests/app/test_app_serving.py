@@ -18,6 +18,7 @@ from ddpm.pixels import to_uint8
 
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
+build = pytest.importorskip("ddpm.app.page").build
 
 GUIDE = Path(__file__).parents[2] / "docs" / "serving.md"
 AppError = gradio_client.exceptions.AppError
@@ -202,6 +203,20 @@ def test_the_page_fetches_nothing_for_anybody(client):
     elsewhere = {"path": "http://192.0.2.1/picture.png", "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(AppError, match="not its address"):
         client.predict(image=elsewhere, api_name="/edit")
+
+
+def test_no_field_begins_beyond_its_end(short_model, tmp_path):
+    fields = [part["props"] for part in build(short_model, "short", tmp_path).config["components"]]
+    sliders = [field for field in fields if {"minimum", "maximum", "step"} <= set(field) and field["value"] is not None]
+    assert [field["label"] for field in sliders if field["label"] == "Steps"] == ["Steps"] * 2
+    assert [field["label"] for field in sliders if field["maximum"] and field["value"] > field["maximum"]] == []
+
+
+def test_the_model_one_stands_in_has_a_name(short_model, tmp_path, monkeypatch):
+    (tmp_path / "my run").mkdir()
+    monkeypatch.chdir(tmp_path / "my run")
+    heading = build(short_model, ".", tmp_path).config["components"]
+    assert any("<p>my run: 16×16 grey images" in str(part["props"].get("value")) for part in heading)
 
 
 def test_a_port_in_use_is_an_error_of_one_line(capfd):

@@ -23,7 +23,7 @@ def build(model: Model, name: str, folder: Path) -> gr.Blocks:
     kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
     with gr.Blocks(title="ddpm", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
         gr.HTML(
-            f"<h1>ddpm</h1><p>{escape(Path(name).name)}: {width}×{height} {kind} images{classes}, "
+            f"<h1>ddpm</h1><p>{escape(Path(name).resolve().name)}: {width}×{height} {kind} images{classes}, "
             f"T = {len(model.process.schedule):,}, on {model.device.type}</p>",
             elem_classes="masthead",
             padding=False,

@@ -154,7 +154,8 @@ def answer(y: Tensor, restored: Restored, original: Tensor | None) -> Answer:
         report += f" Their standard deviation: {spread.mean():.3f} on average, {spread.max():.3f} at most."
     if original is not None:
         report += f" PSNR {psnr(restored.mean, original[None])[0]:.1f} dB"
-        report += f", before {psnr(y[None], original[None])[0]:.1f} dB." if y.shape == original.shape else "."
+        seen = y[None].clamp(-1, 1)  # as it is pictured, and as `ddpm restore` reports it
+        report += f", before {psnr(seen, original[None])[0]:.1f} dB." if y.shape == original.shape else "."
     return Answer(before, after.convert(mode), enlarged(as_grid(draws)), heat(spread), report)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from ddpm.app.functions.uploads import read_upload
 from ddpm.errors import UserError
 from ddpm.viewing.pictures import numbered
-from ddpm.viewing.plots import COLOURS, DASHES, figure
+from ddpm.viewing.plots import COLOURS, DASHES, figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ AXES = ("step", "images", "epoch", "seconds")
 def find_runs(folder: Path) -> list[str]:
     """The run directories in `folder`, or `folder` itself where it is one: the newest log first."""
     if (folder / CONFIG).is_file():
-        return [folder.name]
+        return [folder.resolve().name]  # of ".", too
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if (path / CONFIG).is_file()]
@@ -81,9 +81,8 @@ def curves(folder: Path, names: Sequence[str], quantity: str = "loss") -> "Figur
             if not points:
                 continue
             steps, values = _thinned(np.array(points, dtype=np.float64))
-            label = name.replace("$", r"\$")  # a dollar would begin a formula
             colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
-            ax.plot(steps, values, color=colour, linestyle=dashes, label=label)
+            ax.plot(steps, values, color=colour, linestyle=dashes, label=plain(name))
             lowest = min(lowest, np.nanmin(values))
         ax.set(xlabel="step", ylabel=quantity.replace("_", " "))
         if np.isfinite(lowest):

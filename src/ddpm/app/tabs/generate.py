@@ -13,6 +13,7 @@ from ddpm.viewing.frames import as_grid
 def tab(model: Model, name: str) -> None:
     """Lay the tab out and connect it; endpoint /generate."""
     has_classes = model.class_names is not None
+    most = behind.most_steps(model)
     guided = has_classes and model.null_label is not None
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -26,7 +27,7 @@ def tab(model: Model, name: str) -> None:
             with gr.Row():
                 sampler = gr.Dropdown(list(SAMPLERS), value="dpm++", label="Sampler", min_width=120)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
-            steps = gr.Slider(1, behind.most_steps(model), 20, step=1, label="Steps")
+            steps = gr.Slider(1, most, min(20, most), step=1, label="Steps")
             number = gr.Slider(1, behind.most_images(model), min(16, behind.most_images(model)), step=1, label="Images")
             guidance = gr.Slider(
                 0, 8, 1, step=0.1, label="Guidance", info="1 is off, 0 ignores the class", visible=guided
