@@ -51,8 +51,11 @@ def test_an_existing_sheet_is_kept(tmp_path, capsys):
     [
         (["digit"], "did you mean digits?"),
         (["digits", "--fit", "stretch"], "'crop' or 'pad'"),
-        (["digits", "--image-size", "3"], "greater than or equal to 8"),
-        (["digits", "--channels", "9"], "less than or equal to 4"),
+        (["digits", "--image-size", "0"], "--image-size"),
+        (["digits", "--image-size", "7"], "--image-size"),
+        (["digits", "--image-size", "5000"], "less than or equal to 4096"),
+        (["digits", "--channels", "0"], "--channels"),
+        (["digits", "--channels", "9"], "--channels"),
         (["."], "holds no images"),
     ],
 )

@@ -64,9 +64,8 @@ def test_both_joined_in_a_strip(folder, photograph, tmp_path):
 def test_without_ffmpeg_an_mp4_says_what_to_install_and_a_gif_works(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     assert run(["trace", folder, "--steps", "2", "--out", str(tmp_path / "a.mp4")]) == 2
-    assert (
-        capsys.readouterr().err == "ddpm: error: an .mp4 needs ffmpeg: pip install 'ddpm[video]'; a .gif does without\n"
-    )
+    said = "an .mp4 needs ffmpeg: run pip install '.[video]' in ddpm's folder; a .gif does without"
+    assert capsys.readouterr().err == f"ddpm: error: {said}\n"
     assert run(["trace", folder, "--steps", "2", "--out", str(tmp_path / "a.gif")]) == 0
 
 
@@ -81,7 +80,8 @@ def test_without_ffmpeg_an_mp4_says_what_to_install_and_a_gif_works(folder, tmp_
         (["MODEL", "--sampler", "dim"], "did you mean ddim"),
         (["MODEL", "--sampler", "unipc", "--eta", "1"], "eta"),
         (["MODEL", "--frame-spacing", "even"], "uniform, log_snr"),
-        (["MODEL", "--frames", "1"], "at least 2"),
+        (["MODEL", "--frames", "0"], "--frames"),
+        (["MODEL", "--frames", "1"], "--frames"),
         (["MODEL", "--forward", "photograph.png", "--frames", "3"], "at least 4"),
         (["MODEL", "--num", "100000"], "100000"),
         (["MODEL", "--out", "a.avi"], ".gif or .mp4 or .png"),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddpm.cli.options import Overwrite
 from ddpm.data import LazyDataset, MemoryDataset
-from ddpm.data.config import checked_config
+from ddpm.data.config import SMALLEST_SIDE, checked_config
 from ddpm.data.opening import make_ready
 from ddpm.data.sources import find_stored
 from ddpm.data.stored import Arrays
@@ -23,8 +23,10 @@ SIZE = 64  # of images whose files may each have another size
 
 def data(
     source: Annotated[str, typer.Argument(help="a name, hf:user/set, or a path; NAME:test is a split")],
-    image_size: Annotated[int | None, typer.Option(help="side in pixels; default: as stored, or 64")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 to 4; default: as stored, or 3")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=SMALLEST_SIDE, help="side in pixels; default: as stored, or 64")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(min=1, max=4, help="1 to 4; default: as stored, or 3")] = None,
     fit: Annotated[str, typer.Option(help="crop or pad")] = "crop",
     out: Annotated[Path, typer.Option(help="the contact sheet")] = Path("contact_sheet.png"),
     overwrite: Overwrite = False,

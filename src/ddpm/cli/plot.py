@@ -156,10 +156,12 @@ def _words(text: str) -> list[str]:
 
 
 def _titled(names: list[str]) -> dict[str, Model]:
-    """Models by their title in the figure: TITLE=NAME, or the last part of NAME."""
+    """Models by their title in the figure: TITLE=NAME, or the last part of NAME; a path that is there is all NAME."""
     found: dict[str, Model] = {}
     for name in names:
-        title, _, place = name.rpartition("=")
+        title, equals, place = name.partition("=")
+        if not equals or Path(name).exists():
+            title, place = "", name
         title = title or Path(place).name
         if title in found:
             raise UserError(f"two models would be called {title!r}: give titles, as TITLE=MODEL")

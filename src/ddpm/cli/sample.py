@@ -16,11 +16,12 @@ from ddpm.cli.options import (
     Sampler,
     Seed,
     Spacing,
-    Steps,
     parse_clip,
 )
 from ddpm.generation import generate
 from ddpm.model import load
+
+STEPS = 20  # where none are asked for
 
 
 def sample(
@@ -28,9 +29,9 @@ def sample(
     num: Annotated[int, typer.Option(help="how many images")] = 16,
     labels: Labels = None,
     guidance: Guidance = 1.0,
-    guidance_rescale: Annotated[float, typer.Option(help="0 to 1: undo guidance's added contrast")] = 0.0,
+    guidance_rescale: Annotated[float, typer.Option(min=0, max=1, help="0 to 1: undo guidance's added contrast")] = 0.0,
     sampler: Sampler = "dpm++",
-    steps: Steps = 20,
+    steps: Annotated[int | None, typer.Option(help="sampling steps; default: 20, or all there are")] = None,
     spacing: Spacing = None,
     eta: Eta = None,
     clip: ClipName = "static",
@@ -44,8 +45,9 @@ def sample(
     overwrite: Overwrite = False,
 ) -> None:
     """Draw images."""
+    loaded = load(model)
     generate(
-        load(model),
+        loaded,
         out,
         num=num,
         overwrite=overwrite,
@@ -54,7 +56,7 @@ def sample(
         guidance=guidance,
         guidance_rescale=guidance_rescale,
         sampler=sampler,
-        steps=steps,
+        steps=min(STEPS, loaded.process.schedule.timesteps) if steps is None else steps,
         spacing=spacing,
         clip=parse_clip(clip),
         seed=seed,

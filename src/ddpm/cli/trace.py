@@ -52,7 +52,7 @@ def trace(
         str, typer.Option(help="without MODEL: linear, quadratic, cosine, sigmoid or constant")
     ] = "linear",
     timesteps: Annotated[int, typer.Option(min=2, help="without MODEL: T")] = 1000,
-    frames: Annotated[int | None, typer.Option(help="frames to show; default: 60, or 10 in a strip")] = None,
+    frames: Annotated[int | None, typer.Option(min=2, help="frames to show; default: 60, or 10 in a strip")] = None,
     frame_spacing: Annotated[str, typer.Option(help="frames evenly over the steps (uniform) or log_snr")] = "uniform",
     fps: Annotated[float, typer.Option(help="frames a second")] = 15.0,
     hold: Annotated[float, typer.Option(help="seconds for which the last frame stands still")] = 2.0,

@@ -1,0 +1,29 @@
+"""`ddpm plot`: which models are meant, what they are called, and what it takes."""
+
+import sys
+
+import pytest
+
+from ddpm.cli import run
+from ddpm.cli.plot import _titled
+from ddpm.errors import UserError
+
+
+def test_an_equals_sign_in_a_path_belongs_to_it(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model.save("runs/lr=0.1")
+    model.save("plain")
+    assert list(_titled(["runs/lr=0.1", "slow=runs/lr=0.1", "plain", "other=plain"])) == [
+        *("lr=0.1", "slow", "plain", "other"),
+    ]
+    with pytest.raises(UserError, match="two models would be called 'plain'"):
+        _titled(["plain", "plain=runs/lr=0.1"])
+
+
+def test_an_extra_is_installed_from_the_checkout(tmp_path, monkeypatch, capsys):
+    """The name on PyPI belongs to another project."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run(["plot", "schedule"]) == 2
+    said = "this needs matplotlib: run pip install '.[eval]' in ddpm's folder"
+    assert capsys.readouterr().err == f"ddpm: error: {said}\n"
