@@ -212,6 +212,24 @@ def test_no_field_begins_beyond_its_end(short_model, tmp_path):
     assert [field["label"] for field in sliders if field["maximum"] and field["value"] > field["maximum"]] == []
 
 
+def test_half_a_number_is_waited_for(short_model, tmp_path):
+    """Gradio's change comes at every keystroke in a field, and a slider has one beside it; blur comes at the end."""
+    page = build(short_model, "short", tmp_path)
+    label = {number: getattr(block, "label", None) for number, block in page.blocks.items()}
+    heard = [
+        (label.get(number), event, function) for function in page.fns.values() for number, event in function.targets
+    ]
+    ends = {(f"{which} β", event) for which in ("First", "Last") for event in ("submit", "blur")}
+    events = {(name, event) for name, event, _ in heard if name in ("T", "First β", "Last β")}
+    assert events == {("T", "change"), ("T", "release"), *ends}
+    (slider,) = (block for number, block in page.blocks.items() if label[number] == "T")
+    assert slider.preprocess(None) is None  # an empty field, on the way to another number
+    (follow,) = (function.fn for name, event, function in heard if (name, event) == ("T", "change"))
+    for half in (None, 1, 40_000):
+        assert follow(["linear"], half, 1e-4, 0.02, False) == gradio.skip()
+    assert "<svg" in follow(["linear"], 150, 1e-4, 0.02, False)
+
+
 def test_the_model_one_stands_in_has_a_name(short_model, tmp_path, monkeypatch):
     (tmp_path / "my run").mkdir()
     monkeypatch.chdir(tmp_path / "my run")

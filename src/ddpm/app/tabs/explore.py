@@ -1,5 +1,7 @@
 """The Explore tab: noise schedules, and the forward process of an upload."""
 
+from typing import Any
+
 import gradio as gr
 
 from ddpm.app.components import Outbox, told, upload
@@ -30,7 +32,8 @@ def tab(model: Model) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             chosen = gr.CheckboxGroup(names, value=FIRST, label="Schedules")
-            timesteps = gr.Slider(2, behind.MOST_TIMESTEPS, 1000, step=1, label="T")
+            timesteps: Any = gr.Slider(2, behind.MOST_TIMESTEPS, 1000, step=1, label="T")
+            timesteps.preprocess = lambda value: value  # judged behind: its field may be empty, or half typed
             with gr.Row():
                 beta_start = gr.Number(1e-4, label="First β", minimum=1e-6, maximum=0.5, step=1e-4, min_width=100)
                 beta_end = gr.Number(0.02, label="Last β", minimum=1e-5, maximum=0.999, step=1e-3, min_width=100)
@@ -51,15 +54,16 @@ def tab(model: Model) -> None:
                 elem_classes="lowered",
             )  # fmt: skip
 
+    def follow(names, timesteps, *others):
+        """T as it is moved, by the arrow keys too; what is only half typed in the field beside it is waited for."""
+        whole = timesteps is not None and 2 <= timesteps <= behind.MOST_TIMESTEPS
+        return schedules(names, timesteps, *others) if whole else gr.skip()
+
     numbers = [timesteps, beta_start, beta_end, zero]
-    gr.on(
-        [*(part.change for part in (chosen, zero, beta_start, beta_end)), timesteps.release],
-        schedules,
-        [chosen, *numbers],
-        figure,
-        api_name="schedules",
-        concurrency_id="figures",
-        show_progress="hidden",
-        trigger_mode="always_last",
-    )
+    shown, quiet = [chosen, *numbers], {"concurrency_id": "figures", "show_progress": "hidden"}
+    # not the change of a β: that comes at every keystroke, and half a number is refused
+    done = [event for number in (beta_start, beta_end) for event in (number.submit, number.blur)]
+    events = [chosen.change, zero.change, timesteps.release, *done]
+    gr.on(events, schedules, shown, figure, api_name="schedules", trigger_mode="always_last", **quiet)
+    timesteps.change(follow, shown, figure, api_visibility="private", trigger_mode="always_last", **quiet)
     start.click(forward, [image, name, *numbers], [strip, moving], api_name="forward", concurrency_id="figures")
