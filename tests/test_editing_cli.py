@@ -140,7 +140,7 @@ def test_a_missing_matplotlib_is_noticed_before_any_work(pictures, monkeypatch, 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, error = run(capsys, "edit", "not looked at yet", pictures / "a.png", mode)
     assert code == 2
-    assert "pip install 'ddpm[eval]'" in error
+    assert "pip install '.[eval]'" in error
 
 
 def test_translate(classes, pictures, tmp_path, capsys):
