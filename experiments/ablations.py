@@ -25,7 +25,7 @@ from ddpm.training import Config, load_config
 from ddpm.training.dry_run import seconds_a_step
 from ddpm.training.run import Run
 from ddpm.viewing.plots import plot_images, save_figure
-from experiments.cells import side_by_side, spread, threads, trained_and_judged
+from experiments.cells import SAMPLER, side_by_side, spread, threads, trained_and_judged
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 PRESET, COLUMNS = "fashion_mnist", 12
@@ -123,7 +123,7 @@ def ablations(
     """Make all cells, `jobs` at a time; returns the path of ablations.json, which says that `command` made it."""
     paces = measured_paces(runs, budget, jobs)
     tasks = [(variant, seed, runs, budget, paces) for seed in range(budget.seeds) for variant in VARIANTS]
-    judged = {"num": budget.num, "sampler": "dpm++", "steps": budget.steps, "features": "builtin"}
+    judged = {"num": budget.num, "sampler": SAMPLER, "steps": budget.steps, "features": "builtin"}
     rows: list[dict[str, Any]] = []
     for row in side_by_side(run_cell, tasks, jobs):
         rows.append(row)
@@ -136,7 +136,8 @@ def ablations(
 
 def draw(runs: Path, budget: Budget, pictures: Path) -> Path:
     """A row of samples of every variant, all of seed 0."""
-    drawn = [load(folder_of(variant, 0, runs)).sample(COLUMNS, steps=budget.steps) for variant in VARIANTS]
+    models = [load(folder_of(variant, 0, runs)) for variant in VARIANTS]
+    drawn = [model.sample(COLUMNS, sampler=SAMPLER, steps=budget.steps) for model in models]
     pictures.mkdir(parents=True, exist_ok=True)
     return save_figure(plot_images(torch.stack(drawn), rows=list(VARIANTS)), pictures / "ablations.png", overwrite=True)
 

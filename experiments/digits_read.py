@@ -14,6 +14,7 @@ from ddpm.errors import UserError
 from ddpm.evaluation.builtin import read_digits
 from ddpm.model import load
 from ddpm.pixels import to_uint8
+from ddpm.samplers import DEFAULT_SAMPLER
 from experiments.record import machine, save_result
 
 GUIDANCE = (1.0, 1.5)
@@ -38,7 +39,7 @@ def main(words: list[str] | None = None) -> None:
         "machine": machine(),
         "seconds": round(time.time() - began),
         "num": options.num,
-        "sampler": "dpm++, 20 steps, seed 0",
+        "sampler": f"{DEFAULT_SAMPLER}, 20 steps, seed 0",
         "weights": model.weights_hash,
         "read_as_asked_by_guidance": share,
         "reader_on_mnist_test": reader_accuracy(),

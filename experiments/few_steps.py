@@ -1,4 +1,4 @@
-"""Quality against network evaluations: every sampler, and every spacing of the default one, beside 1,000 steps.
+"""Quality against network evaluations: every sampler, and every spacing of DPM-Solver++, beside 1,000 steps.
 
     python -m experiments.few_steps digits
     python -m experiments.few_steps cifar10
@@ -20,7 +20,7 @@ from ddpm.viewing.plots import Curve, plot_quality, save_figure
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 BUDGETS = (5, 10, 20, 50)  # network evaluations an image
-DEFAULT = "dpm++"
+SPACED = ("dpm++", "dpm++sde")
 NUM = 500
 
 SUBJECTS = {"digits": ("digits", "mnist"), "cifar10": ("runs/cifar10", "cifar10")}  # model, and what it was trained on
@@ -45,7 +45,7 @@ def few_steps(
     so at an even budget it asks once less.
     """
     spaced = [(sampler, SAMPLERS[sampler].spacing) for sampler in SAMPLERS]
-    spaced += [(DEFAULT, spacing) for spacing in get_args(Spacing) if spacing != SAMPLERS[DEFAULT].spacing]
+    spaced += [(name, other) for name in SPACED for other in get_args(Spacing) if other != SAMPLERS[name].spacing]
     options: dict[str, Any] = {"features": features, "num": num}
     (reference,) = sweep(model, data, samplers=["ancestral"], evaluations=[many], **options)
     figure, settings = reference.report.figures[0], reference.report.settings

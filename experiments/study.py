@@ -22,7 +22,7 @@ from ddpm.pixels import to_float
 from ddpm.samplers import Spacing
 from ddpm.training import load_config
 from ddpm.viewing.plots import plot_images, save_figure
-from experiments.cells import finished, side_by_side, spread, threads, trained_and_judged
+from experiments.cells import SAMPLER, finished, side_by_side, spread, threads, trained_and_judged
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 SCHEDULES = ("linear", "cosine")
@@ -123,7 +123,8 @@ def draw(data: str, runs: Path, budget: Budget, folder: Path) -> Path | None:
     models = {title(cell): load(runs / cell.name) for cell in mine}
     steps = {title(cell): budget.steps if cell.schedule else 1 for cell in mine}
     pictures = [real_images(data, next(iter(models.values())))]
-    pictures += [model.sample(COLUMNS, steps=steps[name], spacing=SPACING, seed=0) for name, model in models.items()]
+    sampling = {"sampler": SAMPLER, "spacing": SPACING}
+    pictures += [model.sample(COLUMNS, steps=steps[name], **sampling) for name, model in models.items()]
     drawn = plot_images(torch.stack(pictures), rows=["training images", *models])
     return save_figure(drawn, folder / f"study_{data}.png", overwrite=True)
 
@@ -157,7 +158,7 @@ def study(
         "threads": threads(jobs),
         "judged": {
             "num": budget.num,
-            "sampler": "dpm++",
+            "sampler": SAMPLER,
             "steps": budget.steps,
             "spacing": SPACING,
             "features": "builtin",

@@ -52,7 +52,7 @@ class Match:
     preset: str = "fashion_mnist"
     reference: str = "fashion_mnist:test"
     overrides: dict[str, Any] = field(default_factory=lambda: {"data.labels": False} | QUIET)
-    sampling: dict[str, Any] = field(default_factory=lambda: {"clip": None})
+    sampling: dict[str, Any] = field(default_factory=lambda: {"sampler": "dpm++", "clip": None})
     num: int = 2500
     batch: int = 50
 

@@ -21,7 +21,7 @@ from ddpm.networks.flops import count_flops
 from ddpm.networks.unet import UNet
 from ddpm.process.gaussian import GaussianProcess
 from ddpm.randomness import ImageNoise
-from ddpm.samplers import find_sampler
+from ddpm.samplers import DEFAULT_SAMPLER, find_sampler
 from ddpm.samplers.denoiser import Clip, Denoiser
 from ddpm.samplers.step import Step
 from ddpm.samplers.timesteps import Spacing
@@ -172,7 +172,7 @@ class Model:
         self,
         indices: Sequence[int],
         *,
-        sampler: str = "dpm++",
+        sampler: str = DEFAULT_SAMPLER,
         steps: int = 20,
         spacing: Spacing | None = None,
         labels: Labels = None,

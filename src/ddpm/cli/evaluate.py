@@ -16,7 +16,7 @@ from ddpm.evaluation.sweep import draw_points, point_pictures, save_points, tabl
 from ddpm.evaluation.sweep import sweep as run_sweep
 from ddpm.interop.card import add_metrics
 from ddpm.model import BUNDLED, Model, find_model, load
-from ddpm.samplers import SAMPLERS
+from ddpm.samplers import DEFAULT_SAMPLER, SAMPLERS
 
 
 def evaluate(
@@ -26,7 +26,9 @@ def evaluate(
     features: Annotated[str, typer.Option(help="inception, builtin, or a TorchScript file")] = "inception",
     num: Annotated[int | None, typer.Option(help="images the model draws; default 10,000")] = None,
     test: Annotated[str | None, typer.Option(help="real images not trained on; default: the data's test split")] = None,
-    sampler: Annotated[str | None, typer.Option(help="default dpm++; several, with commas, for --sweep")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help=f"default {DEFAULT_SAMPLER}; several, with commas, for --sweep")
+    ] = None,
     steps: Annotated[str | None, typer.Option(help="default 20; for --sweep evaluations an image, with commas")] = None,
     spacing: Annotated[str | None, typer.Option(help="trailing, leading, uniform, quadratic or log_snr")] = None,
     eta: Eta = None,

@@ -9,6 +9,7 @@ from ddpm import figures
 from ddpm.cli.options import Guidance, Labels, Overwrite, Sampler, Seed, Steps
 from ddpm.errors import UserError
 from ddpm.model import Model, load
+from ddpm.samplers import DEFAULT_SAMPLER
 from ddpm.viewing.plots import check_figure, save_figure
 
 plot = typer.Typer(name="plot", help="Draw a figure: PDF, SVG or PNG.", no_args_is_help=True, rich_markup_mode=None)
@@ -53,7 +54,7 @@ def loss(
 def classes(
     model: ModelName,
     columns: Columns = 10,
-    sampler: Sampler = "dpm++",
+    sampler: Sampler = DEFAULT_SAMPLER,
     steps: Steps = 20,
     guidance: Guidance = 1.0,
     seed: Seed = 0,
@@ -91,7 +92,7 @@ def neighbours(
     data: Source,
     num: Annotated[int, typer.Option(min=1, help="samples, a row each")] = 6,
     neighbours: Annotated[int, typer.Option(min=1, help="training images beside each")] = 6,
-    sampler: Sampler = "dpm++",
+    sampler: Sampler = DEFAULT_SAMPLER,
     steps: Steps = 20,
     labels: Labels = None,
     seed: Seed = 0,
@@ -133,7 +134,7 @@ def progress(
 def compare(
     models: Models,
     columns: Columns = 8,
-    sampler: Sampler = "dpm++",
+    sampler: Sampler = DEFAULT_SAMPLER,
     steps: Steps = 20,
     labels: Labels = None,
     seed: Seed = 0,

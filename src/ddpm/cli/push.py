@@ -9,6 +9,7 @@ import typer
 from ddpm.interop import hub
 from ddpm.interop.card import add_samples, address_card, keep_card
 from ddpm.model import find_model, load
+from ddpm.samplers import DEFAULT_SAMPLER
 from ddpm.viewing.pictures import save_grid
 
 STEPS = 20
@@ -32,7 +33,7 @@ def push(
         keep_card(source, folder)
         if num:
             steps = min(STEPS, trained.process.schedule.timesteps)
-            save_grid(trained.sample(num, sampler="dpm++", steps=steps, seed=seed), picture)
-            add_samples(folder, picture, f"Samples 0 to {num - 1} of seed {seed}, {steps} steps of DPM-Solver++.")
+            save_grid(trained.sample(num, steps=steps, seed=seed), picture)
+            add_samples(folder, picture, f"Samples 0 to {num - 1} of seed {seed}, {steps} steps of {DEFAULT_SAMPLER}.")
         address_card(folder, name)
         print(hub.upload(folder, name, private=private))

@@ -20,6 +20,7 @@ from ddpm.cli.options import (
 )
 from ddpm.generation import generate
 from ddpm.model import load
+from ddpm.samplers import DEFAULT_SAMPLER
 
 STEPS = 20  # where none are asked for
 
@@ -30,7 +31,7 @@ def sample(
     labels: Labels = None,
     guidance: Guidance = 1.0,
     guidance_rescale: Annotated[float, typer.Option(min=0, max=1, help="0 to 1: undo guidance's added contrast")] = 0.0,
-    sampler: Sampler = "dpm++",
+    sampler: Sampler = DEFAULT_SAMPLER,
     steps: Annotated[int | None, typer.Option(help="sampling steps; default: 20, or all there are")] = None,
     spacing: Spacing = None,
     eta: Eta = None,

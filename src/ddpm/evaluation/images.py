@@ -15,7 +15,7 @@ from ddpm.evaluation.frechet import Moments
 from ddpm.hardware import compute_dtype, process_rank
 from ddpm.model import Model
 from ddpm.pixels import to_uint8
-from ddpm.samplers import find_sampler
+from ddpm.samplers import DEFAULT_SAMPLER, find_sampler
 from ddpm.settings import content_key
 
 CHUNK = 512
@@ -100,7 +100,14 @@ class GeneratedImages(ImageSet):
         self.model, self.title, self.shape = model, title or f"model {model.weights_hash}", model.image_shape
         size = options.pop("batch_size", None) or model.default_batch_size
         self.chunk = -(-CHUNK // size) * size  # whole batches, so that no forward pass is padded but the last
-        usual = {"sampler": "dpm++", "steps": 20, "seed": 0, "guidance": 1.0, "clip": "static", "precision": "auto"}
+        usual = {
+            "sampler": DEFAULT_SAMPLER,
+            "steps": 20,
+            "seed": 0,
+            "guidance": 1.0,
+            "clip": "static",
+            "precision": "auto",
+        }
         self.options = {**usual, **options}
         self.options["spacing"] = self.options.get("spacing") or find_sampler(self.options["sampler"]).spacing
         self.options["batch_size"] = size

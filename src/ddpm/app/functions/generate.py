@@ -15,7 +15,7 @@ from ddpm.app.functions.bounds import MOST_SEED, bounded
 from ddpm.app.functions.live import live
 from ddpm.model import Model
 from ddpm.pixels import to_uint8
-from ddpm.samplers import Callback, Step, find_sampler
+from ddpm.samplers import DEFAULT_SAMPLER, Callback, Step, find_sampler
 from ddpm.tracing import recording
 from ddpm.viewing.drawing import picture
 from ddpm.viewing.frames import Frame, Recorder, as_grid
@@ -32,7 +32,7 @@ class Settings:
     """What the Generate tab asks for; `label` is a class name or `EVERY_CLASS`."""
 
     label: str = EVERY_CLASS
-    sampler: str = "dpm++"
+    sampler: str = DEFAULT_SAMPLER
     steps: int = 20
     guidance: float = 1.0
     seed: int = 0

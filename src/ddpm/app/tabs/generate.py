@@ -6,7 +6,7 @@ from ddpm.app.components import Outbox, told
 from ddpm.app.functions import generate as behind
 from ddpm.app.functions.uploads import enlarged
 from ddpm.model import Model
-from ddpm.samplers import SAMPLERS, Step
+from ddpm.samplers import DEFAULT_SAMPLER, SAMPLERS, Step
 from ddpm.viewing.frames import as_grid
 
 
@@ -25,7 +25,7 @@ def tab(model: Model, name: str) -> None:
                 allow_custom_value=True,  # so that what programs send is judged, and refused in words
             )
             with gr.Row():
-                sampler = gr.Dropdown(list(SAMPLERS), value="dpm++", label="Sampler", min_width=120)
+                sampler = gr.Dropdown(list(SAMPLERS), value=DEFAULT_SAMPLER, label="Sampler", min_width=120)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
             steps = gr.Slider(1, most, min(20, most), step=1, label="Steps")
             number = gr.Slider(1, behind.most_images(model), min(16, behind.most_images(model)), step=1, label="Images")
