@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from ddpm.errors import UserError
+from ddpm.model import Model
 from ddpm.samplers.denoiser import Clip
 
 MODEL_HELP = "'digits', a run directory, a Diffusers folder, or a Hub id"
@@ -20,6 +21,11 @@ ClipName = Annotated[str, typer.Option(help="limits on the predicted x_0: static
 Seed = Annotated[int, typer.Option(help="image i of a seed is always the same image")]
 PrecisionName = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")]
 Overwrite = Annotated[bool, typer.Option(help="replace what is there")]
+
+
+def usual_steps(model: Model) -> int:
+    """Sampling steps where none are asked for: 20, or all there are."""
+    return min(20, model.process.schedule.timesteps)
 
 
 def parse_clip(text: str) -> Clip:

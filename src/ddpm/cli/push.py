@@ -6,13 +6,12 @@ from typing import Annotated
 
 import typer
 
+from ddpm.cli.options import usual_steps
 from ddpm.interop import hub
 from ddpm.interop.card import add_samples, address_card, keep_card
 from ddpm.model import find_model, load
 from ddpm.samplers import DEFAULT_SAMPLER
 from ddpm.viewing.pictures import save_grid
-
-STEPS = 20
 
 
 def push(
@@ -32,7 +31,7 @@ def push(
         trained.save(folder)  # what a model folder holds, and nothing else that lies beside it
         keep_card(source, folder)
         if num:
-            steps = min(STEPS, trained.process.schedule.timesteps)
+            steps = usual_steps(trained)
             save_grid(trained.sample(num, steps=steps, seed=seed), picture)
             add_samples(folder, picture, f"Samples 0 to {num - 1} of seed {seed}, {steps} steps of {DEFAULT_SAMPLER}.")
         address_card(folder, name)

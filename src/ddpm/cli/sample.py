@@ -17,12 +17,11 @@ from ddpm.cli.options import (
     Seed,
     Spacing,
     parse_clip,
+    usual_steps,
 )
 from ddpm.generation import generate
 from ddpm.model import load
 from ddpm.samplers import DEFAULT_SAMPLER
-
-STEPS = 20  # where none are asked for
 
 
 def sample(
@@ -57,7 +56,7 @@ def sample(
         guidance=guidance,
         guidance_rescale=guidance_rescale,
         sampler=sampler,
-        steps=min(STEPS, loaded.process.schedule.timesteps) if steps is None else steps,
+        steps=usual_steps(loaded) if steps is None else steps,
         spacing=spacing,
         clip=parse_clip(clip),
         seed=seed,

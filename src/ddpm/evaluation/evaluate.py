@@ -67,15 +67,17 @@ def evaluate(
     comparison.prepare(uses)
     if process_rank()[0] != 0:
         return None
-    figures = [figure for name in names for figure in compute(METRICS[name], comparison)]
+    shares = uneven_classes(comparison)
+    figures = [figure for name in names for figure in compute(METRICS[name], comparison, shares)]
     network = comparison.network if FEATURES in uses else None
     return Report(describe_settings(comparison, data, network), figures, comparison.drawn)
 
 
-def compute(metric: Metric, comparison: Comparison) -> list[Figure]:
-    """The metric's figures, each with a word on the shares of the classes where they are part of it."""
-    shares = uneven_classes(comparison) if metric.mixture else ""
+def compute(metric: Metric, comparison: Comparison, shares: str) -> list[Figure]:
+    """The metric's figures, each with the word on the shares of the classes where they are part of it."""
     figures = metric.compute(comparison)
+    if not metric.mixture:
+        return figures
     return [replace(figure, note="; ".join(filter(None, [figure.note, shares]))) for figure in figures]
 
 
