@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 pytest.importorskip("denoising_diffusion_pytorch", reason="the peers are an extra of their own")
 
-from benchmarks import compare, cpu, gpu
+from benchmarks import compare, cpu, gpu, variants
 from benchmarks.contestants import Diffusers, check_equal, randomise
 from benchmarks.measure import spread
 from benchmarks.problems import PROBLEMS
@@ -44,6 +45,21 @@ def test_a_comparison(script, arguments, tmp_path: Path, monkeypatch: pytest.Mon
             assert row["parameters"] == result["rows"][0]["parameters"]
     reference = [row for row in result["rows"] if row["contestant"] == "Diffusers, as documented"]
     assert all(row["times_as_fast"]["median"] == 1 for row in reference)
+
+
+def test_other_ways_to_run_a_network_answer_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)  # takes a compiler half a minute
+    with ThreadPoolExecutor(2) as pool:
+        timed = variants.variants(PROBLEMS["toy"], pool)
+        for phase in ("train", "sample"):
+            usual, halves = (
+                torch.cat([part.flatten().float() for part in timed[name][phase]()])
+                for name in ("as it is", "each half of the batch on a thread of its own")
+            )
+            assert (usual - halves).norm() <= 0.02 * usual.norm()  # in bf16, and the gradients in another order
+    rows = variants.compare(PROBLEMS["toy"], 1)
+    assert len(rows) == 2 * len(timed)
+    assert all(row["times_as_fast"]["median"] == 1 for row in rows if row["variant"] == "as it is")
 
 
 def test_networks_that_differ_are_not_compared() -> None:
