@@ -1,17 +1,19 @@
 """Which choices of the fast recipe earn their place? One is changed at a time, on Fashion-MNIST, at a short budget.
 
-    CUDA_VISIBLE_DEVICES="" python -m experiments.ablations --jobs 8
+    CUDA_VISIBLE_DEVICES="" python -m experiments.ablations short --jobs 8
+    CUDA_VISIBLE_DEVICES="" python -m experiments.ablations longer --jobs 8
 
-The base is the preset `fashion_mnist` for --images images. Every variant sees as many, but for the widths, which get
-the time that the base takes: their steps follow from a measurement at the start, kept in RUNS/paces.json. Figures: the
-distance with the built-in features to the training images, and the share of misplaced levels, which those features
-cannot see. A cell is a run directory below --runs; a finished one is kept and one that was killed goes on. After every
-cell experiments/results/ablations.json is written again, and at the end docs/pictures/ablations.png is drawn.
+The base is the preset `fashion_mnist` for so many images; `longer` asks those variants that win the short course if
+they win another. Every variant sees as many images, but for the widths, which get the time that the base takes: their
+steps follow from a measurement at the start, kept in RUNS/COURSE/paces.json. Figures: the distance with the built-in
+features to the training images, and the share of misplaced levels, which those features cannot see. A cell is a run
+directory in RUNS/COURSE; a finished one is kept and one that was killed goes on. After every cell
+experiments/results/ablations_COURSE.json is written again, and at the end docs/pictures/ablations_COURSE.png is drawn.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "width 24, equal time": {"network.channels": 24, "network.groups": 8},
     "2 blocks a level": {"network.blocks": 2},
     "no attention": {"network.attention": [], "network.mid_attention": False},
+    "8 groups of channels in place of 32": {"network.groups": 8},
 }
 EQUAL_TIME = [name for name in VARIANTS if name.endswith("equal time")]
 
@@ -57,11 +60,22 @@ EQUAL_TIME = [name for name in VARIANTS if name.endswith("equal time")]
 class Budget:
     """What every variant gets: training images, seeds, images and sampling steps of the judgement, overrides of all."""
 
-    images: int = 40_000
-    seeds: int = 2
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    images: int = 20_000
+    seeds: int = 1
     num: int = 2500
     steps: int = 10
     overrides: tuple[tuple[str, Any], ...] = ()
+
+
+WINNERS = (
+    BASE,
+    "no min-SNR weighting",
+    "constant learning rate",
+    "width 24, equal time",
+    "8 groups of channels in place of 32",
+)
+COURSES = {"short": Budget(), "longer": Budget(variants=WINNERS, images=80_000)}
 
 
 def configuration(variant: str, seed: int, budget: Budget, paces: dict[str, float]) -> Config:
@@ -82,7 +96,7 @@ def measured_paces(folder: Path, budget: Budget, jobs: int) -> dict[str, float]:
         return json.loads(path.read_text())
     torch.set_num_threads(threads(jobs))
     paces = {}
-    for name in (BASE, *EQUAL_TIME):
+    for name in (BASE, *(name for name in budget.variants if name in EQUAL_TIME)):
         config = configuration(name, 0, budget, {})
         run = Run(config, folder, Accelerator(), init=None, resume=False, evaluator=None)
         paces[name] = seconds_a_step(run.loop)
@@ -118,44 +132,52 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def ablations(
-    runs: Path, budget: Budget, *, jobs: int, command: str, results: Path = RESULTS, pictures: Path = PICTURES
+    name: str,
+    runs: Path,
+    budget: Budget,
+    *,
+    jobs: int,
+    command: str,
+    results: Path = RESULTS,
+    pictures: Path = PICTURES,
 ) -> Path:
-    """Make all cells, `jobs` at a time; returns the path of ablations.json, which says that `command` made it."""
+    """Make all cells, `jobs` at a time; returns the path of NAME.json, which says that `command` made it."""
     paces = measured_paces(runs, budget, jobs)
-    tasks = [(variant, seed, runs, budget, paces) for seed in range(budget.seeds) for variant in VARIANTS]
+    tasks = [(variant, seed, runs, budget, paces) for seed in range(budget.seeds) for variant in budget.variants]
     judged = {"num": budget.num, "sampler": SAMPLER, "steps": budget.steps, "features": "builtin"}
     rows: list[dict[str, Any]] = []
     for row in side_by_side(run_cell, tasks, jobs):
         rows.append(row)
         parameters = {"command": command, "machine": machine(), "threads": threads(jobs), "judged": judged}
-        path = save_result("ablations", {**parameters, "paces": paces, "rows": summarise(rows), "cells": rows}, results)
+        path = save_result(name, {**parameters, "paces": paces, "rows": summarise(rows), "cells": rows}, results)
         print(f"{len(rows)} of {len(tasks)} cells", flush=True)
-    draw(runs, budget, pictures)
+    draw(name, runs, budget, pictures)
     return path
 
 
-def draw(runs: Path, budget: Budget, pictures: Path) -> Path:
+def draw(name: str, runs: Path, budget: Budget, pictures: Path) -> Path:
     """A row of samples of every variant, all of seed 0."""
-    models = [load(folder_of(variant, 0, runs)) for variant in VARIANTS]
+    models = [load(folder_of(variant, 0, runs)) for variant in budget.variants]
     drawn = [model.sample(COLUMNS, sampler=SAMPLER, steps=budget.steps) for model in models]
     pictures.mkdir(parents=True, exist_ok=True)
-    return save_figure(plot_images(torch.stack(drawn), rows=list(VARIANTS)), pictures / "ablations.png", overwrite=True)
+    return save_figure(
+        plot_images(torch.stack(drawn), rows=list(budget.variants)), pictures / f"{name}.png", overwrite=True
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("course", choices=COURSES)
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="where the run directories lie")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, which share the cores")
-    parser.add_argument("--images", type=int, default=Budget.images, help="that each variant is trained on")
     parser.add_argument("--seeds", type=int, default=Budget.seeds, help="of every variant; more go on from fewer")
     options = parser.parse_args()
-    command = f"python -m experiments.ablations --jobs {options.jobs}"
-    for name in ("images", "seeds"):
-        value = getattr(options, name)
-        command += f" --{name} {value}" if value != getattr(Budget, name) else ""
-    budget = Budget(images=options.images, seeds=options.seeds)
+    command = f"python -m experiments.ablations {options.course} --jobs {options.jobs}"
+    command += f" --seeds {options.seeds}" if options.seeds != Budget.seeds else ""
+    budget = replace(COURSES[options.course], seeds=options.seeds)
+    name, runs = f"ablations_{options.course}", options.runs / options.course
     with in_one_line("ablations"):
-        print(ablations(options.runs, budget, jobs=options.jobs, command=command))
+        print(ablations(name, runs, budget, jobs=options.jobs, command=command))
 
 
 if __name__ == "__main__":

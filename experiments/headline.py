@@ -47,7 +47,9 @@ class Headline:
     run: str | None = None
 
 
-TRAILING = {"spacing": "trailing"}  # timesteps even in t; what dpm++ took before it was measured against log_snr
+# the defaults of the time when these rows were drawn
+LOG_SNR = {"sampler": "dpm++", "spacing": "log_snr"}
+TRAILING = {"sampler": "dpm++", "spacing": "trailing"}
 CIFAR10_BY_CLASS = "ddpm train cifar10_small --data.labels true --training.steps 3900 --out runs/cifar10"
 
 HEADLINES = {
@@ -97,6 +99,7 @@ HEADLINES = {
         "ddpm train folder64 --data flowers --data.labels true --out runs/flowers64",
         "flowers",
         num=2500,
+        sampling=LOG_SNR,
     ),
     "emoji32": Headline(
         "emoji 32×32, from scratch",
@@ -122,14 +125,13 @@ def judge(
     *,
     features: str = "inception",
     reference: str | None = None,
-    sampler: str = "dpm++",
     steps: int = 20,
     results: Path = RESULTS,
     pictures: Path = PICTURES,
 ) -> dict[str, Any]:
     """Judge the model of a run directory and write it down; returns what is in the JSON."""
     model, began = load(run), time.monotonic()
-    sampling = {"sampler": sampler, "steps": steps, "num": headline.num, **headline.sampling}
+    sampling = {"steps": steps, "num": headline.num, **headline.sampling}
     prefix = pictures / name
     pictures.mkdir(parents=True, exist_ok=True)
     standard = evaluate(
@@ -144,7 +146,7 @@ def judge(
         "title": headline.title,
         "training": {"command": headline.training, **training_of(model)},
         "evaluation": {
-            "command": command_of(name, features, reference, sampler, steps),
+            "command": command_of(name, features, reference),
             "machine": machine(),
             "seconds": round(time.monotonic() - began, 1),  # of this call; what was cached does not count again
         },
@@ -167,13 +169,11 @@ def training_of(model: Model) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value is not None} | size
 
 
-def command_of(name: str, features: str, reference: str | None, sampler: str, steps: int) -> str:
+def command_of(name: str, features: str, reference: str | None) -> str:
     """The command without the places of this machine."""
     words = ["python -m experiments.headline", name]
     words += ["--features", Path(features).name] if features != "inception" else []
     words += ["--reference", Path(reference).name] if reference else []
-    words += ["--sampler", sampler] if sampler != "dpm++" else []
-    words += ["--steps", str(steps)] if steps != 20 else []
     return " ".join(words)
 
 
@@ -208,14 +208,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--features", default="inception", help="inception, or a TorchScript file")
     parser.add_argument("--reference", help="an .npz of ready moments: mu, sigma, n of the training images")
-    parser.add_argument("--sampler", default="dpm++")
-    parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     run = options.runs / (HEADLINES[options.name].run or options.name)
     if not run.is_dir():
         raise SystemExit(f"no run in {run}; train it first: {HEADLINES[options.name].training}")
     with in_one_line(options.name):
-        chosen = {key: getattr(options, key) for key in ("features", "reference", "sampler", "steps")}
+        chosen = {key: getattr(options, key) for key in ("features", "reference")}
         result = judge(options.name, HEADLINES[options.name], run, **chosen)
     for part in ("standard", "builtin"):
         for figure in result[part]["figures"].values():

@@ -94,16 +94,20 @@ def time_to_quality(results: Path) -> Rows:
     return or_not_run(head, body)
 
 
-def ablations(results: Path) -> Rows:
+def ablations(course: str) -> Callable[[Path], Rows]:
     """Every change of the recipe: the distance, and how that compares with the recipe's own."""
-    head = ["changed", "images seen", "seconds", "distance (built-in)", "times the recipe's", "misplaced levels"]
-    found = load_result("ablations", results)
-    body = []
-    for row in found["rows"] if found else []:
-        ratio = row["frechet_distance"]["mean"] / found["rows"][0]["frechet_distance"]["mean"] if found else 1
-        distance, levels = spread(row["frechet_distance"], 2), spread(row["levels"], 2)
-        body.append([row["variant"], f"{row['images']:,}", f"{row['seconds']:.0f}", distance, f"{ratio:.2f}", levels])
-    return or_not_run(head, body)
+
+    def rows(results: Path) -> Rows:
+        head = ["changed", "images seen", "distance (built-in)", "times the recipe's", "misplaced levels"]
+        found = load_result(f"ablations_{course}", results)
+        body = []
+        for row in found["rows"] if found else []:
+            ratio = row["frechet_distance"]["mean"] / found["rows"][0]["frechet_distance"]["mean"]
+            distance, levels = spread(row["frechet_distance"], 2), spread(row["levels"], 2)
+            body.append([row["variant"], f"{row['images']:,}", distance, f"{ratio:.2f}", levels])
+        return or_not_run(head, body)
+
+    return rows
 
 
 def usual_sampler(results: Path) -> Rows:
@@ -146,7 +150,8 @@ SPEED_TABLES: dict[str, Callable[[Path], Rows]] = {
     "drawing_gpu": drawing("speed_gpu"),
     "speed_variants": variants,
     "time_to_quality": time_to_quality,
-    "ablations": ablations,
+    "ablations_short": ablations("short"),
+    "ablations_longer": ablations("longer"),
     "usual_sampler": usual_sampler,
     "few_steps_digits": few_steps("digits"),
     "few_steps_cifar10": few_steps("cifar10"),

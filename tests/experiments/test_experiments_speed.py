@@ -36,8 +36,8 @@ def source(tmp_path_factory):
 
 
 def test_every_ablation_changes_what_it_says_and_nothing_else():
-    base = ablations.configuration(ablations.BASE, 0, ablations.Budget(), {})
-    assert base.training.steps * base.training.batch_size == ablations.Budget.images
+    base = ablations.configuration(ablations.BASE, 0, ablations.Budget(images=40_000), {})
+    assert base.training.steps * base.training.batch_size == 40_000
     for variant, changes in ablations.VARIANTS.items():
         config = ablations.configuration(variant, 0, ablations.Budget(), {})
         fitted = {"steps": base.training.steps, "warmup": base.training.warmup}
@@ -53,27 +53,25 @@ def test_every_ablation_changes_what_it_says_and_nothing_else():
 
 def test_ablations_are_made_and_kept(source, tmp_path, monkeypatch):
     names = (ablations.BASE, "batches of 128", "width 24, equal time")
-    monkeypatch.setattr(ablations, "VARIANTS", {name: ablations.VARIANTS[name] for name in names})
-    monkeypatch.setattr(ablations, "EQUAL_TIME", [names[2]])
     monkeypatch.setattr(ablations, "side_by_side", lambda work, tasks, jobs: (work(*task) for task in tasks))
     monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
     overrides = {name: value for name, value in (TINY | {"data.source": source}).items() if "batch" not in name}
-    budget = ablations.Budget(images=128, seeds=1, num=NUM, steps=2, overrides=tuple(overrides.items()))
+    budget = ablations.Budget(names, images=128, num=NUM, steps=2, overrides=tuple(overrides.items()))
     options = {"jobs": 1, "command": "none", "results": tmp_path, "pictures": tmp_path}
-    path = ablations.ablations(tmp_path / "runs", budget, **options)
+    path = ablations.ablations("ablations_short", tmp_path / "runs", budget, **options)
     first = json.loads(path.read_text())
     assert [row["variant"] for row in first["rows"]] == list(names)
     assert [row["images"] for row in first["rows"]][:2] == [128, 256]  # two steps are the fewest
     assert first["rows"][0]["frechet_distance"]["mean"] > 0
-    assert (tmp_path / "ablations.png").exists()
-    ablations.ablations(tmp_path / "runs", budget, **options)
+    assert (tmp_path / "ablations_short.png").exists()
+    ablations.ablations("ablations_short", tmp_path / "runs", budget, **options)
     assert json.loads(path.read_text()) == first
-    ablations.ablations(tmp_path / "runs", replace(budget, seeds=2), **options)
+    ablations.ablations("ablations_short", tmp_path / "runs", replace(budget, seeds=2), **options)
     more = json.loads(path.read_text())
     assert more["cells"][: len(names)] == first["cells"]
     assert [row["seeds"] for row in more["rows"]] == [2] * len(names)
     assert more["rows"][0]["frechet_distance"]["std"] > 0
-    assert table("ablations", tmp_path).count("\n") == 2 + len(names)
+    assert table("ablations_short", tmp_path).count("\n") == 2 + len(names)
 
 
 def test_equal_time_is_fewer_steps_of_a_slower_network():
