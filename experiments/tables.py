@@ -280,7 +280,10 @@ GALLERIES: dict[str, dict[str, str]] = {
     },
     "bits_per_dim": {"bits_per_dim.png": "The bundled model: bits/dim and error by timestep, error by bits received"},
     "time_to_quality": {"time_to_quality.png": "The first samples of every contestant, none of them chosen"},
-    "ablations": {"ablations_short.png": "Samples of the recipe and of every variant, all of seed 0"},
+    "ablations": {
+        "ablations_short.png": "Samples of the recipe and of every variant, all of seed 0",
+        "ablations_longer.png": "The same of those that were trained for longer",
+    },
     "few_steps": {
         f"few_steps_{name}.png": f"Quality against network evaluations, {name}" for name in ("digits", "cifar10")
     },
