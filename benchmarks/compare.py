@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.contestants import Ours, alone, line_up, parameters
-from benchmarks.measure import ceilings, forward_flops, peak_memory, seconds, spread, take_turns
+from benchmarks.measure import ceilings, forward_flops, peak_memory, seconds, spread, take_steps
 from benchmarks.problems import PROBLEMS
 
 PHASES = ("train", "sample")
@@ -27,7 +27,7 @@ def compare(name: str, rounds: int, device: torch.device, say: Callable[[str], N
     reference = contestants[1].name
     for phase in PHASES:
         batch = problem.training_batch if phase == "train" else problem.sampling_batch
-        times = take_turns(contestants, phase, rounds, device, say)
+        times = take_steps(contestants, phase, rounds, device, say)
         if device.type == "cuda":
             memory = {each.name: {phase: peak_memory(each, phase, device)} for each in contestants}
         for each in contestants:

@@ -4,6 +4,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,28 @@ def synchronise(device: torch.device) -> None:
 
 
 def take_turns(
-    contestants: list[Contestant], what: str, rounds: int, device: torch.device, say: Callable[[str], None]
+    actions: dict[str, Callable[[], Any]], what: str, rounds: int, device: torch.device, say: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round, a training step or a sampling step; one round before goes unseen."""
-    actions: dict[str, Callable[[], Any]] = {
-        each.name: each.train if what == "train" else (lambda each=each: each.sample(SAMPLING_STEPS))
-        for each in contestants
-    }
+    """Seconds of every action in every round, by name; one round before goes unseen."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(rounds + 1):
         for name, action in actions.items():
-            taken = seconds(action, device) / (1 if what == "train" else SAMPLING_STEPS)
+            taken = seconds(action, device)
             if turn > 0:
                 times[name].append(taken)
         say(f"{what}: round {turn} of {rounds}")
     return times
+
+
+def take_steps(
+    contestants: list[Contestant], what: str, rounds: int, device: torch.device, say: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Seconds of every contestant in every round, a training step or a sampling step."""
+    if what == "train":
+        return take_turns({each.name: each.train for each in contestants}, what, rounds, device, say)
+    drawings = {each.name: partial(each.sample, SAMPLING_STEPS) for each in contestants}
+    times = take_turns(drawings, what, rounds, device, say)
+    return {name: [taken / SAMPLING_STEPS for taken in mine] for name, mine in times.items()}
 
 
 def spread(values: list[float]) -> dict[str, float]:

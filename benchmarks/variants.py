@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contestants import randomise
-from benchmarks.measure import DTYPES, seconds, spread
+from benchmarks.measure import DTYPES, spread, take_turns
 from benchmarks.problems import PROBLEMS, Problem
 from ddpm.networks import UNet
 from ddpm.networks.norm import GroupNorm
 from experiments.record import RESULTS, machine, save_result
 
-CPU = torch.device("cpu")
+CPU, USUAL = torch.device("cpu"), "as it is"
 Pass = Callable[[nn.Module, Tensor, Tensor], list[Tensor]]
 
 
@@ -62,56 +62,42 @@ def half_the_cores(threads: int) -> None:
     torch.get_num_threads()
 
 
-def variants(problem: Problem, pool: ThreadPoolExecutor) -> dict[str, dict[str, Callable[[], list[Tensor]]]]:
-    """What is timed, a name and a phase each."""
+def variants(problem: Problem, phase: str, pool: ThreadPoolExecutor) -> dict[str, Callable[[], list[Tensor]]]:
+    """What is timed in a phase, by name. The network is the one that is trained, or the one that is drawn from."""
+    training = phase == "train"
+    once: Pass = forward_and_backward if training else forward
+    batch = problem.training_batch if training else problem.sampling_batch
     network = UNet(problem.config, problem.image_size, problem.channels, problem.channels).eval()
     randomise(network)
+    network.to(torch.float32 if training else DTYPES["bf16"]).to(memory_format=torch.channels_last)
     compiled, bare = copy.deepcopy(network), copy.deepcopy(network)
     compiled.compile(dynamic=False)
     for module in list(bare.modules()):
         for name, child in module.named_children():
             if isinstance(child, GroupNorm):
                 setattr(module, name, NoNorm())
-    ways: dict[str, tuple[nn.Module, Callable[[Pass], Pass]]] = {
-        "as it is": (network, lambda once: once),
-        "the network compiled": (compiled, lambda once: once),
-        "each half of the batch on a thread of its own": (network, partial(in_halves, pool=pool)),
-        "without its normalisations, for comparison": (bare, lambda once: once),
+    x = torch.randn(batch, problem.channels, *problem.image_size).to(DTYPES["bf16"])
+    x, t = x.contiguous(memory_format=torch.channels_last), torch.linspace(0, 999, batch)
+    return {
+        USUAL: partial(once, network, x, t),
+        "the network compiled": partial(once, compiled, x, t),
+        "each half of the batch on a thread of its own": partial(in_halves(once, pool), network, x, t),
+        "without its normalisations, for comparison": partial(once, bare, x, t),
     }
-    found: dict[str, dict[str, Callable[[], list[Tensor]]]] = {name: {} for name in ways}
-    phases = {
-        "train": (forward_and_backward, problem.training_batch, torch.float32),
-        "sample": (forward, problem.sampling_batch, DTYPES["bf16"]),
-    }
-    for phase, (once, batch, weights) in phases.items():
-        x = torch.randn(batch, problem.channels, *problem.image_size).to(DTYPES["bf16"])
-        x, t = x.contiguous(memory_format=torch.channels_last), torch.linspace(0, 999, batch)
-        for name, (net, way) in ways.items():
-            asked = copy.deepcopy(net).to(weights).to(memory_format=torch.channels_last)
-            found[name][phase] = partial(way(once), asked, x, t)
-    return found
 
 
 def compare(problem: Problem, rounds: int) -> list[dict[str, object]]:
-    """Images a second of every variant, and how many times as fast as the first in the same round."""
+    """Images a second of every variant, and how many times as fast as the usual one in the same round."""
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(2, initializer=half_the_cores, initargs=(threads,)) as pool:
         both = threading.Barrier(2)
         list(pool.map(lambda _: both.wait(), range(2)))  # after this neither sets the number of the whole process
         torch.set_num_threads(threads)
-        timed = variants(problem, pool)
         rows: list[dict[str, object]] = []
         for phase, batch in (("train", problem.training_batch), ("sample", problem.sampling_batch)):
-            times: dict[str, list[float]] = {name: [] for name in timed}
-            for turn in range(rounds + 1):
-                for name, actions in timed.items():
-                    taken = seconds(actions[phase], CPU)
-                    if turn > 0:  # the first goes unseen: it compiles
-                        times[name].append(taken)
-                print(f"{phase}: round {turn} of {rounds}", file=sys.stderr)
-            usual = times["as it is"]
+            times = take_turns(variants(problem, phase, pool), phase, rounds, CPU, partial(print, file=sys.stderr))
             for name, mine in times.items():
-                ratios = spread([b / a for a, b in zip(mine, usual, strict=True)])
+                ratios = spread([b / a for a, b in zip(mine, times[USUAL], strict=True)])
                 rate = batch / spread(mine)["median"]
                 rows.append({"variant": name, "phase": phase, "images_per_second": rate, "times_as_fast": ratios})
     return rows

@@ -48,12 +48,14 @@ def test_a_comparison(script, arguments, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_other_ways_to_run_a_network_answer_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)  # takes a compiler half a minute
+    compiled = []  # by a compiler that would take half a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
     with ThreadPoolExecutor(2) as pool:
-        timed = variants.variants(PROBLEMS["toy"], pool)
         for phase in ("train", "sample"):
+            timed = variants.variants(PROBLEMS["toy"], phase, pool)
+            assert timed["the network compiled"].args[0] is compiled[-1]  # a copy of it would not be compiled
             usual, halves = (
-                torch.cat([part.flatten().float() for part in timed[name][phase]()])
+                torch.cat([part.flatten().float() for part in timed[name]()])
                 for name in ("as it is", "each half of the batch on a thread of its own")
             )
             assert (usual - halves).norm() <= 0.02 * usual.norm()  # in bf16, and the gradients in another order
