@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.problems import Problem
-from ddpm.interop.unet_config import to_unet2d
+from ddpm.interop.diffusers_config import to_unet2d
 from ddpm.networks import UNet
+from ddpm.training.compute import reproducible_kernels
 from ddpm.training.config import Config
-from ddpm.training.interrupt import StopRequest
-from ddpm.training.reproducible import reproducible_kernels
-from ddpm.training.run import Run
+from ddpm.training.guards import StopRequest
+from ddpm.training.trainer import Run
 
 IMAGES = 256  # random ones in the set that is trained on
 DIFFUSERS, DIFFUSERS_BEST = "Diffusers, as documented", "Diffusers, bf16 channels-last"

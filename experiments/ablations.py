@@ -21,29 +21,34 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ddpm.files import write_whole
+from ddpm.common.files import write_whole
 from ddpm.model import load
+from ddpm.plotting.plots import plot_images, save_figure
 from ddpm.training import Config, load_config
 from ddpm.training.dry_run import seconds_a_step
-from ddpm.training.run import Run
-from ddpm.viewing.plots import plot_images, save_figure
+from ddpm.training.trainer import Run
 from experiments.cells import SAMPLER, side_by_side, spread, threads, trained_and_judged
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 PRESET, COLUMNS = "fashion_mnist", 12
 BASE = "the recipe"
-QUIET = {"training.preview_every": 0, "training.checkpoint_every": 200, "training.keep": 1, "training.track": []}
+QUIET = {
+    "training.preview_every": 0,
+    "training.checkpoint_every": 200,
+    "training.keep_checkpoints": 1,
+    "training.loggers": [],
+}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
-    "v in place of x_0": {"process.prediction": "v"},
-    "ε in place of x_0": {"process.prediction": "epsilon"},
-    "linear in place of cosine schedule": {"process.schedule": "linear"},
-    "uniform in place of stratified timesteps": {"process.timestep_draw": "uniform"},
-    "no min-SNR weighting": {"process.weighting": "none"},
-    "the paper's average, 0.9999 throughout": {"training.ema": 0.9999, "training.ema_warmup": False},
-    "no average": {"training.ema": 0.0},
-    "constant learning rate": {"training.decay": "constant"},
+    "v in place of x_0": {"diffusion.prediction": "v"},
+    "ε in place of x_0": {"diffusion.prediction": "epsilon"},
+    "linear in place of cosine schedule": {"diffusion.schedule": "linear"},
+    "uniform in place of stratified timesteps": {"diffusion.timestep_sampler": "uniform"},
+    "no min-SNR weighting": {"diffusion.weighting": "none"},
+    "the paper's average, 0.9999 throughout": {"training.ema_decay": 0.9999, "training.ema_warmup": False},
+    "no average": {"training.ema_decay": 0.0},
+    "constant learning rate": {"training.lr_schedule": "constant"},
     "learning rate 2e-4": {"training.learning_rate": 2e-4},
     "batches of 128": {"training.batch_size": 128},
     "batches of 32": {"training.batch_size": 32},

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ddpm.evaluation.accuracy_score import matched, spread
+from ddpm.evaluation.classifier import matched, spread
 from ddpm.evaluation.likelihood import evaluate_likelihood, plot_likelihood
-from ddpm.evaluation.opening import open_images, trained_with
+from ddpm.evaluation.sources import open_images, trained_with
 from ddpm.model import Model, load
 from ddpm.networks.unet import UNet
 from experiments.record import PICTURES, RESULTS, machine, save_result
@@ -31,7 +31,7 @@ def untrained(model: Model) -> Model:
     network = UNet(model.network.config, tuple(size), channels, channels, classes)
     return Model(
         network,
-        model.process,
+        model.diffusion,
         image_shape=model.image_shape,
         class_names=model.class_names,
         null_label=model.null_label,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.common.files import write_whole
 from ddpm.evaluation.evaluate import evaluate
-from ddpm.files import write_whole
 from ddpm.model import load
 from ddpm.samplers import Spacing
 from ddpm.training import Config, load_config, train

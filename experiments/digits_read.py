@@ -9,11 +9,11 @@ import time
 
 import torch
 
+from ddpm.common.errors import UserError
+from ddpm.common.pixels import to_uint8
 from ddpm.data.sources import open_dataset
-from ddpm.errors import UserError
-from ddpm.evaluation.builtin import read_digits
+from ddpm.evaluation.classifier import read_digits
 from ddpm.model import load
-from ddpm.pixels import to_uint8
 from ddpm.samplers import DEFAULT_SAMPLER
 from experiments.record import machine, save_result
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 import torch
 
 import ddpm
+from ddpm.common.pixels import to_float
 from ddpm.data import open_dataset
 from ddpm.editing import Editor, coarse_to_fine, fidelity_curve, reconstructions, round_trip, translate
-from ddpm.editing.pictures import draw_curve, draw_reconstructions
-from ddpm.pixels import to_float
-from ddpm.viewing.plots import plot_images, save_figure
+from ddpm.editing.images import draw_curve, draw_reconstructions
+from ddpm.plotting.plots import plot_images, save_figure
 from experiments.record import PICTURES, machine, save_result
 
 COMMAND = "python -m experiments.editing_images --model {0.model} --data {0.data} --name {0.name} --images {0.images}"

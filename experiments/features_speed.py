@@ -14,8 +14,7 @@ from unittest import mock
 
 import torch
 
-from ddpm.evaluation.extract import BATCH
-from ddpm.evaluation.features import TORCHSCRIPT_FILE, FeatureNetwork, load_features
+from ddpm.evaluation.features import BATCH, TORCHSCRIPT_FILE, FeatureNetwork, load_features
 from experiments.record import machine, save_result
 
 BATCHES = 6

@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 from ddpm.evaluation.sweep import sweep
 from ddpm.model import Model, load
+from ddpm.plotting.plots import Curve, plot_quality, save_figure
 from ddpm.samplers import SAMPLERS, Spacing
-from ddpm.viewing.plots import Curve, plot_quality, save_figure
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 BUDGETS = (5, 10, 20, 50)  # network evaluations an image

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.samplers.denoiser import Denoiser
 
 
@@ -32,12 +32,12 @@ class GaussianPrior:
 
     def denoiser(self, schedule: NoiseSchedule | None = None) -> Denoiser:
         """E[x_0|x_t] = μ + √ᾱ C (ᾱ C + (1-ᾱ))⁻¹ (x_t - √ᾱ μ), by the eigenvectors of C; nothing is clipped."""
-        process = GaussianProcess(schedule or NoiseSchedule(make_betas("linear", 1000)), prediction="x_0")
+        process = GaussianDiffusion(schedule or NoiseSchedule(make_betas("linear", 1000)), prediction="x_0")
         eigenvalues, basis = torch.linalg.eigh(self.covariance)
         eigenvalues, basis, mean = eigenvalues.clamp(min=0).float(), basis.float(), self.mean.float()
 
         def network(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-            signal, sigma = process.schedule.signal_noise(float(t[0]))
+            signal, sigma = process.schedule.alpha_sigma(float(t[0]))
             gain = signal * eigenvalues / (signal**2 * eigenvalues + sigma**2)
             centred = (x_t - signal * mean).flatten(1)
             return mean + ((centred @ basis * gain) @ basis.T).unflatten(1, mean.shape)

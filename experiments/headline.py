@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddpm.evaluation.evaluate import evaluate
-from ddpm.evaluation.report import Report
+from ddpm.common.pixels import save_grid
+from ddpm.evaluation.evaluate import Report, evaluate
 from ddpm.interop.card import add_metrics, add_samples
 from ddpm.model import Model, load
 from ddpm.networks import UNet
-from ddpm.networks.flops import count_flops
-from ddpm.viewing.pictures import save_grid
+from ddpm.networks.inference import count_flops
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 ROWS, COLUMNS = 6, 10  # of the picture, where there are no classes; with classes, a column a class
@@ -61,7 +60,7 @@ HEADLINES = {
     ),
     "mnist_v": Headline(
         "the same for less time, predicting v (bundled)",
-        "ddpm train mnist --process.prediction v --training.steps 5000 --out runs/mnist_v",
+        "ddpm train mnist --diffusion.prediction v --training.steps 5000 --out runs/mnist_v",
         "mnist",
         sampling=TRAILING,
     ),
@@ -82,8 +81,8 @@ HEADLINES = {
     ),
     "cifar10_gpu": Headline(
         "CIFAR-10 32×32, the paper's network, on a GPU",
-        "ddpm train cifar10_fast --training.steps 1500 --training.learning_rate 8e-4 --training.decay cosine "
-        "--training.ema 0.999 --out runs/cifar10_gpu",
+        "ddpm train cifar10_fast --training.steps 1500 --training.learning_rate 8e-4 --training.lr_schedule cosine "
+        "--training.ema_decay 0.999 --out runs/cifar10_gpu",
         "cifar10",
         num=50_000,
     ),

@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ddpm.data.decode import ENDINGS
+from ddpm.data.images import ENDINGS
 
 EVERY = 10
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from ddpm.common.pixels import to_float
 from ddpm.data import open_dataset
 from ddpm.editing import Editor, coarse_to_fine, interpolate
 from ddpm.evaluation.likelihood import evaluate_likelihood, plot_likelihood
-from ddpm.evaluation.opening import trained_with
 from ddpm.evaluation.progressive import Sheet, progressive_coding, progressive_generation, save_sheet, shared_latents
+from ddpm.evaluation.sources import trained_with
 from ddpm.model import Model, load
-from ddpm.pixels import to_float
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 LAMBDAS = [i / 8 for i in range(9)]
@@ -34,7 +34,7 @@ class Figures:
     """What all figures share: the model, held-out images of its data, and how many steps are taken."""
 
     def __init__(self, model: Model, data: str, steps: int, rows: int):
-        self.model, self.steps, self.rows = model, min(steps, model.process.schedule.timesteps), rows
+        self.model, self.steps, self.rows = model, min(steps, model.diffusion.schedule.timesteps), rows
         options = trained_with(model) | {"source": data, "labels": model.num_classes is not None}
         self.dataset = open_dataset(**options)
         rows_shown = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))
@@ -58,7 +58,7 @@ class Figures:
     def coarse_to_fine(self, path: Path) -> None:
         images = coarse_to_fine(self._editor(0), *self._pair(0), LAMBDAS, DEPTHS, steps=self.steps)
         first, second = (image.expand(len(DEPTHS), 1, -1, -1, -1) for image in self._pair(0))
-        last = self.model.process.schedule.timesteps
+        last = self.model.diffusion.schedule.timesteps
         titles = [f"{round(depth * last)} steps" for depth in DEPTHS]
         save_sheet(Sheet(torch.cat([first, images, second], dim=1), LAMBDA_TITLES, titles), path)
 

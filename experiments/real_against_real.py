@@ -16,12 +16,11 @@ import torch
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from tqdm import tqdm
 
+from ddpm.evaluation.distances import Moments, frechet_distance
 from ddpm.evaluation.evaluate import evaluate
-from ddpm.evaluation.extract import extract
-from ddpm.evaluation.features import TORCHSCRIPT_FILE, load_features
-from ddpm.evaluation.frechet import Moments, frechet_distance
+from ddpm.evaluation.features import TORCHSCRIPT_FILE, extract, load_features
 from ddpm.evaluation.images import DatasetImages
-from ddpm.evaluation.opening import open_images
+from ddpm.evaluation.sources import open_images
 from experiments.record import machine, save_result
 
 FIRST = 1000

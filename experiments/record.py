@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ddpm.errors import UserError
-from ddpm.files import write_whole
+from ddpm.common.errors import UserError
+from ddpm.common.files import write_whole
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"

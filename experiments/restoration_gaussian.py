@@ -13,12 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddpm.restoration import kernels
+from ddpm.restoration import operators as kernels
 from ddpm.restoration.methods import METHODS
 from ddpm.restoration.operator import LinearOperator
-from ddpm.restoration.operators import CircularBlur, Denoising, Inpainting, WalshHadamard
-from ddpm.restoration.resampling import superresolution
-from ddpm.samplers.timesteps import timestep_grid
+from ddpm.restoration.operators import CircularBlur, Denoising, Inpainting, WalshHadamard, superresolution
+from ddpm.samplers.grid import timestep_grid
 from experiments.gaussian_prior import GaussianPrior, draw
 from experiments.record import machine, save_result
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import ddpm
+from ddpm.common.fidelity import psnr, ssim
+from ddpm.common.pixels import to_float
 from ddpm.data import open_dataset
-from ddpm.fidelity import psnr, ssim
-from ddpm.pixels import to_float
+from ddpm.plotting.plots import plot_images, save_figure
 from ddpm.restoration import Inpainting, Task, restore
 from ddpm.restoration.operator import LinearOperator
 from ddpm.restoration.posterior import PIXEL_SCALE
-from ddpm.viewing.plots import plot_images, save_figure
 from experiments.classical import nl_means, total_variation
 from experiments.record import PICTURES, machine, save_result
 

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 import ddpm
+from ddpm.common.fidelity import psnr
+from ddpm.common.pixels import to_float
 from ddpm.data import open_dataset
-from ddpm.fidelity import psnr
-from ddpm.pixels import to_float
 from ddpm.restoration import from_deepinv, from_deepinv_measurement
-from ddpm.restoration.ddrm import ddrm
-from ddpm.restoration.deepinv_bridge import denoiser_as_deepinv
+from ddpm.restoration.deepinv import denoiser_as_deepinv
+from ddpm.restoration.methods import ddrm
 from ddpm.restoration.posterior import PIXEL_SCALE
-from ddpm.samplers.timesteps import timestep_grid
+from ddpm.samplers.grid import timestep_grid
 from experiments.record import machine, save_result
 
 LOST, SIGMA, STEPS = 0.5, 0.1, 20
@@ -51,7 +51,7 @@ def contestants(model: ddpm.Model, x: Tensor) -> dict[str, Callable[[], Tensor]]
     y = physics((x + 1) / 2)
     denoiser = model.denoiser(batch_size=BATCH)
     grid = timestep_grid(denoiser.schedule, STEPS)
-    levels = [sigma / signal / PIXEL_SCALE for signal, sigma in map(denoiser.schedule.signal_noise, grid)]
+    levels = [sigma / signal / PIXEL_SCALE for signal, sigma in map(denoiser.schedule.alpha_sigma, grid)]
     theirs = deepinv.sampling.DDRM(denoiser_as_deepinv(denoiser), sigmas=np.array(levels))
     operator = from_deepinv(physics, shape).to(device)
     measured = from_deepinv_measurement(operator, y)

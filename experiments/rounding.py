@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from ddpm.common.pixels import to_uint8
+from ddpm.common.randomness import ImageNoise
 from ddpm.model import load
-from ddpm.pixels import to_uint8
-from ddpm.randomness import ImageNoise
 from experiments.record import RESULTS, machine, save_result
 
 NUM, T = 16, 500

@@ -24,11 +24,10 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from ddpm.data import open_dataset
-from ddpm.networks.ema import EMA
 from ddpm.networks.unet import UNet
 from ddpm.training import load_config
 from ddpm.training.checkpoint import Checkpoints
-from ddpm.training.optimizer import Optimizer
+from ddpm.training.optimizer import EMA, Optimizer
 from experiments.record import RESULTS, machine, save_result
 
 PRESETS = ("mnist", "cifar10", "lsun_bedroom256")
@@ -42,7 +41,7 @@ def training(processes: int, threads: int, steps: int, folder: Path) -> dict[str
     run = folder / f"run-{processes}-{threads}"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "--", "ddpm", "train", "digits", "--out", str(run), "--overwrite"]
-    settings = {"steps": steps, "log_every": steps // 2, "preview_every": 0, "checkpoint_every": steps, "track": "[]"}
+    settings = {"steps": steps, "log_every": steps // 2, "preview_every": 0, "checkpoint_every": steps, "loggers": "[]"}
     command += [word for name, value in settings.items() for word in (f"--training.{name}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)

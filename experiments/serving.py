@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 from gradio_client import Client
 
+from ddpm.common.pixels import to_uint8
 from ddpm.model import Model, load
-from ddpm.pixels import to_uint8
 from experiments.record import machine, save_result
 
 REQUESTS, IMAGES, STEPS, ROUNDS = 16, 4, 10, 6

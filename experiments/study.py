@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from ddpm.common.pixels import to_float
 from ddpm.data import open_dataset
 from ddpm.model import Model, load
-from ddpm.pixels import to_float
+from ddpm.plotting.plots import plot_images, save_figure
 from ddpm.samplers import Spacing
 from ddpm.training import load_config
-from ddpm.viewing.plots import plot_images, save_figure
 from experiments.cells import SAMPLER, finished, side_by_side, spread, threads, trained_and_judged
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
@@ -34,7 +34,7 @@ SPACING: Spacing = "trailing"  # timesteps even in t for every schedule; log_snr
 
 # One step from noise to image is a process without any signal: ᾱ = 0 at both of the two timesteps a process must have.
 # The network sees noise, answers x_0, and is asked once; the best that regression can answer is its class's mean image.
-ONE_STEP = {"process.betas": [1.0, 1.0], "process.prediction": "x_0"}
+ONE_STEP = {"diffusion.betas": [1.0, 1.0], "diffusion.prediction": "x_0"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Cell:
         seed = {"training.seed": self.seed}
         if self.schedule is None:
             return ONE_STEP | seed
-        return {"process.schedule": self.schedule, "process.prediction": self.prediction} | seed
+        return {"diffusion.schedule": self.schedule, "diffusion.prediction": self.prediction} | seed
 
 
 def cells(budget: Budget) -> list[Cell]:

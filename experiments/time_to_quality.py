@@ -23,23 +23,28 @@ import torch
 from torch import Tensor
 
 from benchmarks.problems import Problem
+from ddpm.common.files import write_whole
+from ddpm.common.hardware import default_device
+from ddpm.common.pixels import to_float, to_uint8
 from ddpm.data import open_dataset
 from ddpm.evaluation.evaluate import evaluate
-from ddpm.files import write_whole
-from ddpm.hardware import default_device
 from ddpm.model import load
-from ddpm.pixels import to_float, to_uint8
+from ddpm.plotting.plots import plot_images, save_figure
 from ddpm.training import load_config, train
 from ddpm.training.dry_run import seconds_a_step
 from ddpm.training.processes import launch
-from ddpm.training.run import Run
-from ddpm.viewing.plots import plot_images, save_figure
+from ddpm.training.trainer import Run
 from experiments import peers
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
 OURS, COLUMNS = "ours", 12
 TITLES = {OURS: "ddpm, fashion_mnist unconditional"} | {name: peer.title for name, peer in peers.PEERS.items()}
-QUIET = {"training.preview_every": 0, "training.checkpoint_every": 1_000_000, "training.keep": 1, "training.track": []}
+QUIET = {
+    "training.preview_every": 0,
+    "training.checkpoint_every": 1_000_000,
+    "training.keep_checkpoints": 1,
+    "training.loggers": [],
+}
 NOTE, SAMPLES = "trained.json", "samples.npz"
 
 

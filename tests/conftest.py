@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.model import Model
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
 
 torch.set_num_threads(1)  # pytest runs a worker a core
 
@@ -38,7 +38,7 @@ def tiny_model(classes: int | None = None, prediction: str = "epsilon", timestep
     """An untrained model of 8×8 grey images whose every parameter is random; with classes, the last row is null."""
     config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[4], groups=4)
     network = UNet(config, (8, 8), 1, 1, None if classes is None else classes + 1)
-    process = GaussianProcess(NoiseSchedule(make_betas("linear", timesteps, 1e-3, 0.2)), prediction, "fixed_small")
+    process = GaussianDiffusion(NoiseSchedule(make_betas("linear", timesteps, 1e-3, 0.2)), prediction, "fixed_small")
     names = None if classes is None else [f"class {index}" for index in range(classes)]
     return Model(
         randomise(network), process, image_shape=(1, 8, 8), class_names=names, null_label=classes, provenance={}

@@ -10,14 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddpm.data import Loader, open_dataset
+from ddpm.data import open_dataset
 from ddpm.data.config import DataConfig
 from ddpm.networks import NetworkConfig, UNet
-from ddpm.networks.graph import SHAPES, CudaGraphed
+from ddpm.networks.inference import SHAPES, CudaGraphed
 from ddpm.restoration import Inpainting, as_deepinv, restore
 from ddpm.training import load_config, train
+from ddpm.training.batches import Loader
 from ddpm.training.processes import launch
-from ddpm.training.run import Run
+from ddpm.training.trainer import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
 CUDA = torch.device("cuda")
@@ -39,10 +40,10 @@ def configuration(tmp_path: Path):
     def make(**training):
         text = f"""
 data:     {{source: {tmp_path / "data.npz"}, image_size: 16, channels: 3, labels: true, random_flip: true}}
-process:  {{timesteps: 100}}
+diffusion: {{timesteps: 100}}
 network:  {{channels: 32, channel_mult: [1, 2], blocks: 1, attention: [8], groups: 8, dropout: 0.2}}
 training: {{steps: 6, batch_size: 8, learning_rate: 1.0e-3, warmup: 2, checkpoint_every: 3, preview_every: 3,
-           preview_images: 4, preview_steps: 2, log_every: 1, track: []}}
+           preview_images: 4, preview_steps: 2, log_every: 1, loggers: []}}
 """
         (tmp_path / "run.yaml").write_text(text)
         return load_config(tmp_path / "run.yaml", {f"training.{name}": value for name, value in training.items()})
@@ -160,7 +161,7 @@ def test_the_data_stay_on_the_card(configuration) -> None:
 def test_a_card_is_charged_for_the_data_that_lie_on_it(configuration, tmp_path: Path, monkeypatch) -> None:
     fixed = []
     for share in (0.0, 0.25):
-        monkeypatch.setattr("ddpm.data.loader.SHARE_OF_DEVICE", share)
+        monkeypatch.setattr("ddpm.training.batches.SHARE_OF_DEVICE", share)
         run = Run(configuration(), tmp_path / "run", launch(), init=None, resume=False, evaluator=None)
         fixed.append(run.memory.fixed)
     assert fixed[1] - fixed[0] == 40 * 16 * 16 * 3

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from ddpm.common.errors import UserError
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.editing import (
     Editor,
     coarse_to_fine,
@@ -20,12 +23,9 @@ from ddpm.editing import (
     surprise,
     translate,
 )
+from ddpm.editing.editor import grid_from
 from ddpm.editing.inversion import angles_to, flow, timestep_of
-from ddpm.editing.sdedit import grid_from
-from ddpm.errors import UserError
 from ddpm.model import Model
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
 from experiments.gaussian_prior import GaussianPrior
 
 SHAPE = (1, 12, 12)
@@ -49,7 +49,7 @@ class ClosedForm(nn.Module):
 def model_of(*priors, schedule="linear", timesteps=1000):
     noise = NoiseSchedule(make_betas(schedule, timesteps))
     names = [f"class {i}" for i in range(len(priors) - 1)] if len(priors) > 1 else None
-    process = GaussianProcess(noise, prediction="x_0")
+    process = GaussianDiffusion(noise, prediction="x_0")
     return Model(
         ClosedForm(priors, noise), process, image_shape=SHAPE, class_names=names, null_label=names and len(names)
     )
@@ -72,7 +72,7 @@ def test_inversion_is_the_flow_of_the_ode(schedule):
     prior = GaussianPrior.smooth(SHAPE, deviation=0.5, reach=0.8)  # well conditioned: float32 can follow it
     editor = Editor(model_of(prior, schedule=schedule))
     x = prior.sample(3)
-    last = editor.model.process.schedule.alpha_bar(999)
+    last = editor.model.diffusion.schedule.alpha_bar(999)
     expected = exact_latent(prior, x, last)
     errors = [float((invert(editor, x, evaluations=n) - expected).square().mean().sqrt()) for n in (40, 80, 400)]
     assert errors[2] < 5e-3
@@ -115,7 +115,7 @@ def test_evaluations_are_what_was_asked_for():
     denoiser = PRIOR.denoiser()
 
     class Counting:
-        schedule, process = denoiser.schedule, denoiser.process
+        schedule, diffusion = denoiser.schedule, denoiser.diffusion
 
         def __call__(self, x_t, t):
             calls.append(t)
@@ -142,7 +142,7 @@ def test_reconstruction_from_every_depth_gets_harder():
 def test_timestep_of_an_angle():
     schedule = NoiseSchedule(make_betas("linear", 1000))
     for t in (0, 10, 500, 999):
-        signal, sigma = schedule.signal_noise(t)
+        signal, sigma = schedule.alpha_sigma(t)
         assert timestep_of(schedule, math.atan2(sigma, signal)) == pytest.approx(t, abs=1e-3)
     assert timestep_of(schedule, 0.0) == -1
 

@@ -9,12 +9,12 @@ from PIL import Image
 
 from ddpm import cli
 from ddpm.data import open_dataset
-from ddpm.data.decode import read_image
+from ddpm.data.images import read_image
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.model import Model
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
 
 QUICK = ["--steps", "5", "--evaluations", "4", "--batch-size", "2"]
 
@@ -26,7 +26,7 @@ def save_model(folder, num_classes=None, provenance=None):
     rows = num_classes and num_classes + 1
     network = UNet(config, image_size=(12, 12), in_channels=1, out_channels=1, num_classes=rows)
     names = num_classes and [str(i) for i in range(num_classes)]
-    process = GaussianProcess(NoiseSchedule(make_betas("linear", 50)))
+    process = GaussianDiffusion(NoiseSchedule(make_betas("linear", 50)))
     known = {"class_names": names, "null_label": num_classes, "provenance": provenance}
     Model(network, process, image_shape=(1, 12, 12), **known).save(folder / "model")
     return str(folder)
@@ -77,14 +77,14 @@ def test_strength_zero_gives_the_picture_back(plain, pictures, tmp_path, capsys)
     assert torch.equal(read_image(tmp_path / "x.png", 1), read_image(pictures / "a.png", 1))
 
 
-@pytest.mark.parametrize("framing", [{"fit": "pad", "background": 0}, {"background": [255, 0, 0]}, {}])
-def test_pictures_are_brought_to_the_model_as_its_training_images_were(pictures, tmp_path, capsys, framing):
-    section = {"source": "elsewhere", "image_size": 12, **framing, "a field of tomorrow": 1}
+@pytest.mark.parametrize("preprocessing", [{"fit": "pad", "background": 0}, {"background": [255, 0, 0]}, {}])
+def test_pictures_are_brought_to_the_model_as_its_training_images_were(pictures, tmp_path, capsys, preprocessing):
+    section = {"source": "elsewhere", "image_size": 12, **preprocessing, "a field of tomorrow": 1}
     padded = save_model(tmp_path / "run", provenance={"config": {"data": section}})
     for path in pictures.iterdir():
         path.unlink()
     Image.new("LA", (30, 20), (200, 100)).save(pictures / "a.png")
-    trained = open_dataset(str(pictures), image_size=12, channels=1, **framing).batch([0])[0]
+    trained = open_dataset(str(pictures), image_size=12, channels=1, **preprocessing).batch([0])[0]
     run(capsys, "edit", padded, pictures, "--strength", "0", "--out", tmp_path / "all")
     run(capsys, "edit", padded, pictures / "a.png", "--strength", "0", "--out", tmp_path / "one.png")
     for path in (tmp_path / "all" / "a.png", tmp_path / "one.png"):

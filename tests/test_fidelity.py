@@ -7,8 +7,8 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ddpm.errors import UserError
-from ddpm.fidelity import psnr, ssim
+from ddpm.common.errors import UserError
+from ddpm.common.fidelity import psnr, ssim
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 20), (1, 11, 11)])

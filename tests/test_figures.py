@@ -9,14 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddpm import figures
 from ddpm.cli import run
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.common.pixels import save_grid, save_picture, to_float, to_uint8
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.model import Model
-from ddpm.pixels import to_float, to_uint8
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
-from ddpm.viewing.pictures import save_grid, save_picture
+from ddpm.plotting import plots as figures
 
 pytest.importorskip("matplotlib")
 
@@ -31,19 +30,19 @@ class Ideal(nn.Module):
         self.deviation = nn.Parameter(torch.tensor(0.3))
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        signal, sigma = SCHEDULE.signal_noise(t[0].item())
+        signal, sigma = SCHEDULE.alpha_sigma(t[0].item())
         mean = 0.0 if labels is None else labels[:, None, None, None] / 4
         return sigma * (x_t - signal * mean) / (signal**2 * self.deviation**2 + sigma**2)
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model(Ideal(), GaussianProcess(SCHEDULE), image_shape=(1, 8, 8))
+    return Model(Ideal(), GaussianDiffusion(SCHEDULE), image_shape=(1, 8, 8))
 
 
 @pytest.fixture(scope="module")
 def classed() -> Model:
-    return Model(Ideal(), GaussianProcess(SCHEDULE), image_shape=(1, 8, 8), class_names=["zero", "one", "two"])
+    return Model(Ideal(), GaussianDiffusion(SCHEDULE), image_shape=(1, 8, 8), class_names=["zero", "one", "two"])
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def table(images: Tensor) -> np.ndarray:
 def test_data_is_brought_to_a_model_as_its_training_images_were(tmp_path):
     Image.new("L", (32, 16), 255).save(tmp_path / "wide.png")
     provenance = {"config": {"data": {"fit": "pad", "background": 0}}}
-    padded = Model(Ideal(), GaussianProcess(SCHEDULE), image_shape=(1, 8, 8), provenance=provenance)
+    padded = Model(Ideal(), GaussianDiffusion(SCHEDULE), image_shape=(1, 8, 8), provenance=provenance)
     rows = figures.matching_data(padded, str(tmp_path), labels=False).batch([0])[0][0, 0].float().mean(1)
     assert rows.tolist() == [0, 0, 255, 255, 255, 255, 0, 0]
 
@@ -117,7 +116,7 @@ def flat_classes(tmp_path):
 )
 def test_the_loss_is_of_each_image_s_own_class(flat_classes, class_names, levels):
     """Where every image is its class's mean, |ε-ε̂|² = (ᾱv/(ᾱv+1-ᾱ))² ε²."""
-    model = Model(Ideal(), GaussianProcess(SCHEDULE), image_shape=(1, 8, 8), class_names=class_names)
+    model = Model(Ideal(), GaussianDiffusion(SCHEDULE), image_shape=(1, 8, 8), class_names=class_names)
     curve = figures.loss_by_timestep({"a": model}, flat_classes(**levels), num=60, points=6).axes[0].lines[0]
     for t, loss in zip(curve.get_xdata()[1:3], curve.get_ydata()[1:3], strict=True):
         alpha_bar = SCHEDULE.alpha_bar(t)
@@ -194,7 +193,7 @@ def test_models_are_compared_at_the_same_seeds(model):
 
 
 def test_models_of_two_shapes_are_not_compared(model):
-    other = Model(Ideal(), GaussianProcess(SCHEDULE), image_shape=(1, 4, 4))
+    other = Model(Ideal(), GaussianDiffusion(SCHEDULE), image_shape=(1, 4, 4))
     with pytest.raises(UserError, match="different shapes"):
         figures.comparison({"a": model, "b": other})
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.errors import UserError
-from ddpm.generation import generate
+from ddpm.common.errors import UserError
+from ddpm.common.pixels import to_uint8
+from ddpm.generate import generate
 from ddpm.model import Model
-from ddpm.pixels import to_uint8
 
 OPTIONS = {"sampler": "ancestral", "steps": 3, "batch_size": 2, "precision": "fp32"}
 
@@ -152,7 +152,7 @@ def test_a_result_that_appeared_since_the_run_was_killed_is_kept_unless_overwrit
 def test_unfinished_images_of_another_process_are_not_gone_on_with(model, tmp_path, name):
     """The same weights told another prediction, as after a mended scheduler_config.json, draw other images."""
     begin(model, tmp_path / name)
-    v = replace(model.process, prediction="v")
+    v = replace(model.diffusion, prediction="v")
     mended = Model(model.network, v, image_shape=model.image_shape)
     with pytest.raises(UserError, match="--overwrite"):
         generate(mended, tmp_path / name, num=5, **OPTIONS)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ddpm.hardware import compute_dtype
+from ddpm.common.hardware import compute_dtype
 
 
 def test_float32_on_a_card_takes_no_tf32(monkeypatch):

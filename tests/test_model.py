@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ddpm
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.model import blocks
 
 STOCHASTIC = {"sampler": "ancestral", "steps": 6, "precision": "fp32"}

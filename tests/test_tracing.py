@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import ddpm
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.common.pixels import to_uint8
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.model import Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig
-from ddpm.pixels import to_uint8
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
+from ddpm.plotting.trace import trace, trace_forward, trace_model
 from ddpm.samplers import SAMPLERS, timestep_grid
-from ddpm.tracing import trace, trace_forward, trace_model
 
 GUIDE = Path(__file__).parent.parent / "docs" / "pictures.md"
 SCHEDULE = NoiseSchedule(make_betas("linear", 50, 1e-3, 0.2))
@@ -33,7 +33,7 @@ def model() -> Model:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     names = ["a", "b", "c"]
-    return Model(network, GaussianProcess(SCHEDULE), image_shape=(3, 8, 8), class_names=names, null_label=3)
+    return Model(network, GaussianDiffusion(SCHEDULE), image_shape=(3, 8, 8), class_names=names, null_label=3)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm.data.idx import find_idx, open_idx
+from ddpm.data.arrays import find_idx, open_idx
 
 OUT = Path(__file__).resolve().parent.parent / "src" / "ddpm" / "assets" / "digits.npz"
 A_DIGIT = 1000

@@ -10,27 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm.data.config import data_section, framing_of
-from ddpm.data.fit import Framing
-from ddpm.errors import UserError
-from ddpm.hardware import Precision, compute_dtype, default_device
+from ddpm.common.errors import UserError
+from ddpm.common.files import content_key
+from ddpm.common.hardware import Precision, compute_dtype, default_device
+from ddpm.common.randomness import ImageNoise
+from ddpm.data.config import data_section, preprocessing_of
+from ddpm.data.images import Preprocessing
+from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
-from ddpm.networks.copies import Copies, weights_state
-from ddpm.networks.flops import count_flops
+from ddpm.networks.inference import InferenceNetworks, count_flops, weights_state
 from ddpm.networks.unet import UNet
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.randomness import ImageNoise
 from ddpm.samplers import DEFAULT_SAMPLER, find_sampler
+from ddpm.samplers.algorithms import Step
 from ddpm.samplers.denoiser import Clip, Denoiser
-from ddpm.samplers.step import Step
-from ddpm.samplers.timesteps import Spacing
-from ddpm.settings import content_key
+from ddpm.samplers.grid import Spacing
 
 BUNDLED = {"digits": Path(__file__).parent / "assets" / "digits_model"}
 
-OUTPUTS = 2  # raised whenever a change to samplers or networks changes what they draw: what was kept is then not read
-COMPILED_FROM = 1e16  # operations, in which a CUDA card wins back the half minute that compiling takes
+SAMPLING_CODE_VERSION = (
+    2  # raised whenever a change to samplers or networks changes what they draw: what was kept is then not read
+)
+COMPILE_FLOPS = 1e16  # operations, in which a CUDA card wins back the half minute that compiling takes
 
 Labels = int | str | Sequence[int | str] | None
 
@@ -50,7 +51,7 @@ class Model:
     def __init__(
         self,
         network: UNet,
-        process: GaussianProcess,
+        diffusion: GaussianDiffusion,
         *,
         image_shape: tuple[int, int, int],
         class_names: Sequence[str] | None = None,
@@ -58,12 +59,12 @@ class Model:
         provenance: dict[str, Any] | None = None,
     ):
         self.network = network.eval().requires_grad_(False)
-        self.process = process
+        self.diffusion = diffusion
         self.image_shape = image_shape
         self.class_names = list(class_names) if class_names is not None else None
         self.null_label = null_label
         self.provenance = provenance or {}
-        self._copies = Copies(self.network)
+        self._copies = InferenceNetworks(self.network)
         self._weights_hash: tuple[tuple, str] | None = None
 
     @property
@@ -81,9 +82,9 @@ class Model:
         return self
 
     @property
-    def framing(self) -> Framing:
+    def preprocessing(self) -> Preprocessing:
         """How pictures are brought to its shape: as its training images were, where that is known."""
-        return framing_of(data_section(self.provenance))
+        return preprocessing_of(data_section(self.provenance))
 
     @property
     def weights_hash(self) -> str:
@@ -103,8 +104,14 @@ class Model:
     @property
     def identity(self) -> dict[str, str]:
         """What names it where samples are kept: weights, all else that they depend on, the code too, and the device."""
-        process, network = self.process, self.network
-        words = [OUTPUTS, process.schedule.betas.tolist(), process.prediction, process.variance, self.null_label]
+        diffusion, network = self.diffusion, self.network
+        words = [
+            SAMPLING_CODE_VERSION,
+            diffusion.schedule.betas.tolist(),
+            diffusion.prediction,
+            diffusion.variance,
+            self.null_label,
+        ]
         config = getattr(network, "config", type(network).__name__)
         _, height, width = self.image_shape
         if height != width or not getattr(config, "attention", None):  # else the sizes with attention say it
@@ -143,7 +150,7 @@ class Model:
             guidance = 1.0 if guidance == 0 else guidance  # the null class is what 0 asks for
         return Denoiser(
             network,
-            self.process,
+            self.diffusion,
             labels=None if labels is None else labels.to(self.device),
             null_label=self.null_label,
             guidance=guidance,
@@ -160,7 +167,7 @@ class Model:
         Compiled it rounds otherwise: whoever draws a set in parts says the size of the whole.
         """
         on_card = self.device.type == "cuda"
-        self._copies.compiled = on_card and images * steps * count_flops(self.network) >= COMPILED_FROM
+        self._copies.compiled = on_card and images * steps * count_flops(self.network) >= COMPILE_FLOPS
 
     def sample(self, num: int = 16, **options) -> Tensor:
         """Draw images 0 … num-1 of a seed: float32 (num, C, H, W) in [-1, 1] on the CPU. Options: `sample_batches`."""
@@ -204,7 +211,7 @@ class Model:
         size = self.default_batch_size if batch_size is None else batch_size
         if size < 1:
             raise UserError(f"the batch size must be at least 1, not {size}")
-        timesteps = chosen.timesteps(self.process.schedule, steps, spacing)
+        timesteps = chosen.timesteps(self.diffusion.schedule, steps, spacing)
         classes = self.resolve_labels(labels)
         denoiser_of = partial(
             self.denoiser,
@@ -247,7 +254,7 @@ class Model:
         """Write a Diffusers pipeline folder; `dtype` stores the weights in another format (e.g. torch.float16)."""
         extra = {"class_names": self.class_names, "null_label": self.null_label, "provenance": self.provenance}
         diffusers_format.save_folder(
-            folder, self.network, self.process, image_shape=self.image_shape, extra=extra, dtype=dtype
+            folder, self.network, self.diffusion, image_shape=self.image_shape, extra=extra, dtype=dtype
         )
 
 
@@ -298,7 +305,7 @@ def load(name: str | Path, *, device: torch.device | str | None = None) -> Model
     rows = parts.network.num_classes if known["class_names"] is None else None
     if rows:
         known["class_names"] = [str(label) for label in range(rows)]
-    model = Model(parts.network, parts.process, image_shape=parts.image_shape, **known)
+    model = Model(parts.network, parts.diffusion, image_shape=parts.image_shape, **known)
     return model.to(device or default_device())
 
 

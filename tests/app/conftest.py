@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.model import Model
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
 
 CHROMIUM = shutil.which("chromium")
 
@@ -26,7 +26,7 @@ def page_model(classes: int | None = 3, timesteps: int = 1000, null: bool = True
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():  # a zero last layer would hide the class and everything else
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-    process = GaussianProcess(NoiseSchedule(make_betas("linear", timesteps)), "epsilon", "fixed_small")
+    process = GaussianDiffusion(NoiseSchedule(make_betas("linear", timesteps)), "epsilon", "fixed_small")
     names = None if classes is None else [f"class {index}" for index in range(classes)]
     none = classes if null else None
     return Model(network, process, image_shape=(1, 16, 16), class_names=names, null_label=none, provenance={})

@@ -12,16 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.app.functions import edit, explore, runs
-from ddpm.app.functions import generate as drawing
-from ddpm.app.functions import restore as restoring
-from ddpm.app.functions.drawing import as_svg
-from ddpm.app.functions.live import live
-from ddpm.app.functions.uploads import read_fitted, read_mask, read_upload
+from ddpm.app import edit, explore, runs
+from ddpm.app import generate as drawing
+from ddpm.app import restore as restoring
+from ddpm.app.components import live, read_fitted, read_mask, read_upload
+from ddpm.app.explore import as_svg
 from ddpm.cli import run as command_line
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.restoration import Restored
-from ddpm.samplers.step import Step
+from ddpm.samplers.algorithms import Step
 
 SVG_SIZE = re.compile(r'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"')
 
@@ -251,7 +250,7 @@ def test_the_schedule_figure_has_every_curve(served_model):
     drawn = explore.schedule_figure(served_model, [explore.OWN, "cosine"], explore.Range(timesteps=100))
     lengths = [len(line.get_xdata()) for line in drawn.axes[1].lines]
     assert lengths == [1000, 100]
-    assert np.allclose(drawn.axes[1].lines[0].get_ydata(), served_model.process.schedule.alphas_cumprod)
+    assert np.allclose(drawn.axes[1].lines[0].get_ydata(), served_model.diffusion.schedule.alphas_cumprod)
 
 
 def test_a_figure_is_there_for_a_desk_and_for_a_phone(served_model):

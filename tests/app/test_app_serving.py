@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ddpm.cli import run as command_line
-from ddpm.pixels import to_uint8
+from ddpm.common.pixels import to_uint8
 
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")

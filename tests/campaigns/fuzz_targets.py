@@ -27,11 +27,10 @@ with atheris.instrument_imports(include=["ddpm", "PIL", "tarfile", "zipfile", "g
     Image.init()  # Pillow imports its formats when they are first needed
 
     import ddpm.cli
+    from ddpm.common.errors import RunStopped, UserError
     from ddpm.data import open_dataset
-    from ddpm.data.decode import decode
-    from ddpm.data.limits import BrokenFile
-    from ddpm.data.pickled import read_batch
-    from ddpm.errors import RunStopped, UserError
+    from ddpm.data.arrays import read_batch
+    from ddpm.data.images import BrokenFile, decode
     from ddpm.model import load
     from ddpm.training.config import load_config
 
@@ -205,7 +204,7 @@ WORDS = """
 train sample trace restore edit interpolate evaluate data convert presets plot app push digits mnist none --help
 --num --steps --seed --out --labels --guidance --sampler --batch-size --overwrite --data --image-size --channels --fit
 --dry-run --resume --init --task --method --noise --scale --mask --kernel --degrade --strength --metrics --to --forward
---data.image_size --training.steps --network.channels --process.timesteps --network.attention --training.seed --bogus
+--data.image_size --training.steps --network.channels --diffusion.timesteps --network.attention --training.seed --bogus
 0 1 -1 3 7.5 nan inf 1e9 all cat 0,1,2 [16,8] {a:1} null true x.png x.npz out/ no.such.file a:b hf: ddim dpm++ pad crop
 denoise inpaint ddrm ddnm diffusers 99999999999999999999 é % ' "
 """
@@ -235,14 +234,14 @@ def tiny_model() -> Path:
     """A saved model of a few kilobytes."""
     folder = scratch() / "model"
     if not folder.exists():
+        from ddpm.diffusion.config import DiffusionConfig
         from ddpm.model import Model
         from ddpm.networks.config import NetworkConfig
         from ddpm.networks.unet import UNet
-        from ddpm.process.config import ProcessConfig
 
         config = NetworkConfig(channels=8, channel_mult=[1], blocks=1, attention=[], groups=4)
         unet = UNet(config, image_size=(8, 8), in_channels=1, out_channels=1, num_classes=3)
-        process = ProcessConfig(timesteps=10).process()
+        process = DiffusionConfig(timesteps=10).build()
         Model(unet, process, image_shape=(1, 8, 8), class_names=["a", "b"], null_label=2).save(folder)
     return folder
 

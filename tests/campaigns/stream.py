@@ -48,7 +48,8 @@ def write_parquet(path: Path) -> None:
 
 def read(folder: str, images: int, rank: int, processes: int, answers) -> None:
     """One process's share of an epoch: how often it met each number, and its memory after a tenth and at the end."""
-    from ddpm.data import Loader, open_dataset
+    from ddpm.data import open_dataset
+    from ddpm.training.batches import Loader
 
     loader = Loader(open_dataset(folder, image_size=8, streaming=True), BATCH, seed=0)
     positions = range(rank * BATCH // processes, (rank + 1) * BATCH // processes)

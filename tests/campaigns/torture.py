@@ -27,10 +27,10 @@ from pathlib import Path
 
 CONFIG = """
 data:     {source: DATA, image_size: 8, channels: 1, labels: true, random_flip: true}
-process:  {timesteps: 4, beta_start: 0.01, beta_end: 0.7, timestep_draw: loss_aware}
+diffusion: {timesteps: 4, beta_start: 0.01, beta_end: 0.7, timestep_sampler: loss_aware}
 network:  {channels: 8, channel_mult: [1, 2], blocks: 1, attention: [4], groups: 4, dropout: 0.2}
-training: {steps: STEPS, batch_size: 8, learning_rate: 1.0e-3, warmup: 3, decay: cosine, ema: 0.9, checkpoint_every: 2,
-           keep: 2, preview_every: 12, preview_images: 4, preview_steps: 2, log_every: 1, track: []}
+training: {steps: STEPS, batch_size: 8, learning_rate: 1.0e-3, warmup: 3, lr_schedule: cosine, ema_decay: 0.9,
+           checkpoint_every: 2, keep_checkpoints: 2, preview_every: 12, preview_images: 4, preview_steps: 2, log_every: 1, loggers: []}
 """
 LOGGED = ("step", "images", "loss", "gradient_norm", "learning_rate", "weight_norm", "ema_drift", "channel_0_drift")
 INSIDE = "killed inside a checkpoint write"
@@ -44,7 +44,7 @@ def train_in_child(config: str, out: str, keep: int, log: str) -> None:
     import torch
 
     from ddpm.cli import complain
-    from ddpm.errors import RunStopped, UserError
+    from ddpm.common.errors import RunStopped, UserError
     from ddpm.training import load_config, train
 
     torch.set_num_threads(1)
@@ -52,7 +52,9 @@ def train_in_child(config: str, out: str, keep: int, log: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     try:
-        train(load_config(config, {"training.keep": keep}), out, resume=(Path(out) / "config.yaml").exists())
+        train(
+            load_config(config, {"training.keep_checkpoints": keep}), out, resume=(Path(out) / "config.yaml").exists()
+        )
     except UserError as error:
         sys.exit(complain(str(error), 2))
     except RunStopped as error:

@@ -6,7 +6,7 @@ import pytest
 
 from ddpm.cli import run
 from ddpm.cli.plot import _titled
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 
 
 def test_an_equals_sign_in_a_path_belongs_to_it(model, tmp_path, monkeypatch):

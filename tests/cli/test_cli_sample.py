@@ -5,14 +5,14 @@ import json
 import pytest
 
 from ddpm.cli import run
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.model import Model
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
 
 
 @pytest.mark.parametrize(("timesteps", "steps"), [(8, 8), (50, 20)])
 def test_a_model_of_few_timesteps_is_drawn_with_all_of_them(model, tmp_path, timesteps, steps):
-    process = GaussianProcess(NoiseSchedule(make_betas("linear", timesteps, 1e-3, 0.2)))
+    process = GaussianDiffusion(NoiseSchedule(make_betas("linear", timesteps, 1e-3, 0.2)))
     Model(model.network, process, image_shape=model.image_shape).save(tmp_path / "model")
     assert run(["sample", str(tmp_path / "model"), "--num", "2", "--out", str(tmp_path / "drawn")]) == 0
     assert json.loads((tmp_path / "drawn" / "settings.json").read_text())["steps"] == steps

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from ddpm.cli import run
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.model import Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def folder(tmp_path_factory) -> str:
         network = UNet(
             NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[], groups=4), (8, 8), 3, 3, None
         )
-    process = GaussianProcess(NoiseSchedule(make_betas("linear", 20, 1e-3, 0.3)))
+    process = GaussianDiffusion(NoiseSchedule(make_betas("linear", 20, 1e-3, 0.3)))
     place = tmp_path_factory.mktemp("model") / "tiny"
     Model(network, process, image_shape=(3, 8, 8)).save(place)
     return str(place)

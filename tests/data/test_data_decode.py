@@ -9,10 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ddpm.common.errors import UserError
 from ddpm.data import read_image
-from ddpm.data.decode import decode
-from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile
-from ddpm.errors import UserError
+from ddpm.data.images import MOST_FILE_BYTES, BrokenFile, decode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest undoes the package's own filter
 ORIENTATION = 0x0112

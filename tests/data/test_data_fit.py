@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from ddpm.data.fit import fit
+from ddpm.data.images import fit
 
 sides = st.integers(8, 60)
 

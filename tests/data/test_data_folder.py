@@ -9,7 +9,7 @@ import pytest
 from data_cases import as_array, opened
 from PIL import Image
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 
 
 def test_folder_without_classes(image_folder, pixels):

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ddpm.common.errors import UserError
 from ddpm.data import open_dataset
-from ddpm.data.limits import BrokenFile
-from ddpm.data.pickled import read_batch
+from ddpm.data.arrays import read_batch
+from ddpm.data.images import BrokenFile
 from ddpm.data.sources import find_stored
-from ddpm.errors import UserError
 
 fuzzed = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

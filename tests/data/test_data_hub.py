@@ -7,7 +7,7 @@ import pytest
 from data_cases import as_array, opened
 from PIL import Image
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("private_cache")

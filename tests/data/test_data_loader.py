@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm.data import ImageDataset, Loader, MemoryDataset, Report, open_dataset
-from ddpm.data import opening as opening_module
-from ddpm.data.dataset import epoch_order
+from ddpm.data import ImageDataset, MemoryDataset, Report, open_dataset
+from ddpm.data import datasets as opening_module
+from ddpm.data.datasets import epoch_order
+from ddpm.training.batches import Loader
 
 
 def numbered(count: int, labels: bool = True) -> MemoryDataset:

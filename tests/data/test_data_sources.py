@@ -12,9 +12,9 @@ import torch
 from data_cases import as_array, opened
 from PIL import Image
 
+from ddpm.common.errors import UserError
 from ddpm.data import DataConfig, LazyDataset, open_dataset
-from ddpm.data import opening as opening_module
-from ddpm.errors import UserError
+from ddpm.data import datasets as opening_module
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("private_cache")

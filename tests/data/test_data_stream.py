@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddpm.data import DataConfig, Loader, Report, StreamDataset, open_dataset
-from ddpm.data.shards import Encoded
-from ddpm.data.stream import BlockReader, Place
-from ddpm.errors import RunStopped, UserError
+from ddpm.common.errors import RunStopped, UserError
+from ddpm.data import DataConfig, Report, StreamDataset, open_dataset
+from ddpm.data.stream import BlockReader, Encoded, Place
+from ddpm.training.batches import Loader
 
 
 def png_of(number: int) -> bytes:

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from ddpm.data import open_dataset
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.evaluation.features import load_features
 from ddpm.model import Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig
-from ddpm.process.config import ProcessConfig
 
 
 @pytest.fixture(autouse=True)
@@ -40,5 +40,5 @@ def model():
     torch.manual_seed(0)
     config = NetworkConfig(channels=8, channel_mult=[1], blocks=1, attention=[], groups=4)
     unet = UNet(config, (8, 8), in_channels=3, out_channels=3, num_classes=4)
-    process = ProcessConfig(timesteps=8).process()
+    process = DiffusionConfig(timesteps=8).build()
     return Model(unet, process, image_shape=(3, 8, 8), class_names=["a", "b", "c"], null_label=3)

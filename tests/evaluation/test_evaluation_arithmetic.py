@@ -13,11 +13,20 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics.image.inception import InceptionScore as TorchmetricsScore
 
-from ddpm.errors import UserError
-from ddpm.evaluation.frechet import Moments, frechet_distance, load_moments, moments_of
-from ddpm.evaluation.kernel import kernel_distance, squared_discrepancy
-from ddpm.evaluation.manifold import manifold_metrics
-from ddpm.evaluation.scores import channel_drift, inception_score, level_shares, misplaced_levels
+from ddpm.common.errors import UserError
+from ddpm.evaluation.distances import (
+    Moments,
+    channel_drift,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    level_shares,
+    load_moments,
+    manifold_metrics,
+    misplaced_levels,
+    moments_of,
+    squared_discrepancy,
+)
 
 
 def features(n: int, d: int = 24, seed: int = 0, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -144,7 +153,7 @@ def test_all_four_are_prdcs():
 
 
 def test_manifold_ticks_as_often_as_it_says():
-    from ddpm.evaluation.manifold import blocks_needed
+    from ddpm.evaluation.distances import blocks_needed
 
     ticks = []
     manifold_metrics(features(1200, d=4), features(1100, d=4, seed=1), tick=lambda: ticks.append(1))

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.errors import RunStopped
+from ddpm.common.errors import RunStopped
 from ddpm.evaluation import cache as cache_module
 from ddpm.evaluation.cache import Chunks, cache_folder, sign_of_life
-from ddpm.evaluation.extract import Columns, extract
-from ddpm.evaluation.features import load_features
+from ddpm.evaluation.features import Columns, extract, load_features
 from ddpm.evaluation.images import GeneratedImages
 from ddpm.evaluation.likelihood import evaluate_likelihood
 
@@ -101,7 +100,7 @@ def test_a_full_disk_leaves_nothing_half_written():
     assert sorted(chunks.folder.iterdir()) == before
 
 
-class Clock:
+class Timer:
     """Stands for `time`: every sleep takes half an hour, and then `happens` is told how many there were."""
 
     def __init__(self, happens):
@@ -119,7 +118,7 @@ class Clock:
 def test_who_gives_signs_of_life_is_waited_for(monkeypatch):
     chunks = Chunks("features", {"of": "a test"}, total=1, chunk=1)
     monkeypatch.setattr(
-        cache_module, "time", Clock(lambda n: sign_of_life() if n < 10 else chunks.write(0, np.zeros(1)))
+        cache_module, "time", Timer(lambda n: sign_of_life() if n < 10 else chunks.write(0, np.zeros(1)))
     )
     chunks.wait()
     assert cache_module.time.sleeps == 10
@@ -128,7 +127,7 @@ def test_who_gives_signs_of_life_is_waited_for(monkeypatch):
 def test_who_gives_none_is_taken_for_dead(monkeypatch):
     chunks = Chunks("features", {"of": "a test"}, total=1, chunk=1)
     sign_of_life()
-    monkeypatch.setattr(cache_module, "time", Clock(lambda n: None))
+    monkeypatch.setattr(cache_module, "time", Timer(lambda n: None))
     with pytest.raises(RunStopped, match="run the command again"):
         chunks.wait()
 

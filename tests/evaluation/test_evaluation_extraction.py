@@ -10,20 +10,20 @@ import torch
 from evaluation_cases import save
 from PIL import Image
 
-from ddpm.data import LazyDataset, opening
-from ddpm.errors import RunStopped
+from ddpm.common.errors import RunStopped
+from ddpm.common.pixels import to_uint8
+from ddpm.data import LazyDataset
+from ddpm.data import datasets as opening
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.evaluation import images as images_module
 from ddpm.evaluation.cache import Chunks
-from ddpm.evaluation.extract import extract
-from ddpm.evaluation.frechet import load_moments
+from ddpm.evaluation.distances import kernel_distance, load_moments
+from ddpm.evaluation.features import extract
 from ddpm.evaluation.images import GeneratedImages
-from ddpm.evaluation.kernel import kernel_distance
-from ddpm.evaluation.opening import open_images
-from ddpm.model import OUTPUTS, Model
+from ddpm.evaluation.sources import open_images
+from ddpm.model import SAMPLING_CODE_VERSION, Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig
-from ddpm.pixels import to_uint8
-from ddpm.process.config import ProcessConfig
 
 
 def counting(network):
@@ -147,7 +147,7 @@ def test_generated_images_are_the_models_and_extend(model):
     assert more.fingerprint == images.fingerprint
     assert GeneratedImages(model, 10, **{**options, "seed": 6}).fingerprint != images.fingerprint
     smaller = replace(
-        model.process, variance="fixed_small" if model.process.variance != "fixed_small" else "fixed_large"
+        model.diffusion, variance="fixed_small" if model.diffusion.variance != "fixed_small" else "fixed_large"
     )
     other = Model(model.network, smaller, image_shape=(3, 8, 8), class_names=model.class_names, null_label=3)
     assert other.weights_hash == model.weights_hash
@@ -163,7 +163,7 @@ def test_images_of_another_size_are_not_read(sizes, attention):
     for size in sizes:
         network = UNet(config, size, in_channels=3, out_channels=3)
         network.load_state_dict(weights)
-        of_size = Model(network, ProcessConfig(timesteps=8).process(), image_shape=(3, *size))
+        of_size = Model(network, DiffusionConfig(timesteps=8).build(), image_shape=(3, *size))
         found.append(GeneratedImages(of_size, 10, batch_size=4))
     assert found[0].settings["weights"] == found[1].settings["weights"]
     assert found[0].fingerprint != found[1].fingerprint
@@ -171,7 +171,7 @@ def test_images_of_another_size_are_not_read(sizes, attention):
 
 def test_images_of_earlier_samplers_are_not_read(model, monkeypatch):
     before = GeneratedImages(model, 10).fingerprint
-    monkeypatch.setattr("ddpm.model.OUTPUTS", OUTPUTS + 1)
+    monkeypatch.setattr("ddpm.model.SAMPLING_CODE_VERSION", SAMPLING_CODE_VERSION + 1)
     assert GeneratedImages(model, 10).fingerprint != before
 
 

@@ -15,13 +15,11 @@ from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from ddpm.common.errors import UserError
 from ddpm.data import open_dataset
-from ddpm.errors import UserError
 from ddpm.evaluation import features as features_module
-from ddpm.evaluation.builtin import SOURCES, builtin_classifier, make, read_digits
-from ddpm.evaluation.engine import compile_network
-from ddpm.evaluation.features import WithLogits, inception_input, load_features
-from ddpm.evaluation.resize import tf1_bilinear
+from ddpm.evaluation.classifier import SOURCES, builtin_classifier, make, read_digits
+from ddpm.evaluation.features import WithLogits, compile_network, inception_input, load_features, tf1_bilinear
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
@@ -126,7 +124,7 @@ def test_nothing_is_told_of_a_conversion(tmp_path):
     pytest.importorskip("openvino")
     script = """if True:
         import torch
-        from ddpm.evaluation.engine import compile_network
+        from ddpm.evaluation.features import compile_network
         print(compile_network(torch.nn.Conv2d(3, 6, 3), (3, 9, 9), torch.device("cpu")).name)
     """
     environment = os.environ | {"HOME": str(tmp_path)}
@@ -156,7 +154,7 @@ def test_an_openvino_that_cannot_be_loaded_is_as_good_as_none(monkeypatch, recwa
     def broken(*_):
         raise ImportError("libopenvino.so: cannot open shared object file")
 
-    monkeypatch.setattr("ddpm.evaluation.engine._library", broken)
+    monkeypatch.setattr("ddpm.evaluation.features._library", broken)
     assert compile_network(nn.Conv2d(3, 6, 3), (3, 9, 9), CPU).name == "torch"
     assert not recwarn.list
 
@@ -166,7 +164,7 @@ def test_signals_are_answered_after_networks_have_gone():
     pytest.importorskip("openvino")
     script = """if True:
         import signal, torch
-        from ddpm.evaluation.engine import compile_network
+        from ddpm.evaluation.features import compile_network
         one, two = (compile_network(torch.nn.Conv2d(3, 6, 3), (3, 9, 9), torch.device("cpu")) for _ in range(2))
         del one, two
         signal.signal(signal.SIGTERM, lambda number, frame: print("answered"))

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Normal
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.common.pixels import to_float, to_uint8
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.evaluation import likelihood
 from ddpm.evaluation.cache import Chunks
 from ddpm.evaluation.likelihood import evaluate_likelihood, make_strata, plot_likelihood
 from ddpm.model import Model
-from ddpm.pixels import to_float, to_uint8
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
 
 MEAN, STD, T = 0.1, 0.25, 40
 SCHEDULE = NoiseSchedule(make_betas("linear", T, 0.01, 0.6))
@@ -44,7 +44,7 @@ class ExactNetwork(nn.Module):
 
 
 def model_of(network=None, shape=(1, 8, 8), variance="learned_range", **labels):
-    process = GaussianProcess(SCHEDULE, "x_0", variance)
+    process = GaussianDiffusion(SCHEDULE, "x_0", variance)
     return Model(network or ExactNetwork(), process, image_shape=shape, **labels)
 
 

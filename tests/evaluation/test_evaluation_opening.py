@@ -4,22 +4,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.diffusion.config import DiffusionConfig
+from ddpm.evaluation.distances import moments_of
 from ddpm.evaluation.evaluate import evaluate
-from ddpm.evaluation.frechet import moments_of
 from ddpm.evaluation.images import DatasetImages
-from ddpm.evaluation.opening import open_images, open_judged, open_reference
+from ddpm.evaluation.sources import open_images, open_judged, open_reference
 from ddpm.model import Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig
-from ddpm.process.config import ProcessConfig
 
 
 def untrained(channels: int) -> Model:
     """A model of 8x8 images that has learned nothing."""
     config = NetworkConfig(channels=8, channel_mult=[1], blocks=1, attention=[], groups=4)
     unet = UNet(config, (8, 8), in_channels=channels, out_channels=channels)
-    return Model(unet, ProcessConfig(timesteps=8).process(), image_shape=(channels, 8, 8))
+    return Model(unet, DiffusionConfig(timesteps=8).build(), image_shape=(channels, 8, 8))
 
 
 def pixels(count: int, channels: int, seed: int = 0) -> np.ndarray:

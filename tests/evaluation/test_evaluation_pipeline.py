@@ -14,13 +14,13 @@ from evaluation_cases import save
 from PIL import Image
 
 from ddpm.cli import run
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.evaluation.distances import moments_of
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.features import load_features
-from ddpm.evaluation.frechet import moments_of
 from ddpm.evaluation.images import DatasetImages
 from ddpm.evaluation.metrics import METRICS
-from ddpm.evaluation.opening import open_images, open_judged, open_test
+from ddpm.evaluation.sources import open_images, open_judged, open_test
 from ddpm.model import Model
 
 
@@ -123,7 +123,7 @@ def test_a_colour_model_of_a_grey_set_takes_its_other_split(model, tmp_path, dig
         (tmp_path / "set" / split).mkdir(parents=True)
         Image.fromarray(digits[0][0][..., 0]).save(tmp_path / "set" / split / "0.png")
     source = str(tmp_path / "set")
-    judged = Model(model.network, model.process, image_shape=(3, 8, 8))
+    judged = Model(model.network, model.diffusion, image_shape=(3, 8, 8))
     judged.provenance = {"config": {"data": {"source": source}}}
     assert open_test(None, source, judged).shape == (3, 8, 8)
     with pytest.raises(UserError, match="holds grey images"):
@@ -141,7 +141,7 @@ def test_held_out_images_of_a_hub_set_keep_its_row_filter(model, tmp_path, monke
         features = datasets.Features({"image": datasets.Image(), "style": datasets.Value("string")})
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / f"{split}-0.parquet")
     source = f"hf:{tmp_path}/set"
-    judged = Model(model.network, model.process, image_shape=(3, 8, 8))
+    judged = Model(model.network, model.diffusion, image_shape=(3, 8, 8))
     judged.provenance = {"config": {"data": {"source": f"{source}?style=a,b"}}}
     assert len(open_test(None, f"{source}?style=a,b", judged)) == 4
     assert len(open_test(None, source, judged)) == 6

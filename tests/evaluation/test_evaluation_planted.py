@@ -6,9 +6,9 @@ import torch
 from evaluation_cases import save
 from PIL import Image, ImageFilter
 
-from ddpm.evaluation import accuracy_score
+from ddpm.evaluation import classifier as accuracy_score
 from ddpm.evaluation.evaluate import evaluate
-from ddpm.evaluation.opening import open_images
+from ddpm.evaluation.sources import open_images
 
 
 def blurred(images, radius):

@@ -5,7 +5,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.evaluation.progressive import (
     predictions_over_time,
     progressive_coding,
@@ -14,8 +16,6 @@ from ddpm.evaluation.progressive import (
     shared_latents,
 )
 from ddpm.model import Model
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
 
 STD, T = 0.3, 30
 SCHEDULE = NoiseSchedule(make_betas("linear", T, 0.005, 0.5))
@@ -36,7 +36,7 @@ class ExactNetwork(nn.Module):
 
 
 def model_of(means=(0.0,), **labels):
-    process = GaussianProcess(SCHEDULE, "x_0", "fixed_large")
+    process = GaussianDiffusion(SCHEDULE, "x_0", "fixed_large")
     return Model(ExactNetwork(means), process, image_shape=(1, 8, 8), **labels)
 
 

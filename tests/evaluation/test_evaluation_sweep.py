@@ -8,10 +8,11 @@ import torch
 from evaluation_cases import save
 from PIL import Image
 
-from ddpm.data import DataConfig, open_dataset, stored
-from ddpm.errors import UserError
-from ddpm.evaluation.monitor import real_images, training_evaluator
+from ddpm.common.errors import UserError
+from ddpm.data import DataConfig, open_dataset
+from ddpm.data import datasets as stored
 from ddpm.evaluation.sweep import sweep
+from ddpm.evaluation.training_eval import real_images, training_evaluator
 
 
 def test_sweep_compares_samplers_at_equal_evaluations(model, network, tmp_path, monkeypatch):

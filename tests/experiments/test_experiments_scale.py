@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ddpm.networks.flops import count_flops
+from ddpm.networks.inference import count_flops
 from ddpm.training import load_config
 from experiments import scale
 from experiments.record import ROOT

@@ -19,7 +19,7 @@ TINY = {
     "network.attention": [],
     "training.batch_size": 4,
     "training.preview_every": 0,
-    "training.track": [],
+    "training.loggers": [],
 }
 NARROW = {"network.channels": 8, "network.groups": 4}
 
@@ -84,7 +84,7 @@ def test_equal_time_is_fewer_steps_of_a_slower_network():
 
 def test_few_steps(source, tmp_path):
     run = tmp_path / "run"
-    training = {"training.steps": 2, "training.warmup": 1, "data.source": source, "process.timesteps": 20}
+    training = {"training.steps": 2, "training.warmup": 1, "data.source": source, "diffusion.timesteps": 20}
     train(load_config("mnist", TINY | NARROW | training), run)
     result = few_steps.few_steps(
         "digits",

@@ -84,7 +84,7 @@ def test_training_commands_are_understood(headline, monkeypatch):
 def test_emoji_network_can_start_from_the_flowers():
     flowers, emoji = load_config("folder32"), load_config(ROOT / "experiments" / "emoji32.yaml")
     assert flowers.network == emoji.network
-    assert flowers.process == emoji.process
+    assert flowers.diffusion == emoji.diffusion
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])

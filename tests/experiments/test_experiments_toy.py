@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.model import load
 from ddpm.training import load_config, train
 from experiments import study
@@ -45,7 +45,7 @@ def data(tmp_path_factory):
 def run(tmp_path_factory):
     """A run of two steps, by class."""
     folder = tmp_path_factory.mktemp("runs") / "mnist"
-    train(load_config("mnist", TINY | {"process.timesteps": 20}), folder)
+    train(load_config("mnist", TINY | {"diffusion.timesteps": 20}), folder)
     return folder
 
 
@@ -137,8 +137,8 @@ def test_one_step_regression_sees_only_noise(budget, tmp_path):
     study.run_cell(cell, tmp_path, budget)
     model = load(tmp_path / cell.name)
     x_0, noise = torch.ones(1, 1, SIDE, SIDE), torch.zeros(1, 1, SIDE, SIDE)
-    for t in range(model.process.schedule.timesteps):
-        assert model.process.q_sample(x_0, t, noise).abs().max() == 0
+    for t in range(model.diffusion.schedule.timesteps):
+        assert model.diffusion.q_sample(x_0, t, noise).abs().max() == 0
 
 
 def test_summary_has_mean_and_deviation_over_seeds():

@@ -9,10 +9,10 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ddpm.diffusion.config import DiffusionConfig
+from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.diffusers import save_folder
 from ddpm.networks import NetworkConfig, UNet
-from ddpm.process.config import ProcessConfig
-from ddpm.process.gaussian import GaussianProcess
 
 # google/ddpm-cifar10-32 and google/ddpm-celebahq-256 (bedroom, church and cat are the same), as they are published
 CIFAR10 = {
@@ -92,9 +92,9 @@ def relative_difference(ours: nn.Module, theirs: nn.Module, size=(8, 8), n: int 
     return float((a - b).abs().max() / b.abs().max())
 
 
-def save(folder: Path, network: UNet, process: GaussianProcess | None = None, **options: Any) -> Path:
+def save(folder: Path, network: UNet, diffusion: GaussianDiffusion | None = None, **options: Any) -> Path:
     options = {"extra": {}, "image_shape": (3, *network.image_size), **options}
-    save_folder(folder, network, process or ProcessConfig(timesteps=50).process(), **options)
+    save_folder(folder, network, diffusion or DiffusionConfig(timesteps=50).build(), **options)
     return folder
 
 

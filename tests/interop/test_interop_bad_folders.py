@@ -11,15 +11,15 @@ from diffusers import DDPMScheduler, IPNDMScheduler, UNet2DModel
 from interop_cases import SMALL, edit_json, random_unet2d, relative_difference, small_network
 from safetensors.torch import load_file, save_file
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.interop.diffusers import load_folder, save_folder
-from ddpm.process.config import ProcessConfig
 
 
 @pytest.fixture
 def folder(tmp_path):
     network, extra = small_network(num_classes=3), {"class_names": ["a", "b"], "null_label": 2}
-    save_folder(tmp_path / "model", network, ProcessConfig().process(), image_shape=(3, 8, 8), extra=extra)
+    save_folder(tmp_path / "model", network, DiffusionConfig().build(), image_shape=(3, 8, 8), extra=extra)
     return tmp_path / "model"
 
 

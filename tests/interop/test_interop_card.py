@@ -4,9 +4,9 @@ import pytest
 from huggingface_hub import ModelCard
 from interop_cases import small_network
 
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.interop.card import add_metrics, add_samples, model_card
 from ddpm.interop.diffusers import load_folder, save_folder
-from ddpm.process.config import ProcessConfig
 
 PROVENANCE = {
     "config": {"data": {"source": "flowers", "image_size": 8}, "training": {"steps": 100}},
@@ -20,7 +20,7 @@ PROVENANCE = {
 def test_all_it_knows_is_there():
     extra = {"class_names": ["daisy", "rose"], "null_label": 2, "provenance": PROVENANCE}
     network = small_network(num_classes=3)
-    text = model_card(network, ProcessConfig().process(), extra, diffusers=True)
+    text = model_card(network, DiffusionConfig().build(), extra, diffusers=True)
     card = ModelCard(text)
     assert card.data.library_name == "diffusers"
     parameters = f"{sum(p.numel() for p in network.parameters()):,}"
@@ -42,7 +42,7 @@ def test_all_it_knows_is_there():
 
 
 def test_of_nothing_known_it_says_nothing():
-    text = model_card(small_network(), ProcessConfig().process(), {}, diffusers=False)
+    text = model_card(small_network(), DiffusionConfig().build(), {}, diffusers=False)
     assert ModelCard(text).data.library_name == "ddpm"
     for section in ("Data", "Training", "Metrics", "Configuration"):
         assert f"## {section}" not in text
@@ -51,9 +51,9 @@ def test_of_nothing_known_it_says_nothing():
 
 @pytest.fixture
 def folder(tmp_path):
-    process = ProcessConfig().process()
+    diffusion = DiffusionConfig().build()
     extra = {"class_names": None, "null_label": None, "provenance": PROVENANCE}
-    save_folder(tmp_path / "model", small_network(), process, image_shape=(3, 8, 8), extra=extra)
+    save_folder(tmp_path / "model", small_network(), diffusion, image_shape=(3, 8, 8), extra=extra)
     return tmp_path / "model"
 
 
@@ -79,7 +79,7 @@ def test_metrics_are_merged_and_travel_on(folder):
 
 
 def test_metrics_of_a_folder_that_knew_nothing(tmp_path):
-    save_folder(tmp_path / "m", small_network(), ProcessConfig().process(), image_shape=(3, 8, 8), extra={})
+    save_folder(tmp_path / "m", small_network(), DiffusionConfig().build(), image_shape=(3, 8, 8), extra={})
     add_metrics(tmp_path / "m", {"fid": 1.0})
     assert "## Metrics\n\n| | |\n|---|---|\n| fid | 1 |\n\n## Limits" in (tmp_path / "m" / "README.md").read_text()
     assert load_folder(tmp_path / "m").extra == {"provenance": {"metrics": {"fid": 1.0}}}
@@ -87,5 +87,5 @@ def test_metrics_of_a_folder_that_knew_nothing(tmp_path):
 
 def test_limits_can_be_told():
     extra = {"provenance": {"limits": "Only daisies."}}
-    text = model_card(small_network(), ProcessConfig().process(), extra, diffusers=True)
+    text = model_card(small_network(), DiffusionConfig().build(), extra, diffusers=True)
     assert text.rstrip().endswith("Only daisies.")

@@ -18,10 +18,10 @@ from interop_cases import (
     small_network,
 )
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.interop.convert import convert
 from ddpm.interop.diffusers import load_folder, save_folder
-from ddpm.process.config import ProcessConfig
 
 
 class Malicious:
@@ -91,7 +91,7 @@ def test_guided_diffusion_file(tmp_path):
 def test_our_own_folder_keeps_what_it_knows(tmp_path):
     extra = {"class_names": ["cat", "dog"], "null_label": 2, "provenance": {"config": {"data": {"source": "pets"}}}}
     network = small_network(num_classes=3)
-    save_folder(tmp_path / "a", network, ProcessConfig().process(), image_shape=(3, 8, 8), extra=extra)
+    save_folder(tmp_path / "a", network, DiffusionConfig().build(), image_shape=(3, 8, 8), extra=extra)
     convert(tmp_path / "a", tmp_path / "b")
     assert load_folder(tmp_path / "b").extra == extra
     assert relative_difference(network, UNet2DModel.from_pretrained(tmp_path / "b", subfolder="unet")) < 1e-5

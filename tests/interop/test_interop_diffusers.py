@@ -18,9 +18,9 @@ from interop_cases import (
 )
 from safetensors.torch import load_file, save_file
 
+from ddpm.common.randomness import image_generator
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.interop.diffusers import load_folder
-from ddpm.process.config import ProcessConfig
-from ddpm.randomness import image_generator
 
 NETWORKS = {
     "paper": {},
@@ -51,24 +51,24 @@ def test_unet2dmodel_opens_ours_and_answers_the_same(tmp_path, name):
 
 def test_conditional_non_square_learned_variance_opens_in_unet2dmodel(tmp_path):
     network = small_network(num_classes=4, out_channels=6, size=(16, 8))
-    process = ProcessConfig(timesteps=50, variance="learned_range", loss="hybrid").process()
+    diffusion = DiffusionConfig(timesteps=50, variance="learned_range", loss="hybrid").build()
     extra = {"class_names": ["a", "b", "c"], "null_label": 3, "provenance": {"note": "ü"}}
-    folder = save(tmp_path / "model", network, process, extra=extra)
+    folder = save(tmp_path / "model", network, diffusion, extra=extra)
     theirs = UNet2DModel.from_pretrained(folder, subfolder="unet")
     assert theirs.config.num_class_embeds == 4
     assert relative_difference(network, theirs, (16, 8)) < 1e-5
     parts = load_folder(folder)
     assert parts.extra == extra
     assert parts.image_shape == (3, 16, 8)
-    assert parts.process.variance == "learned_range"
+    assert parts.diffusion.variance == "learned_range"
     assert parts.network.num_classes == 4
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ddpmpipeline_draws_ours(tmp_path, variance):
     network = small_network()
-    process = ProcessConfig(timesteps=20, variance=variance).process()
-    folder = save(tmp_path / "model", network, process)
+    diffusion = DiffusionConfig(timesteps=20, variance=variance).build()
+    folder = save(tmp_path / "model", network, diffusion)
     pipeline = DDPMPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
@@ -84,8 +84,8 @@ def test_ddpmpipeline_draws_ours(tmp_path, variance):
     with torch.no_grad():  # Ho et al.'s algorithm 2, written out
         for t in range(19, -1, -1):
             epsilon = loaded.network(x, torch.full((2,), float(t)))
-            x_0 = loaded.process.predicted_x_0(epsilon, x, t).clamp(-1, 1)
-            posterior = loaded.process.posterior(t, t - 1)
+            x_0 = loaded.diffusion.predicted_x_0(epsilon, x, t).clamp(-1, 1)
+            posterior = loaded.diffusion.posterior(t, t - 1)
             x = posterior.mean(x_0, x)
             if t > 0:
                 sigma = (posterior.variance if variance == "fixed_small" else posterior.beta) ** 0.5
@@ -124,7 +124,7 @@ def test_theirs_opens_here_and_comes_back(tmp_path, name):
     size = (size, size) if isinstance(size, int) else tuple(size)
     parts = load_folder(diffusers_folder(tmp_path / "theirs", theirs))
     assert relative_difference(parts.network, theirs, size) < 1e-5
-    folder = save(tmp_path / "ours", parts.network, parts.process)
+    folder = save(tmp_path / "ours", parts.network, parts.diffusion)
     back = UNet2DModel.from_pretrained(folder, subfolder="unet")
     assert relative_difference(theirs, back, size) < 1e-6
 
@@ -134,8 +134,8 @@ def test_cifar10_at_full_width_in_the_old_layout_with_the_old_names(tmp_path):
     scheduler = DDPMScheduler(variance_type="fixed_large")
     parts = load_folder(make_old(diffusers_folder(tmp_path / "model", theirs, scheduler)))
     assert sum(p.numel() for p in parts.network.parameters()) == 35_746_307
-    assert parts.process.variance == "fixed_large"
-    assert parts.process.schedule.timesteps == 1000
+    assert parts.diffusion.variance == "fixed_large"
+    assert parts.diffusion.schedule.timesteps == 1000
     assert relative_difference(parts.network, theirs, (32, 32), n=1) < 1e-5
 
 
@@ -143,7 +143,7 @@ def test_celebahq_at_full_width_in_the_old_layout_with_the_old_names(tmp_path):
     theirs = random_unet2d(**CELEBAHQ)
     parts = load_folder(make_old(diffusers_folder(tmp_path / "model", theirs)))
     assert sum(p.numel() for p in parts.network.parameters()) == 113_673_219
-    assert parts.process.variance == "fixed_small"
+    assert parts.diffusion.variance == "fixed_small"
     assert relative_difference(parts.network, theirs, (32, 32), n=1) < 1e-5
 
 
@@ -151,8 +151,8 @@ def test_ddim_scheduler_inside(tmp_path):
     theirs = random_unet2d(**SMALL)
     scheduler = DDIMScheduler(num_train_timesteps=20, beta_schedule="scaled_linear", prediction_type="v_prediction")
     parts = load_folder(make_old(diffusers_folder(tmp_path / "model", theirs, scheduler)))
-    assert parts.process.prediction == "v"
-    assert torch.allclose(parts.process.schedule.alphas_cumprod, scheduler.alphas_cumprod.double(), rtol=1e-5)
+    assert parts.diffusion.prediction == "v"
+    assert torch.allclose(parts.diffusion.schedule.alphas_cumprod, scheduler.alphas_cumprod.double(), rtol=1e-5)
 
 
 def test_attention_stored_as_one_by_one_convolutions(tmp_path):

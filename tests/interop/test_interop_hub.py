@@ -12,10 +12,10 @@ import pytest
 from huggingface_hub import HfApi, constants
 from interop_cases import relative_difference, small_network
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.interop import hub
 from ddpm.interop.diffusers import load_folder, save_folder
-from ddpm.process.config import ProcessConfig
 
 
 @pytest.mark.parametrize("name", ["google/ddpm-cifar10-32", "a/b", "user_1/x.y"])
@@ -33,7 +33,7 @@ def test_no_ids(name):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """The Hub's cache with one model, as snapshot_download lays it out."""
-    save_folder(tmp_path / "m", small_network(), ProcessConfig().process(), image_shape=(3, 8, 8), extra={})
+    save_folder(tmp_path / "m", small_network(), DiffusionConfig().build(), image_shape=(3, 8, 8), extra={})
     repository = tmp_path / "hub" / "models--user--name"
     snapshot = repository / "snapshots" / ("0" * 40)
     shutil.copytree(tmp_path / "m", snapshot)

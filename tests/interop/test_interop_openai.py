@@ -6,11 +6,11 @@ from diffusers import UNet2DModel
 from guided_reference import GuidedUNet
 from interop_cases import randomized, relative_difference
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.diffusion.config import DiffusionConfig
+from ddpm.diffusion.schedule import make_betas
 from ddpm.interop.diffusers import load_folder, save_folder
 from ddpm.interop.openai import from_openai, parse_flags
-from ddpm.process.config import ProcessConfig
-from ddpm.process.schedule import make_betas
 
 # name: (how the reference is built, the flags that a user gives, whether UNet2DModel can express it)
 CHECKPOINTS = {
@@ -66,7 +66,7 @@ def test_network_answers_as_theirs(tmp_path, name):
     parts = from_openai(theirs.state_dict(), parse_flags(flags), name)
     assert difference(parts.network, theirs) < 1e-5
     folder = tmp_path / "model"
-    save_folder(folder, parts.network, parts.process, image_shape=parts.image_shape, extra=parts.extra)
+    save_folder(folder, parts.network, parts.diffusion, image_shape=parts.image_shape, extra=parts.extra)
     assert difference(load_folder(folder).network, theirs) < 1e-5
     if expressible:
         unet = UNet2DModel.from_pretrained(folder, subfolder="unet")
@@ -94,20 +94,20 @@ def test_the_order_of_q_k_v_matters():
 
 def test_process():
     parts = from_openai(state(), parse_flags("--image_size 16"), "x")
-    assert torch.equal(parts.process.schedule.betas, ProcessConfig().schedule_object().betas)
-    assert (parts.process.prediction, parts.process.variance) == ("epsilon", "fixed_large")
+    assert torch.equal(parts.diffusion.schedule.betas, DiffusionConfig().build_schedule().betas)
+    assert (parts.diffusion.prediction, parts.diffusion.variance) == ("epsilon", "fixed_large")
     parts = from_openai(state(), parse_flags("--image_size 16 --predict_xstart True --sigma_small True"), "x")
-    assert (parts.process.prediction, parts.process.variance) == ("x_0", "fixed_small")
+    assert (parts.diffusion.prediction, parts.diffusion.variance) == ("x_0", "fixed_small")
     parts = from_openai(state(out_channels=6), parse_flags("--image_size 16 --diffusion_steps 500"
                         " --rescale_timesteps False"), "x")  # fmt: skip
-    assert parts.process.variance == "learned_range"
-    assert torch.equal(parts.process.schedule.betas, make_betas("linear", 500, 2e-4, 0.04))
+    assert parts.diffusion.variance == "learned_range"
+    assert torch.equal(parts.diffusion.schedule.betas, make_betas("linear", 500, 2e-4, 0.04))
 
 
 def test_rescaled_timesteps_are_a_sub_chain():
     """Step 4k of 4,000 was shown to the network as k: its ᾱ must be that of the k-th step here."""
     flags = parse_flags("--image_size 16 --diffusion_steps 4000 --noise_schedule cosine")
-    schedule = from_openai(state(), flags, "x").process.schedule
+    schedule = from_openai(state(), flags, "x").diffusion.schedule
     original = (1 - make_betas("cosine", 4000)).cumprod(0)
     assert schedule.timesteps == 1000
     for k in (0, 1, 500, 999):

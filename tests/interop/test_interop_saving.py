@@ -14,7 +14,7 @@ from interop_cases import (
     small_network,
 )
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.interop.diffusers import load_folder
 from ddpm.interop.folder import replace_folder
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from ddpm.interop.scheduler_config import to_process, to_scheduler
-from ddpm.process.config import ProcessConfig
+from ddpm.diffusion.config import DiffusionConfig
+from ddpm.interop.diffusers_config import to_process, to_scheduler
 
 PROCESSES = {
     "linear": {},
@@ -28,13 +28,13 @@ PROCESSES = {
 @pytest.mark.parametrize("name", PROCESSES)
 def test_round_trip_is_exact_and_diffusers_agrees(name):
     fields = {**({} if name == "custom" else {"timesteps": 40}), **PROCESSES[name]}
-    process = ProcessConfig(**fields).process()
-    written = json.loads(json.dumps(to_scheduler(process)))
-    back = to_process(written, process.learns_variance, "here")
-    assert torch.equal(back.schedule.betas, process.schedule.betas)
-    assert (back.prediction, back.variance) == (process.prediction, process.variance)
+    diffusion = DiffusionConfig(**fields).build()
+    written = json.loads(json.dumps(to_scheduler(diffusion)))
+    back = to_process(written, diffusion.learns_variance, "here")
+    assert torch.equal(back.schedule.betas, diffusion.schedule.betas)
+    assert (back.prediction, back.variance) == (diffusion.prediction, diffusion.variance)
     theirs = DDPMScheduler.from_config(written)
-    assert torch.allclose(theirs.alphas_cumprod.double(), process.schedule.alphas_cumprod, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(theirs.alphas_cumprod.double(), diffusion.schedule.alphas_cumprod, rtol=1e-4, atol=1e-6)
     assert torch.allclose(DDIMScheduler.from_config(written).alphas_cumprod, theirs.alphas_cumprod)
     theirs.set_timesteps(len(theirs.betas))
     assert theirs.timesteps.tolist() == list(range(len(theirs.betas) - 1, -1, -1))
@@ -43,8 +43,8 @@ def test_round_trip_is_exact_and_diffusers_agrees(name):
 def test_named_where_diffusers_has_a_name():
     for name, word in (("linear", "linear"), ("quadratic", "scaled_linear"), ("cosine", "squaredcos_cap_v2")):
         for zero in (False, True):
-            config = ProcessConfig(schedule=name, zero_terminal_snr=zero, prediction="v")
-            written = to_scheduler(config.process())
+            config = DiffusionConfig(schedule=name, zero_terminal_snr=zero, prediction="v")
+            written = to_scheduler(config.build())
             assert written["trained_betas"] is None
             assert (written["beta_schedule"], written["rescale_betas_zero_snr"]) == (word, zero)
 
@@ -53,8 +53,8 @@ def test_named_where_diffusers_has_a_name():
 @pytest.mark.parametrize("zero", [False, True])
 def test_theirs_is_read_as_they_mean_it(name, zero):
     theirs = DDPMScheduler(60, beta_schedule=name, rescale_betas_zero_snr=zero, prediction_type="v_prediction")
-    process = to_process(dict(theirs.config), False, "here")
-    assert torch.allclose(process.schedule.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=1e-4, atol=1e-6)
+    diffusion = to_process(dict(theirs.config), False, "here")
+    assert torch.allclose(diffusion.schedule.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_range_that_nothing_is_clipped_to_is_no_obstacle():

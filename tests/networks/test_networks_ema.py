@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm.networks import EMA
+from ddpm.training.optimizer import EMA
 
 
 class Toy(nn.Module):

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from unet_cases import CASES, OURS, randomize
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.networks import NetworkConfig, UNet
-from ddpm.networks import layers as layers_module
-from ddpm.networks.layers import Conv, Linear, Upsample, doubled
+from ddpm.networks import unet as layers_module
 from ddpm.networks.norm import GroupNorm
+from ddpm.networks.unet import Conv, Linear, Upsample, doubled
 
 SMALL_CASES = [name for name in CASES if name not in ("cifar10", "256px")]
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from ddpm.common.pixels import save_picture, to_uint8
 from ddpm.model import Model
-from ddpm.pixels import to_uint8
-from ddpm.viewing.pictures import save_picture
 from experiments.gaussian_prior import GaussianPrior
 
 
@@ -24,7 +23,7 @@ class GaussianNetwork(nn.Module):
 def gaussian_model(shape, **options):
     prior = GaussianPrior.smooth(shape, deviation=0.3, **options)
     denoiser = prior.denoiser()
-    return Model(GaussianNetwork(denoiser), denoiser.process, image_shape=shape), prior
+    return Model(GaussianNetwork(denoiser), denoiser.diffusion, image_shape=shape), prior
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from ddpm import cli
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.model import Model
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def saved_model(tmp_path_factory):
     torch.manual_seed(0)
     config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[], groups=4)
     network = UNet(config, image_size=(12, 12), in_channels=1, out_channels=1, num_classes=None)
-    model = Model(network, GaussianProcess(NoiseSchedule(make_betas("linear", 50))), image_shape=(1, 12, 12))
+    model = Model(network, GaussianDiffusion(NoiseSchedule(make_betas("linear", 50))), image_shape=(1, 12, 12))
     folder = tmp_path_factory.mktemp("model")
     model.save(folder / "model")
     return folder

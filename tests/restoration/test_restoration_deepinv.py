@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm.errors import UserError
-from ddpm.fidelity import psnr
+from ddpm.common.errors import UserError
+from ddpm.common.fidelity import psnr
 from ddpm.restoration import as_deepinv, from_deepinv, from_deepinv_measurement
-from ddpm.restoration.ddrm import ddrm
-from ddpm.restoration.deepinv_bridge import denoiser_as_deepinv
-from ddpm.restoration.methods import METHODS
+from ddpm.restoration.deepinv import denoiser_as_deepinv
+from ddpm.restoration.methods import METHODS, ddrm
 from ddpm.restoration.operators import CircularBlur
-from ddpm.samplers.timesteps import timestep_grid
+from ddpm.samplers.grid import timestep_grid
 from experiments.gaussian_prior import GaussianPrior
 
 deepinv = pytest.importorskip("deepinv")
@@ -113,7 +112,7 @@ def test_ddrm_equals_deepinvs(name):
     torch.manual_seed(1)
     y = theirs((x + 1) / 2)
     grid = timestep_grid(denoiser.schedule, 20)
-    levels = [sigma / signal / 2 for signal, sigma in map(denoiser.schedule.signal_noise, grid)]
+    levels = [sigma / signal / 2 for signal, sigma in map(denoiser.schedule.alpha_sigma, grid)]
     with torch.no_grad():
         their_samples = deepinv.sampling.DDRM(denoiser_as_deepinv(denoiser), sigmas=np.array(levels))(y, theirs)
     operator = from_deepinv(theirs, SHAPE)

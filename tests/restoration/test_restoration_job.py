@@ -9,15 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.data.decode import read_image
-from ddpm.errors import UserError
-from ddpm.fidelity import psnr
-from ddpm.pixels import to_float, to_uint8
+from ddpm.common.errors import UserError
+from ddpm.common.fidelity import psnr
+from ddpm.common.pixels import save_picture, to_float, to_uint8
+from ddpm.data.images import read_image
 from ddpm.restoration import Settings, Task, restore_file, restore_folder
-from ddpm.restoration.items import Reader
-from ddpm.restoration.kernels import from_file
+from ddpm.restoration.job import Reader
+from ddpm.restoration.operators import from_file
 from ddpm.restoration.tasks import read_picture
-from ddpm.viewing.pictures import save_picture
 
 
 def settings(name="denoise", noise=0.15, **options):
@@ -44,17 +43,17 @@ def test_what_the_reports_picture_cannot_show_is_left_out(grey, pictures, tmp_pa
     out, chosen = tmp_path / "out", settings(steps=2)
     restore_folder(grey[0], pictures, out, chosen)
     (out / "3_compare.png").unlink()
-    monkeypatch.setattr("ddpm.data.limits.MOST_PIXELS", 16 * 60)  # of the strips only the wide one has more
+    monkeypatch.setattr("ddpm.data.images.MOST_PIXELS", 16 * 60)  # of the strips only the wide one has more
     rows = restore_folder(grey[0], pictures, out, chosen)
     assert not any(row["error"] for row in rows)
     assert Image.open(out / "report.png").size == (58, 4 * 16)
-    monkeypatch.setattr("ddpm.data.limits.MOST_PIXELS", 100)
+    monkeypatch.setattr("ddpm.data.images.MOST_PIXELS", 100)
     restore_folder(grey[0], pictures, out, chosen)
     assert not (out / "report.png").exists()
 
 
 def test_large_pictures_are_small_in_the_report(grey, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm.restoration.report.STRIP_SIDE", 29)
+    monkeypatch.setattr("ddpm.restoration.job.STRIP_SIDE", 29)
     restore_folder(grey[0], pictures, tmp_path / "out", settings(steps=2))
     assert read_image(tmp_path / "out" / "report.png").shape == (3, 5 * 8 + 4, 29)
 

@@ -6,21 +6,23 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ddpm.errors import UserError
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
-from ddpm.restoration import kernels
-from ddpm.restoration.ddnm import ddnm
-from ddpm.restoration.ddrm import ddrm
-from ddpm.restoration.dps import dps, saturation
-from ddpm.restoration.jumps import jump_path, renoise
-from ddpm.restoration.methods import METHODS, find_method
-from ddpm.restoration.operators import Channels, CircularBlur, Denoising, Dense, Inpainting, WalshHadamard
-from ddpm.restoration.repaint import repaint
-from ddpm.restoration.resampling import superresolution
-from ddpm.samplers.ddim import ddim
+from ddpm.common.errors import UserError
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
+from ddpm.restoration import operators as kernels
+from ddpm.restoration.methods import METHODS, ddnm, ddrm, dps, find_method, jump_path, renoise, repaint, saturation
+from ddpm.restoration.operators import (
+    Channels,
+    CircularBlur,
+    Denoising,
+    Dense,
+    Inpainting,
+    WalshHadamard,
+    superresolution,
+)
+from ddpm.samplers.algorithms import ddim
 from ddpm.samplers.denoiser import Denoiser
-from ddpm.samplers.timesteps import timestep_grid
+from ddpm.samplers.grid import timestep_grid
 from experiments.gaussian_prior import GaussianPrior, draw
 from experiments.restoration_gaussian import as_matrix, deviations
 
@@ -36,8 +38,8 @@ def stream(count, shape=SHAPE, seed=0):
 
 def crooked(shape):
     """A denoiser that is no Gaussian's, and clips."""
-    process = GaussianProcess(NoiseSchedule(make_betas("linear", 50, 1e-3, 0.2)), prediction="x_0")
-    return Denoiser(lambda x, t, labels: torch.sin(3 * x) + 0.3 * x.roll(1, -1), process)
+    diffusion = GaussianDiffusion(NoiseSchedule(make_betas("linear", 50, 1e-3, 0.2)), prediction="x_0")
+    return Denoiser(lambda x, t, labels: torch.sin(3 * x) + 0.3 * x.roll(1, -1), diffusion)
 
 
 def operator_of(name, shape):
@@ -120,7 +122,7 @@ def test_what_the_operator_does_not_see_is_sampled_as_by_ddim(eta):
     x_t = noise()
     for t, t_prev in pairwise(grid):  # σ of the fresh noise is η√(1-ᾱ_prev), DDRM's own measure of η
         prediction = denoiser(x_t, t)
-        signal, sigma = denoiser.schedule.signal_noise(t_prev)
+        signal, sigma = denoiser.schedule.alpha_sigma(t_prev)
         fresh = noise() if t_prev >= 0 else 0.0
         x_t = signal * prediction.x_0 + sigma * ((1 - eta**2) ** 0.5 * prediction.epsilon + eta * fresh)
     assert torch.allclose(found[..., ~known], x_t[..., ~known], atol=1e-5)

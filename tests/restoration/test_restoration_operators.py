@@ -8,10 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddpm.errors import UserError
-from ddpm.restoration import kernels
-from ddpm.restoration.operators import Channels, CircularBlur, Denoising, Dense, Inpainting, Separable, WalshHadamard
-from ddpm.restoration.resampling import bicubic, separable_blur, superresolution
+from ddpm.common.errors import UserError
+from ddpm.restoration import operators as kernels
+from ddpm.restoration.operators import (
+    Channels,
+    CircularBlur,
+    Denoising,
+    Dense,
+    Inpainting,
+    Separable,
+    WalshHadamard,
+    bicubic,
+    separable_blur,
+    superresolution,
+)
 
 NAMES = ["denoising", "inpainting", "average", "bicubic", "circular", "separable", "channels", "hadamard", "dense"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.model import Model
 from ddpm.restoration import Channels, Denoising, Inpainting, estimate_noise, restore, saturation, superresolution
 

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from ddpm.errors import UserError
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
+from ddpm.common.errors import UserError
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.restoration import restore
-from ddpm.restoration.ddrm import ddrm
+from ddpm.restoration.methods import ddrm
 from ddpm.restoration.operators import Denoising, Inpainting
-from ddpm.restoration.tiles import TiledDenoiser, TileGrid
+from ddpm.restoration.posterior import TiledDenoiser, TileGrid
 from ddpm.samplers.denoiser import Denoiser
-from ddpm.samplers.timesteps import timestep_grid
+from ddpm.samplers.grid import timestep_grid
 
-PROCESS = GaussianProcess(NoiseSchedule(make_betas("linear", 100, 1e-3, 0.1)), prediction="x_0")
+PROCESS = GaussianDiffusion(NoiseSchedule(make_betas("linear", 100, 1e-3, 0.1)), prediction="x_0")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 8), (12, 20), (31, 17)])

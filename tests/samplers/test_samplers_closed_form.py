@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas, rescale_zero_terminal_snr
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas, rescale_zero_terminal_snr
 from ddpm.samplers import SAMPLERS, Denoiser, timestep_grid
 
 LINEAR = NoiseSchedule(make_betas("linear", 1000))
@@ -30,7 +30,7 @@ class Mixture:
 
     def denoiser(self, schedule: NoiseSchedule, prediction="epsilon", variance="fixed_small", clip=None) -> Denoiser:
         def network(x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-            signal, sigma = schedule.signal_noise(t[0].item())
+            signal, sigma = schedule.alpha_sigma(t[0].item())
             spread = signal**2 * self.variance + sigma**2
             away = x_t[..., None] - signal * self.means
             responsibility = torch.softmax(self.weights.log() - away**2 / (2 * spread), -1)
@@ -39,7 +39,7 @@ class Mixture:
                 return (signal * x_t - x_0) / sigma
             return (x_t - signal * x_0) / sigma
 
-        return Denoiser(network, GaussianProcess(schedule, prediction, variance), clip=clip)
+        return Denoiser(network, GaussianDiffusion(schedule, prediction, variance), clip=clip)
 
     def cdf(self, x: Tensor, signal: float = 1.0, sigma: float = 0.0) -> Tensor:
         """Of √ᾱ x_0 + √(1-ᾱ) ε."""
@@ -162,7 +162,7 @@ def test_learned_variance_lies_between_the_two_fixed_ones_in_log_space(fraction)
     def network(x_t, t, labels):
         return torch.cat([plain(x_t, t, labels), torch.full_like(x_t, 2 * fraction - 1)], 1)
 
-    learned = Denoiser(network, GaussianProcess(LINEAR, "epsilon", "learned_range"), clip=None)
+    learned = Denoiser(network, GaussianDiffusion(LINEAR, "epsilon", "learned_range"), clip=None)
 
     def step(a, a_prev):
         p, q, small = ancestral_step(large=False)(a, a_prev)
@@ -207,7 +207,7 @@ def test_drawn_samples_have_the_recursions_mean_and_variance():
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_samplers_find_the_quantiles_of_a_mixture(name, schedule):
     x_T = images(torch.linspace(-3, 3, 101, dtype=torch.float64))
-    exact = TWO_MODES.quantile(TWO_MODES.cdf(x_T, *schedule.signal_noise(999)))
+    exact = TWO_MODES.quantile(TWO_MODES.cdf(x_T, *schedule.alpha_sigma(999)))
     errors = []
     for steps in (10, 50, 250, 1000):
         answer = SAMPLERS[name](
@@ -253,8 +253,8 @@ def test_order_of_convergence(name, options, order, data):
     start, end = LINEAR.log_snr(900), LINEAR.log_snr(20)
     x_start = images(torch.linspace(-2.5, 2.5, 41, dtype=torch.float64))
     exact = data.quantile(
-        data.cdf(x_start, *LINEAR.signal_noise(LINEAR.t_from_log_snr(start))),
-        *LINEAR.signal_noise(LINEAR.t_from_log_snr(end)),
+        data.cdf(x_start, *LINEAR.alpha_sigma(LINEAR.t_from_log_snr(start))),
+        *LINEAR.alpha_sigma(LINEAR.t_from_log_snr(end)),
     )
     errors = []
     for steps in (80, 160, 320):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm.errors import UserError
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas
-from ddpm.randomness import ImageNoise
+from ddpm.common.errors import UserError
+from ddpm.common.randomness import ImageNoise
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.samplers import SAMPLERS, Denoiser, find_sampler, timestep_grid
 
 SCHEDULE = NoiseSchedule(make_betas("linear", 50, 1e-3, 0.2))
@@ -49,12 +49,12 @@ def network() -> ConvNetwork:
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x_0"])
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5, -1.0])
 def test_guidance_moves_the_answer_along_class_minus_null(network, guidance, prediction):
-    process = GaussianProcess(SCHEDULE, prediction)
+    diffusion = GaussianDiffusion(SCHEDULE, prediction)
     x_t, labels = random(4, 3, 8, 8), torch.tensor([0, 1, 2, 1])
-    answer = Denoiser(network, process, labels=labels, null_label=NULL, guidance=guidance, clip=None)(x_t, 20.0)
+    answer = Denoiser(network, diffusion, labels=labels, null_label=NULL, guidance=guidance, clip=None)(x_t, 20.0)
     time = torch.full((4,), 20.0)
     conditional, null = network(x_t, time, labels), network(x_t, time, torch.full_like(labels, NULL))
-    expected = process.predicted_x_0(null + guidance * (conditional - null), x_t, 20.0)
+    expected = diffusion.predicted_x_0(null + guidance * (conditional - null), x_t, 20.0)
     torch.testing.assert_close(answer.x_0, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -66,7 +66,7 @@ def test_guidance_rescale_is_diffusers(network, rescale):
     guided = module.rescale_noise_cfg(null + 4 * (conditional - null), conditional, guidance_rescale=rescale)
     denoiser = Denoiser(
         network,
-        GaussianProcess(SCHEDULE),
+        GaussianDiffusion(SCHEDULE),
         labels=labels,
         null_label=NULL,
         guidance=4.0,
@@ -79,38 +79,38 @@ def test_guidance_rescale_is_diffusers(network, rescale):
 @pytest.mark.parametrize("rescale", [0.0, 1.0])
 def test_guidance_leaves_the_learned_variance_to_the_class(rescale):
     network = ConvNetwork(out_channels=6).requires_grad_(False)
-    process = GaussianProcess(SCHEDULE, "epsilon", "learned_range")
+    diffusion = GaussianDiffusion(SCHEDULE, "epsilon", "learned_range")
     x_t, labels = random(2, 3, 8, 8), torch.tensor([0, 1])
     guidance = {"null_label": NULL, "guidance": 3.0, "guidance_rescale": rescale}
-    answer = Denoiser(network, process, labels=labels, **guidance)(x_t, 9.0)
+    answer = Denoiser(network, diffusion, labels=labels, **guidance)(x_t, 9.0)
     raw = network(x_t, torch.full((2,), 9.0), labels)[:, 3:]
     torch.testing.assert_close(answer.variance_fraction, (raw + 1) / 2)
 
 
 def test_guidance_without_classes_is_refused(network):
     with pytest.raises(UserError, match="class-conditional"):
-        Denoiser(network, GaussianProcess(SCHEDULE), guidance=2.0)
+        Denoiser(network, GaussianDiffusion(SCHEDULE), guidance=2.0)
     with pytest.raises(UserError, match="class-conditional"):
-        Denoiser(network, GaussianProcess(SCHEDULE), labels=torch.tensor([0]), guidance=2.0)
+        Denoiser(network, GaussianDiffusion(SCHEDULE), labels=torch.tensor([0]), guidance=2.0)
     with pytest.raises(UserError, match="needs labels"):
-        Denoiser(network, GaussianProcess(SCHEDULE), null_label=NULL, guidance=2.0)
+        Denoiser(network, GaussianDiffusion(SCHEDULE), null_label=NULL, guidance=2.0)
 
 
 def test_an_unknown_limit_is_refused(network):
     with pytest.raises(UserError, match="clip is static, dynamic or None"):
-        Denoiser(network, GaussianProcess(SCHEDULE), clip="Static")
+        Denoiser(network, GaussianDiffusion(SCHEDULE), clip="Static")
 
 
 def test_guidance_that_is_no_number_is_refused(network):
     labels = torch.tensor([0])
     with pytest.raises(UserError, match="guidance must be a number"):
-        Denoiser(network, GaussianProcess(SCHEDULE), labels=labels, null_label=NULL, guidance=float("nan"))
+        Denoiser(network, GaussianDiffusion(SCHEDULE), labels=labels, null_label=NULL, guidance=float("nan"))
 
 
 @pytest.mark.parametrize("rescale", [float("nan"), 15.0, -0.1])
 def test_a_rescale_that_is_no_share_is_refused(network, rescale):
     with pytest.raises(UserError, match="share from 0 to 1"):
-        Denoiser(network, GaussianProcess(SCHEDULE), guidance_rescale=rescale)
+        Denoiser(network, GaussianDiffusion(SCHEDULE), guidance_rescale=rescale)
 
 
 @pytest.mark.parametrize("ratio_above", [False, True])
@@ -118,7 +118,7 @@ def test_dynamic_thresholding_is_diffusers(ratio_above):
     diffusers = pytest.importorskip("diffusers")
     x_0 = random(3, 3, 8, 8) * (2.0 if ratio_above else 0.2)
     reference = diffusers.DDPMScheduler(thresholding=True, sample_max_value=1e9)._threshold_sample(x_0)
-    denoiser = Denoiser(lambda x, t, labels: x_0, GaussianProcess(SCHEDULE, "x_0"), clip="dynamic")
+    denoiser = Denoiser(lambda x, t, labels: x_0, GaussianDiffusion(SCHEDULE, "x_0"), clip="dynamic")
     torch.testing.assert_close(denoiser(random(3, 3, 8, 8), 20.0).x_0, reference)
 
 
@@ -126,8 +126,8 @@ def test_dynamic_thresholding_is_diffusers(ratio_above):
 @pytest.mark.parametrize("t", [0.0, 12.5, 49.0])
 def test_x_0_and_epsilon_belong_together_also_after_clipping(network, clip, t):
     x_t = random(2, 3, 8, 8)
-    answer = Denoiser(network, GaussianProcess(SCHEDULE), clip=clip)(x_t, t)
-    signal, sigma = SCHEDULE.signal_noise(t)
+    answer = Denoiser(network, GaussianDiffusion(SCHEDULE), clip=clip)(x_t, t)
+    signal, sigma = SCHEDULE.alpha_sigma(t)
     torch.testing.assert_close(signal * answer.x_0 + sigma * answer.epsilon, x_t, rtol=1e-5, atol=1e-5)
     if clip:
         assert answer.x_0.abs().max() <= 1
@@ -136,7 +136,7 @@ def test_x_0_and_epsilon_belong_together_also_after_clipping(network, clip, t):
 def test_double_precision_stays_double(network):
     network.double()
     x_t, labels = random(2, 3, 8, 8).double(), torch.tensor([0, 1])
-    guided = Denoiser(network, GaussianProcess(SCHEDULE), labels=labels, null_label=NULL, guidance=2.0, clip=None)
+    guided = Denoiser(network, GaussianDiffusion(SCHEDULE), labels=labels, null_label=NULL, guidance=2.0, clip=None)
     assert guided(x_t, 1 / 3).x_0.dtype == torch.float64
     time = torch.full((2,), 1 / 3, dtype=torch.float64)
     c, n = network(x_t, time, labels), network(x_t, time, torch.full_like(labels, NULL))
@@ -152,7 +152,7 @@ def test_an_image_does_not_depend_on_how_many_are_drawn_with_it(network, name, g
     def draw(indices: list[int]) -> Tensor:
         denoiser = Denoiser(
             network,
-            GaussianProcess(SCHEDULE),
+            GaussianDiffusion(SCHEDULE),
             labels=labels[indices],
             null_label=NULL,
             guidance=guidance,
@@ -175,7 +175,7 @@ def test_network_evaluations_and_steps_are_as_announced(network, name, steps):
     seen = []
     noise = ImageNoise.of_seed(0, [0], (3, 8, 8))
     SAMPLERS[name](
-        Denoiser(network, GaussianProcess(SCHEDULE)),
+        Denoiser(network, GaussianDiffusion(SCHEDULE)),
         noise(),
         timestep_grid(SCHEDULE, steps),
         noise=noise,
@@ -200,4 +200,4 @@ def test_unknown_names_and_options_are_refused(network):
     x_T, noise = random(1, 3, 8, 8), ImageNoise.of_seed(0, [0], (3, 8, 8))
     for options, words in (({"eta": 1.0}, "no option 'eta'"), ({"variant": "BH2"}, "bh1 or bh2, not 'BH2'")):
         with pytest.raises(UserError, match=words):
-            SAMPLERS["unipc"](Denoiser(network, GaussianProcess(SCHEDULE)), x_T, [5.0, -1.0], noise=noise, **options)
+            SAMPLERS["unipc"](Denoiser(network, GaussianDiffusion(SCHEDULE)), x_T, [5.0, -1.0], noise=noise, **options)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm.process.gaussian import GaussianProcess
-from ddpm.process.schedule import NoiseSchedule, make_betas, rescale_zero_terminal_snr
-from ddpm.randomness import ImageNoise, image_generator
+from ddpm.common.randomness import ImageNoise, image_generator
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas, rescale_zero_terminal_snr
 from ddpm.samplers import SAMPLERS, Denoiser
 
 diffusers = pytest.importorskip("diffusers")
@@ -44,11 +44,11 @@ def theirs(scheduler, network, step_options: dict, seed: int) -> list[Tensor]:
     return states
 
 
-def ours(name: str, process, network, timesteps, clip, seed: int, end: float = -1.0, **options) -> list[Tensor]:
+def ours(name: str, diffusion, network, timesteps, clip, seed: int, end: float = -1.0, **options) -> list[Tensor]:
     states = []
     noise = ImageNoise.of_seed(seed, range(IMAGES), SHAPE)
     SAMPLERS[name](
-        Denoiser(network, process, clip=clip),
+        Denoiser(network, diffusion, clip=clip),
         noise(),
         [*map(float, timesteps), end],
         noise=noise,
@@ -83,9 +83,9 @@ def test_ancestral(their_variance, spacing, clip):
     )
     variance = their_variance.removesuffix("_log")
     network = RandomNetwork(6 if variance == "learned_range" else 3)
-    process = GaussianProcess(NoiseSchedule(make_betas("linear", 1000)), "epsilon", variance)
+    diffusion = GaussianDiffusion(NoiseSchedule(make_betas("linear", 1000)), "epsilon", variance)
     reference = theirs(scheduler, network, with_generator, seed=3)
-    assert_same_trajectory(ours("ancestral", process, network, scheduler.timesteps, clip, seed=3), reference)
+    assert_same_trajectory(ours("ancestral", diffusion, network, scheduler.timesteps, clip, seed=3), reference)
 
 
 @pytest.mark.parametrize("clip", ["static", "dynamic", None])
@@ -94,11 +94,11 @@ def test_ddim(eta, clip):
     scheduler = diffusers.DDIMScheduler(
         clip_sample=clip == "static", thresholding=clip == "dynamic", sample_max_value=1e6
     )
-    process, network = GaussianProcess(NoiseSchedule(make_betas("linear", 1000))), RandomNetwork(3)
+    diffusion, network = GaussianDiffusion(NoiseSchedule(make_betas("linear", 1000))), RandomNetwork(3)
     reference = theirs(
         scheduler, network, lambda g: {"generator": g, "eta": eta, "use_clipped_model_output": True}, seed=4
     )
-    assert_same_trajectory(ours("ddim", process, network, scheduler.timesteps, clip, seed=4, eta=eta), reference)
+    assert_same_trajectory(ours("ddim", diffusion, network, scheduler.timesteps, clip, seed=4, eta=eta), reference)
 
 
 @pytest.mark.parametrize("clip", ["static", None])
@@ -111,9 +111,9 @@ def test_dpm_solver(name, algorithm, step_options, final, end, clip):
     scheduler = diffusers.DPMSolverMultistepScheduler(
         algorithm_type=algorithm, final_sigmas_type=final, **(DPM_CLIP if clip else DPM_NO_CLIP)
     )
-    process, network = GaussianProcess(NoiseSchedule(make_betas("linear", 1000))), RandomNetwork(3)
+    diffusion, network = GaussianDiffusion(NoiseSchedule(make_betas("linear", 1000))), RandomNetwork(3)
     reference = theirs(scheduler, network, step_options, seed=5)
-    assert_same_trajectory(ours(name, process, network, scheduler.timesteps, clip, seed=5, end=end), reference)
+    assert_same_trajectory(ours(name, diffusion, network, scheduler.timesteps, clip, seed=5, end=end), reference)
 
 
 @pytest.mark.parametrize("clip", ["static", None])
@@ -130,9 +130,9 @@ def test_unipc(variant, final, end, spacing, clip):
         lower_order_final=final == "zero",
         **(DPM_CLIP if clip else DPM_NO_CLIP),
     )
-    process, network = GaussianProcess(NoiseSchedule(make_betas("linear", 1000))), RandomNetwork(3)
+    diffusion, network = GaussianDiffusion(NoiseSchedule(make_betas("linear", 1000))), RandomNetwork(3)
     reference = theirs(scheduler, network, without_generator, seed=6)
-    mine = ours("unipc", process, network, scheduler.timesteps, clip, seed=6, end=end, variant=variant)
+    mine = ours("unipc", diffusion, network, scheduler.timesteps, clip, seed=6, end=end, variant=variant)
     assert_same_trajectory(mine, reference)
 
 
@@ -142,24 +142,24 @@ def test_v_prediction_from_zero_terminal_snr(name, their_class):
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
     schedule = NoiseSchedule(rescale_zero_terminal_snr(make_betas("linear", 1000)))
-    process, network = GaussianProcess(schedule, "v"), RandomNetwork(3)
+    diffusion, network = GaussianDiffusion(schedule, "v"), RandomNetwork(3)
     options = (lambda g: {"use_clipped_model_output": True}) if name == "ddim" else with_generator
     reference = theirs(scheduler, network, options, seed=8)
-    assert_same_trajectory(ours(name, process, network, scheduler.timesteps, "static", seed=8), reference)
+    assert_same_trajectory(ours(name, diffusion, network, scheduler.timesteps, "static", seed=8), reference)
 
 
 def test_heun():
     """Diffusers writes EDM's x/√ᾱ, asks twice a step, and starts from x_T/√ᾱ_T."""
     scheduler = diffusers.HeunDiscreteScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
-    process, network = GaussianProcess(NoiseSchedule(make_betas("linear", 1000))), RandomNetwork(3)
+    diffusion, network = GaussianDiffusion(NoiseSchedule(make_betas("linear", 1000))), RandomNetwork(3)
     scheduler.set_timesteps(STEPS)
     timesteps = scheduler.timesteps[[0, *range(1, len(scheduler.timesteps), 2)]].tolist()
     noise = ImageNoise.of_seed(9, range(IMAGES), SHAPE)
     x_T = noise()
-    x = x_T / process.schedule.signal_noise(timesteps[0])[0]
+    x = x_T / diffusion.schedule.alpha_sigma(timesteps[0])[0]
     for t in scheduler.timesteps:
         output = network(scheduler.scale_model_input(x, t), t.float().reshape(1))
         x = scheduler.step(output, t, x).prev_sample
-    mine = SAMPLERS["heun"](Denoiser(network, process, clip=None), x_T, [*timesteps, -1.0], noise=noise)
+    mine = SAMPLERS["heun"](Denoiser(network, diffusion, clip=None), x_T, [*timesteps, -1.0], noise=noise)
     assert len(timesteps) == STEPS
     assert (mine - x).abs().max() <= 1e-4 * x.abs().max()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm.errors import UserError
-from ddpm.process.schedule import NoiseSchedule, make_betas, rescale_zero_terminal_snr
+from ddpm.common.errors import UserError
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas, rescale_zero_terminal_snr
 from ddpm.samplers import timestep_grid
 
 SPACINGS = ["trailing", "leading", "uniform", "quadratic", "log_snr"]

@@ -16,10 +16,10 @@ from ddpm.training import Config, load_config
 
 TINY = """
 data:     {source: SOURCE, image_size: 8, channels: 1, labels: true, random_flip: true}
-process:  {timesteps: 20, beta_start: 0.001, beta_end: 0.2}
+diffusion: {timesteps: 20, beta_start: 0.001, beta_end: 0.2}
 network:  {channels: 8, channel_mult: [1, 2], blocks: 1, attention: [4], groups: 4, dropout: 0.2}
-training: {steps: 8, batch_size: 8, learning_rate: 1.0e-3, warmup: 3, decay: cosine, ema: 0.9, precision: fp32,
-           checkpoint_every: 4, preview_every: 0, log_every: 1, track: []}
+training: {steps: 8, batch_size: 8, learning_rate: 1.0e-3, warmup: 3, lr_schedule: cosine, ema_decay: 0.9,
+           precision: fp32, checkpoint_every: 4, preview_every: 0, log_every: 1, loggers: []}
 """
 
 
@@ -38,7 +38,7 @@ def tiny_yaml(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny(tiny_yaml):
-    """tiny(steps=3, **{"process.timesteps": 5}) -> Config; a name without a section is a field of `training`."""
+    """tiny(steps=3, **{"diffusion.timesteps": 5}) -> Config; a name without a section is a field of `training`."""
 
     def make(**overrides) -> Config:
         return load_config(

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
 

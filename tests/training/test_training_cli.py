@@ -98,7 +98,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(command, tmp_path, words, sai
 
 
 def test_numbers_that_are_not_finite_are_exit_code_1(command):
-    code, _, error = command("train", "tiny.yaml", "--training.learning_rate", "1e30", "--training.skip_at_most", 1)
+    code, _, error = command("train", "tiny.yaml", "--training.learning_rate", "1e30", "--training.max_bad_steps", 1)
     assert code == 1
     assert "not finite" in error
     assert "learning rate" in error

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddpm.cli.train import parse_words
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.networks.unet import UNet
 from ddpm.training.config import Config, TrainingConfig, load_config, preset_about, preset_names
 from ddpm.training.optimizer import learning_rate
@@ -38,7 +38,7 @@ def test_every_preset_makes_a_network_and_a_process(name):
     config = load_config(name)
     with torch.device("meta"):
         UNet(config.network, config.data.size, config.data.channels, config.data.channels, 11)
-    assert len(config.process.schedule_object()) == config.process.timesteps
+    assert len(config.diffusion.build_schedule()) == config.diffusion.timesteps
     assert config.training.warmup < config.training.steps
     assert 20 < len(preset_about(name)) < 120
 
@@ -52,12 +52,17 @@ def test_cifar10_is_the_papers_to_the_letter():
     assert config.network.dropout == 0.1
     assert config.data.random_flip
     assert not config.data.labels
-    process, training = config.process, config.training
+    process, training = config.diffusion, config.training
     assert (process.schedule, process.timesteps, process.beta_start, process.beta_end) == ("linear", 1000, 1e-4, 0.02)
     assert (process.prediction, process.variance, process.loss) == ("epsilon", "fixed_large", "simple")
-    assert (process.weighting, process.timestep_draw) == ("none", "uniform")
+    assert (process.weighting, process.timestep_sampler) == ("none", "uniform")
     assert (training.steps, training.batch_size, training.learning_rate, training.warmup) == (800_000, 128, 2e-4, 5000)
-    assert (training.ema, training.ema_warmup, training.clip, training.decay) == (0.9999, False, 1.0, "constant")
+    assert (training.ema_decay, training.ema_warmup, training.grad_clip, training.lr_schedule) == (
+        0.9999,
+        False,
+        1.0,
+        "constant",
+    )
 
 
 @pytest.mark.parametrize("name", ["celebahq256", "lsun_bedroom256", "lsun_church256"])
@@ -73,15 +78,15 @@ def test_the_256_pixel_presets_are_the_papers(name):
 
 def test_overrides_are_read_as_yaml(tiny_yaml):
     words = ["--training.steps", "7", "--network.attention", "[4,", "8]", "--data.random_flip=false"]
-    words += ["--training.clip", "null", "--training.learning_rate", "1e-4", "--process.prediction", "v"]
+    words += ["--training.grad_clip", "null", "--training.learning_rate", "1e-4", "--diffusion.prediction", "v"]
     positional, overrides = parse_words([str(tiny_yaml), *words])
     config = load_config(positional[0], overrides)
     assert config.training.steps == 7
     assert config.network.attention == [4, 8]
     assert config.data.random_flip is False
-    assert config.training.clip is None
+    assert config.training.grad_clip is None
     assert config.training.learning_rate == 1e-4
-    assert config.process.prediction == "v"
+    assert config.diffusion.prediction == "v"
 
 
 def test_a_bracket_left_open_takes_no_flag():
@@ -116,11 +121,11 @@ def test_the_name_of_data_is_taken_as_it_stands(tiny_yaml, name):
         ("digits", {"training.steps": "0"}, r"training\.steps: .*greater than or equal to 1.*not 0"),
         ("digits", {"training.steps": "many"}, r"training\.steps: .*integer.*not 'many'"),
         ("digits", {"training.steps": "[1"}, "is not valid YAML"),
-        ("digits", {"process.schedule": "cosin"}, r"process\.schedule cannot be 'cosin'; did you mean cosine\?"),
+        ("digits", {"diffusion.schedule": "cosin"}, r"diffusion\.schedule cannot be 'cosin'; did you mean cosine\?"),
         ("digits", {"training.precision": "half"}, r"training\.precision cannot be 'half'; there are auto, bf16"),
-        ("digits", {"training.track": "[tensorbord]"}, r"did you mean tensorboard\?"),
+        ("digits", {"training.loggers": "[tensorbord]"}, r"did you mean tensorboard\?"),
         ("digits", {"training.micro_batch": "0"}, r"training\.micro_batch"),
-        ("digits", {"process.timesteps": "1"}, r"process\.timesteps"),
+        ("digits", {"diffusion.timesteps": "1"}, r"diffusion\.timesteps"),
         ("digits", {"network.dropout": "1.5"}, r"network\.dropout"),
         ("digits", {"data.image_size": "4"}, r"data\.image_size"),
     ],
@@ -166,7 +171,7 @@ def test_files_of_another_kind_are_refused(tmp_path):
 @given(name=st.text(max_size=30), value=st.text(max_size=60))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_override_is_taken_or_refused_in_one_line(name, value):
-    for key in (name, f"training.{name}", "network.channel_mult", "process.betas", "training.track"):
+    for key in (name, f"training.{name}", "network.channel_mult", "diffusion.betas", "training.loggers"):
         try:
             assert isinstance(load_config("digits", {key: value}), Config)
         except UserError as error:
@@ -195,11 +200,11 @@ def test_learning_rate_rises_then_falls():
     assert [learning_rate(config, step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
     assert {learning_rate(config, step) for step in range(10, 100)} == {1.0}
     for decay, middle in (("linear", 0.5), ("cosine", 0.5)):
-        config = TrainingConfig(steps=100, warmup=10, learning_rate=1.0, decay=decay)
+        config = TrainingConfig(steps=100, warmup=10, learning_rate=1.0, lr_schedule=decay)
         rates = [learning_rate(config, step) for step in range(10, 100)]
         assert rates == sorted(rates, reverse=True)
         assert rates[0] == 1
         assert rates[45] == pytest.approx(middle)
         assert 0 < rates[-1] < 0.02
-    quarter = learning_rate(TrainingConfig(steps=110, warmup=10, learning_rate=1.0, decay="cosine"), 10 + 25)
+    quarter = learning_rate(TrainingConfig(steps=110, warmup=10, learning_rate=1.0, lr_schedule="cosine"), 10 + 25)
     assert quarter == pytest.approx((1 + 2**-0.5) / 2)

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import StreamDataset
-from ddpm.errors import RunStopped, UserError
 from ddpm.model import Model, load
 from ddpm.training import train
-from ddpm.training.lock import RunLock
-from ddpm.training.preview import draw_preview
+from ddpm.training.checkpoint import RunLock
+from ddpm.training.tracking import draw_preview
 
 DDPM = [sys.executable, "-m", "ddpm"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -48,7 +48,7 @@ def test_a_run_that_is_there_is_kept_unless_told_otherwise(tiny, files, tmp_path
     with pytest.raises(UserError, match="--overwrite"):
         train(tiny(steps=1, seed=5), run)
     monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
-    for wrong in ({"data.source": "nowhere"}, {"training.track": ["wandb"]}):  # found out before anything is removed
+    for wrong in ({"data.source": "nowhere"}, {"training.loggers": ["wandb"]}):  # found out before anything is removed
         with pytest.raises(UserError):
             train(tiny(steps=1, seed=5, **wrong), run, overwrite=True)
     assert files.tensors(run, 1) == before
@@ -100,7 +100,7 @@ def test_nothing_is_left_behind_by_a_run_that_could_not_begin(tiny, tmp_path):
 def test_a_signal_saves_and_leaves(tiny, tiny_yaml, files, tmp_path, number, code):
     """SIGKILL saves nothing, but what it leaves is gone on with: the lock of a dead process holds nobody up."""
     run = tmp_path / "run"
-    options = ["--training.decay", "constant", "--training.steps", 100_000, "--training.checkpoint_every", 2]
+    options = ["--training.lr_schedule", "constant", "--training.steps", 100_000, "--training.checkpoint_every", 2]
     process = start(tiny_yaml, "--out", run, *options)
     files.wait_for_step(run, 3, lambda: process.poll() is None)
     with pytest.raises(UserError, match=f"being trained by process {process.pid}"):
@@ -113,8 +113,8 @@ def test_a_signal_saves_and_leaves(tiny, tiny_yaml, files, tmp_path, number, cod
     if number != signal.SIGKILL:
         assert f"saved at step {saved:,}" in output
         assert files.records(run, "step")[-1]["step"] == saved
-    train(tiny(steps=saved + 3, decay="constant"), run, resume=True)
-    undisturbed = train(tiny(steps=saved + 3, decay="constant"), tmp_path / "undisturbed")
+    train(tiny(steps=saved + 3, lr_schedule="constant"), run, resume=True)
+    undisturbed = train(tiny(steps=saved + 3, lr_schedule="constant"), tmp_path / "undisturbed")
     assert files.tensors(run, saved + 3) == files.tensors(undisturbed, saved + 3)
     assert files.records(run, "step", "loss") == files.records(undisturbed, "step", "loss")
 
@@ -153,7 +153,7 @@ def test_a_full_disk_is_told_of_by_the_run_and_not_by_tensorboard(tiny, tmp_path
     pytest.importorskip("tensorboard")
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # its thread has a traceback of its own
     with pytest.raises(RunStopped, match=r"could not write metrics.jsonl"), largest_file(8000):
-        train(tiny(steps=100, checkpoint_every=100, track=["tensorboard"]), tmp_path / "run")
+        train(tiny(steps=100, checkpoint_every=100, loggers=["tensorboard"]), tmp_path / "run")
 
 
 @pytest.mark.parametrize("what", ["evaluation", "preview"])
@@ -174,7 +174,7 @@ def test_what_fails_between_two_steps_costs_none_of_them(tiny, files, tmp_path, 
         return draw_preview(model, *others)
 
     if what == "preview":
-        monkeypatch.setattr("ddpm.training.run.draw_preview", too_large)
+        monkeypatch.setattr("ddpm.training.trainer.draw_preview", too_large)
     with pytest.raises((UserError, torch.OutOfMemoryError)):
         train(config, run, evaluator=evaluator)
     assert "saved at step 3" in capsys.readouterr().out
@@ -218,7 +218,7 @@ def test_whoever_asks_a_run_to_stop_is_answered_at_once(tiny, tmp_path, capfd):
 
 def test_a_model_that_could_not_be_written_is_written_on_resume(tiny, tmp_path, monkeypatch):
     """The checkpoint named as kept is the new one, for which the old has gone."""
-    config = tiny(steps=4, checkpoint_every=2, keep=1, evaluate_every=3, preview_every=2, preview_images=1)
+    config = tiny(steps=4, checkpoint_every=2, keep_checkpoints=1, evaluate_every=3, preview_every=2, preview_images=1)
     save = Model.save
 
     def save_but_the_last(model: Model, folder: Path) -> None:
@@ -263,7 +263,7 @@ def test_what_somebody_has_put_beside_a_model_does_not_end_the_run(tiny, tmp_pat
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_what_turns_out_broken_during_a_run_is_named_once(tiny, tmp_path, monkeypatch, capsys, broken_tar, streamed):
-    monkeypatch.setattr("ddpm.data.opening.MOST_MEMORY_BYTES", 100)  # decoded as it is drawn, each epoch again
+    monkeypatch.setattr("ddpm.data.datasets.MOST_MEMORY_BYTES", 100)  # decoded as it is drawn, each epoch again
     options = {"data.source": str(broken_tar(12, broken=[3, 7])), "data.streaming": streamed, "data.labels": False}
     train(tiny(steps=8, checkpoint_every=4, batch_size=12, **options), tmp_path / "run")
     said = capsys.readouterr().out

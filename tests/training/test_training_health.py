@@ -7,17 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import open_dataset
-from ddpm.data.dataset import ImageDataset
-from ddpm.errors import RunStopped, UserError
+from ddpm.data.datasets import ImageDataset
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.training import dry_run, train
 from ddpm.training.batches import Batch, Batches
-from ddpm.training.engine import activation_bytes, dataset_bytes, kept_bytes
+from ddpm.training.compute import activation_bytes, dataset_bytes, kept_bytes
 from ddpm.training.loop import Loop
 from ddpm.training.optimizer import Optimizer
-from ddpm.training.preview import channel_means
+from ddpm.training.tracking import channel_means
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def spoil(monkeypatch):
 
 def test_a_bad_batch_is_set_aside_and_skipped(tiny, files, tmp_path, spoil):
     spoil(2)
-    run = train(tiny(steps=5, checkpoint_every=1, keep=5), tmp_path / "run")
+    run = train(tiny(steps=5, checkpoint_every=1, keep_checkpoints=5), tmp_path / "run")
     before, after = files.tensors(run, 2), files.tensors(run, 3)
     moved = {name for name in before if before[name] != after[name]}
     assert {name.partition("/")[0] for name in moved} == {"ema"}  # averaging goes on over weights that stood still
@@ -56,7 +56,7 @@ def test_a_bad_batch_is_set_aside_and_skipped(tiny, files, tmp_path, spoil):
 def test_a_few_in_a_row_stop_the_run_and_the_count_starts_again_after_a_good_one(tiny, files, tmp_path, spoil):
     spoil(1, 2, 4, 5, 6)
     with pytest.raises(RunStopped, match=r"3 steps in a row .* the batch itself .*x_0.* learning rate was 0.0005"):
-        train(tiny(steps=9, checkpoint_every=2, skip_at_most=2), tmp_path / "run")
+        train(tiny(steps=9, checkpoint_every=2, max_bad_steps=2), tmp_path / "run")
     assert [path.name for path in sorted((tmp_path / "run/set_aside").glob("*.json"))] == [
         f"00000{step}-0.json" for step in (1, 2, 4, 5, 6)
     ]
@@ -82,7 +82,7 @@ def break_layer(monkeypatch, name: str, backward: bool) -> None:
 def test_the_diagnosis_names_the_layer_and_the_timesteps(tiny, tmp_path, monkeypatch):
     break_layer(monkeypatch, "mid_block.resnets.1.conv1", backward=False)
     with pytest.raises(RunStopped) as stopped:
-        train(tiny(skip_at_most=0, checkpoint_every=1), tmp_path / "run")
+        train(tiny(max_bad_steps=0, checkpoint_every=1), tmp_path / "run")
     assert "the output of layer mid_block.resnets.1.conv1 is not finite" in str(stopped.value)
     assert re.search(r"t = \d+", str(stopped.value))
     assert "checkpoints" in str(stopped.value)
@@ -92,12 +92,12 @@ def test_the_diagnosis_names_the_layer_and_the_timesteps(tiny, tmp_path, monkeyp
 def test_the_diagnosis_names_a_gradient(tiny, tmp_path, monkeypatch):
     break_layer(monkeypatch, "up_blocks.0.resnets.1.conv1", backward=True)
     with pytest.raises(RunStopped, match=r"layer up_blocks\.0\.resnets\.1\.conv1 hands back is not finite"):
-        train(tiny(skip_at_most=0), tmp_path / "run")
+        train(tiny(max_bad_steps=0), tmp_path / "run")
 
 
 def test_fp16_finds_its_loss_scale(tiny, files, tmp_path):
     """The first scale, 65,536, overflows in half precision; that is not an accident and not counted as one."""
-    run = train(tiny(steps=12, precision="fp16", **{"process.loss": "l1"}), tmp_path / "run")
+    run = train(tiny(steps=12, precision="fp16", **{"diffusion.loss": "l1"}), tmp_path / "run")
     scales = [record["loss_scale"] for record in files.records(run, "loss_scale")]
     assert scales == sorted(scales, reverse=True)
     assert not (run / "set_aside").exists()
@@ -139,14 +139,14 @@ def test_a_single_image_that_does_not_fit_is_one_line(tiny, tmp_path, monkeypatc
 
 
 def test_a_run_that_cannot_fit_is_told_so_before_it_starts(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm.training.engine.total_memory", lambda device: 1 << 20)
+    monkeypatch.setattr("ddpm.training.compute.total_memory", lambda device: 1 << 20)
     with pytest.raises(UserError, match=r"would need .* GiB of memory"):
         train(tiny(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_micro_batch_follows_the_memory(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ddpm.training.engine.total_memory", lambda device: 4 << 20)
+    monkeypatch.setattr("ddpm.training.compute.total_memory", lambda device: 4 << 20)
     train(tiny(steps=1, batch_size=24), tmp_path / "run")
     chosen = int(re.search(r"micro-batch (\d+)", capsys.readouterr().out)[1])
     assert chosen in {-(-24 // parts) for parts in range(2, 25)}  # as equal as that many parts can be
@@ -234,7 +234,7 @@ def test_colours_are_counted_a_few_images_at_a_time():
 
 
 def test_colours_are_not_counted_where_no_preview_is_drawn(tiny, tmp_path, monkeypatch):
-    monkeypatch.delattr("ddpm.training.run.channel_means")
+    monkeypatch.delattr("ddpm.training.trainer.channel_means")
     monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
     train(tiny(steps=1, preview_every=0), tmp_path / "run")
     assert "speed" in dry_run.dry_run(tiny(preview_every=1))

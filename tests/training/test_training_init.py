@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.diffusion.config import DiffusionConfig
+from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.model import Model, load
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
-from ddpm.process.config import ProcessConfig
-from ddpm.process.gaussian import GaussianProcess
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.processes import launch
-from ddpm.training.run import Run
+from ddpm.training.trainer import Run
 
 NULL = 2
 X, T = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 1, 3, 7, 12, 19])
@@ -28,8 +28,8 @@ def given(
     """A model with every weight random."""
     config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[size // 2], groups=4, **options)
     rows = None if classes is None else len(classes) + null
-    schedule = ProcessConfig(timesteps=20, beta_start=0.001, beta_end=0.2).schedule_object()
-    process = GaussianProcess(schedule, "v", variance)
+    schedule = DiffusionConfig(timesteps=20, beta_start=0.001, beta_end=0.2).build_schedule()
+    process = GaussianDiffusion(schedule, "v", variance)
     network = UNet(config, (size, size), 1, 1 + process.learns_variance, rows)
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
@@ -65,14 +65,14 @@ def test_a_fine_tuned_model_says_of_what_also_after_a_restart(tiny, tmp_path):
 
 def test_same_classes_same_answers(tiny, tmp_path):
     model = given(["0", "1"])
-    run = begin(tiny(**{"process.prediction": "epsilon", "process.loss": "l1"}), tmp_path, model)
+    run = begin(tiny(**{"diffusion.prediction": "epsilon", "diffusion.loss": "l1"}), tmp_path, model)
     labels = [0, 1, NULL, 0, 1, NULL]
     assert torch.equal(answers(run.network, labels), answers(model.network, labels))
     averaged = run.model()
     assert torch.equal(answers(averaged.network, labels), answers(model.network, labels))
-    assert averaged.process.prediction == "v"  # the process is the model's, the objective the configuration's
-    assert run.config.process.loss == "l1"
-    assert torch.equal(averaged.process.schedule.betas, model.process.schedule.betas)
+    assert averaged.diffusion.prediction == "v"  # the process is the model's, the objective the configuration's
+    assert run.config.diffusion.loss == "l1"
+    assert torch.equal(averaged.diffusion.schedule.betas, model.diffusion.schedule.betas)
 
 
 def test_the_run_that_follows_is_that_models(tiny, files, tmp_path):
@@ -82,9 +82,9 @@ def test_the_run_that_follows_is_that_models(tiny, files, tmp_path):
     run = train(tiny(steps=1, class_drop=0.0, **{"network.dropout": 0.0}), tmp_path / "run", init=tmp_path / "given")
     prepared = begin(tiny(class_drop=0.0, **{"network.dropout": 0.0}), tmp_path, model)
     batch = prepared.loop.batches.at(0)
-    x_t = model.process.q_sample(batch.x_0, batch.t, batch.noise)
+    x_t = model.diffusion.q_sample(batch.x_0, batch.t, batch.noise)
     output = load(tmp_path / "given").network(x_t, batch.t.float(), batch.labels)
-    expected = (output - model.process.target(batch.x_0, batch.t, batch.noise)).square().mean()
+    expected = (output - model.diffusion.target(batch.x_0, batch.t, batch.noise)).square().mean()
     assert files.records(run, "loss")[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -151,12 +151,12 @@ def test_a_run_killed_before_it_kept_its_beginning_is_not_gone_on_with(tiny, tmp
 
 @pytest.mark.parametrize("timesteps", [20, 10])  # the model's schedule, and another
 def test_the_objective_must_suit_the_given_variance(tiny, tmp_path, timesteps):
-    learned, steps = given(["0", "1"], variance="learned_range"), {"process.timesteps": timesteps}
-    with pytest.raises(UserError, match=r"loss simple cannot train .*: --process\.loss hybrid"):
+    learned, steps = given(["0", "1"], variance="learned_range"), {"diffusion.timesteps": timesteps}
+    with pytest.raises(UserError, match=r"loss simple cannot train .*: --diffusion\.loss hybrid"):
         begin(tiny(**steps), tmp_path, learned)
-    hybrid = tiny(**steps, **{"process.variance": "learned_range", "process.loss": "hybrid"})
-    assert begin(hybrid, tmp_path, learned).config.process.process().learns_variance
-    with pytest.raises(UserError, match=r"is fixed: --process\.loss simple"):
+    hybrid = tiny(**steps, **{"diffusion.variance": "learned_range", "diffusion.loss": "hybrid"})
+    assert begin(hybrid, tmp_path, learned).config.diffusion.build().learns_variance
+    with pytest.raises(UserError, match=r"is fixed: --diffusion\.loss simple"):
         begin(hybrid, tmp_path, given(["0", "1"]))
 
 

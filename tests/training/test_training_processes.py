@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from ddpm import cli
+from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import open_dataset
-from ddpm.errors import RunStopped, UserError
 from ddpm.training import Config, dry_run, load_config, train
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -110,8 +110,8 @@ LONG = {
     "training.preview_every": 50,
     "training.preview_images": 5,
     "training.preview_steps": 2,
-    "process.timestep_draw": "loss_aware",
-    "process.timesteps": 4,
+    "diffusion.timestep_sampler": "loss_aware",
+    "diffusion.timesteps": 4,
 }
 
 
@@ -148,7 +148,7 @@ def test_a_run_stopped_on_four_goes_on_on_two(start, alone, tiny, files, tmp_pat
 
 def test_a_killed_process_ends_the_others_with_a_message(start, tiny, files, tmp_path):
     run = tmp_path / "run"
-    three = start(3, tiny(steps=100_000, batch_size=6, checkpoint_every=2, decay="constant"), run)
+    three = start(3, tiny(steps=100_000, batch_size=6, checkpoint_every=2, lr_schedule="constant"), run)
     files.wait_for_step(run, 5, lambda: all(process.is_alive() for process in three))
     three[1].kill()
     said = ends(three, run)
@@ -157,7 +157,7 @@ def test_a_killed_process_ends_the_others_with_a_message(start, tiny, files, tmp
         assert said[rank].startswith(f"RunStopped: process {rank} lost another process"), said
         assert "--resume" in said[rank]
     saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
-    train(tiny(steps=saved + 2, batch_size=6, decay="constant"), run, resume=True)
+    train(tiny(steps=saved + 2, batch_size=6, lr_schedule="constant"), run, resume=True)
 
 
 def test_an_error_in_the_first_process_ends_all(start, tiny, tmp_path):

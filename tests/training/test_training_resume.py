@@ -7,23 +7,23 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.data.dataset import epoch_order
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.data.datasets import epoch_order
 from ddpm.model import load
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.processes import launch
-from ddpm.training.run import Run
+from ddpm.training.trainer import Run
 
 STEPS = 4
 VARIANTS = {
     "plain": {},
-    "loss_aware": {"process.timestep_draw": "loss_aware", "process.timesteps": 2},
-    "learned_variance": {"process.variance": "learned_range", "process.loss": "hybrid"},
+    "loss_aware": {"diffusion.timestep_sampler": "loss_aware", "diffusion.timesteps": 2},
+    "learned_variance": {"diffusion.variance": "learned_range", "diffusion.loss": "hybrid"},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16"},
     "micro_batch": {"micro_batch": 3},
-    "unconditional": {"data.labels": False, "process.timestep_draw": "stratified"},
+    "unconditional": {"data.labels": False, "diffusion.timestep_sampler": "stratified"},
 }
 
 
@@ -85,17 +85,17 @@ def test_the_sums_of_a_log_line_survive_a_resume_in_its_middle(tiny, files, tmp_
 
 
 def test_a_finished_run_goes_on_when_given_more_steps(tiny, files, tmp_path):
-    run = train(tiny(steps=3, decay="constant"), tmp_path / "run")
-    train(tiny(steps=5, decay="constant"), run, resume=True)
-    at_once = train(tiny(steps=5, decay="constant"), tmp_path / "at_once")
+    run = train(tiny(steps=3, lr_schedule="constant"), tmp_path / "run")
+    train(tiny(steps=5, lr_schedule="constant"), run, resume=True)
+    at_once = train(tiny(steps=5, lr_schedule="constant"), tmp_path / "at_once")
     assert files.tensors(run, 5) == files.tensors(at_once, 5)
 
 
 @pytest.mark.parametrize("batch_size", [4, 12])
 def test_another_batch_goes_on_at_the_same_place_of_the_data(tiny, files, tmp_path, batch_size):
     """No image of the epoch is left out or drawn twice, and images are counted as they were drawn."""
-    run = train(tiny(steps=2, decay="constant"), tmp_path / "run")
-    config = tiny(steps=4, decay="constant", batch_size=batch_size)
+    run = train(tiny(steps=2, lr_schedule="constant"), tmp_path / "run")
+    config = tiny(steps=4, lr_schedule="constant", batch_size=batch_size)
     going_on = Run(config, run, launch(), init=None, resume=True, evaluator=None)
     expected, _ = going_on.dataset.batch(epoch_order(30, 0, range(16, 16 + batch_size)))
     x_0, _ = going_on.loader.batch(2, range(batch_size))
@@ -104,7 +104,7 @@ def test_another_batch_goes_on_at_the_same_place_of_the_data(tiny, files, tmp_pa
     drawn = [8, 16, 16 + batch_size, 16 + 2 * batch_size]
     assert [record["images"] for record in files.records(run, "images")] == drawn
     assert load(run).provenance["images"] == drawn[-1]
-    train(tiny(steps=5, decay="constant", batch_size=8), run, resume=True)
+    train(tiny(steps=5, lr_schedule="constant", batch_size=8), run, resume=True)
     assert load(run).provenance["images"] == drawn[-1] + 8
 
 
@@ -162,7 +162,7 @@ def test_a_run_among_its_own_photographs_is_none_of_them(tiny, tmp_path, capsys)
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         Image.new("L", (8, 8), len(name)).save(tmp_path / name / "1.png")
-    options = {"data.source": str(tmp_path), "preview_every": 1, "preview_images": 1, "decay": "constant"}
+    options = {"data.source": str(tmp_path), "preview_every": 1, "preview_images": 1, "lr_schedule": "constant"}
     run = train(tiny(steps=1, **options), tmp_path / "runs" / "tiny")
     begun = load(run)
     capsys.readouterr()

@@ -29,9 +29,9 @@ def test_a_spoilt_line_of_the_log_goes(tmp_path):
 
 def test_tensorboard_shows_the_same_numbers_and_forgets_what_was_cut_back(tiny, files, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    run = train(tiny(steps=2, decay="constant", track=["tensorboard"]), tmp_path / "run")
+    run = train(tiny(steps=2, lr_schedule="constant", loggers=["tensorboard"]), tmp_path / "run")
     time.sleep(1)  # event files are read in the order of their names, which begin with the second
-    train(tiny(steps=4, decay="constant", track=["tensorboard"]), run, resume=True)
+    train(tiny(steps=4, lr_schedule="constant", loggers=["tensorboard"]), run, resume=True)
     events = accumulator.EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     shown = {event.step: event.value for event in events.Scalars("loss")}
@@ -47,7 +47,7 @@ def test_the_best_checkpoint_is_kept(tiny, files, tmp_path):
         seen.append(model.weights_hash)
         return {"figure": next(figures), "other": -10.0 * len(seen)}
 
-    options = {"evaluate_every": 2, "checkpoint_every": 1, "keep": 1, "decay": "constant"}
+    options = {"evaluate_every": 2, "checkpoint_every": 1, "keep_checkpoints": 1, "lr_schedule": "constant"}
     run = train(tiny(steps=8, **options), tmp_path / "run", evaluator=evaluator)
     assert [record["figure"] for record in files.records(run, "figure")] == [3, 1, 2, 2.5]
     assert load(run / "best").weights_hash == seen[1]
@@ -75,7 +75,7 @@ def test_the_model_that_a_run_leaves(tiny, tmp_path):
 
 def test_only_previews_are_shown_in_the_card(tiny, tmp_path):
     """Whatever else lies beside them, such as a copy of one."""
-    options = {"preview_every": 1, "preview_images": 1, "preview_steps": 2, "decay": "constant"}
+    options = {"preview_every": 1, "preview_images": 1, "preview_steps": 2, "lr_schedule": "constant"}
     run = train(tiny(steps=1, **options), tmp_path / "run")
     shutil.copyfile(run / "samples" / "000001.png", run / "samples" / "000009 copy.png")
     train(tiny(steps=2, **options), run, resume=True)
@@ -84,7 +84,13 @@ def test_only_previews_are_shown_in_the_card(tiny, tmp_path):
 
 def test_the_card_shows_no_preview_of_a_later_step(tiny, tmp_path):
     """As they are there once a run has gone back behind a damaged checkpoint."""
-    options = {"preview_every": 2, "preview_images": 1, "preview_steps": 2, "checkpoint_every": 1, "decay": "constant"}
+    options = {
+        "preview_every": 2,
+        "preview_images": 1,
+        "preview_steps": 2,
+        "checkpoint_every": 1,
+        "lr_schedule": "constant",
+    }
     run = train(tiny(steps=4, **options), tmp_path / "run")
     for step in (3, 4):
         (run / "checkpoints" / f"{step:06d}" / "state.json").unlink()
@@ -97,7 +103,13 @@ def test_the_average_is_the_mean_that_its_formula_gives(tiny, files, tmp_path):
     """EMA_n = Σ (1-d) d^(n-i) θ_i + d^n θ_0, over the weights of every step, kept over a resume."""
     import numpy as np
 
-    options = {"checkpoint_every": 1, "keep": 9, "ema": 0.7, "ema_warmup": False, "decay": "constant"}
+    options = {
+        "checkpoint_every": 1,
+        "keep_checkpoints": 9,
+        "ema_decay": 0.7,
+        "ema_warmup": False,
+        "lr_schedule": "constant",
+    }
     run = train(tiny(steps=2, **options), tmp_path / "run")
     train(tiny(steps=5, **options), run, resume=True)
     name = "mid_block.resnets.0.conv1.weight"

@@ -1,18 +1,147 @@
-"""Gradio's components as this page needs them, and errors as its reader should see them."""
+"""Gradio components of the page, and the checks on everything a visitor sends."""
 
 import functools
 import inspect
-from collections.abc import Callable
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from threading import Event
+from typing import Any, TypeVar
 
 import gradio as gr
+import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from ddpm.app.functions.classes import NO_CLASS, classes
-from ddpm.errors import RunStopped, UserError
+from ddpm.common.errors import RunStopped, UserError
+from ddpm.common.pixels import to_float, to_pillow
+from ddpm.data.images import BrokenFile, Preprocessing, decode, fit, to_tensor
 from ddpm.model import Model
+from ddpm.restoration.tasks import marked
+from ddpm.samplers.algorithms import Callback, Step
+
+MOST_SEED = 2**53 - 1  # what JavaScript counts exactly
+
+
+def bounded(name: str, value: float | None, low: int, high: int) -> int:
+    """A whole number within its bounds; UserError otherwise."""
+    if value is None or value != value or value != int(value) or not low <= value <= high:
+        raise UserError(f"{name} must be a whole number from {low} to {high}, not {value}")
+    return int(value)
+
+
+NO_CLASS = "no class"
+
+
+def classes(model: Model) -> list[str]:
+    """What may be asked for; empty where the model knows no classes."""
+    return [NO_CLASS, *(model.class_names or [])] if model.null_label is not None else list(model.class_names or [])
+
+
+def as_labels(label: str) -> str | None:
+    """As `restore` and `Editor` take it."""
+    return None if label == NO_CLASS else label
+
+
+T = TypeVar("T")
+PAUSE = 0.2  # seconds between two looks at the steps
+
+
+class Cancelled(Exception):
+    """Raised inside a sampler whose iterator was closed."""
+
+
+def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
+    """Run `work(callback)` in a thread: yields the newest `Step` now and then, and at last what `work` returns.
+
+    Closing the iterator stops the work at its next step; nobody waits for that.
+    """
+    newest: queue.Queue[Step] = queue.Queue(maxsize=1)
+    stop = Event()
+
+    def callback(step: Step) -> None:
+        if stop.is_set():
+            raise Cancelled
+        with suppress(queue.Empty):
+            newest.get_nowait()  # not seen in time: the newer one takes its place
+        newest.put(step)
+
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
+    try:
+        future = pool.submit(work, callback)
+        while not future.done():
+            wait([future], timeout=PAUSE)
+            with suppress(queue.Empty):
+                yield newest.get_nowait()
+        yield future.result()
+    finally:
+        stop.set()
+        pool.shutdown(wait=False)
+
+
+MOST_BYTES = 20 * 2**20  # of one upload
+SHOWN_SIDE = 448  # pixels; small images are enlarged, by a whole number, towards this side
+PAINTED_SHARE = 0.25  # of a pixel of the image that the brush must have covered
+
+
+def read_upload(
+    source: str | Path | bytes | None, channels: int, what: str = "the upload", background=255
+) -> Image.Image:
+    """An uploaded file as a Pillow image of 1 to 4 channels; UserError that says in one line what is wrong with it.
+
+    The header is judged before any pixel is decoded. The first frame of an animation; alpha goes onto `background`.
+    """
+    if source is None:
+        raise UserError(f"{what} is missing: choose an image first")
+    try:
+        data = source if isinstance(source, bytes) else _bytes(Path(source))
+        return decode(data, channels, background, smallest=1)
+    except BrokenFile as error:
+        raise UserError(f"{what} cannot be used: {error}") from error
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {error.strerror or error}") from error
+
+
+def read_fitted(
+    source: str | Path | None,
+    shape: Sequence[int],
+    what: str = "the upload",
+    preprocessing: Preprocessing | None = None,
+) -> Tensor:
+    """An uploaded file as (C, H, W) in [-1, 1], brought to `shape` as the model's training images were."""
+    channels, height, width = shape
+    how, background = preprocessing or Preprocessing()
+    image = read_upload(source, channels, what, background)
+    return to_float(to_tensor(fit(image, (height, width), how, background)))
+
+
+def read_mask(layers: Sequence[str | bytes], size: tuple[int, int]) -> Tensor:
+    """What a mask's layers say is lost, each by the rule of `marked`, as bool (H, W) of `size`."""
+    lost = torch.zeros(size, dtype=torch.bool)
+    for layer in layers:
+        covered = to_pillow(255 * marked(to_tensor(read_upload(layer, 2, "the mask")))[None].byte())
+        share = np.asarray(covered.resize((size[1], size[0]), Image.Resampling.BOX)) / 255
+        lost |= torch.from_numpy(share >= PAINTED_SHARE)
+    return lost
+
+
+def enlarged(pixels: Tensor, side: int = SHOWN_SIDE) -> Image.Image:
+    """uint8 (C, H, W) as a picture, enlarged by a whole number towards `side`, so that its pixels stay squares."""
+    image = to_pillow(pixels)
+    factor = max(1, side // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise BrokenFile(f"it is larger than {MOST_BYTES // 2**20} MB")
+    return data
 
 
 def upload(label: str, **options: Any) -> gr.Image:

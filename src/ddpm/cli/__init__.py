@@ -20,8 +20,8 @@ from ddpm.cli.restore import restore
 from ddpm.cli.sample import sample
 from ddpm.cli.trace import trace
 from ddpm.cli.train import CONTEXT, train
-from ddpm.errors import RunStopped, UserError
-from ddpm.files import NO_SPACE
+from ddpm.common.errors import RunStopped, UserError
+from ddpm.common.files import NO_SPACE
 
 app = typer.Typer(
     name="ddpm",

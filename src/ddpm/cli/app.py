@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddpm.cli.options import MODEL_HELP
-from ddpm.errors import require
+from ddpm.common.errors import require
 from ddpm.model import load
 
 

@@ -8,7 +8,7 @@ import typer
 
 from ddpm.interop import convert as conversion
 from ddpm.interop import hub
-from ddpm.interop.unet_config import obstacle
+from ddpm.interop.diffusers_config import obstacle
 from ddpm.model import BUNDLED, find_model
 
 

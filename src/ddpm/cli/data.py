@@ -8,14 +8,12 @@ import typer
 from torch import Tensor
 
 from ddpm.cli.options import Overwrite
+from ddpm.common.errors import UserError
+from ddpm.common.pixels import save_grid, to_float
 from ddpm.data import LazyDataset, MemoryDataset
 from ddpm.data.config import SMALLEST_SIDE, checked_config
-from ddpm.data.opening import make_ready
+from ddpm.data.datasets import ArraySource, make_ready
 from ddpm.data.sources import find_stored
-from ddpm.data.stored import Arrays
-from ddpm.errors import UserError
-from ddpm.pixels import to_float
-from ddpm.viewing.pictures import save_grid
 
 SHEET = 10  # images a row, and classes or rows at most
 SIZE = 64  # of images whose files may each have another size
@@ -35,8 +33,8 @@ def data(
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists already; choose another name or pass --overwrite")
     stored = find_stored(source)
-    stored_size = stored.images.shape[1:3] if isinstance(stored, Arrays) else (SIZE, SIZE)
-    stored_channels = stored.images.shape[3] if isinstance(stored, Arrays) else 3
+    stored_size = stored.images.shape[1:3] if isinstance(stored, ArraySource) else (SIZE, SIZE)
+    stored_channels = stored.images.shape[3] if isinstance(stored, ArraySource) else 3
     config = checked_config(
         source,
         image_size=image_size or stored_size,

@@ -7,15 +7,14 @@ import typer
 from torch import Tensor
 
 from ddpm.cli.options import MODEL_HELP, Overwrite
+from ddpm.common.errors import UserError
+from ddpm.common.fidelity import psnr, ssim
+from ddpm.common.files import check_target
+from ddpm.common.pixels import save_picture, to_uint8
 from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
-from ddpm.editing.pictures import draw_curve, draw_reconstructions, read_fitted, read_folder
-from ddpm.errors import UserError
-from ddpm.fidelity import psnr, ssim
+from ddpm.editing.images import draw_curve, draw_reconstructions, read_fitted, read_folder
 from ddpm.model import Model, load
-from ddpm.pixels import to_uint8
-from ddpm.viewing.files import check_target
-from ddpm.viewing.pictures import save_picture
-from ddpm.viewing.plots import check_figure, save_figure
+from ddpm.plotting.plots import check_figure, save_figure
 
 
 def edit(

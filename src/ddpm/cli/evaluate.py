@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from ddpm.cli.options import Eta, Overwrite, parse_clip
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.evaluation.evaluate import Report
 from ddpm.evaluation.evaluate import evaluate as run_evaluation
 from ddpm.evaluation.metrics import METRICS, pictures_of
-from ddpm.evaluation.opening import open_judged
-from ddpm.evaluation.report import Report
+from ddpm.evaluation.sources import open_judged
 from ddpm.evaluation.sweep import draw_points, point_pictures, save_points, table, usual_budgets
 from ddpm.evaluation.sweep import sweep as run_sweep
 from ddpm.interop.card import add_metrics

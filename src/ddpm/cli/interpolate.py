@@ -7,12 +7,12 @@ import torch
 import typer
 
 from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName, Sampler
+from ddpm.common.errors import UserError
+from ddpm.common.files import check_target
+from ddpm.common.pixels import save_grid
 from ddpm.editing import Editor, coarse_to_fine
-from ddpm.editing.pictures import read_fitted
-from ddpm.errors import UserError
+from ddpm.editing.images import read_fitted
 from ddpm.model import load
-from ddpm.viewing.files import check_target
-from ddpm.viewing.pictures import save_grid
 
 
 def interpolate(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.model import Model
 from ddpm.samplers.denoiser import Clip
 
@@ -25,7 +25,7 @@ Overwrite = Annotated[bool, typer.Option(help="replace what is there")]
 
 def usual_steps(model: Model) -> int:
     """Sampling steps where none are asked for: 20, or all there are."""
-    return min(20, model.process.schedule.timesteps)
+    return min(20, model.diffusion.schedule.timesteps)
 
 
 def parse_clip(text: str) -> Clip:

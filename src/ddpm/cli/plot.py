@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from ddpm import figures
 from ddpm.cli.options import Guidance, Labels, Overwrite, Sampler, Seed, Steps
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.model import Model, load
+from ddpm.plotting import plots as figures
+from ddpm.plotting.plots import check_figure, save_figure
 from ddpm.samplers import DEFAULT_SAMPLER
-from ddpm.viewing.plots import check_figure, save_figure
 
 plot = typer.Typer(name="plot", help="Draw a figure: PDF, SVG or PNG.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from ddpm.cli.options import usual_steps
+from ddpm.common.pixels import save_grid
 from ddpm.interop import hub
 from ddpm.interop.card import add_samples, address_card, keep_card
 from ddpm.model import find_model, load
 from ddpm.samplers import DEFAULT_SAMPLER
-from ddpm.viewing.pictures import save_grid
 
 
 def push(

@@ -6,12 +6,20 @@ from typing import Annotated
 import typer
 
 from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.model import load
-from ddpm.restoration.items import ROUNDING_NOTE, Settings
-from ddpm.restoration.job import PICTURE, REPORT, restore_file, restore_folder
+from ddpm.restoration.job import (
+    COMPARED,
+    PICTURE,
+    REPORT,
+    ROUNDING_NOTE,
+    Row,
+    Settings,
+    averages,
+    restore_file,
+    restore_folder,
+)
 from ddpm.restoration.methods import find_method
-from ddpm.restoration.report import COMPARED, Row, averages
 from ddpm.restoration.tasks import Task, number
 
 

@@ -19,7 +19,7 @@ from ddpm.cli.options import (
     parse_clip,
     usual_steps,
 )
-from ddpm.generation import generate
+from ddpm.generate import generate
 from ddpm.model import load
 from ddpm.samplers import DEFAULT_SAMPLER
 

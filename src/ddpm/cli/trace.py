@@ -20,15 +20,14 @@ from ddpm.cli.options import (
     Spacing,
     parse_clip,
 )
-from ddpm.data.decode import read_image, to_tensor
-from ddpm.editing.pictures import read_fitted
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.common.pixels import to_float, to_pillow
+from ddpm.data.images import read_image, to_tensor
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
+from ddpm.editing.images import read_fitted
 from ddpm.model import load
-from ddpm.pixels import to_float
-from ddpm.process.schedule import NoiseSchedule, make_betas
-from ddpm.tracing import trace_forward, trace_model
-from ddpm.viewing.pictures import to_pillow
-from ddpm.viewing.trajectory import check_animation
+from ddpm.plotting.animation import check_animation
+from ddpm.plotting.trace import trace_forward, trace_model
 
 LARGEST_FORWARD = 512  # pixels a side; without a model an image keeps its size up to this
 
@@ -66,8 +65,8 @@ def trace(
     if model is None:
         if forward is None:
             raise UserError("nothing to trace: give a MODEL, or --forward IMAGE, or both")
-        process = NoiseSchedule(make_betas(schedule, timesteps))
-        trajectory = trace_forward(process, prepared(forward), seed=seed, **shown)
+        diffusion = NoiseSchedule(make_betas(schedule, timesteps))
+        trajectory = trace_forward(diffusion, prepared(forward), seed=seed, **shown)
     else:
         loaded = load(model)
         trajectory = trace_model(

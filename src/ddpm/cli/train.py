@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ddpm.errors import UserError
-from ddpm.evaluation.monitor import training_evaluator
-from ddpm.hardware import process_rank
+from ddpm.common.errors import UserError
+from ddpm.common.hardware import process_rank
+from ddpm.evaluation.training_eval import training_evaluator
 from ddpm.training import Config, load_config
 from ddpm.training import train as run_training
 from ddpm.training.dry_run import dry_run

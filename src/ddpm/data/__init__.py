@@ -1,9 +1,8 @@
 """Data: from a SOURCE to batches of images in [-1, 1]."""
 
 from ddpm.data.config import DataConfig
-from ddpm.data.dataset import ImageDataset, LazyDataset, MemoryDataset, Report
-from ddpm.data.decode import read_image
-from ddpm.data.loader import Loader
+from ddpm.data.datasets import ImageDataset, LazyDataset, MemoryDataset, Report
+from ddpm.data.images import read_image
 from ddpm.data.sources import open_dataset
 from ddpm.data.stream import StreamDataset
 
@@ -11,7 +10,6 @@ __all__ = [
     "DataConfig",
     "ImageDataset",
     "LazyDataset",
-    "Loader",
     "MemoryDataset",
     "Report",
     "StreamDataset",

@@ -11,18 +11,17 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ddpm.data.decode import UNREAD, UNREAD_FORMAT
+from ddpm.common.errors import UserError
+from ddpm.data.datasets import EncodedSource, classes_from_paths, file_state
 from ddpm.data.folder import SPLIT_FOLDERS, is_hidden, is_image
-from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable, read_bounded
-from ddpm.data.stored import Records, classes_from_paths, file_state
-from ddpm.errors import UserError
+from ddpm.data.images import MOST_FILE_BYTES, UNREAD, UNREAD_FORMAT, BrokenFile, printable, read_bounded
 
 MOST_LABEL_BYTES = 20  # of a .cls file
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS = 100_000
 
 
-def open_zip(path: Path) -> Records:
+def open_zip(path: Path) -> EncodedSource:
     """Every image in a zip, in the order of their names; folders are classes, below a folder that all share."""
     try:
         archive = zipfile.ZipFile(path)
@@ -46,7 +45,7 @@ def open_zip(path: Path) -> Records:
         return f"{members[index].CRC} {members[index].file_size}"
 
     names = [printable(member.filename) for member in members]
-    return Records(names, read, identify, *classes_from_paths(_undivided(names, path)), skipped)
+    return EncodedSource(names, read, identify, *classes_from_paths(_undivided(names, path)), skipped)
 
 
 def shard_paths(source: str, ending: str = ".tar") -> list[Path]:
@@ -75,7 +74,7 @@ class TarImage:
     label: int | None
 
 
-def open_tar(shards: list[Path]) -> Records:
+def open_tar(shards: list[Path]) -> EncodedSource:
     """Index plain tar shards, so that any image is one read away.
 
     Members that share a name up to the first dot are one sample (WebDataset): `0001.jpg` and its class `0001.cls`.
@@ -102,8 +101,8 @@ def open_tar(shards: list[Path]) -> Records:
 
     below = _undivided(names, shards[0])
     if names and None not in labels:
-        return Records(names, read, identify, np.array(labels, np.int64), None, skipped)
-    return Records(names, read, identify, *classes_from_paths(below), skipped)
+        return EncodedSource(names, read, identify, np.array(labels, np.int64), None, skipped)
+    return EncodedSource(names, read, identify, *classes_from_paths(below), skipped)
 
 
 def scan_tar(shard: Path, skip: Callable[[str, str], None]) -> Iterator[TarImage]:

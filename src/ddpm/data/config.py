@@ -4,9 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from ddpm.data.fit import Framing
-from ddpm.data.limits import SMALLEST_SIDE
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.data.images import SMALLEST_SIDE, Preprocessing
 
 Side = Annotated[int, Field(ge=SMALLEST_SIDE, le=4096)]
 Level = Annotated[int, Field(ge=0, le=255)]
@@ -70,8 +69,8 @@ def data_section(provenance: dict[str, Any]) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def framing_of(section: dict[str, Any]) -> Framing:
-    """The framing of a `data` section, which may lack fields or know others; checked, as it may be a stranger's."""
-    known = {field: section[field] for field in Framing._fields if field in section}
+def preprocessing_of(section: dict[str, Any]) -> Preprocessing:
+    """Read the preprocessing from a `data` section, which may lack fields or hold unknown ones."""
+    known = {field: section[field] for field in Preprocessing._fields if field in section}
     config = checked_config("digits", **known)
-    return Framing(config.fit, config.background)
+    return Preprocessing(config.fit, config.background)

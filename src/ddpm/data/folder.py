@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from ddpm.data.decode import ENDINGS, UNREAD, UNREAD_FORMAT
-from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile, printable
-from ddpm.data.stored import Records, classes_from_paths, file_state
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.data.datasets import EncodedSource, classes_from_paths, file_state
+from ddpm.data.images import ENDINGS, MOST_FILE_BYTES, UNREAD, UNREAD_FORMAT, BrokenFile, printable
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 SPLIT_FOLDERS = {name for names in SPLITS.values() for name in names}
@@ -17,7 +16,7 @@ RUN_FOLDER = "it is a training run, whose pictures are no data"
 RUN_FILES = ("config.yaml", "metrics.jsonl")  # what every run has
 
 
-def open_folder(folder: Path, split: str | None) -> Records:
+def open_folder(folder: Path, split: str | None) -> EncodedSource:
     """Every image below a folder, in the order of their paths.
 
     Of a folder that holds one folder of folders and no images it is that one, as downloads unpack. A folder that is
@@ -61,7 +60,7 @@ def open_folder(folder: Path, split: str | None) -> Records:
             raise BrokenFile(error.strerror or str(error)) from error
 
     names = [printable(os.path.relpath(path, root)) for path in paths]
-    return Records(names, read, lambda index: file_state(paths[index]), *classes_from_paths(names), skipped)
+    return EncodedSource(names, read, lambda index: file_state(paths[index]), *classes_from_paths(names), skipped)
 
 
 def _folder_trouble(path: str) -> str | None:

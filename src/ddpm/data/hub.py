@@ -16,10 +16,10 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from ddpm.data.limits import MOST_FILE_BYTES, BrokenFile
-from ddpm.data.shards import Encoded
-from ddpm.data.stored import Records, file_state
-from ddpm.errors import RunStopped, UserError, first_line, require
+from ddpm.common.errors import RunStopped, UserError, first_line, require
+from ddpm.data.datasets import EncodedSource, file_state
+from ddpm.data.images import MOST_FILE_BYTES, BrokenFile
+from ddpm.data.stream import Encoded
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 LABEL_COLUMNS = ("label", "labels", "class", "cls")
@@ -55,14 +55,14 @@ def parse_hub(source: str) -> HubName:
     return HubName(path, configuration, split or "train", filters)
 
 
-def open_hub(source: str) -> Records:
+def open_hub(source: str) -> EncodedSource:
     """A Hub set, fetched once into the library's cache and read from there at random."""
     hub = parse_hub(source)
     loaded = _load(source, hub.path, hub.configuration, split=hub.split)
     return _records(source, loaded, hub.filters, loaded._fingerprint)
 
 
-def open_parquet(paths: list[Path]) -> Records:
+def open_parquet(paths: list[Path]) -> EncodedSource:
     """Local parquet files as one set."""
     loaded = _load(str(paths[0]), "parquet", data_files=_named(paths), split="train")
     states = hashlib.blake2b(" ".join(map(file_state, paths)).encode(), digest_size=16)
@@ -187,7 +187,7 @@ class Columns:
         raise UserError(f"{self.source} has no column of images; it has {', '.join(self.features)}")
 
 
-def _records(source: str, loaded: Any, filters: dict[str, list[str]], state: str) -> Records:
+def _records(source: str, loaded: Any, filters: dict[str, list[str]], state: str) -> EncodedSource:
     """`state`: what is another when any row of the set is."""
     columns = Columns(source, loaded.features, filters, loaded.info.builder_name)
     kept = np.ones(len(loaded), bool)
@@ -209,7 +209,7 @@ def _records(source: str, loaded: Any, filters: dict[str, list[str]], state: str
     def read(index: int) -> bytes:
         return columns.data(images[int(rows[index])])
 
-    return Records(_RowNames(rows), read, lambda index: state, labels, class_names)
+    return EncodedSource(_RowNames(rows), read, lambda index: state, labels, class_names)
 
 
 class _RowNames(Sequence[str]):

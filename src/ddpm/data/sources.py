@@ -1,27 +1,32 @@
-"""From what the user writes, a SOURCE, to the set it names.
+"""Find the data set that a SOURCE names.
 
-A name (`digits` is built in; others are looked for under $DDPM_DATA, then on the Hub), `hf:user/set`, or a path;
-`:test` at the end names a split.
+A SOURCE is a name (`digits` is built in; others are looked for under $DDPM_DATA, then on the Hub), `hf:user/set`, or
+a path. `:test` at the end selects a split.
 """
 
 import difflib
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from ddpm.common.errors import UserError
 from ddpm.data.archives import open_tar, open_zip, shard_paths
-from ddpm.data.cifar import open_cifar
+from ddpm.data.arrays import find_idx, open_cifar, open_idx, open_npz
 from ddpm.data.config import DataConfig, checked_config
-from ddpm.data.dataset import ImageDataset
+from ddpm.data.datasets import ArraySource, ImageDataset, ImageSource, make_ready
 from ddpm.data.folder import holds_images, open_folder
 from ddpm.data.hub import open_hub, open_parquet, stream_hub, stream_parquet
-from ddpm.data.idx import find_idx, open_idx
-from ddpm.data.npz import open_npz
-from ddpm.data.opening import make_ready
-from ddpm.data.shards import Shards, TarShards
-from ddpm.data.stored import Arrays, Stored
-from ddpm.data.stream import StreamDataset
-from ddpm.errors import UserError
+from ddpm.data.stream import Shards, StreamDataset, TarShards
+
+
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """The paths without their endings; an ending stays where another picture would go by the same name."""
+    stems = [path.with_suffix("") for path in paths]
+    uses = Counter([*stems, *paths])  # the paths too: beside a.png, a.png.bmp cannot be called a.png
+    return [str(stem if uses[stem] == 1 else path) for stem, path in zip(stems, paths, strict=True)]
+
 
 DIGITS = Path(__file__).parent.parent / "assets" / "digits.npz"
 DIGIT_NAMES = [str(digit) for digit in range(10)]
@@ -66,7 +71,7 @@ def open_dataset(source: str | DataConfig, **options) -> ImageDataset:
     return make_ready(find_stored(config.source), config)
 
 
-def find_stored(source: str) -> Stored:
+def find_stored(source: str) -> ImageSource:
     """The set a SOURCE names, as it is stored."""
     if source.startswith("hf:"):
         return open_hub(source)
@@ -75,7 +80,7 @@ def find_stored(source: str) -> Stored:
         if split not in (None, "train"):
             raise UserError("digits has only a train split; mnist:test holds digits that are not among them")
         arrays = open_npz(DIGITS)
-        return Arrays(arrays.images, arrays.labels, DIGIT_NAMES)
+        return ArraySource(arrays.images, arrays.labels, DIGIT_NAMES)
     try:
         if path := _place(name):
             return _open_path(path, split, CLASS_NAMES.get(name))
@@ -124,7 +129,7 @@ def _place(name: str) -> Path | None:
         raise UserError(f"{name[:80]!r} is no data source: {error}") from error
 
 
-def _open_path(path: Path, split: str | None, class_names: list[str] | None) -> Stored:
+def _open_path(path: Path, split: str | None, class_names: list[str] | None) -> ImageSource:
     if path.is_dir():
         return _open_directory(path, split, class_names)
     if not path.is_file():
@@ -144,7 +149,7 @@ def _open_path(path: Path, split: str | None, class_names: list[str] | None) -> 
     raise UserError(f"{path} is not a folder of images, nor IDX, .npz, .zip, .tar or .parquet")
 
 
-def _open_directory(folder: Path, split: str | None, class_names: list[str] | None) -> Stored:
+def _open_directory(folder: Path, split: str | None, class_names: list[str] | None) -> ImageSource:
     """What a folder holds: MNIST's files, CIFAR's, tar shards, parquet files, or images."""
     if images := find_idx(folder, split or "train"):
         return open_idx(images, class_names)

@@ -1,32 +1,74 @@
-"""Sets too large to index, read shard by shard through a shuffle buffer.
+"""Data sets too large to index, read shard by shard through a shuffle buffer.
 
-The order is fixed by the seed alone. An epoch visits the shards in a random order, LANES of them at a time, one row
-from each in turn; the images so met fill a block of `shuffle_buffer`, and each block is used in a random order before
-the next is read. So every image comes exactly once an epoch, and all there is to save is where a block began.
+The seed alone fixes the order. An epoch visits the shards in a random order, LANES of them at a time, one row from
+each in turn. These images fill a block of `shuffle_buffer` images, and each block is used in a random order before
+the next one is read. So every image comes exactly once per epoch, and the only state to save is where a block began.
 
-Every process reads the same blocks and decodes only the images that fall to it: what an image is does not depend on
-how many processes there are, at the price that each of them reads all of the encoded bytes.
+Every process reads the same blocks and decodes only its own images. An image does not depend on the number of
+processes.
 """
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ddpm.common.errors import UserError
+from ddpm.common.randomness import derive_seed
+from ddpm.data.archives import read_tar_image, scan_tar
 from ddpm.data.config import DataConfig
-from ddpm.data.dataset import ImageDataset, Report
-from ddpm.data.decode import decode, to_tensor
-from ddpm.data.fit import fit
-from ddpm.data.limits import BrokenFile
-from ddpm.data.parallel import workers
-from ddpm.data.shards import Encoded, Shards
-from ddpm.errors import UserError
-from ddpm.randomness import derive_seed
+from ddpm.data.datasets import ImageDataset, Report, workers
+from ddpm.data.images import BrokenFile, decode, fit, to_tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One image of a shard, not yet decoded. `following` is the number of the row after it, where reading goes on."""
+
+    name: str
+    data: bytes
+    label: int | None
+    following: int
+
+
+class Shards(Protocol):
+    """names: one a shard; class_names where the source knows them; count: images in all, where it is known."""
+
+    names: list[str]
+    class_names: list[str] | None
+    count: int | None
+
+    def rows(self, shard: int, start: int, skip: Callable[[str, str], None]) -> Iterator[Encoded]:
+        """The images of a shard from row `start` on, in their order; `skip(name, reason)` is told of broken ones."""
+
+
+class TarShards:
+    """Plain tar files, read from their first byte to their last. Their classes are unknown until all has been read."""
+
+    class_names: list[str] | None = None
+    count: int | None = None
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+        self.names = [path.name for path in paths]
+
+    def rows(self, shard: int, start: int, skip: Callable[[str, str], None]) -> Iterator[Encoded]:
+        path = self.paths[shard]
+        for number, image in enumerate(scan_tar(path, skip)):
+            if number >= start:
+                try:
+                    data = read_tar_image(path, image.offset, image.size)
+                except BrokenFile as error:
+                    skip(f"{path.name}/{image.name}", str(error))
+                    continue
+                yield Encoded(f"{path.name}/{image.name}", data, image.label, number + 1)
+
 
 LANES = 8  # shards read side by side
 BLOCK_BYTES = 2**28  # of encoded images in one block, however many `shuffle_buffer` allows

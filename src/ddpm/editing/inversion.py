@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.editing.batches import Editor
-from ddpm.errors import UserError
-from ddpm.fidelity import psnr
+from ddpm.common.errors import UserError
+from ddpm.common.fidelity import psnr
+from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.editing.editor import Editor
 from ddpm.model import Labels
-from ddpm.process.schedule import NoiseSchedule
+from ddpm.samplers.algorithms import Noise
 from ddpm.samplers.denoiser import Denoiser, Prediction
-from ddpm.samplers.step import Noise
 
 Order = Literal[1, 2]
 DEPTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -72,7 +72,7 @@ def angles_to(schedule: NoiseSchedule, depth: float, steps: int) -> list[float]:
         raise UserError(f"the depth must lie above 0 (the data) and not above 1 (pure noise), not at {depth}")
     if steps < 1:
         raise UserError(f"at least 1 step is needed, not {steps}")
-    signal, sigma = schedule.signal_noise(max(0.0, depth * schedule.timesteps - 1))
+    signal, sigma = schedule.alpha_sigma(max(0.0, depth * schedule.timesteps - 1))
     return [float(angle) for angle in np.linspace(0, math.atan2(sigma, signal), steps + 1)]
 
 

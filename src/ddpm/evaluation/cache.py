@@ -13,10 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddpm.errors import RunStopped
-from ddpm.files import write_whole
-from ddpm.hardware import process_rank
-from ddpm.settings import as_text, content_key
+from ddpm.common.errors import RunStopped
+from ddpm.common.files import as_text, content_key, write_whole
+from ddpm.common.hardware import process_rank
 
 SETTINGS = "settings.json"
 PATIENCE = 3600.0  # seconds without a sign of life after which the other processes are taken for dead

@@ -1,24 +1,85 @@
-"""`evaluate`: judge a model, or images that were drawn before, against real images."""
+"""Evaluate a model, or a set of generated images, against real images; the report as a table and as JSON."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ddpm.errors import UserError
-from ddpm.evaluation.comparison import FEATURES, Comparison, Figure, Metric
+from ddpm.common.errors import UserError
+from ddpm.common.files import write_whole
+from ddpm.common.hardware import process_rank
+from ddpm.evaluation.distances import Moments
 from ddpm.evaluation.features import FeatureNetwork, load_features
-from ddpm.evaluation.frechet import Moments
 from ddpm.evaluation.images import DatasetImages, GeneratedImages
+from ddpm.evaluation.inputs import FEATURES, Comparison, Figure, Metric, uneven_classes
 from ddpm.evaluation.metrics import METRICS, choose_metrics
-from ddpm.evaluation.opening import describe, open_judged, open_reference, open_test
-from ddpm.evaluation.report import Report
-from ddpm.evaluation.shares import uneven_classes
-from ddpm.hardware import process_rank
+from ddpm.evaluation.sources import describe, open_judged, open_reference, open_test
 from ddpm.model import Model
+from ddpm.samplers import find_sampler
+
+# options of sampling that a card names beside sampler and steps, each with what goes without saying; the spacing does
+# where it is the sampler's own
+OPTIONS = {
+    "guidance": (1.0,),
+    "guidance_rescale": (0.0,),
+    "eta": (0.0,),
+    "variant": (),
+    "clip": ("static",),
+    "seed": (0,),
+    "labels": ("all", None),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """settings: how the figures were made; figures: in the order of the metrics; pictures: files drawn on the way."""
+
+    settings: dict[str, Any]
+    figures: list[Figure]
+    pictures: list[Path]
+
+    def value(self, key: str) -> float:
+        """The figure of this key."""
+        return next(figure.value for figure in self.figures if figure.key == key)
+
+    def table(self) -> str:
+        """Settings, then a line a figure."""
+        lines = [f"{name.replace('_', ' '):<12} {_shown(value)}" for name, value in self.settings.items()]
+        lines.append("")
+        width = max((len(figure.title) for figure in self.figures), default=0)
+        for figure in self.figures:
+            error = "" if figure.error is None else f" ± {figure.error:.2g}"
+            lines.append(f"{figure.title:<{width}}  {f'{figure.value:.5g}{error}':<22} {figure.note}".rstrip())
+        lines += [f"picture: {path}" for path in self.pictures]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        figures = {figure.key: {k: v for k, v in asdict(figure).items() if k != "key"} for figure in self.figures}
+        return {"settings": self.settings, "figures": figures, "pictures": [str(path) for path in self.pictures]}
+
+    def for_card(self) -> dict[str, float]:
+        """The figures of a model by titles that say how they were made, as its card shows them."""
+        made = self.settings
+        drawn = [f"{made['n']:,} images", f"{made['steps']} steps of {made['sampler']}"]
+        usual = {"spacing": (find_sampler(made["sampler"]).spacing,), **OPTIONS}
+        drawn += [f"{name} {made[name]}" for name in usual if name in made and made[name] not in usual[name]]
+        how = ", ".join([*drawn, f"against {made['reference']}"])
+        # the likelihood draws nothing; what it is of stands in its note
+        return {f"{f.title}: {f.note if f.key == 'nll' else how}": f.value for f in self.figures}
+
+    def save(self, path: Path) -> None:
+        """Write the JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
 
 NUM = 10_000
 

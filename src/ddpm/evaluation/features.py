@@ -1,27 +1,130 @@
-"""Feature networks by name: uint8 images in, one vector an image out.
+"""Feature networks: uint8 images in, one feature vector per image out.
 
-`inception`: the network of every published FID. `builtin`: the classifier that comes with the package. A path: any
-TorchScript file that takes float32 N x 3 x 299 x 299 in [-1, 1) and answers N x D.
+`inception` is the network behind every published FID. `builtin` is the classifier in this package. A path names any
+TorchScript file that maps float32 (N, 3, 299, 299) in [-1, 1) to (N, D). Features of a whole set are extracted in
+chunks, which are cached and shared between processes.
 """
 
+import functools
 import hashlib
 import os
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from ddpm.errors import UserError, require
-from ddpm.evaluation.builtin import WEIGHTS, builtin_classifier
-from ddpm.evaluation.classifier import FEATURES, prepare
-from ddpm.evaluation.engine import Engine, compile_network
-from ddpm.evaluation.resize import tf1_bilinear
-from ddpm.hardware import default_device
+from ddpm.common.errors import UserError, require
+from ddpm.common.files import sync, written_beside
+from ddpm.common.hardware import default_device, process_rank
+from ddpm.evaluation.cache import Chunks, sign_of_life
+from ddpm.evaluation.classifier import FEATURES, WEIGHTS, builtin_classifier, prepare
+from ddpm.evaluation.distances import Moments, load_moments, moments_of
+from ddpm.evaluation.images import ImageSet
+
+
+def tf1_bilinear(images: Tensor, height: int, width: int) -> Tensor:
+    """Resize float32 images (N, C, H, W): output pixel i reads source position i·in/out, past the edge the last pixel.
+
+    The order of operations is TensorFlow's (`resize_bilinear_op.cc`): along the rows first, then the columns. Every
+    other order rounds differently.
+    """
+    rows = _interpolated(images, 3, width)
+    return _interpolated(rows, 2, height)
+
+
+def _interpolated(images: Tensor, axis: int, size: int) -> Tensor:
+    """first + (second - first)·weight along one axis, without memory that is not needed: this runs for every image."""
+    first, second, weight = _taps(images.shape[axis], size, images.device)
+    near, far = images.index_select(axis, first), images.index_select(axis, second)
+    return far.sub_(near).mul_(weight if axis == 3 else weight[:, None]).add_(near)
+
+
+def _taps(size_in: int, size_out: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Both neighbours of every output pixel, and the weight of the second."""
+    scale = torch.tensor(size_in / size_out, dtype=torch.float32, device=device)
+    position = torch.arange(size_out, dtype=torch.float32, device=device) * scale
+    first = position.long()
+    return first, (first + 1).clamp(max=size_in - 1), position - first
+
+
+@dataclass(frozen=True)
+class Engine:
+    """float32 (N, ...) -> float32 (N, D) on the CPU."""
+
+    name: str
+    run: Callable[[Tensor], np.ndarray]
+
+    def __call__(self, batch: Tensor) -> np.ndarray:
+        return self.run(batch)
+
+
+def compile_network(network: nn.Module, shape: Sequence[int], device: torch.device) -> Engine:
+    """The fastest engine for a network of one input (N, *shape). Always float32: bf16 moves the features by 4%."""
+    if device.type == "cpu":
+        try:
+            return _openvino(network, shape)
+        except ImportError:
+            pass
+        except Exception as error:  # what it cannot convert raises a kind of each of its layers
+            kind = type(error).__name__  # its message is pages of OpenVINO's own source files
+            warnings.warn(f"OpenVINO cannot compute this network ({kind}): PyTorch does, more slowly", stacklevel=2)
+    return _torch(network, device)
+
+
+def _openvino(network: nn.Module, shape: Sequence[int]) -> Engine:
+    openvino = _library()
+    with warnings.catch_warnings():  # of the tracer, about PyTorch's own deprecations
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(network, example_input=torch.zeros(1, *shape), input=[-1, *shape])
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled = _core().compile_model(model, "CPU", settings)
+    return Engine("openvino", lambda batch: compiled(np.ascontiguousarray(batch.numpy()))[0].copy())
+
+
+@functools.cache
+def _core() -> Any:
+    """The one OpenVINO core of this process.
+
+    Each core gives its thread another stack for signals. Of two, the one that goes last puts back the stack that the
+    first has freed already, and the next Ctrl-C would be a segmentation fault.
+    """
+    return _library().Core()
+
+
+def _library() -> Any:
+    """OpenVINO without openvino-telemetry, which would tell Google Analytics of every conversion, fork this process
+    for it and write into the home folder. Where that package is not to be had, OpenVINO does without."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # this is how an import is refused
+    import openvino
+
+    return openvino
+
+
+def _torch(network: nn.Module, device: torch.device) -> Engine:
+    network = network.to(device).to(memory_format=torch.channels_last).eval()
+
+    @torch.inference_mode()
+    def run(batch: Tensor) -> np.ndarray:
+        batch = batch.to(device).contiguous(memory_format=torch.channels_last)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return network(batch).float().cpu().numpy()
+
+    return Engine("torch", run)
+
 
 SIDE, POOL = 299, 2048
 WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's conversion of TensorFlow's graph
@@ -178,3 +281,71 @@ def _on_299(
 def _file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+BATCH = 32
+
+
+class Columns:
+    """Some columns of `Chunks`, still on the disk."""
+
+    def __init__(self, chunks: Chunks, columns: slice):
+        self.chunks, self.columns = chunks, columns
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        return self.chunks.take(rows, self.columns)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Features:
+    """A set's features (n, D), logits (n, K) and channel means (n, C) in levels of 0..255, all on the disk."""
+
+    chunks: Chunks
+    features: Columns
+    logits: Columns
+    channel_means: Columns
+    dimensions: int
+
+    def moments(self) -> Moments:
+        """Computed once; kept beside the features as mu, sigma and n."""
+        path = self.chunks.folder / f"moments-{len(self.chunks)}.npz"
+        with suppress(FileNotFoundError, ValueError, EOFError, BadZipFile, UserError):  # not there, or damaged
+            return load_moments(path)
+        moments = moments_of(block[:, : self.dimensions] for block in self.chunks.blocks())
+        with written_beside(path) as beside:
+            moments.save(beside)
+            sync(beside)
+        return load_moments(path)
+
+
+def extract(images: ImageSet, network: FeatureNetwork, progress: bool = True) -> Features:
+    """Features of all `images`; those that are in the cache are not computed again.
+
+    Every process computes its share; the first returns when all shares are there.
+    """
+    settings = {"images": images.fingerprint, "network": network.fingerprint, "transform": network.transform}
+    chunks = Chunks("features", settings, len(images), images.chunk)
+    missing = chunks.missing(chunks.mine())
+    rows = sum(len(chunks.bounds(start)) for start in missing)
+    shown = progress and process_rank()[0] == 0
+    with tqdm(total=rows, desc=images.title, unit="image", disable=not (shown and missing)) as bar:
+        for start in missing:
+            parts = []
+            bounds = chunks.bounds(start)
+            for first in range(bounds.start, bounds.stop, BATCH):
+                batch = images[first : min(first + BATCH, bounds.stop)]
+                parts.append(np.hstack([*network(batch), batch.double().mean((2, 3)).numpy()]).astype(np.float32))
+                bar.update(len(batch))
+                sign_of_life()
+            chunks.write(start, np.concatenate(parts))
+    if process_rank()[0] == 0:
+        chunks.wait()
+    d, k = network.dimensions, network.dimensions + network.classes
+    features, logits, means = (Columns(chunks, part) for part in (slice(0, d), slice(d, k), slice(k, None)))
+    return Features(chunks, features, logits, means, d)

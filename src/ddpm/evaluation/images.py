@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm.data.dataset import ImageDataset
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.common.files import content_key
+from ddpm.common.hardware import compute_dtype, process_rank
+from ddpm.common.pixels import to_uint8
+from ddpm.data.datasets import ImageDataset
 from ddpm.evaluation.cache import Chunks, sign_of_life
-from ddpm.evaluation.frechet import Moments
-from ddpm.hardware import compute_dtype, process_rank
+from ddpm.evaluation.distances import Moments
 from ddpm.model import Model
-from ddpm.pixels import to_uint8
 from ddpm.samplers import DEFAULT_SAMPLER, find_sampler
-from ddpm.settings import content_key
 
 CHUNK = 512
 

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm.errors import UserError, require
+from ddpm.common.errors import UserError, require
+from ddpm.common.files import written_beside
+from ddpm.common.hardware import Precision, compute_dtype, process_rank
+from ddpm.common.pixels import to_float
+from ddpm.common.randomness import ImageNoise, derive_seed
+from ddpm.diffusion.likelihood import VariationalBound
+from ddpm.diffusion.timestep_samplers import StratifiedSampler
 from ddpm.evaluation.cache import Chunks, sign_of_life
-from ddpm.hardware import Precision, compute_dtype, process_rank
 from ddpm.model import Model
-from ddpm.pixels import to_float
-from ddpm.process.likelihood import VariationalBound
-from ddpm.process.timesteps import StratifiedDraw
-from ddpm.randomness import ImageNoise, derive_seed
-from ddpm.viewing.files import written_beside
 
 LEAST_TIMESTEPS = 10  # an image, however many images there are
 CHUNK = 1024  # pairs of an image and a timestep
@@ -107,7 +107,7 @@ def evaluate_likelihood(
         raise UserError("the likelihood needs at least two images, for its standard error")
     dims = data_dims or images[0].numel()
     images = _fit(images, model)
-    timesteps = model.process.schedule.timesteps
+    timesteps = model.diffusion.schedule.timesteps
     strata = make_strata(timesteps, min(timesteps, max(LEAST_TIMESTEPS, budget // count)))
     chosen = _draw_timesteps(strata, count, seed)  # (N, K)
     pairs = chosen.flatten().argsort(stable=True)  # by timestep, which the network is told one of a batch
@@ -121,7 +121,7 @@ def evaluate_likelihood(
         "batch_size": size,
         "precision": str(compute_dtype(precision, model.device)).removeprefix("torch."),
     }
-    chunks, bound = Chunks("likelihood", settings, len(pairs), CHUNK), VariationalBound(model.process)
+    chunks, bound = Chunks("likelihood", settings, len(pairs), CHUNK), VariationalBound(model.diffusion)
     missing = chunks.missing(chunks.mine())
     model.prepare(0)  # batches here are of every size, and a network compiled to draw many images compiles for each
     total, shown = sum(len(chunks.bounds(start)) for start in missing), progress and process_rank()[0] == 0
@@ -191,7 +191,7 @@ def _draw_timesteps(strata: list[range], count: int, seed: int) -> Tensor:
     """One timestep from every stratum for every image, int64 (N, K); over the images each stratum is covered evenly."""
     key, everyone = derive_seed(seed, "likelihood"), torch.arange(count)
     columns = [
-        stratum.start + StratifiedDraw(len(stratum)).draw(key, k, everyone, count)[0]
+        stratum.start + StratifiedSampler(len(stratum)).draw(key, k, everyone, count)[0]
         for k, stratum in enumerate(strata)
     ]
     return torch.stack(columns, dim=1)
@@ -223,7 +223,7 @@ def _term(
     """float64 (n, 2): each image's term of the bound at t in bits/dim, and the predicted x_0's mean squared error."""
     streams = [torch.Generator().manual_seed(derive_seed(seed, "likelihood", index, t)) for index in indices.tolist()]
     noise = ImageNoise(streams, x_0.shape[1:], device=x_0.device)()
-    prediction = model.denoiser(labels, precision=precision)(model.process.q_sample(x_0, t, noise), t)
+    prediction = model.denoiser(labels, precision=precision)(model.diffusion.q_sample(x_0, t, noise), t)
     times = torch.full((len(x_0),), t, device=x_0.device)
     term = bound.term(prediction.x_0, x_0, times, prediction.variance_fraction)
     return torch.stack([term, (prediction.x_0 - x_0).square().flatten(1).mean(1)], dim=1).cpu().double()

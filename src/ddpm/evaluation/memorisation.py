@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.evaluation.accuracy_score import spread
+from ddpm.common.pixels import save_grid, to_float
 from ddpm.evaluation.cache import Rows
+from ddpm.evaluation.classifier import spread
 from ddpm.evaluation.images import ImageSet
-from ddpm.pixels import to_float
-from ddpm.viewing.pictures import save_grid
 
 QUANTILE = 0.01  # of the test images' distances; a model that copies nothing has about this share below it
 QUERIES = 10_000  # samples and test images looked up at most

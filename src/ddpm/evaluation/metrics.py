@@ -7,9 +7,25 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ddpm.errors import UserError, nearest
-from ddpm.evaluation.accuracy_score import classification_accuracy_score, matched, spread
-from ddpm.evaluation.comparison import (
+from ddpm.common.errors import UserError, nearest
+from ddpm.evaluation.classifier import classification_accuracy_score, matched, spread
+from ddpm.evaluation.distances import (
+    DENSITY_NEIGHBOURS,
+    PRECISION_NEIGHBOURS,
+    SPLITS,
+    KernelDistance,
+    Moments,
+    blocks_needed,
+    channel_drift,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    level_shares,
+    manifold_metrics,
+    misplaced_levels,
+)
+from ddpm.evaluation.images import ImageSet
+from ddpm.evaluation.inputs import (
     FEATURES,
     HELD_OUT_FEATURES,
     LIKELIHOOD,
@@ -19,18 +35,8 @@ from ddpm.evaluation.comparison import (
     Metric,
     picture_path,
 )
-from ddpm.evaluation.frechet import Moments, frechet_distance
-from ddpm.evaluation.images import ImageSet
-from ddpm.evaluation.kernel import KernelDistance, kernel_distance
 from ddpm.evaluation.likelihood import plot_likelihood
-from ddpm.evaluation.manifold import (
-    DENSITY_NEIGHBOURS,
-    PRECISION_NEIGHBOURS,
-    blocks_needed,
-    manifold_metrics,
-)
 from ddpm.evaluation.memorisation import QUANTILE, audit, feature_neighbours, pixel_neighbours, save_pairs
-from ddpm.evaluation.scores import SPLITS, channel_drift, inception_score, level_shares, misplaced_levels
 
 CLASS_SUBSETS = 20
 MANIFOLD_IMAGES = 10_000  # a side; the balls shrink as images are added, so this number belongs to the figure

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.errors import UserError, require
+from ddpm.common.errors import UserError, require
+from ddpm.common.files import written_beside
+from ddpm.common.pixels import make_grid
+from ddpm.common.randomness import ImageNoise, derive_seed, image_generator
 from ddpm.model import Labels, Model
-from ddpm.randomness import ImageNoise, derive_seed, image_generator
 from ddpm.samplers import SAMPLERS, Noise, Step, timestep_grid
-from ddpm.viewing.files import written_beside
-from ddpm.viewing.pictures import make_grid
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def predictions_over_time(
     Yields (indices, the t that was predicted from at each moment, float (n, moments, C, H, W) on the CPU). The last
     moment is the last step. `steps`: all T by default; `options` go to `Model.sample_batches`.
     """
-    steps = steps or model.process.schedule.timesteps
+    steps = steps or model.diffusion.schedule.timesteps
     if not 1 <= moments <= steps:
         raise UserError(f"{moments} moments asked for; {steps} steps have 1 to {steps}")
     wanted = {round(place) for place in np.linspace(steps - 1, 0, moments)}
@@ -88,7 +88,7 @@ def shared_latents(
     """
     if not depths or not all(0 < depth <= 1 for depth in depths):
         raise UserError("depths are fractions of the way to noise: numbers above 0, at most 1")
-    grid = timestep_grid(model.process.schedule, steps or model.process.schedule.timesteps)
+    grid = timestep_grid(model.diffusion.schedule, steps or model.diffusion.schedule.timesteps)
     starts = [min(round((1 - depth) * (len(grid) - 1)), len(grid) - 2) for depth in depths]
     classes = model.resolve_labels(labels)
 
@@ -132,15 +132,15 @@ def progressive_coding(
         labels: int64 (N,) where the class is told.
         moments: values of t, spread evenly from T-1 to 0. Which rate each is, `evaluate_likelihood` says.
     """
-    schedule, process = model.process.schedule, model.process
+    schedule, diffusion = model.diffusion.schedule, model.diffusion
     times = [round(t) for t in np.linspace(schedule.timesteps - 1, 0, moments)]
     streams = [torch.Generator().manual_seed(derive_seed(seed, "coding", index)) for index in range(len(images))]
     noise = ImageNoise(streams, model.image_shape, device=model.device)
     denoiser, x_0 = model.denoiser(labels), images.to(model.device, torch.float32)
-    x_t, columns = process.q_sample(x_0, times[0], noise()), []
+    x_t, columns = diffusion.q_sample(x_0, times[0], noise()), []
     for i, t in enumerate(times):
         if i > 0:  # what is sent next is a sample of the posterior, so that the x_t are one chain
-            posterior = process.posterior(times[i - 1], t)
+            posterior = diffusion.posterior(times[i - 1], t)
             x_t = posterior.mean(x_0, x_t) + posterior.variance**0.5 * noise()
         columns.append(denoiser(x_t, t).x_0.cpu())
     titles = [*(f"t = {t}" for t in times), "original"]

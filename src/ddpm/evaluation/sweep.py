@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm.evaluation.evaluate import evaluate
+from ddpm.common.files import write_whole
+from ddpm.evaluation.evaluate import Report, evaluate
 from ddpm.evaluation.features import load_features
-from ddpm.evaluation.report import Report
-from ddpm.files import write_whole
 from ddpm.model import Model
+from ddpm.plotting.plots import Curve, plot_quality, save_figure
 from ddpm.samplers import SAMPLERS, find_sampler
-from ddpm.viewing.plots import Curve, plot_quality, save_figure
 
 EVALUATIONS = (5, 10, 20, 50, 100)
 
@@ -74,7 +73,7 @@ def sweep(
 
 def usual_budgets(model: Model) -> list[int]:
     """Those of EVALUATIONS that the model's process has steps for, and all its steps where it has fewer."""
-    timesteps = model.process.schedule.timesteps
+    timesteps = model.diffusion.schedule.timesteps
     return [budget for budget in EVALUATIONS if budget <= timesteps] or [timesteps]
 
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import yaml
 
+from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.folder import read_json, write_json, write_text
 from ddpm.networks import UNet
-from ddpm.process.gaussian import GaussianProcess
 
 LAST = "## Limits"
 HERE = "THIS_FOLDER"
 
 
-def model_card(network: UNet, process: GaussianProcess, extra: dict[str, Any], *, diffusers: bool) -> str:
+def model_card(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any], *, diffusers: bool) -> str:
     """Markdown with the Hub's front matter.
 
     Of `extra["provenance"]` it shows `data`, `config` and `metrics`, each a dict of JSON values, `limits`, a text, and
@@ -27,7 +27,7 @@ def model_card(network: UNet, process: GaussianProcess, extra: dict[str, Any], *
     source = {"source": config["data"]["source"]} if "source" in config.get("data", {}) else {}
     sections = [
         _front_matter(diffusers),
-        f"# A DDPM for {_size(network)} images\n\n{_summary(network, process, extra)}",
+        f"# A DDPM for {_size(network)} images\n\n{_summary(network, diffusion, extra)}",
         _usage(network, diffusers),
         _section("Data", _table({**source, **(provenance.get("data") or {})})),
         _section("Training", _table({key: value for key, value in provenance.items() if not isinstance(value, dict)})),
@@ -92,7 +92,7 @@ def _size(network: UNet) -> str:
     return f"{colours}{height}×{width}"
 
 
-def _summary(network: UNet, process: GaussianProcess, extra: dict[str, Any]) -> str:
+def _summary(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any]) -> str:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     names = extra.get("class_names")
     classes = ""
@@ -100,10 +100,10 @@ def _summary(network: UNet, process: GaussianProcess, extra: dict[str, Any]) -> 
         shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
         guided = " Classes were dropped in training, so guidance works." if extra.get("null_label") is not None else ""
         classes = f" It draws one of {len(names)} classes ({shown}).{guided}"
-    predicts = {"epsilon": "the noise ε", "x_0": "the clean image x_0", "v": "v"}[process.prediction]
+    predicts = {"epsilon": "the noise ε", "x_0": "the clean image x_0", "v": "v"}[diffusion.prediction]
     return (
         f"A denoising diffusion model (Ho et al. 2020) with {parameters:,} parameters that predicts {predicts} over "
-        f"T = {process.schedule.timesteps} steps; reverse variance {process.variance}.{classes}"
+        f"T = {diffusion.schedule.timesteps} steps; reverse variance {diffusion.variance}.{classes}"
     )
 
 

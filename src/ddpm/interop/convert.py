@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 from ddpm.interop.diffusers import LoadedParts, assemble, save_folder, unet_prefix
 from ddpm.interop.folder import ModelFolder, Weights, pickle_in, safetensors_in
-from ddpm.interop.openai import from_openai, parse_flags
-from ddpm.interop.openai_names import is_openai
+from ddpm.interop.openai import from_openai, is_openai, parse_flags
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 STARTS = (b"PK", b"\x80")  # of what torch.save writes: a zip, or in old files a bare pickle
@@ -42,7 +41,7 @@ def convert(
     if "provenance" not in parts.extra:
         known = {"converted from": origin or source.name, **({"flags": flags} if flags else {})}
         parts = replace(parts, extra={**parts.extra, "provenance": known})
-    save_folder(destination, parts.network, parts.process, image_shape=parts.image_shape, extra=parts.extra)
+    save_folder(destination, parts.network, parts.diffusion, image_shape=parts.image_shape, extra=parts.extra)
     return parts
 
 

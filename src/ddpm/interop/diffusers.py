@@ -15,8 +15,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
-from ddpm.errors import RunStopped, UserError
+from ddpm.common.errors import RunStopped, UserError
+from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.card import model_card
+from ddpm.interop.diffusers_config import OURS, UNET2D, obstacle, to_our_config, to_process, to_scheduler, to_unet2d
 from ddpm.interop.folder import (
     WEIGHTS,
     ModelFolder,
@@ -29,10 +31,7 @@ from ddpm.interop.folder import (
     write_json,
     write_text,
 )
-from ddpm.interop.scheduler_config import to_process, to_scheduler
-from ddpm.interop.unet_config import OURS, UNET2D, obstacle, to_our_config, to_unet2d
 from ddpm.networks import UNet
-from ddpm.process.gaussian import GaussianProcess
 
 DIFFUSERS_VERSION = "0.30.0"  # the words used here are those of this version and later
 COMPONENTS = {"unet", "scheduler"}  # of a pipeline whose network sees pixels and nothing besides
@@ -45,7 +44,7 @@ class LoadedParts:
     """What a model folder holds; `extra` is its ddpm.json, empty for a folder that Diffusers wrote."""
 
     network: UNet
-    process: GaussianProcess
+    diffusion: GaussianDiffusion
     image_shape: tuple[int, int, int]
     extra: dict[str, Any]
 
@@ -63,7 +62,7 @@ class Extra(BaseModel):
 def save_folder(
     folder: str | Path,
     network: UNet,
-    process: GaussianProcess,
+    diffusion: GaussianDiffusion,
     *,
     image_shape: tuple[int, int, int],
     extra: dict[str, Any],
@@ -86,14 +85,14 @@ def save_folder(
     stamp = {"_diffusers_version": DIFFUSERS_VERSION}
 
     def write(beside: Path) -> None:
-        config, scheduler = to_unet2d(network), to_scheduler(process)
+        config, scheduler = to_unet2d(network), to_scheduler(diffusion)
         library = ["ddpm.networks", OURS] if reason else ["diffusers", UNET2D]
         index = {"_class_name": "DDPMPipeline", **stamp, "scheduler": ["diffusers", "DDPMScheduler"], "unet": library}
         write_json(beside / "model_index.json", index)
         write_json(beside / "unet" / "config.json", {**config, **stamp})
         write_json(beside / "scheduler" / "scheduler_config.json", {**scheduler, **stamp})
         write_json(beside / "ddpm.json", extra)
-        card = model_card(network, process, extra, diffusers=not reason)
+        card = model_card(network, diffusion, extra, diffusers=not reason)
         write_text(beside / "README.md", card)
         tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
         try:
@@ -134,14 +133,14 @@ def assemble(files: ModelFolder, weights: Weights) -> LoadedParts:
     scheduler = files.json("scheduler/scheduler_config.json", "scheduler_config.json")
     if scheduler is None:
         raise UserError(f"{files.path} has no scheduler/scheduler_config.json, which says what noise it was trained on")
-    process = to_process(scheduler, out_channels == 2 * channels, f"{files.path}: scheduler_config.json")
+    diffusion = to_process(scheduler, out_channels == 2 * channels, f"{files.path}: scheduler_config.json")
 
     with torch.device("meta"):  # no memory until the file is known to hold these very tensors
         network = UNet(config.network, config.image_size, channels, out_channels, config.num_classes)
     fill(network, weights)
     extra = files.json("ddpm.json") or {}
     _check_labels(extra, config.num_classes, f"{files.path}/ddpm.json")
-    return LoadedParts(network.eval(), process, (channels, *config.image_size), extra)
+    return LoadedParts(network.eval(), diffusion, (channels, *config.image_size), extra)
 
 
 def _check_components(files: ModelFolder) -> None:

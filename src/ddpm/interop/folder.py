@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm.errors import UserError
-from ddpm.files import sync, write_whole
+from ddpm.common.errors import UserError
+from ddpm.common.files import sync, write_whole
 
 MAX_JSON_BYTES = 16 * 2**20
 WEIGHTS = "diffusion_pytorch_model"

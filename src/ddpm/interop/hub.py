@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors
 
-from ddpm.errors import UserError, first_line
+from ddpm.common.errors import UserError, first_line
 from ddpm.interop.folder import WEIGHTS
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

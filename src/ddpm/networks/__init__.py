@@ -1,8 +1,7 @@
-"""Networks that predict the noise: the U-Net, its averaged weights, its cost."""
+"""Networks that predict the noise: the U-Net and its cost."""
 
 from ddpm.networks.config import NetworkConfig
-from ddpm.networks.ema import EMA
-from ddpm.networks.flops import count_flops
+from ddpm.networks.inference import count_flops
 from ddpm.networks.unet import UNet
 
-__all__ = ["EMA", "NetworkConfig", "UNet", "count_flops"]
+__all__ = ["NetworkConfig", "UNet", "count_flops"]

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 
 ImageSize = tuple[int, int]  # height, width
 

@@ -1,23 +1,293 @@
-"""Restore a file or a folder: in batches, and where it was stopped it goes on."""
+"""Restore a file or a folder: read and degrade images, restore them in batches, and report. A stopped job resumes."""
 
+import csv
+import hashlib
+import io
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
 from tqdm import tqdm
 
-from ddpm.data.decode import ENDINGS
-from ddpm.data.names import picture_names
-from ddpm.errors import UserError
-from ddpm.files import write_whole
-from ddpm.model import Model
-from ddpm.restoration.items import Item, Reader, Settings, file_digest
-from ddpm.restoration.posterior import Restored, restore
-from ddpm.restoration.report import BESIDE, Row, pictures_of, read_report, save_result, write_picture, write_report
-from ddpm.samplers.step import Callback, Step
-from ddpm.viewing.files import check_target
+from ddpm.common.errors import UserError
+from ddpm.common.fidelity import psnr, ssim
+from ddpm.common.files import check_target, write_whole
+from ddpm.common.hardware import Precision
+from ddpm.common.pixels import make_grid, save_picture, to_pillow, to_uint8
+from ddpm.common.randomness import derive_seed
+from ddpm.data.images import ENDINGS, read_image, to_tensor
+from ddpm.data.sources import picture_names
+from ddpm.model import Labels, Model
+from ddpm.restoration.methods import check_sigma, find_method
+from ddpm.restoration.operator import SpectralOperator
+from ddpm.restoration.operators import Inpainting
+from ddpm.restoration.posterior import PIXEL_SCALE, Restored, estimate_noise, restore
+from ddpm.restoration.tasks import Task, read_picture
+from ddpm.samplers.algorithms import Callback, Step
+
+ROUNDING = 1 / (255 * math.sqrt(12))  # σ of what a picture's 256 levels leave out, in [0, 1] units
+HARMLESS_GAIN = 50  # where H⁺ multiplies it by less, taking y as exact does at least as well
+ROUNDING_NOTE = f"σ is taken as {ROUNDING:.4f}: an 8-bit picture's rounding, which undoing this blur would multiply"
+
+OPERATORS = 4  # of so many shapes at once: each is as large as several pictures
+
+
+def file_digest(path: Path) -> str:
+    """Names a file's content; empty where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=10)).hexdigest()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `ddpm restore` is told; the fields that change a result are kept beside a folder's results."""
+
+    task: Task
+    method: str = "ddnm"
+    noise: float | None = 0.0  # σ in [0, 1] units; None: estimated from each image
+    degrade: bool = False
+    samples: int = 1
+    steps: int | None = None
+    labels: Labels = None
+    guidance: float = 1.0
+    seed: int = 0
+    precision: Precision = "auto"
+    batch_size: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        find_method(self.method)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"the batch size must be at least 1, not {self.batch_size}")
+        if self.task.name == "denoise" and self.noise == 0:
+            raise UserError("denoise needs --noise: σ in units of the [0, 1] image, or auto")
+        if self.noise is not None:
+            check_sigma(self.noise)
+            if self.noise > 1:
+                given, meant = f"{self.noise:g}", f"{self.noise / 255:.3g}"
+                raise UserError(f"--noise counts in units of the [0, 1] image: for {given} of 255 levels give {meant}")
+        elif self.degrade:
+            raise UserError("--degrade adds the noise itself: give --noise a number instead of auto")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for the note beside a folder's results; of a mask or kernel file its content too.
+
+        Without the batch size: after running out of memory, the call goes on with a smaller one.
+        """
+        files = [Path(word) for word in (self.task.mask, self.task.kernel) if word and Path(word).is_file()]
+        told = asdict(self)
+        del told["batch_size"]
+        return {**told, "files": {str(path): file_digest(path) for path in files}}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A measurement y (on the CPU) with all that is known of it, and where its results go.
+
+    out: where its result goes, a .png. sigma: the noise of y in [0, 1] units. original: (C, H, W), only where we
+    degraded it ourselves.
+    """
+
+    name: str
+    out: Path
+    y: Tensor
+    operator: SpectralOperator
+    sigma: float
+    original: Tensor | None
+
+
+class Reader:
+    """Reads pictures as items; operators are shared between pictures of one shape, of which the newest are kept."""
+
+    def __init__(self, model: Model, settings: Settings):
+        self.model, self.settings = model, settings
+        self.operators: dict[tuple[int, int, int], SpectralOperator] = {}
+
+    def read(self, path: Path, name: str, out: Path) -> Item:
+        """A picture as the measurement it is, or spoilt first. Raises UserError where it cannot be restored."""
+        settings, channels = self.settings, self.model.image_shape[0]
+        grey = settings.task.name == "colorize" and not settings.degrade
+        picture = read_picture(path, 1 if grey else channels, self.model.preprocessing.background)
+        shape = settings.task.restored_shape(picture.shape, channels)
+        operator = self.operator(picture.shape if settings.degrade else shape, path)
+        if settings.degrade:
+            assert settings.noise is not None
+            y = degrade(picture, operator, settings.noise, derive_seed(settings.seed, "degrade", name))
+        else:
+            y = seen_part(operator, picture)
+        sigma = settings.noise
+        if sigma is None:
+            known = operator.known.cpu() if isinstance(operator, Inpainting) else None
+            sigma = estimate_noise(y, known) / PIXEL_SCALE
+        find_method(settings.method).check(operator, sigma)
+        if not settings.degrade:
+            sigma = max(sigma, rounding_noise(operator))
+        return Item(name, out, y, operator, sigma, picture if settings.degrade else None)
+
+    def operator(self, shape: Sequence[int], path: Path) -> SpectralOperator:
+        """The task's operator for images (C, H, W), on the model's device."""
+        _, height, width = self.model.image_shape
+        if shape[1] < height or shape[2] < width:
+            raise UserError(f"{path} makes {shape[1]}×{shape[2]} pixels, but this model needs {height}×{width} or more")
+        key = (shape[0], shape[1], shape[2])
+        if key not in self.operators:
+            if len(self.operators) == OPERATORS:
+                del self.operators[next(iter(self.operators))]
+            self.operators[key] = self.settings.task.operator(key).to(self.model.device)
+        return self.operators[key]
+
+
+def degrade(image: Tensor, operator: SpectralOperator, sigma: float, seed: int) -> Tensor:
+    """y = H x + σ n of one image (C, H, W) in [-1, 1], σ in [0, 1] units; y comes back on the CPU."""
+    clean = operator.H(image[None].to(operator.device))[0].cpu()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    return seen_part(operator, clean + PIXEL_SCALE * sigma * noise)
+
+
+def rounding_noise(operator: SpectralOperator) -> float:
+    """The least σ of a y read from a picture: its rounding, where H⁺ multiplies that as most blurs' does; else 0."""
+    return ROUNDING if operator.inverse_singulars.max() > HARMLESS_GAIN else 0.0
+
+
+def seen_part(operator: SpectralOperator, y: Tensor) -> Tensor:
+    """y with its lost pixels 0, whatever stood there; other degradations lose none."""
+    return y * operator.known.cpu() if isinstance(operator, Inpainting) else y
+
+
+PICTURED = 16  # images in the report's picture
+STRIP_SIDE = 2048  # pixels, of each of them: so the picture is bounded too
+UNCERTAINTY_WHITE = 0.25  # the standard deviation, in [0, 1] units, that an uncertainty map shows as white
+COMPARED = ("input", "baseline", "result")
+COMPARISON, TIMESTEP_SAMPLERS, UNCERTAINTY = BESIDE = (
+    "_compare",
+    "_draws",
+    "_std",
+)  # endings of the pictures beside a result
+Row = dict[str, Any]
+
+
+def save_result(item: Item, restored: Restored, seconds: float) -> Row:
+    """Write an image's pictures; returns its line of the report."""
+    write_images(item, restored)
+    return row_of(item, restored, seconds)
+
+
+def beside(out: Path, ending: str) -> Path:
+    """The picture of this ending beside the result `out`."""
+    return out.with_stem(out.stem + ending)
+
+
+def pictures_of(out: Path, samples: int) -> list[Path]:
+    """All that `write_images` writes for the result `out`."""
+    return [out, *(beside(out, ending) for ending in BESIDE if ending == COMPARISON or samples > 1)]
+
+
+def write_images(item: Item, restored: Restored) -> None:
+    """NAME.png (the mean), NAME_compare.png (original, input, baseline, result side by side), and where several
+    samples were drawn NAME_draws.png and NAME_std.png, the uncertainty: white is a deviation of 0.25 or more."""
+    baseline = pseudo_inverse(item)
+    strip = [as_picture(item), baseline, restored.mean]
+    if item.original is not None:
+        strip.insert(0, item.original[None])
+    if restored.samples.shape[1] > 1:
+        uncertainty = 2 * (restored.std / UNCERTAINTY_WHITE) - 1
+        strip.append(uncertainty)
+        save_picture(to_uint8(uncertainty[0]), beside(item.out, UNCERTAINTY), overwrite=True)
+        save_picture(make_grid(restored.samples[0]), beside(item.out, TIMESTEP_SAMPLERS), overwrite=True)
+    save_picture(make_grid(torch.cat(strip), columns=len(strip)), beside(item.out, COMPARISON), overwrite=True)
+    save_picture(to_uint8(restored.mean[0]), item.out, overwrite=True)
+
+
+def row_of(item: Item, restored: Restored, seconds: float) -> Row:
+    """An image's line of the report; residual: root mean square of H x̂ - y, in [0, 1] units, to compare with σ."""
+    operator = item.operator
+    misfit = operator.H(restored.mean.to(operator.device)) - item.y.to(operator.device)
+    residual = (misfit.square().sum() / operator.seen.sum()).sqrt() / PIXEL_SCALE
+    row: Row = {"name": item.name, "error": "", "sigma": round(item.sigma, 5)}
+    row |= {"residual": round(float(residual), 5), "spread": round(float(restored.std.mean()), 5)}
+    row |= {"seconds": round(seconds, 3)}
+    if item.original is not None:
+        for label, image in zip(COMPARED, (as_picture(item), pseudo_inverse(item), restored.mean), strict=True):
+            row[f"psnr_{label}"] = round(float(psnr(image, item.original[None])), 2)
+            large = min(item.original.shape[1:]) >= 11
+            row[f"ssim_{label}"] = round(float(ssim(image, item.original[None])), 4) if large else ""
+    return row
+
+
+def pseudo_inverse(item: Item) -> Tensor:
+    """H⁺y (1, C, H, W) on the CPU; what H does not see is 0, mid-grey."""
+    return item.operator.H_pinv(item.y[None].to(item.operator.device)).cpu().clamp(-1, 1)
+
+
+def as_picture(item: Item) -> Tensor:
+    """The measurement in the restored image's shape, (1, C, H, W), for the eye and for PSNR."""
+    channels, height, width = item.operator.image_shape
+    small = item.y[None].clamp(-1, 1)
+    return interpolate(small, size=(height, width), mode="nearest-exact").expand(1, channels, height, width)
+
+
+def read_report(path: Path) -> list[Row]:
+    """The rows of a report, or none."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_report(path: Path, rows: list[Row]) -> None:
+    """The rows as CSV; a column that a row lacks stays empty."""
+    columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def write_picture(path: Path, results: list[Path]) -> None:
+    """The first comparisons under each other, large ones made smaller.
+
+    Those that are gone or too large to be read are left out: the work is done, and this must not fail it.
+    """
+    strips = []
+    for result in results[:PICTURED]:
+        with suppress(UserError):
+            strips.append(_thumbnail(read_image(beside(result, COMPARISON))))
+    if not strips:
+        path.unlink(missing_ok=True)
+        return
+    width = max(strip.shape[2] for strip in strips)
+    padded = [pad(strip, (0, width - strip.shape[2]), value=255) for strip in strips]
+    save_picture(torch.cat(padded, dim=1), path, overwrite=True)
+
+
+def _thumbnail(strip: Tensor) -> Tensor:
+    """A picture uint8 (C, H, W) of at most STRIP_SIDE pixels a side."""
+    picture = to_pillow(strip)
+    picture.thumbnail((STRIP_SIDE, STRIP_SIDE))
+    return to_tensor(picture)
+
+
+def averages(rows: list[Row]) -> dict[str, float]:
+    """The mean of every figure of the report over the images that have it."""
+    figures: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key not in ("name", "error", "digest") and value not in ("", None) and math.isfinite(float(value)):
+                figures.setdefault(key, []).append(float(value))
+    return {key: sum(values) / len(values) for key, values in figures.items()}
+
 
 REPORT, PICTURE, SETTINGS = "report.csv", "report.png", "settings.json"
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
@@ -31,7 +301,7 @@ def restore_file(
         check_target(path, (".png",), overwrite=overwrite)
     item = Reader(model, settings).read(source, source.stem, out)
     replaced = pictures_of(out, 2) if overwrite and out.exists() else []
-    total = model.process.schedule.timesteps
+    total = model.diffusion.schedule.timesteps
     with tqdm(total=total, desc="restoring", bar_format=BAR, delay=2, leave=False, disable=None) as bar:
 
         def show(step: Step) -> None:  # how far down the timesteps x_t is: jumps go back up

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
 
 ImageShape = tuple[int, int, int]
 

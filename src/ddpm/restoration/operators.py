@@ -1,13 +1,75 @@
-"""The degradations: each an orthogonal change of basis and a set of singular values."""
+"""Degradation operators: each is an orthogonal change of basis with singular values."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.errors import UserError
+from ddpm.common.errors import UserError
+from ddpm.data.images import read_image
 from ddpm.restoration.operator import SpectralOperator, check_image_shape
+
+LARGEST = 1_001  # pixels on a side of a kernel; whether it fits the image is seen later, but nothing larger is made
+GAUSSIAN_REACH = 3.0  # standard deviations on each side; what lies outside weighs 0.3%
+
+
+def gaussian(sigma: float) -> Tensor:
+    """A one-dimensional Gaussian of standard deviation `sigma` pixels, cut off at 3σ."""
+    widest = (LARGEST // 2) / GAUSSIAN_REACH
+    if not 0 < sigma <= widest:
+        raise UserError(f"a Gaussian kernel needs a width above 0 and up to {widest:.0f} pixels, not {sigma}")
+    reach = max(1, math.ceil(GAUSSIAN_REACH * sigma))
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def box(size: float) -> Tensor:
+    """The mean of `size` neighbours, a whole number, one-dimensional."""
+    if not 1 <= size <= LARGEST or size != int(size):
+        raise UserError(f"a box kernel needs a whole number of pixels from 1 to {LARGEST}, not {size:g}")
+    return torch.full((int(size),), 1 / size, dtype=torch.float64)
+
+
+def motion(length: float, degrees: float = 0.0) -> Tensor:
+    """A straight camera movement of `length` pixels, `degrees` anticlockwise from the horizontal: a square matrix."""
+    if not 1 <= length < LARGEST:
+        raise UserError(f"a motion kernel needs a length from 1 to {LARGEST - 1} pixels, not {length:g}")
+    reach = math.ceil(length / 2)
+    kernel = torch.zeros(2 * reach + 1, 2 * reach + 1, dtype=torch.float64)
+    samples = torch.linspace(-(length - 1) / 2, (length - 1) / 2, max(2, 16 * math.ceil(length)), dtype=torch.float64)
+    x = reach + samples * math.cos(math.radians(degrees))
+    y = reach - samples * math.sin(math.radians(degrees))
+    x_low, y_low = x.floor(), y.floor()
+    for dx in (0, 1):  # each sample of the path is shared by the four pixels around it
+        for dy in (0, 1):
+            weight = (1 - (x - x_low - dx).abs()) * (1 - (y - y_low - dy).abs())
+            rows = (y_low.long() + dy).clamp(max=2 * reach)
+            columns = (x_low.long() + dx).clamp(max=2 * reach)
+            kernel.index_put_((rows, columns), weight, accumulate=True)
+    return kernel / kernel.sum()
+
+
+def from_file(path: str | Path) -> Tensor:
+    """A kernel from a grey picture, 0 where it is transparent, or an .npy matrix, scaled to sum to 1."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no kernel file {path}; or give gaussian:SIGMA, box:SIZE or motion:LENGTH:DEGREES")
+    if path.suffix == ".npy":
+        try:
+            values = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float64))
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"cannot read the kernel {path}: {error}") from error
+    else:
+        values = read_image(path, channels=1, background=0, smallest=1)[0].double()
+    total = values.sum()
+    if values.ndim != 2 or not torch.isfinite(total) or total.abs() < 1e-12:
+        raise UserError(f"the kernel {path} must be a finite matrix whose sum is not 0")
+    return values / total
+
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns RGB into grey
 
@@ -290,3 +352,67 @@ def check_kernel(kernel: Tensor, image_size: Sequence[int]) -> None:
 
 def _size(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
+
+
+Filter = Literal["average", "bicubic"]
+
+
+def superresolution(image_shape: Sequence[int], scale: int, filter: Filter = "average") -> Separable:
+    """The large image made `scale` times smaller, by block averages or bicubically (antialiased, as Pillow does).
+
+    A side that `scale` does not divide is padded at its end with its last pixel; `notes` says so.
+    """
+    channels, height, width = check_image_shape(image_shape)
+    if int(scale) != scale or scale < 2 or scale > min(height, width):
+        raise UserError(f"the scale must be a whole number from 2 to {min(height, width)} for this image, not {scale}")
+    make = {"average": block_average, "bicubic": bicubic}.get(filter)
+    if make is None:
+        raise UserError(f"no super-resolution filter named {filter!r}; there are average and bicubic")
+    sides = [(size, -(-size // scale) * scale) for size in (height, width)]  # as it is, and padded
+    rows, columns = (make(full, scale) @ edge_padding(size, full) for size, full in sides)
+    operator = Separable((channels, height, width), rows, columns)
+    if any(size != full for size, full in sides):
+        padded = f"{sides[0][1]}×{sides[1][1]}"
+        operator.notes.append(f"{height}×{width} is not divisible by {scale}: edge pixels were repeated up to {padded}")
+    return operator
+
+
+def separable_blur(image_shape: Sequence[int], column_kernel: Tensor, row_kernel: Tensor) -> Separable:
+    """A blur by a kernel down the columns and one along the rows, the image continued by its mirror image."""
+    _, height, width = check_image_shape(image_shape)
+    check_kernel(column_kernel[:, None], (height, width))
+    check_kernel(row_kernel[None, :], (height, width))
+    return Separable(image_shape, mirrored_blur(height, column_kernel), mirrored_blur(width, row_kernel))
+
+
+def edge_padding(size: int, padded: int) -> Tensor:
+    """(padded, size): the identity, its last row repeated."""
+    return torch.eye(size, dtype=torch.float64)[torch.arange(padded).clamp(max=size - 1)]
+
+
+def block_average(size: int, scale: int) -> Tensor:
+    """(size/scale, size): the mean of every block."""
+    return torch.eye(size // scale, dtype=torch.float64).repeat_interleave(scale, dim=1) / scale
+
+
+def bicubic(size: int, scale: int) -> Tensor:
+    """(size/scale, size): Keys' cubic with a = -1/2, widened by `scale` and cut off at the borders, as in Pillow."""
+    centres = (torch.arange(size // scale, dtype=torch.float64) + 0.5) * scale
+    positions = torch.arange(size, dtype=torch.float64) + 0.5
+    distance = (positions - centres[:, None]).abs() / scale
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    return weights / weights.sum(1, keepdim=True)
+
+
+def mirrored_blur(size: int, kernel: Tensor) -> Tensor:
+    """(size, size): convolution with an odd or even kernel, its middle at len//2; the border pixel is mirrored too."""
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    positions = torch.arange(size)
+    for tap, weight in enumerate(kernel.tolist()):
+        source = positions - (tap - len(kernel) // 2)
+        source = torch.where(source < 0, -1 - source, source)
+        source = torch.where(source >= size, 2 * size - 1 - source, source)
+        matrix[positions, source] += weight
+    return matrix

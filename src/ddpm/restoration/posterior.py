@@ -1,21 +1,116 @@
-"""Restore degraded images with a trained model: several posterior samples of each, their mean and their spread."""
+"""Restore degraded images: posterior samples, their mean and their standard deviation.
+
+Images larger than the model are denoised as overlapping tiles of one global x_t, averaged at every step. Because the
+average happens inside every step, neighbouring tiles agree and no seam is left (the idea of MultiDiffusion, Bar-Tal et
+al. 2023, applied to the predicted x_0).
+"""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ddpm.errors import UserError
-from ddpm.hardware import Precision
+from ddpm.common.errors import UserError
+from ddpm.common.hardware import Precision
+from ddpm.common.randomness import ImageNoise, derive_seed
 from ddpm.model import Labels, Model
-from ddpm.randomness import ImageNoise, derive_seed
 from ddpm.restoration.methods import find_method
 from ddpm.restoration.operator import LinearOperator
-from ddpm.restoration.tiles import TiledDenoiser, TileGrid
-from ddpm.samplers.step import Callback
-from ddpm.samplers.timesteps import Spacing, timestep_grid
+from ddpm.samplers.algorithms import Callback
+from ddpm.samplers.denoiser import Denoiser, Prediction
+from ddpm.samplers.grid import Spacing, timestep_grid
+
+NORMAL_MAD = 0.6744897501960817  # the median of |z| for standard normal z
+MIN_BLOCKS = 16
+
+
+def estimate_noise(y: Tensor, known: Tensor | None = None) -> float:
+    """σ of the noise on one picture y (C, H, W), in y's units, from its finest diagonal Haar details.
+
+    On smooth ground the detail (a - b - c + d)/2 of a 2×2 block holds noise alone, with the noise's own deviation;
+    the median over all blocks passes over edges (Donoho & Johnstone 1994). Noise that was cut off at black or white
+    before y was stored is underestimated: by half where the whole ground is black.
+
+    `known`: bool (C, H, W) or (H, W), where y holds anything. Raises UserError where fewer than 16 blocks are known.
+    """
+    if y.ndim != 3 or min(y.shape[-2:]) < 2:
+        raise UserError("the noise can only be estimated on pictures of at least 2×2; give its σ instead")
+    known = torch.ones_like(y, dtype=torch.bool) if known is None else known.bool().expand_as(y)
+    a, b, c, d = _quarters(y.double())
+    usable = torch.stack(_quarters(known)).all(0)
+    if usable.sum() < MIN_BLOCKS:
+        raise UserError("too few neighbouring pixels are known to estimate the noise; give its σ instead")
+    return float(((a - b - c + d) / 2)[usable].abs().median() / NORMAL_MAD)
+
+
+def _quarters(image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four pixels of every 2×2 block, as four images of half the size."""
+    even = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
+    return even[..., ::2, ::2], even[..., ::2, 1::2], even[..., 1::2, ::2], even[..., 1::2, 1::2]
+
+
+OVERLAP = 0.5  # of a tile with its neighbour: with half, every pixel away from the border is seen by four tiles
+
+
+class TileGrid:
+    """Where the tiles lie: rows and columns of top-left corners, the last ones flush with the border."""
+
+    def __init__(self, image_size: Sequence[int], tile_size: Sequence[int]):
+        if any(image < tile for image, tile in zip(image_size, tile_size, strict=True)):
+            raise UserError(
+                f"the image, {image_size[0]}×{image_size[1]}, is smaller than the model's {tile_size[0]}×{tile_size[1]}"
+            )
+        self.tile_size = tuple(tile_size)
+        tops, lefts = (_starts(image, tile) for image, tile in zip(image_size, tile_size, strict=True))
+        self.corners = [(top, left) for top in tops for left in lefts]
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+
+class TiledDenoiser:
+    """A denoiser of tiles as a denoiser of large images.
+
+    `denoiser` sees tile-major batches: all images' first tiles, then all images' second tiles, …; labels, where it
+    has any, must be repeated accordingly.
+    """
+
+    def __init__(self, denoiser: Denoiser, grid: TileGrid):
+        self.denoiser, self.grid = denoiser, grid
+        self.diffusion, self.schedule = denoiser.diffusion, denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: float) -> Prediction:
+        """The weighted mean of the tiles' x̂_0, and the ε that belongs to it."""
+        height, width = self.grid.tile_size
+        tiles = [x_t[..., top : top + height, left : left + width] for top, left in self.grid.corners]
+        answers = self.denoiser(torch.cat(tiles), t).x_0.chunk(len(tiles))
+        window = _window(height, width).to(x_t)
+        total, weight = torch.zeros_like(x_t), torch.zeros_like(x_t[:1, :1])
+        for (top, left), x_0 in zip(self.grid.corners, answers, strict=True):
+            place = (..., slice(top, top + height), slice(left, left + width))
+            total[place] += window * x_0
+            weight[place] += window
+        x_0 = total / weight
+        return Prediction(x_0, self.diffusion.epsilon_from_x_0(x_0, x_t, t))
+
+
+def _starts(image: int, tile: int) -> list[int]:
+    """Evenly spread over the image, neighbours overlapping by `OVERLAP` of a tile or more."""
+    stride = max(1, int(tile * (1 - OVERLAP)))
+    count = math.ceil((image - tile) / stride) + 1
+    if count == 1:
+        return [0]
+    return [round(i * (image - tile) / (count - 1)) for i in range(count)]
+
+
+def _window(height: int, width: int) -> Tensor:
+    """A tile's weight falls smoothly to nearly nothing at its border, so that no pixel sees a tile begin."""
+    rows, columns = (torch.sin(math.pi * (torch.arange(size) + 0.5) / size) ** 2 for size in (height, width))
+    return torch.outer(rows, columns)
+
 
 PIXEL_SCALE = 2.0  # σ is told for images in [0, 1]; ours are in [-1, 1]
 
@@ -84,7 +179,7 @@ def restore(
     if isinstance(operator, LinearOperator):
         operator.check(y)
     grid = TileGrid(shape[1:], model.image_shape[1:])
-    schedule = model.process.schedule
+    schedule = model.diffusion.schedule
     steps = min(chosen.steps, schedule.timesteps) if steps is None else steps
     timesteps = timestep_grid(schedule, steps, spacing)
     classes = _classes(model, labels, len(y))

@@ -9,13 +9,20 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ddpm.data.decode import read_image
-from ddpm.errors import UserError
-from ddpm.pixels import to_float
-from ddpm.restoration import kernels
+from ddpm.common.errors import UserError
+from ddpm.common.pixels import to_float
+from ddpm.data.images import read_image
+from ddpm.restoration import operators as kernels
 from ddpm.restoration.operator import SpectralOperator
-from ddpm.restoration.operators import Channels, CircularBlur, Denoising, Inpainting
-from ddpm.restoration.resampling import Filter, separable_blur, superresolution
+from ddpm.restoration.operators import (
+    Channels,
+    CircularBlur,
+    Denoising,
+    Filter,
+    Inpainting,
+    separable_blur,
+    superresolution,
+)
 
 TaskName = Literal["denoise", "inpaint", "superresolve", "deblur", "colorize"]
 

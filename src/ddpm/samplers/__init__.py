@@ -7,16 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
-from ddpm.errors import UserError, nearest
-from ddpm.process.schedule import NoiseSchedule
-from ddpm.samplers.ancestral import ancestral
-from ddpm.samplers.ddim import ddim
+from ddpm.common.errors import UserError, nearest
+from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.samplers.algorithms import (
+    Callback,
+    Noise,
+    Sampler,
+    Step,
+    ancestral,
+    ddim,
+    dpm_solver,
+    dpm_solver_sde,
+    heun,
+    unipc,
+)
 from ddpm.samplers.denoiser import Clip, Denoiser, Network, Prediction
-from ddpm.samplers.dpm_solver import dpm_solver, dpm_solver_sde
-from ddpm.samplers.heun import heun
-from ddpm.samplers.step import Callback, Noise, Sampler, Step
-from ddpm.samplers.timesteps import Spacing, timestep_grid
-from ddpm.samplers.unipc import unipc
+from ddpm.samplers.grid import Spacing, timestep_grid
 
 __all__ = [
     "DEFAULT_SAMPLER",

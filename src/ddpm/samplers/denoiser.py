@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ddpm.errors import UserError
-from ddpm.process.gaussian import GaussianProcess
+from ddpm.common.errors import UserError
+from ddpm.diffusion.gaussian import GaussianDiffusion
 
 # (x_t, t as (N,), labels as (N,) or None) -> (N, C, H, W), or (N, 2C, H, W) where the variance is learned
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -38,7 +38,7 @@ class Denoiser:
     """Any network as a denoiser.
 
     Args:
-        network: callable (x_t, t (N,), labels (N,) or None) -> what `process.prediction` names.
+        network: callable (x_t, t (N,), labels (N,) or None) -> what `diffusion.prediction` names.
         process: schedule, prediction and variance.
         labels: class index of each image (N,), or None for an unconditional network.
         null_label: the class index that means "no class"; guidance other than 1 needs it.
@@ -54,7 +54,7 @@ class Denoiser:
     def __init__(
         self,
         network: Network,
-        process: GaussianProcess,
+        diffusion: GaussianDiffusion,
         *,
         labels: Tensor | None = None,
         null_label: int | None = None,
@@ -74,7 +74,7 @@ class Denoiser:
             raise UserError(f"guidance {guidance:g} needs labels: it moves the answer towards a class")
         if clip not in ("static", "dynamic", None):
             raise UserError(f"clip is static, dynamic or None, not {clip!r}")
-        self.network, self.process, self.schedule = network, process, process.schedule
+        self.network, self.diffusion, self.schedule = network, diffusion, diffusion.schedule
         self.labels, self.null_label = labels, null_label
         self.guidance, self.guidance_rescale = guidance, guidance_rescale
         self.clip, self.batch_size, self.dtype = clip, batch_size, dtype
@@ -83,11 +83,11 @@ class Denoiser:
         """Predict x_0 and ε of x_t (N, C, H, W) at one timestep t, which may be fractional."""
         output = self._in_batches(x_t, t).to(x_t.dtype)
         fraction = None
-        if self.process.learns_variance:
+        if self.diffusion.learns_variance:
             output, raw = output.chunk(2, dim=1)
             fraction = (raw + 1) / 2
-        x_0 = self._limit(self.process.predicted_x_0(output, x_t, t))
-        return Prediction(x_0, self.process.epsilon_from_x_0(x_0, x_t, t), fraction)
+        x_0 = self._limit(self.diffusion.predicted_x_0(output, x_t, t))
+        return Prediction(x_0, self.diffusion.epsilon_from_x_0(x_0, x_t, t), fraction)
 
     def _in_batches(self, x_t: Tensor, t: float) -> Tensor:
         """Run the network over chunks of exactly `batch_size` images, padding the last."""

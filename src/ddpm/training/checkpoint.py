@@ -1,12 +1,17 @@
-"""Checkpoints: everything a run needs to go on exactly, in safetensors and JSON, never pickle.
+"""The run directory and its checkpoints: safetensors and JSON, never pickle.
 
-A checkpoint is a folder named by its step. It is written beside under another name, flushed to the disk and renamed,
-so that a folder with a number is always whole; checksums tell when the disk has spoilt it since.
+A checkpoint is a folder named by its step. It is written under another name, flushed to the disk and renamed, so a
+folder with a number is always complete. Checksums detect later damage. A lock keeps a second run out.
 """
 
+import contextlib
+import fcntl
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +20,126 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddpm.errors import UserError
-from ddpm.files import sync
-from ddpm.training.files import sha256, write_tensors, write_text
+from ddpm.common.errors import RunStopped, UserError
+from ddpm.common.files import NO_SPACE, sync
+from ddpm.interop.folder import read_json, save_tensors
+
+
+class RunLock:
+    """Held from `__init__` to `release`, or to the death of the process, however it dies.
+
+    The lock is `flock`'s, on the open file, so a leftover file locks nothing; the file's text only tells who holds it.
+    """
+
+    def __init__(self, run: Path):
+        self._path = run / ".lock"
+        self._handle = self._path.open("ab+", buffering=0)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._handle.seek(0)
+            holder = self._handle.read(200).decode(errors="replace") or "another process"
+            self._handle.close()
+            raise UserError(f"{run} is being trained by {holder}; stop that run first, or give another --out") from None
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without its text
+            self._handle.truncate(0)
+            self._handle.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    def release(self) -> None:
+        """Let the next run in. A directory in which nothing was begun goes; else the file stays, for others to try."""
+        run = self._path.parent
+        if list(run.iterdir()) == [self._path]:
+            self._path.unlink()
+            run.rmdir()
+        self._handle.close()
+
+
+# What a run writes in its directory. The configuration goes first when a run makes way for another, so that nobody goes
+# on with what is half removed; what a run is known by (`is_run`) goes last.
+WRITTEN = ["config.yaml", "model", "best", "samples", "set_aside", "tensorboard", "wandb", "wandb_id"]
+WRITTEN += ["checkpoints", "metrics.jsonl"]
+UNFINISHED = ("new", "old", "writing")  # endings of the hidden names that a killed process may leave of these
+
+
+def claim(out: Path, resume: bool, overwrite: bool) -> RunLock:
+    """Make the run directory and take its lock."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out names a directory")
+    begun, occupied = (out / "config.yaml").exists(), is_run(out)
+    if resume and not begun:
+        raise UserError(f"no run in {out} to go on with: it has no config.yaml")
+    if not resume and not occupied and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise UserError(f"{out} holds something that is not a run; give another --out")
+    if occupied and not resume and not overwrite:
+        go_on = f"go on with --resume {out}, " if begun else ""
+        raise UserError(f"{out} holds a run already: {go_on}give another --out, or --overwrite")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return RunLock(out)
+    except OSError as error:
+        raise UserError(f"cannot write in {out}: {error.strerror or error}") from error
+
+
+def is_run(out: Path) -> bool:
+    """Whether a run wrote here. A config.yaml alone does not tell: other programs call theirs so too."""
+    return (out / "metrics.jsonl").exists() or (out / "checkpoints").exists()
+
+
+def empty(out: Path) -> None:
+    """Remove what a run wrote, and nothing else."""
+    for name in WRITTEN:
+        for path in [*(out / f".{name}.{ending}" for ending in UNFINISHED), out / name]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def model_step(folder: Path) -> int:
+    """After how many steps a model was saved; -1 where none can be read."""
+    try:
+        return int(read_json(folder / "ddpm.json")["provenance"]["steps"])
+    except (OSError, UserError, KeyError, TypeError, ValueError):
+        return -1
+
+
+@contextlib.contextmanager
+def writing(what: str, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn a disk that cannot be written into one line: what was being written, and what is `kept` now."""
+    try:
+        yield
+    except SafetensorError as error:  # safetensors hides the system's error inside its own
+        raise RunStopped(f"could not write {what}: {error}; {kept()}") from error
+    except OSError as error:
+        reason = "no space left on the disk" if error.errno in NO_SPACE else error.strerror or str(error)
+        raise RunStopped(f"could not write {what}: {reason}; {kept()}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file by one whole new one."""
+    beside = path.with_name(f".{path.name}.writing")
+    try:
+        with beside.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, on the disk when this returns."""
+    save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    sync(path)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
 
 STATE, CHECKSUMS = "state.json", "checksums.json"
 Parts = Mapping[str, Mapping[str, Tensor]]

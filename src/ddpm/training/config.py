@@ -8,15 +8,26 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ddpm.common.errors import UserError, nearest
+from ddpm.common.hardware import Precision
 from ddpm.data.config import DataConfig
-from ddpm.errors import UserError, nearest
-from ddpm.hardware import Precision
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.networks.config import NetworkConfig
-from ddpm.process.config import ProcessConfig
 
 MAX_FILE_BYTES = 1 << 20  # a configuration is a page of text; anything larger is another kind of file
 NEAR = 0.5  # likeness from which a name is suggested; fields are long words, so less than difflib's own 0.6
 DEEPEST = 20
+
+RENAMED = {  # names of configurations written before version 0.2
+    "process": "diffusion",
+    "diffusion.timestep_draw": "diffusion.timestep_sampler",
+    "training.decay": "training.lr_schedule",
+    "training.clip": "training.grad_clip",
+    "training.ema": "training.ema_decay",
+    "training.keep": "training.keep_checkpoints",
+    "training.track": "training.loggers",
+    "training.skip_at_most": "training.max_bad_steps",
+}
 
 Tracker = Literal["tensorboard", "wandb"]
 
@@ -30,9 +41,11 @@ class TrainingConfig(BaseModel):
     batch_size: int = Field(128, ge=1, description="images a step, over all processes")
     learning_rate: float = Field(2e-4, gt=0)
     warmup: int = Field(5000, ge=0, description="steps over which the learning rate rises linearly from 0")
-    decay: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up, to 0 at the end")
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
-    ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights, a step")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="after the warm-up, to 0 at the end"
+    )
+    grad_clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights, a step")
     ema_warmup: bool = Field(True, description="a shorter average at the start; the paper has none")
     class_drop: float = Field(0.1, ge=0, lt=1, description="share of images trained without their class, for guidance")
     seed: int = Field(0, ge=0)
@@ -42,14 +55,14 @@ class TrainingConfig(BaseModel):
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="images in memory at once")
 
     checkpoint_every: int = Field(5000, ge=1)
-    keep: int = Field(3, ge=1, description="newest checkpoints kept")
+    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
     log_every: int = Field(50, ge=1)
     preview_every: int = Field(5000, ge=0, description="0: none")
     preview_images: int = Field(64, ge=1)
     preview_steps: int = Field(20, ge=1, description="network evaluations an image")
     evaluate_every: int = Field(0, ge=0, description="0: never")
-    skip_at_most: int = Field(5, ge=0, description="steps in a row whose gradient may be not finite")
-    track: list[Tracker] = ["tensorboard"]
+    max_bad_steps: int = Field(5, ge=0, description="steps in a row whose gradient may be not finite")
+    loggers: list[Tracker] = ["tensorboard"]
 
 
 class Config(BaseModel):
@@ -58,7 +71,7 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     data: DataConfig
-    process: ProcessConfig = ProcessConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
     network: NetworkConfig = NetworkConfig()
     training: TrainingConfig = TrainingConfig()
 
@@ -182,6 +195,8 @@ def explain(error: ValidationError) -> str:
     first = findings[0]
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
+        if new := RENAMED.get(".".join(path)):
+            return f"{'.'.join(path)} is now called {new}"
         known = fields_at(path[:-1])
         line = f"{'.'.join(path[:-1]) or 'a configuration'} has no field {path[-1]!r}; {nearest(path[-1], known, NEAR)}"
     elif first["type"] == "literal_error":
@@ -227,6 +242,8 @@ def literals(annotation: Any) -> list[Any]:
 
 
 def check_name(name: str, known, kind: str) -> None:
+    if new := RENAMED.get(name):
+        raise UserError(f"{name} is now called {new}")
     if name not in known:
         raise UserError(f"no {kind} {name!r}; {nearest(name, known, NEAR)}")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from ddpm.networks.flops import count_flops
+from ddpm.networks.inference import count_flops
+from ddpm.training.compute import reproducible_kernels
 from ddpm.training.config import Config
-from ddpm.training.interrupt import StopRequest
+from ddpm.training.guards import StopRequest
 from ddpm.training.loop import Loop, size_of
 from ddpm.training.processes import launch
-from ddpm.training.reproducible import reproducible_kernels
-from ddpm.training.run import Run
+from ddpm.training.trainer import Run
 
 WARM_UP, FEWEST = 3, 5  # steps
 LEAST_SECONDS = 2.0  # a card takes many steps in that time, and its queue of batches comes to rest

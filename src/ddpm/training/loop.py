@@ -16,18 +16,16 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm.data.dataset import ImageDataset
-from ddpm.errors import RunStopped, UserError
-from ddpm.networks.ema import EMA
+from ddpm.common.errors import RunStopped, UserError
+from ddpm.data.datasets import ImageDataset
+from ddpm.diffusion.config import DiffusionConfig
+from ddpm.diffusion.timestep_samplers import LossAwareSampler
 from ddpm.networks.unet import UNet
-from ddpm.process.config import ProcessConfig
-from ddpm.process.timesteps import LossAwareDraw
 from ddpm.training.batches import Batch, Batches
+from ddpm.training.compute import Engine
 from ddpm.training.config import TrainingConfig
-from ddpm.training.engine import Engine
-from ddpm.training.health import Health, diagnose, ema_drift, weight_norm
-from ddpm.training.interrupt import StopRequest
-from ddpm.training.optimizer import Optimizer, learning_rate
+from ddpm.training.guards import NonFiniteGuard, StopRequest, diagnose, ema_drift, weight_norm
+from ddpm.training.optimizer import EMA, Optimizer, learning_rate
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -48,7 +46,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingStep:
     """A step whose numbers are still on their way from the device: (loss, gradient norm, stop requests)."""
 
     step: int
@@ -70,7 +68,7 @@ def size_of(dataset: ImageDataset) -> int | None:
         return None
 
 
-class Clock:
+class Timer:
     """Steps and seconds since the last lap, less what lies before a restart."""
 
     def __init__(self, step: int):
@@ -96,18 +94,18 @@ class Loop:
     def __init__(
         self,
         config: TrainingConfig,
-        process: ProcessConfig,
+        diffusion: DiffusionConfig,
         network: UNet,
         batches: Batches,
         engine: Engine,
         accelerator: Accelerator,
-        health: Health,
+        health: NonFiniteGuard,
     ):
         self.config, self.engine, self.accelerator, self.health = config, engine, accelerator, health
         self.network, self.batches = network, batches
-        self.process, self.objective = process.process(), process.objective()
-        self.ema = EMA(network, config.ema, config.ema_warmup)
-        self.optimizer = Optimizer(network, config.clip, engine.scales_loss)
+        self.diffusion, self.objective = diffusion.build(), diffusion.build_loss()
+        self.ema = EMA(network, config.ema_decay, config.ema_warmup)
+        self.optimizer = Optimizer(network, config.grad_clip, engine.scales_loss)
         self.micro_batch = engine.micro_batch
         self.progress = Progress()
         if engine.compile:
@@ -124,8 +122,8 @@ class Loop:
         if self.engine.processes > 1:
             self._fit_micro_batch()
         lag = 1 if self.engine.device.type == "cuda" else 0
-        pending: deque[Pending] = deque()
-        clock = Clock(self.progress.step)
+        pending: deque[PendingStep] = deque()
+        clock = Timer(self.progress.step)
         with self._bar() as bar, contextlib.closing(self.batches.steps(self.progress.step, self.engine.device)) as feed:
             while self.progress.step < self.config.steps:
                 pending.append(self.step(self.progress.step, next(feed), request))
@@ -154,7 +152,7 @@ class Loop:
                     return request.signal or signal.SIGTERM  # of another process, where this one was not asked
         return None
 
-    def step(self, step: int, batch: Batch, request: StopRequest) -> Pending:
+    def step(self, step: int, batch: Batch, request: StopRequest) -> PendingStep:
         """One step of optimization: gradient, clipping, Adam, average."""
         losses = self._gradients(batch)
         share = (losses * batch.weight).sum() / self.config.batch_size
@@ -167,14 +165,14 @@ class Loop:
         norm = self.optimizer.step(learning_rate(self.config, step), numbers[0])
         self.ema.update(self.network)
         self.optimizer.zero_grad()
-        if isinstance(self.batches.draw, LossAwareDraw):
+        if isinstance(self.batches.draw, LossAwareSampler):
             self._teach(self.batches.draw, step, losses)
         numbers = torch.stack([numbers[0], norm, numbers[1]]).to("cpu", non_blocking=True)
         arrived = None
         if self.engine.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
-        return Pending(step, batch, numbers, arrived)
+        return PendingStep(step, batch, numbers, arrived)
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Accumulate the gradient of the batch; returns each image's loss (n,). What does not fit is cut smaller."""
@@ -227,12 +225,12 @@ class Loop:
 
     def _losses_of(self, network: nn.Module, batch: Batch) -> Tensor:
         """The loss of each image (n,), before importance weights."""
-        x_t = self.process.q_sample(batch.x_0, batch.t, batch.noise)
+        x_t = self.diffusion.q_sample(batch.x_0, batch.t, batch.noise)
         output = network(x_t.to(self.engine.dtype), batch.t.float(), batch.labels, batch.dropout_keys)
         return self.objective(output, batch.x_0, x_t, batch.t, batch.noise)
 
     @torch.no_grad()
-    def _teach(self, draw: LossAwareDraw, step: int, losses: Tensor) -> None:
+    def _teach(self, draw: LossAwareSampler, step: int, losses: Tensor) -> None:
         """A loss-aware draw learns from the whole global batch, so that it stays the same in every process."""
         every = losses
         if self.engine.processes > 1:  # a sum, not a gathering, which wants equal shares
@@ -245,7 +243,7 @@ class Loop:
         if bool(torch.isfinite(every).all()):
             draw.update(t, every.cpu())
 
-    def _settle(self, pending: Pending) -> bool:
+    def _settle(self, pending: PendingStep) -> bool:
         """Take in a step's numbers; True where some process was asked to stop."""
         loss, norm, stops = pending.read()
         if math.isfinite(loss) and math.isfinite(norm):
@@ -261,7 +259,7 @@ class Loop:
         """Whether a gradient may have overflowed for its loss scale alone, which is how a scale finds its size."""
         return self.engine.scales_loss and float(self.optimizer.scale) >= 1
 
-    def _unhealthy(self, pending: Pending) -> None:
+    def _unhealthy(self, pending: PendingStep) -> None:
         too_many = self.health.bad()
         rank, step = self.accelerator.process_index, pending.step
         path = self.health.set_aside(pending.batch, self.config.seed, step, rank)
@@ -279,7 +277,7 @@ class Loop:
         due = (config.checkpoint_every, config.preview_every, config.evaluate_every)
         return done == config.steps or any(every and done % every == 0 for every in due)
 
-    def _record(self, clock: Clock) -> dict[str, Any]:
+    def _record(self, clock: Timer) -> dict[str, Any]:
         """One line of the log; the sums start again."""
         progress, parameters = self.progress, self.optimizer.parameters
         counted = max(1, progress.counted)
@@ -304,7 +302,7 @@ class Loop:
         progress.counted = 0
         return record
 
-    def _count_time(self, clock: Clock) -> tuple[int, float]:
+    def _count_time(self, clock: Timer) -> tuple[int, float]:
         steps, seconds = clock.lap(self.progress.step)
         self.progress.seconds += seconds
         return steps, seconds
@@ -329,8 +327,8 @@ class Loop:
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        if isinstance(self.batches.draw, LossAwareDraw):
-            parts["timestep_draw"] = self.batches.draw.state_dict()
+        if isinstance(self.batches.draw, LossAwareSampler):
+            parts["timestep_sampler"] = self.batches.draw.state_dict()
         return parts
 
     def state(self) -> dict[str, Any]:
@@ -343,8 +341,8 @@ class Loop:
         self.network.load_state_dict(parts["network"])
         self.ema.load_state_dict(parts["ema"])
         self.optimizer.load_state_dict(parts["optimizer"])
-        if isinstance(self.batches.draw, LossAwareDraw):
-            self.batches.draw.load_state_dict(parts["timestep_draw"])
+        if isinstance(self.batches.draw, LossAwareSampler):
+            self.batches.draw.load_state_dict(parts["timestep_sampler"])
         earlier = {"images": state["progress"]["step"] * self.config.batch_size}  # of checkpoints that did not say
         self.progress = Progress(**earlier | state["progress"])
         self.health.skipped, self.health.in_a_row = state["health"]["skipped"], state["health"]["in_a_row"]

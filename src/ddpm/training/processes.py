@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
-from ddpm.errors import RunStopped, UserError
-from ddpm.hardware import default_device
+from ddpm.common.errors import RunStopped, UserError
+from ddpm.common.hardware import default_device
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # rank 0 may write a large checkpoint while the others wait for it

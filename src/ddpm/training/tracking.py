@@ -1,4 +1,4 @@
-"""What a run tells of itself: metrics.jsonl always, TensorBoard and Weights & Biases through accelerate."""
+"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases, preview images and broken files."""
 
 import contextlib
 import errno
@@ -9,9 +9,78 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from accelerate.utils import gather_object
+from torch import Tensor
 
-from ddpm.training.files import write_text
+from ddpm.common.pixels import save_grid
+from ddpm.data.datasets import ImageDataset, Report
+from ddpm.data.stream import StreamDataset
+from ddpm.model import Model, blocks
+from ddpm.training.checkpoint import write_text
+
+MEAN_OF = 1024  # images of the data set, at most, whose mean colour stands for all
+AT_ONCE = 16  # of them in memory
+
+
+def draw_preview(model: Model, num: int, steps: int, seed: int, accelerator: Accelerator) -> Tensor | None:
+    """Images 0 … num-1 of `seed` (num, C, H, W), every process drawing its share; None but in the first process."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    mine = []
+    for number, block in enumerate(blocks(range(num), model.default_batch_size)):
+        if number % processes == rank:
+            mine += list(model.sample_batches(block, steps=min(steps, model.diffusion.schedule.timesteps), seed=seed))
+    parts = gather_object(mine) if processes > 1 else mine
+    if not accelerator.is_main_process:
+        return None
+    return torch.cat([images for _, images in sorted(parts, key=lambda part: part[0][0])])
+
+
+def save_preview(images: Tensor, folder: Path, step: int) -> None:
+    """RUN/samples/NNNNNN.png."""
+    save_grid(images, folder / f"{step:06d}.png", overwrite=True)
+
+
+def channel_means(dataset: ImageDataset) -> Tensor | None:
+    """Mean of each channel in [-1, 1], over images spread evenly through the set; None for one that is streamed."""
+    if isinstance(dataset, StreamDataset):
+        return None
+    chosen = range(0, len(dataset), -(-len(dataset) // MEAN_OF))
+    channels, height, width = dataset.image_shape
+    total = torch.zeros(channels, dtype=torch.int64)
+    for start in range(0, len(chosen), AT_ONCE):
+        pixels, _ = dataset.batch(chosen[start : start + AT_ONCE])
+        total += pixels.sum((0, 2, 3)).cpu()
+    return total.double() / (len(chosen) * height * width) / 127.5 - 1
+
+
+def channel_drift(images: Tensor, means: Tensor) -> dict[str, float]:
+    """How far the mean of each channel of the previews lies from the data's: a colour tint shows here first."""
+    drift = images.double().mean((0, 2, 3)) - means
+    return {f"channel_{index}_drift": round(value, 5) for index, value in enumerate(drift.tolist())}
+
+
+class BrokenFileReporter:
+    """Prints the broken files of a report, each once, whichever process met it."""
+
+    def __init__(self, report: Report, accelerator: Accelerator):
+        self.report, self.accelerator = report, accelerator
+        self._told: set[str] = set()
+
+    def tell(self) -> None:
+        """Those met since the last time; to be called in every process at once."""
+        met = list(self.report.skipped)  # a copy, for the thread that draws ahead may add to it
+        if self.accelerator.num_processes > 1:
+            met = gather_object(met)
+        news = Report(self.report.source)
+        for name, reason in met:
+            if name not in self._told:
+                news.skip(name, reason)
+        self._told.update(name for name, _ in met)
+        if text := news.summary():
+            self.accelerator.print(text)
 
 
 class Tracking:

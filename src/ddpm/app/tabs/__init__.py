@@ -1,1 +1,0 @@
-"""What the page looks like: one file a tab."""

@@ -1,0 +1,47 @@
+"""What the machine can do: the device to run on and the number format to compute in."""
+
+import os
+from typing import Literal
+
+import torch
+
+from ddpm.common.errors import UserError
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def default_device() -> torch.device:
+    """This process's CUDA card, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The number format of the network's forward pass; "auto" takes bf16 where the hardware multiplies in it.
+
+    CUDA cards older than Ampere get fp16, CPUs without bf16 instructions (emulating them is slower) and MPS fp32.
+    Whoever asks for fp32 on a CUDA card has it from then on: PyTorch's default lets convolutions round their inputs to
+    TF32, of 10 bits where float32 has 23.
+    """
+    if precision != "auto":
+        if precision not in DTYPES:
+            raise UserError(f"no precision named {precision!r}; there are auto, bf16, fp16 and fp32")
+        if precision == "fp32" and device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False
+        return DTYPES[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has bf16 dot products (AVX-512 BF16 or AMX)."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def process_rank() -> tuple[int, int]:
+    """(rank, number of processes) as torchrun or accelerate launch say; (0, 1) for a plain run."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,76 @@
+"""Pixels as uint8 in 0..255 and as float in [-1, 1]; grids of images and PNG files."""
+
+import math
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpm.common.files import check_target, written_beside
+
+
+def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 0..255 to x/127.5 - 1, exactly the levels that the discretised likelihood expects."""
+    return images.to(dtype) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-1, 1] to round(127.5·(x+1)), clipped to 0..255."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
+    """Images side by side, row by row.
+
+    Args:
+        images: (N, C, H, W) float in [-1, 1]; what lies outside is clipped.
+        columns: images a row; by default the grid is as square as it can be.
+        gap: white pixels between and around the images.
+
+    Returns: uint8 (C, rows·(H+gap)+gap, columns·(W+gap)+gap).
+    """
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"a grid is made of images (N, C, H, W), not of {tuple(images.shape)}")
+    count, channels, height, width = images.shape
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    grid = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
+    for index, image in enumerate(to_uint8(images.detach().cpu())):
+        top = gap + (index // columns) * (height + gap)
+        left = gap + (index % columns) * (width + gap)
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
+def numbered(folder: Path) -> list[Path]:
+    """A folder's pictures NNNNNN.png by their numbers; whatever else lies there is none of them."""
+    return sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
+
+
+def save_grid(
+    images: Tensor, path: str | Path, columns: int | None = None, *, gap: int = 2, overwrite: bool = False
+) -> Path:
+    """Write `make_grid` of float images (N, C, H, W) in [-1, 1] as a PNG; see `save_picture`."""
+    return save_picture(make_grid(images, columns, gap), path, overwrite=overwrite)
+
+
+def save_picture(image: Tensor, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write one uint8 image (C, H, W), 1 to 4 channels, as a PNG.
+
+    It is written beside its name and renamed, so the file is whole or absent. Raises UserError where the name does not
+    end in .png or is taken and `overwrite` is not set, RunStopped where the disk is full.
+    """
+    path = check_target(path, (".png",), overwrite=overwrite)
+    with written_beside(path) as beside:
+        to_pillow(image).save(beside, format="PNG")
+    return path
+
+
+def to_pillow(image: Tensor) -> Image.Image:
+    """uint8 (C, H, W) of 1 to 4 channels as a Pillow image."""
+    array = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array, MODES[array.shape[2]])

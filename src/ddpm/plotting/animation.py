@@ -1,0 +1,285 @@
+"""Frames of a trajectory: which steps to keep, how to draw them, and how to write a GIF, an MP4 or a strip.
+
+The frames are chosen before the run and kept as uint8, so memory does not grow with the number of steps.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ddpm.common.errors import UserError, install, require
+from ddpm.common.files import check_target, written_beside
+from ddpm.common.pixels import make_grid, to_pillow
+
+FrameSpacing = Literal["uniform", "log_snr"]
+Phase = Literal["forward", "reverse"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One moment: x_t, and beside it x_0 (given, in the forward process; predicted, in the reverse).
+
+    `x_t` and `x_0` are uint8 grids (C, H, W) of all the images; `x_0` is None where there is nothing to show. t = -1 is
+    the data, where `log_snr` is +inf.
+    """
+
+    phase: Phase
+    t: float
+    log_snr: float
+    x_t: Tensor
+    x_0: Tensor | None
+
+
+class Recorder:
+    """Shown every state of a run, keeps the chosen ones as frames.
+
+    Args:
+        timesteps: of the states, in the order they will come: S+1 for a run of S steps.
+        log_snr: of a timestep.
+        phase: which way the run goes.
+        frames: how many to keep, at most; the first and the last are always among them.
+        spacing: "uniform" over the states, or over their log-SNR.
+        columns: of the grid, where there is more than one image.
+    """
+
+    def __init__(
+        self,
+        timesteps: Sequence[float],
+        log_snr: Callable[[float], float],
+        phase: Phase,
+        *,
+        frames: int,
+        spacing: FrameSpacing = "uniform",
+        columns: int | None = None,
+    ):
+        self.frames: list[Frame] = []
+        self.phase, self.timesteps, self.columns = phase, list(timesteps), columns
+        self.log_snrs = [log_snr(t) for t in timesteps]
+        self.chosen = frozenset(choose_frames(self.log_snrs, frames, spacing))
+
+    def see(self, state: int, x_t: Tensor, x_0: Tensor | None = None) -> None:
+        """State number `state` is x_t (N, C, H, W), and x_0 what is known or predicted of its images."""
+        if state in self.chosen:
+            beside = None if x_0 is None else as_grid(x_0, self.columns)
+            moment = (self.phase, self.timesteps[state], self.log_snrs[state])
+            self.frames.append(Frame(*moment, as_grid(x_t, self.columns), beside))
+
+
+def as_grid(images: Tensor, columns: int | None = None) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1] as one uint8 picture; a single one without a border."""
+    return make_grid(images, columns, gap=0 if len(images) == 1 else 2)
+
+
+def choose_frames(log_snrs: Sequence[float], frames: int, spacing: FrameSpacing = "uniform") -> list[int]:
+    """Which of the states to keep, by their index: at most `frames` (at least 2), the first and the last included."""
+    last = len(log_snrs) - 1
+    if frames < 2:
+        raise UserError(f"{frames} frames asked for: a trajectory has at least 2, its first and its last")
+    if spacing == "uniform":
+        return sorted({round(place) for place in np.linspace(0, last, min(frames, last + 1))})
+    if spacing != "log_snr":
+        raise UserError(f"no frame spacing named {spacing!r}; there are {', '.join(get_args(FrameSpacing))}")
+    finite = [index for index, value in enumerate(log_snrs) if math.isfinite(value)]
+    if not finite:
+        return sorted({0, last})
+    starts, stops = int(finite[0] == 0), int(finite[-1] == last)  # infinite ends are frames of their own
+    values = np.array([log_snrs[index] for index in finite])
+    count = frames - 2 + starts + stops
+    inner = np.linspace(values[0], values[-1], count)[starts : count - stops]
+    return sorted({finite[int(np.abs(values - target).argmin())] for target in inner} | {0, last})
+
+
+PANEL, STRIP_CELL = 256, 112  # small images are enlarged, by whole numbers, to about this side
+LARGEST_PANEL = 640
+MARGIN = 12
+INK, GREY, BLUE = (20, 20, 20), (205, 205, 205), (0, 114, 178)  # blue of the Okabe-Ito palette
+SUBSCRIPT = re.compile(r"_(\w)")
+
+
+def picture(frame: Frame, progress: float) -> Image.Image:
+    """One frame: x_t, x_0 beside it, t and SNR under them, and a line of which `progress` (0 to 1) is filled."""
+    panels = [(title, _panel(grid, PANEL)) for title, grid in _titled(frame)]
+    width = sum(panel.width for _, panel in panels) + MARGIN * (len(panels) + 1)
+    bottom = 40 + panels[0][1].height
+    canvas, draw = _canvas(panels[0][1].mode, width, bottom + 54)
+    left = MARGIN
+    for title, panel in panels:
+        _text(draw, (left, 8), title, 20)
+        canvas.paste(panel, (left, 40))
+        left += panel.width + MARGIN
+    _text(draw, (MARGIN, bottom + 6), _time(frame), 18)
+    _text(draw, (MARGIN + 110, bottom + 6), f"SNR {_snr(frame)}", 18)
+    end = MARGIN + round((width - 2 * MARGIN) * progress)
+    draw.rectangle((MARGIN, bottom + 38, width - MARGIN, bottom + 42), fill=_paint(canvas.mode, GREY))
+    draw.rectangle((MARGIN, bottom + 38, end, bottom + 42), fill=_paint(canvas.mode, BLUE))
+    return canvas
+
+
+def strip(frames: Sequence[Frame]) -> Image.Image:
+    """All frames side by side: x_t above, x_0 below, t and SNR under each, and the phase above where there are two."""
+    columns = [[(title, _panel(grid, STRIP_CELL)) for title, grid in _titled(frame)] for frame in frames]
+    titles = [title for title, _ in columns[-1]]
+    if len({frame.phase for frame in frames}) == 2:
+        titles = ["x_t", "x_0"]
+    width, height = columns[0][0][1].size
+    across, down = max(width, 96) + 8, height + 8
+    top, left = (32 if titles[-1] == "x_0" else MARGIN), (120 if titles[-1].startswith("predicted") else 40)
+    canvas, draw = _canvas(
+        columns[0][0][1].mode, left + across * len(columns) + MARGIN, top + down * len(titles) + 44 + MARGIN
+    )
+    for row, title in enumerate(titles):
+        _text(draw, (8, top + row * down + height // 2 - 12), title, 15)
+    for number, (frame, column) in enumerate(zip(frames, columns, strict=True)):
+        x, below = left + number * across, top + down * len(titles)
+        if titles[-1] == "x_0" and (number == 0 or frame.phase != frames[number - 1].phase):
+            said = "forward: x_0 is the image" if frame.phase == "forward" else "reverse: x_0 is predicted"
+            _text(draw, (x, 8), said, 15)
+        for row, (_, panel) in enumerate(column):
+            canvas.paste(panel, (x, top + row * down))
+        _text(draw, (x, below), _time(frame), 14)
+        _text(draw, (x, below + 20), f"SNR {_snr(frame)}", 14)
+    return canvas
+
+
+def _titled(frame: Frame) -> Iterator[tuple[str, Tensor]]:
+    yield "x_t", frame.x_t
+    if frame.x_0 is not None:
+        yield ("x_0" if frame.phase == "forward" else "predicted x_0"), frame.x_0
+
+
+def _canvas(mode: str, width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    canvas = Image.new(mode, (width, height), "white")
+    return canvas, ImageDraw.Draw(canvas)
+
+
+def _panel(grid: Tensor, side: int) -> Image.Image:
+    """A grid as a picture, enlarged by a whole number towards `side`, or shrunk to the largest allowed."""
+    image = to_pillow(grid)
+    image = image.convert("L" if image.mode in ("L", "LA") else "RGB")
+    factor = max(1, round(side / max(image.size)))
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    image.thumbnail((LARGEST_PANEL, LARGEST_PANEL), Image.Resampling.LANCZOS)
+    return image
+
+
+def _text(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int) -> None:
+    """Text in which `_t` is a subscript: the font has no glyph for one."""
+    x, y = place
+    ink = _paint(draw.im.mode, INK)
+    for number, piece in enumerate(SUBSCRIPT.split(text)):
+        lowered = number % 2 == 1
+        font = ImageFont.load_default(round(size * 0.72) if lowered else size)
+        draw.text((x, y + (size * 0.5 if lowered else 0)), piece, fill=ink, font=font)
+        x += font.getlength(piece)
+
+
+def _paint(mode: str, colour: tuple[int, int, int]) -> int | tuple[int, int, int]:
+    red, green, blue = colour
+    return colour if mode == "RGB" else round(0.299 * red + 0.587 * green + 0.114 * blue)
+
+
+def _time(frame: Frame) -> str:
+    if frame.t < 0:
+        return "the data"
+    return f"t = {frame.t:.0f}" if frame.t == int(frame.t) else f"t = {frame.t:.1f}"
+
+
+def _snr(frame: Frame) -> str:
+    if frame.log_snr == math.inf:
+        return "infinite"
+    snr = math.exp(frame.log_snr)
+    if 0 < snr < 1e-3:
+        power = math.floor(math.log10(snr))
+        return f"{snr / 10**power:.1f}e{power}"
+    return f"{snr:.0f}" if snr >= 10 or snr == 0 else f"{snr:.2g}"
+
+
+ENDINGS = (".gif", ".mp4", ".png")
+SHORTEST_PAUSE = 20  # milliseconds; below that browsers show a GIF's frame for 100
+LONGEST_PAUSE = 655  # seconds; a GIF counts hundredths of them in 16 bits
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The frames in the order they are to be seen, and the images that came out, float (N, C, H, W) in [-1, 1]."""
+
+    frames: list[Frame]
+    images: Tensor
+
+    def pictures(self) -> Iterator[Image.Image]:
+        """Each frame as a captioned picture, all of one size."""
+        last = max(1, len(self.frames) - 1)
+        for index, frame in enumerate(self.frames):
+            yield picture(frame, progress=index / last)
+
+    def save(self, path: str | Path, *, fps: float = 15.0, hold: float = 2.0, overwrite: bool = False) -> Path:
+        """Write a .gif, an .mp4, or all frames in one .png.
+
+        Args:
+            fps: frames a second (not for a .png).
+            hold: seconds for which the last frame stands still.
+
+        Raises UserError where the name has another ending or is taken, or ffmpeg is missing; RunStopped on a full disk.
+        """
+        path = check_animation(path, fps=fps, hold=hold, overwrite=overwrite)
+        with written_beside(path) as beside:
+            match path.suffix.lower():
+                case ".png":
+                    strip(self.frames).save(beside)
+                case ".gif":
+                    _save_gif(self.pictures(), beside, fps, hold)
+                case ".mp4":
+                    _save_mp4(self.pictures(), beside, fps, hold)
+        return path
+
+
+def check_animation(path: str | Path, *, fps: float = 15.0, hold: float = 2.0, overwrite: bool = False) -> Path:
+    """See, before any sampling, that `path` can be written; an .mp4 needs the `video` extra."""
+    path = check_target(path, ENDINGS, overwrite=overwrite)
+    if not 0.01 <= fps <= 100:
+        raise UserError(f"{fps:g} frames a second asked for; choose 0.01 to 100")
+    if not 0 <= hold <= LONGEST_PAUSE:
+        raise UserError(f"the last frame cannot stand still for {hold:g} seconds; choose 0 to {LONGEST_PAUSE}")
+    if path.suffix.lower() == ".mp4":
+        try:
+            require("imageio", "video")
+            require("imageio_ffmpeg", "video").get_ffmpeg_exe()
+        except (UserError, RuntimeError) as error:
+            raise UserError(f"an .mp4 needs ffmpeg: {install('video')}; a .gif does without") from error
+    return path
+
+
+def _save_gif(frames: Iterator[Image.Image], path: Path, fps: float, hold: float) -> None:
+    paletted = [_paletted(frame) for frame in frames]
+    pause = max(SHORTEST_PAUSE, round(1000 / fps))
+    durations = [pause] * (len(paletted) - 1) + [max(pause, round(1000 * hold))]
+    paletted[0].save(path, save_all=True, append_images=paletted[1:], duration=durations, loop=0)
+
+
+def _paletted(frame: Image.Image) -> Image.Image:
+    """A GIF has 256 colours a frame: all the greys there are, or the 256 that fit the frame best."""
+    return frame if frame.mode == "L" else frame.quantize(256)
+
+
+def _save_mp4(frames: Iterator[Image.Image], path: Path, fps: float, hold: float) -> None:
+    imageio = require("imageio.v2", "video")
+    # H.264 with 4:2:0 colour, which every player knows, wants even sides: hence _even
+    settings = {"codec": "libx264", "quality": 8, "pixelformat": "yuv420p", "macro_block_size": 1}
+    with imageio.get_writer(path, fps=fps, **settings) as writer:
+        for frame in frames:
+            array = _even(np.asarray(frame.convert("RGB")))
+            writer.append_data(array)
+        for _ in range(round(hold * fps)):
+            writer.append_data(array)
+
+
+def _even(array: np.ndarray) -> np.ndarray:
+    height, width, _ = array.shape
+    return np.pad(array, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=255)

@@ -1,0 +1,374 @@
+"""Plots for papers and teaching: from a model, a data set or a run directory to a matplotlib figure (PDF, SVG, PNG).
+
+Plots are readable in print (8 points at the size they are drawn) and by colour-blind readers (Okabe-Ito colours, and
+every curve also has its own dashes or marker).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from ddpm.common.errors import UserError, require
+from ddpm.common.files import check_target, written_beside
+from ddpm.common.pixels import make_grid, numbered, to_float, to_uint8
+from ddpm.common.randomness import ImageNoise, derive_seed
+from ddpm.data import ImageDataset, open_dataset
+from ddpm.data.datasets import matched_by_number
+from ddpm.data.images import to_tensor
+from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
+from ddpm.model import Labels, Model
+from ddpm.samplers import SAMPLERS, timestep_grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+ENDINGS = (".pdf", ".svg", ".png")
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]  # Okabe & Ito 2008
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2))]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "mathtext.fontset": "dejavusans",
+    "pdf.fonttype": 42,  # letters stay letters, also for the journals that refuse Type 3 fonts
+    "svg.hashsalt": "ddpm",  # the same figure is the same file
+}
+WIDTH = 6.3  # inches: a page's text
+LOSS_DECADES = 1e-4  # where x_t is all noise, ε can be read off it and the loss falls without end
+
+
+@dataclass(frozen=True)
+class Curve:
+    """y over x; where `low` and `high` are given, the band between them is shaded."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+@contextmanager
+def figure(rows: int, columns: int, height: float) -> Iterator[tuple["Figure", np.ndarray]]:
+    """A figure as wide as a page with a grid of axes (rows, columns), drawn in this module's style."""
+    matplotlib = require("matplotlib", "eval")
+    with matplotlib.rc_context(STYLE):
+        # not pyplot: its figures live in a list of their own until somebody closes them, and are not for threads
+        drawn = require("matplotlib.figure", "eval").Figure(figsize=(WIDTH, height), layout="constrained")
+        yield drawn, drawn.subplots(rows, columns, squeeze=False)
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib will show it: a dollar would begin a formula."""
+    return name.replace("$", r"\$")
+
+
+def check_figure(path: str | Path, *, overwrite: bool = False) -> Path:
+    """`check_target` for a figure: before the work starts it is seen, too, that matplotlib is there to draw it."""
+    require("matplotlib", "eval")
+    return check_target(path, ENDINGS, overwrite=overwrite)
+
+
+def save_figure(drawn: "Figure", path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a figure as .pdf, .svg or .png (200 dots an inch); UserError where the name is another or taken."""
+    path = check_figure(path, overwrite=overwrite)
+    dated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # no clock: the same figure is the same file
+    with written_beside(path) as beside, require("matplotlib", "eval").rc_context(STYLE):
+        drawn.savefig(beside, dpi=200, bbox_inches="tight", pad_inches=0.03, metadata=dated.get(path.suffix.lower()))
+    return path
+
+
+def plot_schedules(betas: Mapping[str, Sequence[float]]) -> "Figure":
+    """β_t, ᾱ_t and the SNR ᾱ_t/(1-ᾱ_t) of named schedules, each given by its β_t."""
+    with figure(1, 3, 2.4) as (drawn, axes):
+        for number, (name, values) in enumerate(betas.items()):
+            beta = np.asarray(values, dtype=np.float64)
+            alpha_bar = np.cumprod(1 - beta)
+            with np.errstate(divide="ignore"):
+                snr = alpha_bar / -np.expm1(np.log(alpha_bar))
+            snr[snr <= 0] = np.nan  # zero terminal SNR has no place on a logarithmic axis
+            for ax, curve in zip(axes[0], (beta, alpha_bar, snr), strict=True):
+                ax.plot(np.arange(len(beta)), curve, **_line(number), label=plain(name))
+        for ax, title in zip(
+            axes[0], (r"$\beta_t$", r"$\bar\alpha_t$", r"SNR  $\bar\alpha_t/(1-\bar\alpha_t)$"), strict=True
+        ):
+            ax.set(title=title, xlabel="t")
+        axes[0, 0].set_yscale("log")
+        axes[0, 1].set_ylim(0, 1.02)
+        axes[0, 2].set_yscale("log")
+        _legend_below(drawn, axes[0, 0])
+        return drawn
+
+
+def plot_loss(curves: Mapping[str, Curve], ylabel: str = r"$\Vert\epsilon-\hat\epsilon\Vert^2$ per pixel") -> "Figure":
+    """The loss over the timestep, a curve a model; both axes logarithmic would hide t = 0, so only the loss is."""
+    with figure(1, 1, 3.0) as (drawn, axes):
+        ax = axes[0, 0]
+        for number, (name, curve) in enumerate(curves.items()):
+            ax.plot(curve.x, curve.y, **_line(number), label=plain(name))
+            if curve.low is not None and curve.high is not None:
+                ax.fill_between(curve.x, curve.low, curve.high, color=COLOURS[number % len(COLOURS)], alpha=0.2, lw=0)
+        ax.set(xlabel="t", ylabel=ylabel, yscale="log")
+        highest = max(max(curve.y) for curve in curves.values())
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], highest * LOSS_DECADES))
+        ax.legend()
+        return drawn
+
+
+def plot_quality(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
+    """A figure of merit over the network evaluations an image, a curve a sampler; both axes logarithmic.
+
+    But not the figure's where one is 0 or less, as KID may be: it would have no place there.
+    """
+    positive = not any(value <= 0 for curve in curves.values() for value in curve.y)
+    with figure(1, 1, 3.4) as (drawn, axes):
+        ax = axes[0, 0]
+        for number, (name, curve) in enumerate(curves.items()):
+            ax.plot(curve.x, curve.y, **_line(number), marker=MARKERS[number % len(MARKERS)], label=plain(name))
+        yscale = "log" if positive else "linear"
+        ax.set(xscale="log", yscale=yscale, xlabel="network evaluations an image", ylabel=ylabel)
+        for axis in (ax.xaxis, ax.yaxis) if positive else (ax.xaxis,):
+            _plain_ticks(axis)
+        ax.legend()
+        return drawn
+
+
+def plot_images(
+    images: Tensor, *, columns: Sequence[str] = (), rows: Sequence[str] = (), title: str | None = None
+) -> "Figure":
+    """A table of images with a title above each column and beside each row.
+
+    Args:
+        images: float (rows, columns, C, H, W) in [-1, 1].
+        columns, rows: their titles; none at all, or one each ("" for nothing).
+    """
+    down, across, channels, height, width = images.shape
+    grid = make_grid(images.flatten(0, 1), columns=across).permute(1, 2, 0).numpy()
+    inches = min(WIDTH / across, 1.1)  # of one image
+    with figure(1, 1, 1) as (drawn, axes):
+        ax = axes[0, 0]
+        drawn.set_size_inches(
+            inches * across + 0.09 * max(map(len, rows), default=0) + 0.1,
+            inches * down * height / width + 0.22 * any(columns) + 0.25 * (title is not None) + 0.1,
+        )
+        ax.imshow(grid[..., 0] if channels < 3 else grid, cmap="gray", vmin=0, vmax=255, interpolation="none")
+        ax.grid(False)
+        ax.set_frame_on(False)
+        ax.tick_params(length=0, pad=1, labelbottom=False, labeltop=True)
+        ax.set_xticks([2 + (i + 0.5) * (width + 2) - 1.5 for i in range(len(columns))], list(map(plain, columns)))
+        ax.set_yticks([2 + (i + 0.5) * (height + 2) - 1.5 for i in range(len(rows))], list(map(plain, rows)))
+        if title is not None:
+            ax.set_title(title)
+        return drawn
+
+
+def _line(number: int) -> dict[str, object]:
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+
+
+def _legend_below(drawn: "Figure", ax: "Axes") -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+
+
+def _plain_ticks(axis: "Axis") -> None:
+    """1, 2, 5, 10, 20, … along a logarithmic axis, in plain numbers."""
+    ticker = require("matplotlib.ticker", "eval")
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
+
+
+def schedules(
+    names: Sequence[ScheduleName] = SCHEDULES, timesteps: int = 1000, *, zero_terminal_snr: bool = False
+) -> "Figure":
+    """β_t, ᾱ_t and SNR of named schedules; with `zero_terminal_snr`, after rescaling them to end at none."""
+    betas = {name: make_betas(name, timesteps) for name in names}
+    if not betas:
+        raise UserError(f"no schedule is named; there are {', '.join(SCHEDULES)}")
+    if zero_terminal_snr:
+        betas = {name: rescale_zero_terminal_snr(values) for name, values in betas.items()}
+    return plot_schedules({name: NoiseSchedule(values).betas.tolist() for name, values in betas.items()})
+
+
+def loss_by_timestep(
+    models: Mapping[str, Model], data: str, *, num: int = 64, points: int = 60, seed: int = 0
+) -> "Figure":
+    """The ε loss of each model over t, averaged over `num` images of `data`; the band holds the middle 80% of them."""
+    curves = {}
+    for name, model in models.items():
+        times = np.unique(np.linspace(0, model.diffusion.schedule.timesteps - 1, points).round()).astype(int)
+        dataset = matching_data(model, data, labels=model.num_classes is not None)
+        losses = epsilon_losses(model, dataset, times.tolist(), num=num, seed=seed).numpy()
+        low, high = np.quantile(losses, [0.1, 0.9], axis=1)
+        curves[name] = Curve(times.tolist(), losses.mean(1).tolist(), low.tolist(), high.tolist())
+    return plot_loss(curves)
+
+
+@torch.no_grad()
+def epsilon_losses(model: Model, dataset: ImageDataset, times: Sequence[int], *, num: int, seed: int) -> Tensor:
+    """|ε - ε̂|² per pixel (len(times), num), at the same images and noise for every t."""
+    indices = np.linspace(0, len(dataset) - 1, min(num, len(dataset))).round().astype(int)
+    pixels, labels = dataset.batch(indices.tolist())
+    x_0 = to_float(pixels).to(model.device)
+    streams = [torch.Generator().manual_seed(derive_seed(seed, "loss", index)) for index in range(len(x_0))]
+    noise = ImageNoise(streams, model.image_shape, device=model.device)()
+    classes = None if labels is None else class_numbers(model, dataset)[labels]
+    denoiser = model.denoiser(classes, clip=None, batch_size=model.default_batch_size)
+    rows = []
+    for t in times:
+        predicted = denoiser(model.diffusion.q_sample(x_0, float(t), noise), float(t)).epsilon
+        rows.append((predicted - noise).square().flatten(1).mean(1).cpu())
+    return torch.stack(rows)
+
+
+def class_numbers(model: Model, dataset: ImageDataset) -> Tensor:
+    """The model's number of each of the data's classes, by name; by number where the model's classes have no other."""
+    names = dataset.class_names or []
+    if matched_by_number(names, model.class_names or []):
+        return torch.arange(len(names))
+    return torch.tensor(model.resolve_labels(names))
+
+
+def samples_by_class(model: Model, *, columns: int = 10, **options) -> "Figure":
+    """A row of samples for each class; `options` as `Model.sample` takes them."""
+    if model.class_names is None:
+        raise UserError("this model was trained without classes; ddpm sample draws a grid of it")
+    count = len(model.class_names)
+    images = model.sample(count * columns, labels="all", **options)  # image i is of class i mod count
+    return plot_images(images.unflatten(0, (columns, count)).transpose(0, 1), rows=model.class_names)
+
+
+@torch.no_grad()
+def interpolation(
+    model: Model, *, rows: int = 4, columns: int = 9, steps: int = 50, labels: Labels = None, seed: int = 0
+) -> "Figure":
+    """Between two samples' x_T along the great circle, each point sampled by DDIM (Song et al. 2021, section 5.3).
+
+    Row r goes from sample 2r of the seed to sample 2r+1; `labels` are taken in turn by the rows.
+    """
+    classes = model.resolve_labels(labels)
+    timesteps, weights = timestep_grid(model.diffusion.schedule, steps), torch.linspace(0, 1, columns)
+    table = []
+    for row in range(rows):
+        noise = ImageNoise.of_seed(seed, [2 * row, 2 * row + 1], model.image_shape)
+        start, end = noise()
+        x_T = torch.stack([slerp(start, end, weight) for weight in weights.tolist()]).to(model.device)
+        of_class = None if classes is None else torch.full((columns,), classes[row % len(classes)])
+        denoiser = model.denoiser(of_class, batch_size=model.default_batch_size)
+        images = SAMPLERS["ddim"](denoiser, x_T, timesteps, noise=noise)
+        table.append(images.float().clamp(-1, 1).cpu())
+    return plot_images(torch.stack(table), columns=[f"{weight:.2g}" for weight in weights.tolist()])
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """Spherical interpolation: keeps the norm that Gaussian noise of this dimension has."""
+    cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1)
+    angle = torch.arccos(cosine)
+    if angle.sin() < 1e-6:
+        return torch.lerp(a, b, weight)
+    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / angle.sin()
+
+
+def nearest_neighbours(model: Model, data: str, *, num: int = 6, neighbours: int = 6, **options) -> "Figure":
+    """Samples, each followed by the training images nearest to it by pixels, the nearest first."""
+    dataset, images = matching_data(model, data, labels=False), model.sample(num, **options)
+    wanted = to_uint8(images).flatten(1).float()
+    best = torch.full((num, 0), 0.0)
+    index = torch.zeros((num, 0), dtype=torch.long)
+    for start in range(0, len(dataset), 2048):
+        rows = range(start, min(start + 2048, len(dataset)))
+        distance = torch.cdist(wanted, dataset.batch(rows)[0].cpu().flatten(1).float())
+        best = torch.cat([best, distance], 1)
+        index = torch.cat([index, torch.tensor(rows).expand(num, -1)], 1)
+        best, kept = best.topk(min(neighbours, best.shape[1]), largest=False)
+        index = index.gather(1, kept)
+    found = to_float(dataset.batch(index.flatten().tolist())[0].cpu()).unflatten(0, index.shape)
+    titles = ["sample", "nearest", *[""] * (found.shape[1] - 1)]
+    return plot_images(torch.cat([images[:, None], found], 1), columns=titles)
+
+
+def quality(points: str | Path) -> "Figure":
+    """A figure of merit against network evaluations, from the JSON that a sweep over samplers wrote."""
+    try:
+        rows = json.loads(Path(points).read_text(encoding="utf-8"))
+        found = [(row["sampler"], row["evaluations"], next(iter(row["figures"].values()))) for row in rows]
+        curves = {}
+        for name in dict.fromkeys(sampler for sampler, _, _ in found):
+            mine = sorted((evaluations, merit["value"]) for sampler, evaluations, merit in found if sampler == name)
+            curves[name] = Curve(*map(list, zip(*mine, strict=True)))
+        return plot_quality(curves, found[0][2]["title"])
+    except OSError as error:
+        raise UserError(f"{points} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, StopIteration, IndexError) as error:
+        raise UserError(f"{points} is not what `ddpm evaluate --sweep` writes") from error
+
+
+def training_progress(run: str | Path, *, rows: int = 6, columns: int = 8) -> "Figure":
+    """What a run's fixed seeds gave as it was trained: a row a seed, a column a step, from RUN/samples."""
+    run = Path(run)
+    previews = numbered(run / "samples")
+    if not previews:
+        raise UserError(f"{run} holds no previews: a run directory has them as samples/NNNNNN.png")
+    chosen = [previews[i] for i in np.unique(np.linspace(0, len(previews) - 1, columns).round().astype(int))]
+    height, width = _image_size(run)
+    shown = [to_float(_cut(to_tensor(Image.open(path)), height, width)[:rows]) for path in chosen]
+    count = min(len(images) for images in shown)
+    table = torch.stack([images[:count] for images in shown], dim=1)
+    return plot_images(table, columns=[f"{int(path.stem):,}" for path in chosen], title="samples by training step")
+
+
+def comparison(models: Mapping[str, Model], *, columns: int = 8, **options) -> "Figure":
+    """A row of samples for each model, all from the same seeds; `options` as `Model.sample` takes them."""
+    shapes = {model.image_shape for model in models.values()}
+    if len(shapes) > 1:
+        raise UserError(f"models of different shapes have no seeds in common: {', '.join(map(str, sorted(shapes)))}")
+    return plot_images(torch.stack([model.sample(columns, **options) for model in models.values()]), rows=list(models))
+
+
+def matching_data(model: Model, source: str, *, labels: bool) -> ImageDataset:
+    """The data at this model's size and channels, brought there as in training."""
+    channels, *size = model.image_shape
+    return open_dataset(source, image_size=size, channels=channels, labels=labels, **model.preprocessing._asdict())
+
+
+def _image_size(run: Path) -> tuple[int, int]:
+    try:
+        size = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["image_size"]
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run} is no run directory: its config.yaml names no data.image_size") from error
+
+
+def _cut(grid: Tensor, height: int, width: int, gap: int = 2) -> Tensor:
+    """The images (N, C, H, W) of a grid as `make_grid` lays them out, row by row."""
+    tiles = grid[:, gap:, gap:].unfold(1, height, height + gap).unfold(2, width, width + gap)
+    return tiles.permute(1, 2, 0, 3, 4).flatten(0, 1)

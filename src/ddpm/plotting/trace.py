@@ -1,0 +1,226 @@
+"""Watch a diffusion: the reverse process of a model or of somebody's Diffusers pipeline, and the forward process.
+
+What comes out is a `Trajectory`, to be saved as a GIF, an MP4 or a strip.
+"""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm.common.errors import UserError
+from ddpm.common.hardware import Precision
+from ddpm.common.randomness import ImageNoise, derive_seed
+from ddpm.diffusion.schedule import NoiseSchedule
+from ddpm.model import Labels, Model
+from ddpm.plotting.animation import FrameSpacing, Recorder, Trajectory
+from ddpm.samplers import Callback, Clip, Noise, Spacing, Step, find_sampler
+
+MODEL_STEPS = 100
+PAIR_STEPS = 50  # DDIMPipeline's default
+
+
+def trace(
+    source: Any,
+    *,
+    num: int = 1,
+    steps: int | None = None,
+    frames: int = 60,
+    frame_spacing: FrameSpacing = "uniform",
+    columns: int | None = None,
+    **options: Any,
+) -> Trajectory:
+    """Draw images and keep what happened on the way: x_t and the predicted x_0 at some of the steps.
+
+    Args:
+        source: a `Model`; or of Diffusers' a `DDPMPipeline`, a `DDIMPipeline` or a (UNet2DModel, scheduler) pair. A
+            pipeline is left untouched: its scheduler is copied.
+        num: images, seen as a grid of `columns`.
+        steps: sampling steps; by default a model's 100 (or all it has), and whatever a pipeline's own default is.
+        frames: how many moments to keep, at most, chosen before the run; memory does not grow with the steps.
+        frame_spacing: "uniform" over the steps or "log_snr".
+        options: for a model, those of `trace_model`; for Diffusers, `generator` and what the scheduler's step takes
+            (`eta`, `use_clipped_model_output`, …).
+
+    Returns: the frames and the images, which are those of `Model.sample` or of the pipeline for the same generator.
+    """
+    picked: dict[str, Any] = {"num": num, "frames": frames, "frame_spacing": frame_spacing, "columns": columns}
+    if isinstance(source, Model):
+        return trace_model(source, steps=steps, **picked, **options)
+    if isinstance(source, tuple | list) and len(source) == 2:
+        unet, scheduler = source
+        default = PAIR_STEPS
+    elif hasattr(source, "unet") and hasattr(source, "scheduler"):
+        unet, scheduler = source.unet, source.scheduler
+        default = inspect.signature(source.__call__).parameters["num_inference_steps"].default
+    else:
+        raise UserError(
+            f"cannot trace a {type(source).__name__}: give a ddpm model, a Diffusers DDPMPipeline or DDIMPipeline, "
+            "or a (UNet2DModel, scheduler) pair"
+        )
+    return trace_diffusers(unet, scheduler, steps=default if steps is None else steps, **picked, **options)
+
+
+@torch.no_grad()
+def trace_model(
+    model: Model,
+    *,
+    num: int = 1,
+    steps: int | None = None,
+    frames: int = 60,
+    frame_spacing: FrameSpacing = "uniform",
+    columns: int | None = None,
+    image: Tensor | None = None,
+    sampler: str = "ancestral",
+    spacing: Spacing | None = None,
+    labels: Labels = None,
+    guidance: float = 1.0,
+    guidance_rescale: float = 0.0,
+    clip: Clip = "static",
+    seed: int = 0,
+    precision: Precision = "auto",
+    **sampler_options: Any,
+) -> Trajectory:
+    """Trace a model's reverse process; see `trace`, and `Model.sample_batches` for the options.
+
+    `image` (C, H, W) in [-1, 1]: first let the forward process turn it into noise, and start from that noise. Half of
+    the frames are then the forward process's.
+    """
+    size = model.default_batch_size
+    if not 1 <= num <= size:
+        raise UserError(f"{num} images asked for; this model's trajectories show 1 to {size} at a time")
+    chosen, schedule = find_sampler(sampler), model.diffusion.schedule
+    steps = min(MODEL_STEPS, schedule.timesteps) if steps is None else steps
+    timesteps = chosen.timesteps(schedule, steps, spacing)
+    classes = model.resolve_labels(labels)
+    denoiser = model.denoiser(
+        None if classes is None else torch.tensor([classes[i % len(classes)] for i in range(num)]),
+        guidance=guidance,
+        guidance_rescale=guidance_rescale,
+        clip=clip,
+        batch_size=size,
+        precision=precision,
+    )
+    noise = ImageNoise.of_seed(seed, range(num), model.image_shape, device=model.device)
+    x_T, before = noise(), []
+    if image is not None:
+        _check_shape(image, model.image_shape)
+        if frames < 4:
+            raise UserError(f"{frames} frames asked for: there and back takes at least 4, each way's first and last")
+        start = image.to(model.device).expand(num, *model.image_shape)
+        forward_noise = ImageNoise.of_seed(
+            derive_seed(seed, "forward"), range(num), model.image_shape, device=model.device
+        )
+        half, frames = frames // 2, frames - frames // 2
+        seen = Recorder(
+            [-1.0, *map(float, range(int(timesteps[0]) + 1))],
+            schedule.log_snr,
+            "forward",
+            frames=half,
+            spacing=frame_spacing,
+            columns=columns,
+        )
+        x_T = noised(schedule, start, forward_noise, seen, show_x_0=True)
+        before = seen.frames
+    recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=frames, spacing=frame_spacing, columns=columns)
+    images = chosen(denoiser, x_T, timesteps, noise=noise, callback=recording(recorder), **sampler_options)
+    return Trajectory(before + recorder.frames, images.float().clamp(-1, 1).cpu())
+
+
+def trace_forward(
+    schedule: NoiseSchedule,
+    image: Tensor,
+    *,
+    frames: int = 60,
+    frame_spacing: FrameSpacing = "uniform",
+    seed: int = 0,
+) -> Trajectory:
+    """Trace the forward process of an image (C, H, W) in [-1, 1]: it is noised step by step, q(x_t|x_{t-1})."""
+    timesteps = [float(t) for t in range(-1, schedule.timesteps)]
+    recorder = Recorder(timesteps, schedule.log_snr, "forward", frames=frames, spacing=frame_spacing)
+    noise = ImageNoise.of_seed(derive_seed(seed, "forward"), [0], image.shape)
+    return Trajectory(recorder.frames, noised(schedule, image[None], noise, recorder).clamp(-1, 1))
+
+
+def noised(schedule: NoiseSchedule, x_0: Tensor, noise: Noise, recorder: Recorder, *, show_x_0: bool = False) -> Tensor:
+    """Run the chain x_t = √(1-β_t) x_{t-1} + √β_t z (eq. 2) through the recorder's timesteps -1, 0, 1, …"""
+    x_t, shown = x_0, x_0 if show_x_0 else None
+    recorder.see(0, x_t, shown)
+    for t in range(len(recorder.timesteps) - 1):
+        beta = schedule.betas[t].item()
+        x_t = (1 - beta) ** 0.5 * x_t + beta**0.5 * noise()
+        recorder.see(t + 1, x_t, shown)
+    return x_t
+
+
+def recording(recorder: Recorder) -> Callback:
+    """A sampler's callback that shows the recorder each step's start, and the last step's end."""
+
+    def callback(step: Step) -> None:
+        recorder.see(step.index, step.x_t, step.x_0)
+        if step.index == step.steps - 1:
+            recorder.see(step.steps, step.x_prev, step.x_prev)
+
+    return callback
+
+
+@torch.no_grad()
+def trace_diffusers(
+    unet: Any,
+    scheduler: Any,
+    *,
+    num: int = 1,
+    steps: int = 50,
+    frames: int = 60,
+    frame_spacing: FrameSpacing = "uniform",
+    columns: int | None = None,
+    generator: "torch.Generator | Sequence[torch.Generator] | None" = None,
+    **step_options: Any,
+) -> Trajectory:
+    """Trace a Diffusers network with its own scheduler, drawing exactly what its pipeline would draw; see `trace`."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    schedule = NoiseSchedule(scheduler.betas)
+    size = unet.config.sample_size
+    shape = (num, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+    generators = list(generator) if isinstance(generator, Sequence) else generator
+    x = randn_tensor(shape, generator=generators, device=unet.device, dtype=unet.dtype) * scheduler.init_noise_sigma
+
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        step_options["generator"] = generators
+    timesteps = [*scheduler.timesteps.tolist(), -1.0]
+    recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=frames, spacing=frame_spacing, columns=columns)
+    for index, t in enumerate(scheduler.timesteps):
+        x_t = scheduler.scale_model_input(x, t)  # the identity but for schedulers that keep x_t/√ᾱ
+        output = unet(x_t, t).sample
+        result = scheduler.step(output, t, x, **step_options)
+        x_0 = getattr(result, "pred_original_sample", None)
+        if x_0 is None and index in recorder.chosen:
+            x_0 = _predicted_x_0(scheduler, schedule, output, x_t, float(t))
+        recorder.see(index, x_t, x_0)
+        x = result.prev_sample
+    recorder.see(len(timesteps) - 1, x, x)
+    return Trajectory(recorder.frames, x.float().clamp(-1, 1).cpu())
+
+
+def _predicted_x_0(scheduler: Any, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: float) -> Tensor:
+    """For schedulers that do not tell it."""
+    output = output[:, : x_t.shape[1]]  # without the learned variance
+    signal, sigma = schedule.alpha_sigma(t)
+    match scheduler.config.prediction_type:
+        case "sample":
+            return output
+        case "v_prediction":
+            return signal * x_t - sigma * output
+        case _:
+            return (x_t - sigma * output) / max(signal, 1e-6)
+
+
+def _check_shape(image: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(image.shape) != shape:
+        raise UserError(f"the image is {tuple(image.shape)} (channels, height, width); this model's are {shape}")

@@ -1,0 +1,159 @@
+"""To and from deepinv: its physics as our operators, our model as its denoiser.
+
+deepinv's images lie in [0, 1], ours in [-1, 1]. A linear physics is the same H in both; its measurements are not:
+y = 2·y₀₁ - H(1), see `from_deepinv_measurement`.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm.common.errors import UserError, require
+from ddpm.model import Model
+from ddpm.restoration.operator import LinearOperator, SpectralOperator
+from ddpm.restoration.operators import CircularBlur
+from ddpm.samplers.denoiser import Denoiser
+
+ORTHOGONAL_TOLERANCE = 1e-4
+
+
+class DeepinvOperator(LinearOperator):
+    """A deepinv `LinearPhysics`, for DDNM without noise and for DPS."""
+
+    def __init__(self, physics: Any, image_shape: tuple[int, int, int]):
+        super().__init__(image_shape, _measurement_shape(physics, image_shape))
+        self.physics = physics
+
+    def H(self, x: Tensor) -> Tensor:
+        return self.physics.A(x)
+
+    def Ht(self, y: Tensor) -> Tensor:
+        return self.physics.A_adjoint(y)
+
+    def H_pinv(self, y: Tensor) -> Tensor:
+        return self.physics.A_dagger(y)
+
+
+class DeepinvSpectral(SpectralOperator):
+    """A deepinv `DecomposablePhysics`, for every method; see `from_deepinv`."""
+
+    def __init__(self, physics: Any, image_shape: tuple[int, int, int]):
+        mask = torch.as_tensor(physics.mask).detach().abs()
+        super().__init__(image_shape, _measurement_shape(physics, image_shape), mask[0] if mask.ndim == 4 else mask)
+        self.physics = physics
+
+    def V(self, coordinates: Tensor) -> Tensor:
+        return self.physics.V(coordinates)
+
+    def Vt(self, x: Tensor) -> Tensor:
+        return self.physics.V_adjoint(x)
+
+    def U(self, coordinates: Tensor) -> Tensor:
+        return self.physics.U(coordinates)
+
+    def Ut(self, y: Tensor) -> Tensor:
+        return self.physics.U_adjoint(y)
+
+
+def from_deepinv(physics: Any, image_shape: tuple[int, int, int]) -> LinearOperator:
+    """deepinv's physics as an operator on images (C, H, W): with its decomposition where it has one.
+
+    `BlurFFT` keeps half of a complex spectrum, in which white noise is not white; it becomes our own circular blur.
+    Raises UserError for a physics that is not linear (DPS takes `physics.A` itself), and for a decomposition whose
+    V is not orthonormal.
+    """
+    deepinv: Any = require("deepinv", "inverse")
+    if isinstance(physics, deepinv.physics.BlurFFT):
+        impulse = torch.zeros(1, *image_shape)
+        impulse[..., image_shape[1] // 2, image_shape[2] // 2] = 1
+        return CircularBlur(image_shape, physics.A(impulse.to(physics.mask.device))[0].cpu())
+    if isinstance(physics, deepinv.physics.DecomposablePhysics):
+        operator = DeepinvSpectral(physics, image_shape)
+        _check_orthonormal(operator)
+        return operator
+    if isinstance(physics, deepinv.physics.LinearPhysics):
+        return DeepinvOperator(physics, image_shape)
+    raise UserError(f"{type(physics).__name__} is not a linear deepinv physics; method dps takes its A as a function")
+
+
+def from_deepinv_measurement(operator: LinearOperator, y: Tensor) -> Tensor:
+    """y = H x₀₁ + n of images in [0, 1] as the measurement 2y - H(1) of images in [-1, 1]."""
+    return 2 * y - operator.H(torch.ones(1, *operator.image_shape, device=y.device))
+
+
+def as_deepinv(model: Model, **options: Any) -> torch.nn.Module:
+    """The model as a `deepinv.models.Denoiser`: (x + σ n, σ) -> x̂, images in [0, 1], σ a number or one an image.
+
+    `options` go to `Model.denoiser` (labels, guidance, precision, …). σ beyond the schedule's ends takes the end's.
+    """
+    return denoiser_as_deepinv(model.denoiser(**options), model.device)
+
+
+def denoiser_as_deepinv(denoiser: Denoiser, device: torch.device | None = None) -> torch.nn.Module:
+    """Any `Denoiser` as deepinv's; x + σ n is √ᾱ_t-scaled x_t at the t whose √((1-ᾱ)/ᾱ) is 2σ on our scale.
+
+    device: where it works, the images' own by default; the answer is where they are.
+    """
+    deepinv: Any = require("deepinv", "inverse")
+
+    class DiffusionDenoiser(deepinv.models.Denoiser):
+        def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
+            levels = torch.as_tensor(sigma, dtype=torch.float64).flatten()
+            images = x.to(device=device)
+            everyone = _labelled(denoiser, len(x))
+            if len(levels) == 1:
+                return _denoise(everyone, images, float(levels)).to(x.device)
+            each = zip(_one_by_one(everyone, len(x)), images.split(1), levels, strict=True)
+            return torch.cat([_denoise(alone, image, float(level)) for alone, image, level in each]).to(x.device)
+
+    return DiffusionDenoiser()
+
+
+def _labelled(denoiser: Denoiser, count: int) -> Denoiser:
+    """The denoiser with a label for each of `count` images, where it has one that all share."""
+    several = copy.copy(denoiser)
+    if denoiser.labels is not None:
+        several.labels = denoiser.labels.expand(count)
+    return several
+
+
+def _one_by_one(denoiser: Denoiser, count: int) -> Iterator[Denoiser]:
+    """The denoiser of `count` images for each of them alone, with its own label."""
+    for index in range(count):
+        alone = copy.copy(denoiser)
+        if denoiser.labels is not None:
+            alone.labels = denoiser.labels[index : index + 1]
+        yield alone
+
+
+def _denoise(denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+    if sigma <= 0:
+        return x
+    t = denoiser.schedule.t_from_log_snr(-2 * math.log(2 * sigma))
+    signal, _ = denoiser.schedule.alpha_sigma(t)
+    return (denoiser(signal * (2 * x - 1), t).x_0 + 1) / 2
+
+
+def _measurement_shape(physics: Any, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    return tuple(physics.A(torch.zeros(1, *image_shape, device=_device(physics))).shape[1:])
+
+
+def _device(physics: Any) -> torch.device:
+    return next((buffer.device for buffer in physics.buffers()), torch.device("cpu"))
+
+
+def _check_orthonormal(operator: DeepinvSpectral) -> None:
+    """White noise must stay white in the seen coordinates: VᵀV = 1 there."""
+    probe = torch.randn(2, *operator.image_shape, generator=torch.Generator().manual_seed(0))
+    inside = operator.Vt(probe.to(operator.singulars.device)) * operator.seen
+    back = operator.Vt(operator.V(inside)) * operator.seen
+    lengths = operator.V(inside).flatten(1).norm(dim=1) / inside.flatten(1).norm(dim=1)
+    if not torch.allclose(back, inside, atol=ORTHOGONAL_TOLERANCE) or (lengths - 1).abs().max() > ORTHOGONAL_TOLERANCE:
+        raise UserError(
+            f"the decomposition of {type(operator.physics).__name__} is not orthonormal: its noise cannot be told "
+            "direction by direction; use ddnm without noise, or dps"
+        )

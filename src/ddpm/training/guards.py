@@ -1,0 +1,175 @@
+"""Guards of a run: non-finite numbers are diagnosed, and Ctrl-C or SIGTERM stop it between two steps."""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.common.errors import RunStopped
+from ddpm.training.batches import Batch
+from ddpm.training.checkpoint import write_tensors, write_text, writing
+
+
+class NonFiniteGuard:
+    """Counts the skipped steps of a run and sets their batches aside in RUN/set_aside/.
+
+    Args:
+        folder: RUN/set_aside.
+        max_bad_steps: skipped steps in a row that a run survives.
+    """
+
+    def __init__(self, folder: Path, max_bad_steps: int):
+        self.folder, self.max_bad_steps = folder, max_bad_steps
+        self.skipped = self.in_a_row = 0
+
+    def good(self) -> None:
+        self.in_a_row = 0
+
+    def bad(self) -> bool:
+        """Count a skipped step; True where it was one too many."""
+        self.skipped += 1
+        self.in_a_row += 1
+        return self.in_a_row > self.max_bad_steps
+
+    def set_aside(self, batch: Batch, seed: int, step: int, rank: int) -> Path:
+        """Keep a batch (this process's part) for a look at leisure."""
+        path = self.folder / f"{step:06d}-{rank}.safetensors"
+        with writing(str(path), lambda: f"checkpoints are kept in {self.folder.parent / 'checkpoints'}"):
+            self.folder.mkdir(exist_ok=True)
+            write_tensors(path, batch.tensors())
+            write_text(path.with_suffix(".json"), json.dumps({"seed": seed, "step": step, "images": len(batch)}))
+        return path
+
+    def stopped(self, diagnoses: list[str], rate: float) -> RunStopped:
+        """The one line with which a run that cannot go on ends; `diagnoses`: what each process found."""
+        cause = diagnoses[0] if diagnoses else "computed once more all is finite, so the machine itself may be at fault"
+        return RunStopped(
+            f"{self.in_a_row} steps in a row had a loss or gradient that is not finite: {cause}; the learning rate was "
+            f"{rate:.2g}; their batches are in {self.folder}, the last good checkpoint in "
+            f"{self.folder.parent / 'checkpoints'}; a smaller training.learning_rate or fp32 may help"
+        )
+
+
+def diagnose(network: nn.Module, losses_of: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> str | None:
+    """Where the numbers of a batch first go wrong: a layer's output or a parameter's gradient, and at which t.
+
+    `losses_of`: (network, batch) -> the loss of each image (n,). None where all is finite.
+    """
+    bad_inputs = [name for name, tensor in batch.tensors().items() if not finite(tensor)]
+    if bad_inputs:
+        return f"the batch itself holds numbers that are not finite ({', '.join(bad_inputs)})"
+    bad_weights = [name for name, p in network.named_parameters() if not finite(p)]
+    if bad_weights:
+        return f"the weights of {layer_of(bad_weights[0])} are not finite"
+    found: list[str] = []
+
+    def note_output(name: str):
+        def hook(module: nn.Module, inputs, output) -> None:
+            if isinstance(output, Tensor) and not finite(output) and not found:
+                found.append(f"the output of layer {name}")
+
+        return hook
+
+    def note_gradient(name: str):
+        def hook(module: nn.Module, to_inputs, to_outputs) -> None:
+            if any(g is not None and not finite(g) for g in to_inputs) and not found:
+                found.append(f"the gradient that layer {name} hands back")
+
+        return hook
+
+    layers = [(name, module) for name, module in network.named_modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note_output(name)) for name, module in layers]
+    hooks += [module.register_full_backward_hook(note_gradient(name)) for name, module in layers]
+    try:
+        with torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
+            losses = losses_of(network, batch)
+        bad = ~torch.isfinite(losses.detach())
+        if found or bool(bad.any()):
+            images = bad if bool(bad.any()) else torch.ones_like(bad)
+            return f"{found[0] if found else 'the loss'} is not finite, for images at t = {span(batch.t[images])}"
+        with warnings.catch_warnings(action="ignore"):  # the first layer hands nothing back, and its hook says so
+            losses.sum().backward()
+    finally:
+        for handle in hooks:
+            handle.remove()
+    bad_gradients = [name for name, p in network.named_parameters() if p.grad is not None and not finite(p.grad)]
+    network.zero_grad()
+    if not found and bad_gradients:
+        found.append(f"the gradient of {layer_of(bad_gradients[0])}")
+    return f"{found[0]} is not finite, for images at t = {span(batch.t)}" if found else None
+
+
+def finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def layer_of(parameter: str) -> str:
+    return "layer " + parameter.rpartition(".")[0]
+
+
+def span(t: Tensor) -> str:
+    """A few timesteps in full, many by their range."""
+    values = sorted(set(t.tolist()))
+    if len(values) <= 6:
+        return ", ".join(map(str, values))
+    return f"{values[0]} to {values[-1]}"
+
+
+@torch.no_grad()
+def weight_norm(parameters: Sequence[Tensor]) -> float:
+    """‖θ‖."""
+    return float(torch.nn.utils.get_total_norm(parameters))
+
+
+@torch.no_grad()
+def ema_drift(parameters: Sequence[Tensor], averages: Sequence[Tensor]) -> float:
+    """‖θ_EMA - θ‖ / ‖θ‖: how far the average trails; it falls as training settles."""
+    distance = float(torch.nn.utils.get_total_norm(torch._foreach_sub(list(parameters), list(averages))))
+    return distance / max(weight_norm(parameters), math.ulp(1.0))
+
+
+TERMINATED = 128 + signal.SIGTERM  # the exit code that shells and schedulers expect of a terminated process
+STOP_MESSAGE = b"\nstopping after this step and what is due then; once more to leave at once, without a checkpoint\n"
+
+
+class StopRequest:
+    """Which signal asked this process to stop, if any."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        with contextlib.suppress(OSError):  # not print: the signal may have come in the midst of one
+            os.write(2, STOP_MESSAGE)
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+    def leave(self, number: int) -> None:
+        """End as the signal would have ended the process: KeyboardInterrupt, or exit code 143."""
+        if number == signal.SIGTERM:
+            raise SystemExit(TERMINATED)
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[StopRequest]:
+    """While inside, the first SIGINT or SIGTERM is only noted; a second one acts at once."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may set handlers; whoever trains in another stops it by its own means
+        return
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
