@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ddpm.common.files import write_whole
+from ddpm.common.files import atomic_write
 from ddpm.model import load
 from ddpm.plotting.plots import plot_images, save_figure
 from ddpm.training import Config, load_config
@@ -106,7 +106,7 @@ def measured_paces(folder: Path, budget: Budget, jobs: int) -> dict[str, float]:
         run = Run(config, folder, Accelerator(), init=None, resume=False, evaluator=None)
         paces[name] = seconds_a_step(run.loop)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(paces, indent=1).encode())
+    atomic_write(path, json.dumps(paces, indent=1).encode())
     return paces
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import write_whole
+from ddpm.common.files import atomic_write
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.model import load
 from ddpm.samplers import Spacing
@@ -45,7 +45,7 @@ def trained_and_judged(
     report = evaluate(model, config.data.source, metrics=metrics, features="builtin", progress=False, **sampling)
     row = {figure.key: figure.value for figure in report.figures}
     row |= {"weights": model.weights_hash, "seconds": model.provenance["seconds"]}
-    write_whole(note, json.dumps({"wanted": wanted, "row": row}, indent=1).encode())
+    atomic_write(note, json.dumps({"wanted": wanted, "row": row}, indent=1).encode())
     return row
 
 

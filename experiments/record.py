@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import write_whole
+from ddpm.common.files import atomic_write
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
@@ -23,7 +23,7 @@ def save_result(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Pa
     """Write folder/NAME.json, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    write_whole(path, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic_write(path, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     return path
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.problems import Problem
-from ddpm.common.files import write_whole
+from ddpm.common.files import atomic_write
 from ddpm.common.hardware import default_device
 from ddpm.common.pixels import to_float, to_uint8
 from ddpm.data import open_dataset
@@ -99,7 +99,7 @@ def train_contestant(name: str, minutes: float, runs: Path, match: Match) -> dic
         found = peers.train(name, match.problem, dataset, 60 * minutes, out, default_device())
     found |= {"images": found["steps"] * found["batch_size"], "seconds": round(found["seconds"], 1)}
     found |= {"command": command, "machine": f"{machine()}, {torch.get_num_threads()} threads"}
-    write_whole(note, json.dumps(found, indent=1).encode())
+    atomic_write(note, json.dumps(found, indent=1).encode())
     return found
 
 

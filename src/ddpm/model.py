@@ -3,16 +3,16 @@
 import hashlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddpm.common.errors import UserError
+from ddpm.common.errors import UserError, nearest
 from ddpm.common.files import content_key
-from ddpm.common.hardware import Precision, compute_dtype, default_device
+from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
 from ddpm.common.randomness import ImageNoise
 from ddpm.data.config import data_section, preprocessing_of
 from ddpm.data.images import Preprocessing
@@ -21,7 +21,7 @@ from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
 from ddpm.networks.inference import InferenceNetworks, count_flops, weights_state
 from ddpm.networks.unet import UNet
-from ddpm.samplers import DEFAULT_SAMPLER, find_sampler
+from ddpm.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SamplerSpec, find_sampler
 from ddpm.samplers.algorithms import Step
 from ddpm.samplers.denoiser import Clip, Denoiser
 from ddpm.samplers.grid import Spacing
@@ -34,6 +34,99 @@ SAMPLING_CODE_VERSION = (
 COMPILE_FLOPS = 1e16  # operations, in which a CUDA card wins back the half minute that compiling takes
 
 Labels = int | str | Sequence[int | str] | None
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to sample. None means the default of the model or of the sampler; `resolved` fills it in.
+
+    Args:
+        sampler: a name in `ddpm.samplers.SAMPLERS`.
+        steps: 1 to T; default 20, or T if that is less.
+        spacing: see `timestep_grid`; default: the sampler's own.
+        labels: classes that the images take in turn, see `Model.resolve_labels`; default: all classes.
+        guidance: weight W of classifier-free guidance; 1 is off, 0 is unconditional.
+        guidance_rescale: φ in [0, 1] of Lin et al. 2024; see `Denoiser`.
+        clip: "static", "dynamic" or None; see `Denoiser`.
+        eta: only for ddim: 0 is deterministic, 1 adds as much noise as ancestral sampling.
+        variant: only for unipc: "bh1" or "bh2".
+        seed: any whole number. Image i of a seed is always the same image.
+        batch_size: images per forward pass; default: `Model.default_batch_size`.
+        precision: number format of the network; "fp32" for comparisons across machines.
+    """
+
+    sampler: str = DEFAULT_SAMPLER
+    steps: int | None = None
+    spacing: Spacing | None = None
+    labels: Labels = None
+    guidance: float = 1.0
+    guidance_rescale: float = 0.0
+    clip: Clip = "static"
+    eta: float | None = None
+    variant: str | None = None
+    seed: int = 0
+    batch_size: int | None = None
+    precision: Precision = "auto"
+
+    @classmethod
+    def of(cls, options: "SamplingOptions | None" = None, /, **changes: Any) -> "SamplingOptions":
+        """Return `options` (or the defaults) with some fields changed; UserError names the nearest field."""
+        known = [field.name for field in fields(cls)]
+        for name in changes:
+            if name not in known:
+                raise UserError(f"sampling has no option {name!r}; {nearest(name, known)}")
+        return replace(options or cls(), **changes)
+
+    def resolved(self, model: "Model") -> "SamplingOptions":
+        """Return the same options with every default filled in for `model`.
+
+        Raises UserError if an option is unknown, out of range or not possible with this model. Resolved options are
+        the cache key of samples and the text of the model card.
+        """
+        sampler = find_sampler(self.sampler)
+        given = {name: value for name in ("eta", "variant") if (value := getattr(self, name)) is not None}
+        sampler.check(given)
+        size = model.default_batch_size if self.batch_size is None else self.batch_size
+        if size < 1:
+            raise UserError(f"the batch size must be at least 1, not {size}")
+        labels = model.resolve_labels(self.labels)
+        options = replace(
+            self,
+            steps=min(DEFAULT_STEPS, len(model.diffusion.schedule)) if self.steps is None else self.steps,
+            spacing=self.spacing or sampler.spacing,
+            labels=labels,
+            batch_size=size,
+            precision=precision_name(compute_dtype(self.precision, model.device)),
+            **{**sampler.options, **given},
+        )
+        sampler.timesteps(model.diffusion.schedule, options.steps or 0, options.spacing)
+        model.denoiser(None if labels is None else torch.tensor(labels), options=options)
+        return options
+
+    @property
+    def spec(self) -> SamplerSpec:
+        return find_sampler(self.sampler)
+
+    @property
+    def sampler_options(self) -> dict[str, float | str]:
+        """The options that only this sampler takes, e.g. {"eta": 0.0}."""
+        return {name: getattr(self, name) for name in self.spec.options}
+
+    def timesteps(self, model: "Model") -> list[float]:
+        """Return the timesteps of a run; the options must be resolved."""
+        assert self.steps is not None
+        return self.spec.timesteps(model.diffusion.schedule, self.steps, self.spacing)
+
+    def labels_of(self, indices: Iterable[int]) -> Tensor | None:
+        """Return the class of each image, int64 (N,), or None; the options must be resolved."""
+        if self.labels is None:
+            return None
+        assert isinstance(self.labels, list)
+        return torch.tensor([self.labels[index % len(self.labels)] for index in indices], dtype=torch.int64)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields that are set, as JSON values."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name == "clip"}
 
 
 class Model:
@@ -102,7 +195,7 @@ class Model:
         return digest.hexdigest()[:12]
 
     @property
-    def identity(self) -> dict[str, str]:
+    def cache_key(self) -> dict[str, str]:
         """What names it where samples are kept: weights, all else that they depend on, the code too, and the device."""
         diffusion, network = self.diffusion, self.network
         words = [
@@ -127,107 +220,89 @@ class Model:
         return max(1, min(per_device, per_device * 1024 // (height * width)))
 
     def denoiser(
-        self,
-        labels: Tensor | None = None,
-        *,
-        guidance: float = 1.0,
-        guidance_rescale: float = 0.0,
-        clip: Clip = "static",
-        batch_size: int | None = None,
-        precision: Precision = "auto",
+        self, labels: Tensor | None = None, *, options: SamplingOptions | None = None, **changes: Any
     ) -> Denoiser:
-        """The model as the one interface that samplers, restoration and editing see; see `Denoiser`.
+        """Return the model as a `Denoiser`, the one interface that samplers, restoration and editing use.
 
-        `labels` (N,) goes with the N images that will be denoised. A class-conditional model without labels answers
-        for its null class.
+        Args:
+            labels: class of each image (N,) that will be denoised. Without labels, a class-conditional model predicts
+                for its null class.
+            options: its guidance, guidance_rescale, clip, batch_size and precision are used; the batch size stays None
+                (the batch as it comes) unless it is given.
+            changes: fields of `SamplingOptions` that replace those of `options`.
         """
-        dtype = compute_dtype(precision, self.device)
+        options = SamplingOptions.of(options, **changes)
+        dtype, guidance = compute_dtype(options.precision, self.device), options.guidance
         network: nn.Module = self._copies.of(dtype)
         if labels is None and self.class_names is not None:
             if self.null_label is None:
                 raise UserError("this model was trained with classes and without dropping them: it needs labels")
             network = _Unlabelled(network, self.null_label)
-            guidance = 1.0 if guidance == 0 else guidance  # the null class is what 0 asks for
+            guidance = 1.0 if guidance == 0 else guidance  # guidance 0 asks for the null class, which this is
         return Denoiser(
             network,
             self.diffusion,
             labels=None if labels is None else labels.to(self.device),
             null_label=self.null_label,
             guidance=guidance,
-            guidance_rescale=guidance_rescale,
-            clip=clip,
-            batch_size=batch_size,
+            guidance_rescale=options.guidance_rescale,
+            clip=options.clip,
+            batch_size=options.batch_size,
             dtype=dtype,
         )
 
-    def prepare(self, images: int, steps: int = 20) -> None:
-        """Get ready to draw so many images: on a CUDA card the network is compiled where that saves more time than it
-        takes.
+    def compile_if_worthwhile(self, num_images: int, steps: int = DEFAULT_STEPS) -> None:
+        """On a CUDA device, compile the network if that saves more time than it costs.
 
-        Compiled it rounds otherwise: whoever draws a set in parts says the size of the whole.
+        A compiled network rounds differently. So pass the size of the whole set, also when it is sampled in parts.
         """
-        on_card = self.device.type == "cuda"
-        self._copies.compiled = on_card and images * steps * count_flops(self.network) >= COMPILE_FLOPS
+        on_gpu = self.device.type == "cuda"
+        self._copies.compiled = on_gpu and num_images * steps * count_flops(self.network) >= COMPILE_FLOPS
 
-    def sample(self, num: int = 16, **options) -> Tensor:
-        """Draw images 0 … num-1 of a seed: float32 (num, C, H, W) in [-1, 1] on the CPU. Options: `sample_batches`."""
+    def sample(
+        self,
+        num: int = 16,
+        options: SamplingOptions | None = None,
+        *,
+        callback: Callable[[Step], None] | None = None,
+        **changes: Any,
+    ) -> Tensor:
+        """Sample images 0 … num-1 of a seed: float32 (num, C, H, W) in [-1, 1] on the CPU. See `sample_batches`."""
         if num < 1:
             raise UserError(f"the number of images must be at least 1, not {num}")
-        return torch.cat([images for _, images in self.sample_batches(range(num), **options)])
+        batches = self.sample_batches(range(num), options, callback=callback, **changes)
+        return torch.cat([images for _, images in batches])
 
     def sample_batches(
         self,
         indices: Sequence[int],
+        options: SamplingOptions | None = None,
         *,
-        sampler: str = DEFAULT_SAMPLER,
-        steps: int = 20,
-        spacing: Spacing | None = None,
-        labels: Labels = None,
-        guidance: float = 1.0,
-        guidance_rescale: float = 0.0,
-        clip: Clip = "static",
-        seed: int = 0,
-        batch_size: int | None = None,
-        precision: Precision = "auto",
         callback: Callable[[Step], None] | None = None,
-        **sampler_options,
+        **changes: Any,
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Draw the images `indices` of a seed, a batch at a time: yields (indices, images on the CPU in [-1, 1]).
+        """Sample the images `indices` of a seed, one batch at a time.
 
-        Image i is the same whichever others are drawn with it: its noise is its own, and every forward pass runs at
-        one padded shape of `batch_size` images. At one shape its bits are equal; another shape moves float32 by less
-        than 1/255.
+        Image i is the same whichever other images are sampled: it has its own noise, and every forward pass has one
+        padded shape of `batch_size` images. Equal shapes give equal bits; another shape moves float32 by less than
+        1/255.
 
         Args:
-            sampler, steps, spacing: see `ddpm.samplers`; `sampler_options` go to the sampler (e.g. eta=1.0).
-            labels: classes that images take in turn, see `resolve_labels`; None: all of them.
-            guidance: classifier-free guidance, 1 is off, 0 unconditional.
-            clip: "static", "dynamic" or None, see `Denoiser`.
-            precision: number format of the network; "fp32" for comparisons across machines.
-            callback: called after every sampling step of every batch.
+            indices: numbers of the images.
+            options: see `SamplingOptions`; `changes` are fields that replace those of `options`.
+            callback: called with a `Step` after every sampling step of every batch.
+
+        Yields: (indices, float32 images (N, C, H, W) in [-1, 1] on the CPU) for each batch.
         """
-        chosen = find_sampler(sampler)
-        chosen.check(sampler_options)
-        size = self.default_batch_size if batch_size is None else batch_size
-        if size < 1:
-            raise UserError(f"the batch size must be at least 1, not {size}")
-        timesteps = chosen.timesteps(self.diffusion.schedule, steps, spacing)
-        classes = self.resolve_labels(labels)
-        denoiser_of = partial(
-            self.denoiser,
-            guidance=guidance,
-            guidance_rescale=guidance_rescale,
-            clip=clip,
-            batch_size=size,
-            precision=precision,
-        )
-        denoiser_of(None if classes is None else torch.tensor(classes))  # what is wrong shows, be it for no images
-        for block in blocks(indices, size):
-            denoiser = denoiser_of(
-                None if classes is None else torch.tensor([classes[i % len(classes)] for i in block])
+        options = SamplingOptions.of(options, **changes).resolved(self)
+        assert options.batch_size is not None
+        timesteps = options.timesteps(self)
+        for block in blocks(indices, options.batch_size):
+            denoiser = self.denoiser(options.labels_of(block), options=options)
+            noise = ImageNoise.of_seed(options.seed, block, self.image_shape, device=self.device)
+            images = options.spec(
+                denoiser, noise(), timesteps, noise=noise, callback=callback, **options.sampler_options
             )
-            noise = ImageNoise.of_seed(seed, block, self.image_shape, device=self.device)
-            images = chosen(denoiser, noise(), timesteps, noise=noise, callback=callback, **sampler_options)
             yield block, images.float().clamp(-1, 1).cpu()
 
     def resolve_labels(self, labels: Labels) -> list[int] | None:

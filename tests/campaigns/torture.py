@@ -30,7 +30,8 @@ data:     {source: DATA, image_size: 8, channels: 1, labels: true, random_flip: 
 diffusion: {timesteps: 4, beta_start: 0.01, beta_end: 0.7, timestep_sampler: loss_aware}
 network:  {channels: 8, channel_mult: [1, 2], blocks: 1, attention: [4], groups: 4, dropout: 0.2}
 training: {steps: STEPS, batch_size: 8, learning_rate: 1.0e-3, warmup: 3, lr_schedule: cosine, ema_decay: 0.9,
-           checkpoint_every: 2, keep_checkpoints: 2, preview_every: 12, preview_images: 4, preview_steps: 2, log_every: 1, loggers: []}
+           checkpoint_every: 2, keep_checkpoints: 2, preview_every: 12, preview_images: 4, preview_steps: 2,
+           log_every: 1, loggers: []}
 """
 LOGGED = ("step", "images", "loss", "gradient_norm", "learning_rate", "weight_norm", "ema_drift", "channel_0_drift")
 INSIDE = "killed inside a checkpoint write"

@@ -41,7 +41,7 @@ def test_an_existing_sheet_is_kept(tmp_path, capsys):
     out = tmp_path / "x.png"
     out.write_bytes(b"mine")
     assert run(["data", "digits", "--out", str(out)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "exists: give another --out" in capsys.readouterr().err
     assert out.read_bytes() == b"mine"
     assert run(["data", "digits", "--out", str(out), "--overwrite"]) == 0
 

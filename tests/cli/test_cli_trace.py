@@ -85,7 +85,7 @@ def test_without_ffmpeg_an_mp4_says_what_to_install_and_a_gif_works(folder, tmp_
         (["MODEL", "--forward", "photograph.png", "--frames", "3"], "at least 4"),
         (["MODEL", "--num", "100000"], "100000"),
         (["MODEL", "--out", "a.avi"], ".gif or .mp4 or .png"),
-        (["MODEL", "--out", "taken.gif"], "exists already"),
+        (["MODEL", "--out", "taken.gif"], "exists: give another --out"),
         (["MODEL", "--fps", "0"], "frames a second"),
         (["MODEL", "--hold", "700"], "0 to 655"),
         (["MODEL", "--columns", "-1"], "--columns"),

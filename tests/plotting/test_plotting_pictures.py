@@ -67,7 +67,7 @@ def test_uint8_and_float_are_inverse_on_every_level():
 def test_what_is_there_is_kept(tmp_path):
     path = save_grid(levels(4), tmp_path / "x.png")
     before = path.read_bytes()
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists: give another --out"):
         save_grid(levels(9), path)
     assert path.read_bytes() == before
     save_grid(levels(9), path, overwrite=True)

@@ -150,7 +150,7 @@ def test_style_does_not_leak():
 
 def test_what_is_there_is_kept_and_other_endings_are_refused(tmp_path):
     (tmp_path / "a.pdf").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists: give another --out"):
         save_figure(plot_loss(CURVES), tmp_path / "a.pdf")
     with pytest.raises(UserError, match=r"\.pdf or \.svg or \.png"):
         save_figure(plot_loss(CURVES), tmp_path / "a.jpg")

@@ -163,7 +163,7 @@ def test_other_endings_are_refused(tmp_path, name):
 
 def test_what_is_there_is_kept(tmp_path):
     (tmp_path / "a.gif").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists: give another --out"):
         trajectory().save(tmp_path / "a.gif")
     assert (tmp_path / "a.gif").read_text() == "mine"
     trajectory().save(tmp_path / "a.gif", overwrite=True)

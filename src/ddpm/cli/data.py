@@ -8,7 +8,7 @@ import typer
 from torch import Tensor
 
 from ddpm.cli.options import Overwrite
-from ddpm.common.errors import UserError
+from ddpm.common.files import refuse_existing
 from ddpm.common.pixels import save_grid, to_float
 from ddpm.data import LazyDataset, MemoryDataset
 from ddpm.data.config import SMALLEST_SIDE, checked_config
@@ -30,8 +30,7 @@ def data(
     overwrite: Overwrite = False,
 ) -> None:
     """Count a source's images, sizes, classes and broken files, and draw a contact sheet."""
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists already; choose another name or pass --overwrite")
+    refuse_existing(out, overwrite)
     stored = find_stored(source)
     stored_size = stored.images.shape[1:3] if isinstance(stored, ArraySource) else (SIZE, SIZE)
     stored_channels = stored.images.shape[3] if isinstance(stored, ArraySource) else 3

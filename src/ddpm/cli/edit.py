@@ -9,7 +9,7 @@ from torch import Tensor
 from ddpm.cli.options import MODEL_HELP, Overwrite
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr, ssim
-from ddpm.common.files import check_target
+from ddpm.common.files import check_output
 from ddpm.common.pixels import save_picture, to_uint8
 from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
 from ddpm.editing.images import draw_curve, draw_reconstructions, read_fitted, read_folder
@@ -76,7 +76,7 @@ def check(target: Path, drawing: bool, folder: bool, overwrite: bool) -> None:
     if drawing:
         check_figure(target, overwrite=overwrite)
     elif not folder:
-        check_target(target, (".png",), overwrite=overwrite)
+        check_output(target, (".png",), overwrite=overwrite)
     elif target.exists() and not overwrite and (target.is_file() or any(target.iterdir())):
         raise UserError(f"{target} exists: give another --out, or --overwrite")
 

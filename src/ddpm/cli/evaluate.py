@@ -1,6 +1,5 @@
 """`ddpm evaluate`: judge a model, or images drawn before, against real images."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from ddpm.cli.options import Eta, Overwrite, parse_clip
 from ddpm.common.errors import UserError
+from ddpm.common.files import refuse_existing
 from ddpm.evaluation.evaluate import Report
 from ddpm.evaluation.evaluate import evaluate as run_evaluation
 from ddpm.evaluation.metrics import METRICS, pictures_of
@@ -64,7 +64,8 @@ def evaluate(
         draw_sweep(judged, data, out, overwrite, names, sampler, steps, options)
         return
     pictures = out.with_suffix("")
-    check_free([out, *pictures_of(names, pictures)], overwrite)
+    for path in (out, *pictures_of(names, pictures)):
+        refuse_existing(path, overwrite)
     one = {"sampler": sampler, "steps": None if steps is None else number("--steps", steps)}
     options |= {name: value for name, value in one.items() if value is not None}
     report = run_evaluation(judged, data, metrics=names, pictures=pictures, **options)
@@ -110,7 +111,8 @@ def draw_sweep(
     evaluations = usual_budgets(model) if steps is None else [number("--steps", word) for word in split(steps)]
     pictures, curves = out.with_suffix(""), out.with_suffix(".png")
     of_points = [point_pictures(pictures, name, budget) for name in samplers for budget in evaluations]
-    check_free([out, curves, *(path for point in of_points for path in pictures_of(metrics, point))], overwrite)
+    for path in (out, curves, *(path for point in of_points for path in pictures_of(metrics, point))):
+        refuse_existing(path, overwrite)
     chosen: dict[str, Any] = {"metric": metrics[0]} if metrics else {}
     points = run_sweep(model, data, samplers=samplers, evaluations=evaluations, pictures=pictures, **chosen, **options)
     if points:
@@ -118,13 +120,6 @@ def draw_sweep(
         draw_points(points, curves, overwrite=True)
         print(table(points))
         print(f"written to {out} and {curves}")
-
-
-def check_free(written: Iterable[Path], overwrite: bool) -> None:
-    """See, before anything is drawn, that nothing would be written over; UserError otherwise."""
-    for path in written:
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists: give another --out, or --overwrite")
 
 
 def split(text: str) -> list[str]:

@@ -8,7 +8,7 @@ import typer
 
 from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName, Sampler
 from ddpm.common.errors import UserError
-from ddpm.common.files import check_target
+from ddpm.common.files import check_output
 from ddpm.common.pixels import save_grid
 from ddpm.editing import Editor, coarse_to_fine
 from ddpm.editing.images import read_fitted
@@ -36,7 +36,7 @@ def interpolate(
     overwrite: Overwrite = False,
 ) -> None:
     """Walk from picture A to picture B."""
-    check_target(out, (".png",), overwrite=overwrite)
+    check_output(out, (".png",), overwrite=overwrite)
     if num < 2:
         raise UserError(f"--num must be at least 2, A's side and B's, not {num}")
     prior = load(model)

@@ -17,7 +17,6 @@ from ddpm.cli.options import (
     Seed,
     Spacing,
     parse_clip,
-    usual_steps,
 )
 from ddpm.generate import generate
 from ddpm.model import load
@@ -56,12 +55,12 @@ def sample(
         guidance=guidance,
         guidance_rescale=guidance_rescale,
         sampler=sampler,
-        steps=usual_steps(loaded) if steps is None else steps,
+        steps=steps,
         spacing=spacing,
         clip=parse_clip(clip),
         seed=seed,
         batch_size=batch_size,
         precision=precision,
-        **({} if eta is None else {"eta": eta}),
+        eta=eta,
     )
     print(out)

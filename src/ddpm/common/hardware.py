@@ -8,7 +8,7 @@ import torch
 from ddpm.common.errors import UserError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def default_device() -> torch.device:
@@ -34,6 +34,11 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
+
+
+def precision_name(dtype: torch.dtype) -> Precision:
+    """Return the name of a number format: the inverse of `compute_dtype`."""
+    return next(name for name in ("bf16", "fp16", "fp32") if DTYPES[name] == dtype)
 
 
 def cpu_has_bf16() -> bool:

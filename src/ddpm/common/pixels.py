@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm.common.files import check_target, written_beside
+from ddpm.common.files import atomic_path, check_output
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -64,8 +64,8 @@ def save_picture(image: Tensor, path: str | Path, *, overwrite: bool = False) ->
     It is written beside its name and renamed, so the file is whole or absent. Raises UserError where the name does not
     end in .png or is taken and `overwrite` is not set, RunStopped where the disk is full.
     """
-    path = check_target(path, (".png",), overwrite=overwrite)
-    with written_beside(path) as beside:
+    path = check_output(path, (".png",), overwrite=overwrite)
+    with atomic_path(path) as beside:
         to_pillow(image).save(beside, format="PNG")
     return path
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddpm.common.errors import RunStopped
-from ddpm.common.files import as_text, content_key, write_whole
+from ddpm.common.files import as_json, atomic_write, content_key
 from ddpm.common.hardware import process_rank
 
 SETTINGS = "settings.json"
@@ -63,8 +63,8 @@ class Chunks:
         note = self.folder / SETTINGS
         self.folder.mkdir(parents=True, exist_ok=True)
         if not note.exists():
-            write_whole(note, as_text(settings).encode(), flushed=True)
-        elif note.read_text() != as_text(settings):
+            atomic_write(note, as_json(settings).encode(), durable=True)
+        elif note.read_text() != as_json(settings):
             raise RunStopped(f"{self.folder} was made with other settings than its name says: remove it")
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class Chunks:
     def write(self, start: int, rows: np.ndarray) -> None:
         buffer = io.BytesIO()
         np.save(buffer, rows)
-        write_whole(self.path(start), buffer.getvalue(), flushed=True)
+        atomic_write(self.path(start), buffer.getvalue(), durable=True)
 
     def missing(self, starts: list[int] | None = None) -> list[int]:
         return [start for start in (self.starts if starts is None else starts) if not self.path(start).exists()]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import write_whole
+from ddpm.common.files import atomic_write
 from ddpm.common.hardware import process_rank
 from ddpm.evaluation.distances import Moments
 from ddpm.evaluation.features import FeatureNetwork, load_features
@@ -74,7 +74,7 @@ class Report:
     def save(self, path: Path) -> None:
         """Write the JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n").encode())
+        atomic_write(path, (json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _shown(value: Any) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm.common.errors import UserError, require
-from ddpm.common.files import sync, written_beside
+from ddpm.common.files import atomic_path, sync
 from ddpm.common.hardware import default_device, process_rank
 from ddpm.evaluation.cache import Chunks, sign_of_life
 from ddpm.evaluation.classifier import FEATURES, WEIGHTS, builtin_classifier, prepare
@@ -318,7 +318,7 @@ class Features:
         with suppress(FileNotFoundError, ValueError, EOFError, BadZipFile, UserError):  # not there, or damaged
             return load_moments(path)
         moments = moments_of(block[:, : self.dimensions] for block in self.chunks.blocks())
-        with written_beside(path) as beside:
+        with atomic_path(path) as beside:
             moments.save(beside)
             sync(beside)
         return load_moments(path)

@@ -115,7 +115,7 @@ class GeneratedImages(ImageSet):
         self.labels = None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in range(num)])
         self.class_names = model.class_names
         self.settings = {
-            **model.identity,
+            **model.cache_key,
             **self.options,
             "precision": str(compute_dtype(self.options["precision"], model.device)).removeprefix("torch."),
             "labels": chosen,
@@ -140,7 +140,7 @@ class GeneratedImages(ImageSet):
     def prepare(self, progress: bool) -> None:
         missing, first = self.chunks.missing(self.chunks.mine()), process_rank()[0] == 0
         num = sum(len(self.chunks.bounds(start)) for start in missing)
-        self.model.prepare(len(self), self.options["steps"])
+        self.model.compile_if_worthwhile(len(self), self.options["steps"])
         with tqdm(total=num, desc="sampling", unit="image", disable=not (progress and first and missing)) as bar:
             for start in missing:
                 parts = []

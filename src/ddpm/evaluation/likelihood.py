@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.common.errors import UserError, require
-from ddpm.common.files import written_beside
+from ddpm.common.files import atomic_path
 from ddpm.common.hardware import Precision, compute_dtype, process_rank
 from ddpm.common.pixels import to_float
 from ddpm.common.randomness import ImageNoise, derive_seed
@@ -113,7 +113,7 @@ def evaluate_likelihood(
     pairs = chosen.flatten().argsort(stable=True)  # by timestep, which the network is told one of a batch
     size = batch_size or model.default_batch_size
     settings = {
-        **model.identity,
+        **model.cache_key,
         "images": _content_hash(images),
         "labels": None if labels is None else _content_hash(labels),
         "timesteps": len(strata),
@@ -123,7 +123,9 @@ def evaluate_likelihood(
     }
     chunks, bound = Chunks("likelihood", settings, len(pairs), CHUNK), VariationalBound(model.diffusion)
     missing = chunks.missing(chunks.mine())
-    model.prepare(0)  # batches here are of every size, and a network compiled to draw many images compiles for each
+    model.compile_if_worthwhile(
+        0
+    )  # batches here are of every size, and a network compiled to draw many images compiles for each
     total, shown = sum(len(chunks.bounds(start)) for start in missing), progress and process_rank()[0] == 0
     with tqdm(total=total, desc="likelihood", unit="image", disable=not (shown and missing)) as bar:
         for start in missing:
@@ -173,7 +175,7 @@ def plot_likelihood(result: Likelihood, path: str | Path) -> None:
     curve.set(xlabel="rate (bits/dim received)", ylabel="distortion (RMSE, 0..255)", xlim=(0, None), ylim=(0, None))
     for axes in (by_timestep, by_step, curve):
         axes.grid(alpha=0.3)
-    with written_beside(Path(path)) as beside:
+    with atomic_path(Path(path)) as beside:
         figure.savefig(beside, dpi=150)
 
 

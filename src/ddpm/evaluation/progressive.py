@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError, require
-from ddpm.common.files import written_beside
+from ddpm.common.files import atomic_path
 from ddpm.common.pixels import make_grid
 from ddpm.common.randomness import ImageNoise, derive_seed, image_generator
 from ddpm.model import Labels, Model
@@ -160,5 +160,5 @@ def save_sheet(sheet: Sheet, path: str | Path) -> None:
     axes.tick_params(length=0, labelsize=8, labelbottom=False, labeltop=True)
     axes.set_xticks([(i + 0.5) * (width + 2) for i in range(columns)], sheet.column_titles)
     axes.set_yticks([(i + 0.5) * (height + 2) for i in range(rows)], sheet.row_titles)
-    with written_beside(Path(path)) as beside:
+    with atomic_path(Path(path)) as beside:
         figure.savefig(beside, dpi=150)

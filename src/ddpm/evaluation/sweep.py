@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm.common.files import write_whole
+from ddpm.common.files import atomic_write
 from ddpm.evaluation.evaluate import Report, evaluate
 from ddpm.evaluation.features import load_features
 from ddpm.model import Model
@@ -93,7 +93,7 @@ def save_points(points: Sequence[Point], path: Path) -> None:
         {"sampler": p.sampler, "steps": p.steps, "evaluations": p.evaluations, **p.report.as_dict()} for p in points
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic_write(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def table(points: Sequence[Point]) -> str:

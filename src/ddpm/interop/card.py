@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from ddpm.common.files import atomic_write
 from ddpm.diffusion.gaussian import GaussianDiffusion
-from ddpm.interop.folder import read_json, write_json, write_text
+from ddpm.interop.folder import read_json, write_json
 from ddpm.networks import UNet
 
 LAST = "## Limits"
@@ -63,7 +64,7 @@ def keep_card(source: Path, folder: Path) -> None:
 def address_card(folder: Path, name: str) -> None:
     """Let the card's examples load the model by its name on the Hub."""
     card = folder / "README.md"
-    write_text(card, card.read_text(encoding="utf-8").replace(HERE, name))
+    atomic_write(card, card.read_text(encoding="utf-8").replace(HERE, name))
 
 
 def _put_section(folder: Path, title: str, body: str) -> None:
@@ -74,7 +75,7 @@ def _put_section(folder: Path, title: str, body: str) -> None:
     if section.search(text) is None:
         before, limits, after = text.partition(f"\n{LAST}")
         text = f"{before}\n## {title}\n\n{limits.lstrip()}{after}"
-    write_text(card, section.sub(lambda _: f"## {title}\n\n{body}\n\n", text, count=1).rstrip() + "\n")
+    atomic_write(card, section.sub(lambda _: f"## {title}\n\n{body}\n\n", text, count=1).rstrip() + "\n")
 
 
 def _front_matter(diffusers: bool) -> str:

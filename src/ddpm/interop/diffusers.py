@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from ddpm.common.errors import RunStopped, UserError
+from ddpm.common.files import atomic_write
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.card import model_card
 from ddpm.interop.diffusers_config import OURS, UNET2D, obstacle, to_our_config, to_process, to_scheduler, to_unet2d
@@ -29,7 +30,6 @@ from ddpm.interop.folder import (
     safetensors_in,
     save_tensors,
     write_json,
-    write_text,
 )
 from ddpm.networks import UNet
 
@@ -93,7 +93,7 @@ def save_folder(
         write_json(beside / "scheduler" / "scheduler_config.json", {**scheduler, **stamp})
         write_json(beside / "ddpm.json", extra)
         card = model_card(network, diffusion, extra, diffusers=not reason)
-        write_text(beside / "README.md", card)
+        atomic_write(beside / "README.md", card)
         tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
         try:
             save_tensors(beside / "unet" / f"{WEIGHTS}.safetensors", tensors, metadata={"format": "pt"})

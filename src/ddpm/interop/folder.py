@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import sync, write_whole
+from ddpm.common.files import atomic_write, sync
 
 MAX_JSON_BYTES = 16 * 2**20
 WEIGHTS = "diffusion_pytorch_model"
 VARIANTS = ("", ".fp16", ".bf16")
 SHARD = re.compile(rf"{WEIGHTS}(\.\w+)?-\d{{5}}-of-\d{{5}}\.safetensors")
 # The files of a model folder, ours or Diffusers' of any age. A name that ends in a number is what a process that was
-# killed in `write_text` left, .DS_Store what Finder leaves wherever it looks.
+# killed in `atomic_write` left, .DS_Store what Finder leaves wherever it looks.
 PARTS = re.compile(
     rf"(unet/)?(config\.json|{WEIGHTS}[\w.-]*|pytorch_model\.bin)|(scheduler/)?scheduler_config\.json"
     r"|model_index\.json|ddpm\.json|README\.md|samples\.png"
@@ -217,13 +217,9 @@ def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def write_json(file: Path, values: dict[str, Any]) -> None:
-    write_text(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """A file of text, whole or not at all, in a folder that may not be there yet."""
+    """Write a JSON file, and its folder if needed."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, text.encode())
+    atomic_write(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def exact_float32(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ddpm.common.errors import UserError, install, require
-from ddpm.common.files import check_target, written_beside
+from ddpm.common.files import atomic_path, check_output
 from ddpm.common.pixels import make_grid, to_pillow
 
 FrameSpacing = Literal["uniform", "log_snr"]
@@ -229,7 +229,7 @@ class Trajectory:
         Raises UserError where the name has another ending or is taken, or ffmpeg is missing; RunStopped on a full disk.
         """
         path = check_animation(path, fps=fps, hold=hold, overwrite=overwrite)
-        with written_beside(path) as beside:
+        with atomic_path(path) as beside:
             match path.suffix.lower():
                 case ".png":
                     strip(self.frames).save(beside)
@@ -242,7 +242,7 @@ class Trajectory:
 
 def check_animation(path: str | Path, *, fps: float = 15.0, hold: float = 2.0, overwrite: bool = False) -> Path:
     """See, before any sampling, that `path` can be written; an .mp4 needs the `video` extra."""
-    path = check_target(path, ENDINGS, overwrite=overwrite)
+    path = check_output(path, ENDINGS, overwrite=overwrite)
     if not 0.01 <= fps <= 100:
         raise UserError(f"{fps:g} frames a second asked for; choose 0.01 to 100")
     if not 0 <= hold <= LONGEST_PAUSE:

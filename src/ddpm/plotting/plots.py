@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.common.errors import UserError, require
-from ddpm.common.files import check_target, written_beside
+from ddpm.common.files import atomic_path, check_output
 from ddpm.common.pixels import make_grid, numbered, to_float, to_uint8
 from ddpm.common.randomness import ImageNoise, derive_seed
 from ddpm.data import ImageDataset, open_dataset
@@ -86,16 +86,16 @@ def plain(name: str) -> str:
 
 
 def check_figure(path: str | Path, *, overwrite: bool = False) -> Path:
-    """`check_target` for a figure: before the work starts it is seen, too, that matplotlib is there to draw it."""
+    """`check_output` for a figure: before the work starts it is seen, too, that matplotlib is there to draw it."""
     require("matplotlib", "eval")
-    return check_target(path, ENDINGS, overwrite=overwrite)
+    return check_output(path, ENDINGS, overwrite=overwrite)
 
 
 def save_figure(drawn: "Figure", path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a figure as .pdf, .svg or .png (200 dots an inch); UserError where the name is another or taken."""
     path = check_figure(path, overwrite=overwrite)
     dated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # no clock: the same figure is the same file
-    with written_beside(path) as beside, require("matplotlib", "eval").rc_context(STYLE):
+    with atomic_path(path) as beside, require("matplotlib", "eval").rc_context(STYLE):
         drawn.savefig(beside, dpi=200, bbox_inches="tight", pad_inches=0.03, metadata=dated.get(path.suffix.lower()))
     return path
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr, ssim
-from ddpm.common.files import check_target, write_whole
+from ddpm.common.files import atomic_write, check_output
 from ddpm.common.hardware import Precision
 from ddpm.common.pixels import make_grid, save_picture, to_pillow, to_uint8
 from ddpm.common.randomness import derive_seed
@@ -252,7 +252,7 @@ def write_report(path: Path, rows: list[Row]) -> None:
     writer = csv.DictWriter(text, columns, restval="")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
+    atomic_write(path, text.getvalue().encode())
 
 
 def write_picture(path: Path, results: list[Path]) -> None:
@@ -298,7 +298,7 @@ def restore_file(
 ) -> tuple[Item, Row]:
     """Restore one picture to `out`, a .png; more pictures stand beside it, see `report.write_images`."""
     for path in pictures_of(out, settings.samples):
-        check_target(path, (".png",), overwrite=overwrite)
+        check_output(path, (".png",), overwrite=overwrite)
     item = Reader(model, settings).read(source, source.stem, out)
     replaced = pictures_of(out, 2) if overwrite and out.exists() else []
     total = model.diffusion.schedule.timesteps
@@ -437,4 +437,4 @@ def begin(out: Path, note: str) -> None:
             for path in pictures_of(earlier, 2):
                 path.unlink(missing_ok=True)
     (out / REPORT).unlink(missing_ok=True)
-    write_whole(out / SETTINGS, note.encode())
+    atomic_write(out / SETTINGS, note.encode())

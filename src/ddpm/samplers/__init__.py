@@ -1,8 +1,7 @@
-"""Samplers, by name. A new one is a function like these in a file of its own, and one line here."""
+"""Samplers by name. To add one, write a function in `algorithms.py` and add a line to `SAMPLERS` here."""
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +25,7 @@ from ddpm.samplers.grid import Spacing, timestep_grid
 
 __all__ = [
     "DEFAULT_SAMPLER",
+    "DEFAULT_STEPS",
     "SAMPLERS",
     "Callback",
     "Clip",
@@ -44,11 +44,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler and what choosing one takes to know."""
+    """A sampler, its default spacing, its cost, and the options that only it takes.
 
-    function: Callable[..., Tensor]  # a `Sampler`, with options of its own
+    options: name of each option and its default.
+    """
+
+    function: Callable[..., Tensor]  # a `Sampler`
     evaluations_per_step: int = 1
     spacing: Spacing = "trailing"
+    options: Mapping[str, float | str] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -60,41 +64,40 @@ class SamplerSpec:
         callback: Callback | None = None,
         **options: Any,
     ) -> Tensor:
-        """Run it; UserError for an option that it does not take."""
+        """Run the sampler; see `Sampler`. Raises UserError for an option that it does not take."""
         self.check(options)
         return self.function(denoiser, x_T, timesteps, noise=noise, callback=callback, **options)
 
     def check(self, options: Iterable[str]) -> None:
-        """UserError for an option that it does not take."""
-        known = set(inspect.signature(self.function).parameters) - set(inspect.signature(Sampler.__call__).parameters)
+        """Raise UserError for an option that this sampler does not take."""
         for option in options:
-            if option not in known:
+            if option not in self.options:
                 raise UserError(f"the sampler {self.function.__name__} takes no option {option!r}")
 
     def timesteps(self, schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None) -> list[float]:
-        """S timesteps, descending, by `spacing` or the sampler's own."""
+        """Return the timesteps of a run; `spacing` defaults to the sampler's own. See `timestep_grid`."""
         return timestep_grid(schedule, steps, spacing or self.spacing)
 
     def evaluations(self, steps: int) -> int:
-        """Network evaluations of a run down to the data: S, and 2S-1 for Heun; guidance doubles the work of each."""
+        """Count the network evaluations per image: S for S steps, 2S-1 for Heun. Guidance doubles the work of each."""
         return self.evaluations_per_step * (steps - 1) + 1
 
 
 SAMPLERS: dict[str, SamplerSpec] = {
     "ancestral": SamplerSpec(ancestral),
-    "ddim": SamplerSpec(ddim),
+    "ddim": SamplerSpec(ddim, options={"eta": 0.0}),
     "dpm++": SamplerSpec(dpm_solver, spacing="log_snr"),
     "dpm++sde": SamplerSpec(dpm_solver_sde),
-    "unipc": SamplerSpec(unipc),
+    "unipc": SamplerSpec(unipc, options={"variant": "bh2"}),
     "heun": SamplerSpec(heun, evaluations_per_step=2),
 }
 
-
-DEFAULT_SAMPLER = "dpm++sde"  # at 20 evaluations, the usual number, it is the best of docs/speed.md's tables
+DEFAULT_SAMPLER = "dpm++sde"  # the best of the samplers at 20 evaluations (docs: quality against evaluations)
+DEFAULT_STEPS = 20
 
 
 def find_sampler(name: str) -> SamplerSpec:
-    """The sampler of this name; UserError with the nearest one otherwise."""
+    """Return the sampler of this name; UserError names the nearest one."""
     if name in SAMPLERS:
         return SAMPLERS[name]
     raise UserError(f"no sampler named {name!r}; {nearest(name, SAMPLERS)}")

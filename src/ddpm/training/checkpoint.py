@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import NO_SPACE, sync
+from ddpm.common.files import NO_SPACE, atomic_write, sync
 from ddpm.interop.folder import read_json, save_tensors
 
 
@@ -115,21 +115,6 @@ def writing(what: str, kept: Callable[[], str]) -> Iterator[None]:
         raise RunStopped(f"could not write {what}: {reason}; {kept()}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file by one whole new one."""
-    beside = path.with_name(f".{path.name}.writing")
-    try:
-        with beside.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, on the disk when this returns."""
     save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -181,9 +166,9 @@ class Checkpoints:
             beside.mkdir()
             for name, tensors in parts.items():
                 write_tensors(beside / f"{name}.safetensors", tensors)
-            write_text(beside / STATE, json.dumps(state, indent=1))
+            atomic_write(beside / STATE, json.dumps(state, indent=1), durable=True)
             sums = {file.name: sha256(file) for file in sorted(beside.iterdir())}
-            write_text(beside / CHECKSUMS, json.dumps(sums, indent=1))
+            atomic_write(beside / CHECKSUMS, json.dumps(sums, indent=1), durable=True)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.common.errors import RunStopped
+from ddpm.common.files import atomic_write
 from ddpm.training.batches import Batch
-from ddpm.training.checkpoint import write_tensors, write_text, writing
+from ddpm.training.checkpoint import write_tensors, writing
 
 
 class NonFiniteGuard:
@@ -46,7 +47,9 @@ class NonFiniteGuard:
         with writing(str(path), lambda: f"checkpoints are kept in {self.folder.parent / 'checkpoints'}"):
             self.folder.mkdir(exist_ok=True)
             write_tensors(path, batch.tensors())
-            write_text(path.with_suffix(".json"), json.dumps({"seed": seed, "step": step, "images": len(batch)}))
+            atomic_write(
+                path.with_suffix(".json"), json.dumps({"seed": seed, "step": step, "images": len(batch)}), durable=True
+            )
         return path
 
     def stopped(self, diagnoses: list[str], rate: float) -> RunStopped:

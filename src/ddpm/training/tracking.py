@@ -15,11 +15,11 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ddpm.common.files import atomic_write
 from ddpm.common.pixels import save_grid
 from ddpm.data.datasets import ImageDataset, Report
 from ddpm.data.stream import StreamDataset
 from ddpm.model import Model, blocks
-from ddpm.training.checkpoint import write_text
 
 MEAN_OF = 1024  # images of the data set, at most, whose mean colour stands for all
 AT_ONCE = 16  # of them in memory
@@ -133,7 +133,7 @@ def cut_back(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()  # as `log` writes
         kept = [line for line in lines if line.isascii() and record_step(line) <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
+        atomic_write(path, "".join(line + "\n" for line in kept), durable=True)
 
 
 def record_step(line: str) -> float:
@@ -147,5 +147,5 @@ def wandb_id(run: Path) -> str:
     """The run's name at wandb, kept in the run directory so that a resumed run is the same one there."""
     path = run / "wandb_id"
     if not path.exists():
-        write_text(path, os.urandom(4).hex())
+        atomic_write(path, os.urandom(4).hex(), durable=True)
     return path.read_text().strip()

@@ -14,12 +14,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError, require
+from ddpm.common.files import atomic_write
 from ddpm.common.pixels import numbered
 from ddpm.data import open_dataset
 from ddpm.interop.card import add_samples
 from ddpm.model import Model, load
 from ddpm.training.batches import Batches, Loader
-from ddpm.training.checkpoint import Checkpoint, Checkpoints, claim, empty, model_step, write_text, writing
+from ddpm.training.checkpoint import Checkpoint, Checkpoints, claim, empty, model_step, writing
 from ddpm.training.compute import choose_engine, dataset_bytes, reproducible_kernels
 from ddpm.training.config import Config
 from ddpm.training.finetune import adopt, build_network, copy_weights
@@ -147,7 +148,7 @@ class Run:
 
         def configure() -> None:
             with writing("the configuration", self._kept):
-                write_text(self.out / "config.yaml", self.config.to_yaml())
+                atomic_write(self.out / "config.yaml", self.config.to_yaml(), durable=True)
 
         on_main(self.accelerator, begin)
         if self.fine_tunes:  # what it starts from is not to be had from the seed, so only now can it be gone on with
