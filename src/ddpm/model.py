@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.common.errors import UserError, nearest
-from ddpm.common.files import content_key
+from ddpm.common.files import content_key, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
 from ddpm.common.randomness import ImageNoise
 from ddpm.data.config import data_section, preprocessing_of
@@ -388,10 +388,7 @@ def find_model(name: str | Path) -> Path:
     """The folder that holds the model called `name`."""
     if isinstance(name, str) and name in BUNDLED:
         return BUNDLED[name]
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UserError(f"no model at {name}: {error}") from None
+    path = user_path(name)
     if (path / "model").is_dir():
         return path / "model"
     if path.exists():

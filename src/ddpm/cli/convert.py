@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ddpm.cli.options import PATH
 from ddpm.interop import convert as conversion
 from ddpm.interop import hub
 from ddpm.interop.diffusers_config import obstacle
@@ -26,7 +27,7 @@ def convert(
             "(.bin, .pt, .ckpt: opened as tensors only)"
         ),
     ],
-    destination: Annotated[Path, typer.Argument(help="the folder to write")],
+    destination: Annotated[Path, typer.Argument(**PATH, help="the folder to write")],
     to: Annotated[Format, typer.Option(help="what to write")] = Format.diffusers,
     flags: Annotated[
         str | None,

@@ -7,7 +7,7 @@ import torch
 import typer
 from torch import Tensor
 
-from ddpm.cli.options import Overwrite
+from ddpm.cli.options import PATH, Overwrite
 from ddpm.common.files import refuse_existing
 from ddpm.common.pixels import save_grid, to_float
 from ddpm.data import LazyDataset, MemoryDataset
@@ -26,7 +26,7 @@ def data(
     ] = None,
     channels: Annotated[int | None, typer.Option(min=1, max=4, help="1 to 4; default: as stored, or 3")] = None,
     fit: Annotated[str, typer.Option(help="crop or pad")] = "crop",
-    out: Annotated[Path, typer.Option(help="the contact sheet")] = Path("contact_sheet.png"),
+    out: Annotated[Path, typer.Option(**PATH, help="the contact sheet")] = Path("contact_sheet.png"),
     overwrite: Overwrite = False,
 ) -> None:
     """Count a source's images, sizes, classes and broken files, and draw a contact sheet."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from torch import Tensor
 
-from ddpm.cli.options import MODEL_HELP, Overwrite
+from ddpm.cli.options import MODEL_HELP, PATH, Overwrite
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr, ssim
 from ddpm.common.files import check_output
@@ -19,7 +19,7 @@ from ddpm.plotting.plots import check_figure, save_figure
 
 def edit(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="a picture, or a folder of them")],
+    source: Annotated[Path, typer.Argument(**PATH | {"metavar": "INPUT"}, help="a picture, or a folder of them")],
     strength: Annotated[float | None, typer.Option(help="SDEdit: noise by this share of the timesteps")] = None,
     curve: Annotated[bool, typer.Option("--curve", help="SDEdit at ten strengths: what is kept, what is real")] = False,
     invert: Annotated[bool, typer.Option("--invert", help="there and back from ten depths: the round trip")] = False,
@@ -34,7 +34,7 @@ def edit(
     seed: Annotated[int, typer.Option(help="picture i's noise is always the same")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32; inversion takes fp32")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="a .png, a folder for a folder, or a figure")] = None,
+    out: Annotated[Path | None, typer.Option(**PATH, help="a .png, a folder for a folder, or a figure")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Edit a picture or a folder of pictures: one of --strength, --curve, --invert and --to."""

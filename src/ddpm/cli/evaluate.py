@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ddpm.cli.options import Eta, Overwrite, parse_clip
+from ddpm.cli.options import PATH, Eta, Overwrite, parse_clip
 from ddpm.common.errors import UserError
-from ddpm.common.files import refuse_existing
+from ddpm.common.files import refuse_existing, user_path
 from ddpm.evaluation.evaluate import Report
 from ddpm.evaluation.evaluate import evaluate as run_evaluation
 from ddpm.evaluation.metrics import METRICS, pictures_of
@@ -40,7 +40,7 @@ def evaluate(
     precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32")] = None,
     force: Annotated[bool, typer.Option(help="compute a biased FID and label it")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="quality against network evaluations")] = False,
-    out: Annotated[Path, typer.Option(help="JSON; pictures take its name")] = Path("evaluation.json"),
+    out: Annotated[Path, typer.Option(**PATH, help="JSON; pictures take its name")] = Path("evaluation.json"),
     overwrite: Overwrite = False,
 ) -> None:
     """Judge a model, or images drawn before, against real images. A model's card takes the figures up."""
@@ -78,7 +78,7 @@ def evaluate(
 
 def add_to_card(judged: str, report: Report) -> None:
     """Put the figures into the card of a model folder: neither the package's own, nor one of the Hub's cache."""
-    if judged in BUNDLED or not Path(judged).expanduser().is_dir():
+    if judged in BUNDLED or not user_path(judged).is_dir():
         return
     folder = find_model(judged)
     if not (folder / "ddpm.json").is_file() or load(folder).weights_hash != report.settings.get("weights"):

@@ -1,14 +1,18 @@
 """The flags that several verbs have, and what is read from them in the same way."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ddpm.common.errors import UserError
+from ddpm.common.files import user_path
 from ddpm.model import Model
 from ddpm.samplers.denoiser import Clip
 
 MODEL_HELP = "'digits', a run directory, a Diffusers folder, or a Hub id"
+# For every parameter that is a path: shells leave the tilde in --out=~/run, and a folder called ~ is nobody's wish.
+PATH: dict[str, Any] = {"parser": user_path, "metavar": "PATH"}
+
 Labels = Annotated[str | None, typer.Option(help="classes taken in turn: 3, or 0,1,2, or names, or all")]
 Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 unconditional")]
 Sampler = Annotated[str, typer.Option(help="ancestral, ddim, dpm++, dpm++sde, unipc or heun")]

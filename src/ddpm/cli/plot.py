@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli.options import Guidance, Labels, Overwrite, Sampler, Seed, Steps
+from ddpm.cli.options import PATH, Guidance, Labels, Overwrite, Sampler, Seed, Steps
 from ddpm.common.errors import UserError
 from ddpm.model import Model, load
 from ddpm.plotting import plots as figures
@@ -19,7 +19,7 @@ Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="one or mo
 Source = Annotated[str, typer.Option("--data", help="a name, hf:user/set, or a path; NAME:test is a split")]
 Rows = Annotated[int, typer.Option(min=1, help="rows of images")]
 Columns = Annotated[int, typer.Option(min=1, help="columns of images")]
-Out = Annotated[Path | None, typer.Option(help="NAME.pdf, NAME.svg or NAME.png; default: KIND.pdf")]
+Out = Annotated[Path | None, typer.Option(**PATH, help="NAME.pdf, NAME.svg or NAME.png; default: KIND.pdf")]
 
 
 @plot.command()
@@ -108,7 +108,7 @@ def neighbours(
 
 @plot.command()
 def quality(
-    points: Annotated[Path, typer.Argument(help="the JSON of `ddpm evaluate --sweep`")],
+    points: Annotated[Path, typer.Argument(**PATH, help="the JSON of `ddpm evaluate --sweep`")],
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -119,7 +119,7 @@ def quality(
 
 @plot.command()
 def progress(
-    run: Annotated[Path, typer.Argument(help="a run directory")],
+    run: Annotated[Path, typer.Argument(**PATH, help="a run directory")],
     rows: Rows = 6,
     columns: Columns = 8,
     out: Out = None,

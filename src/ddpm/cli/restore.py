@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName
+from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, PrecisionName
 from ddpm.common.errors import UserError
 from ddpm.model import load
 from ddpm.restoration.job import (
@@ -25,7 +25,7 @@ from ddpm.restoration.tasks import Task, number
 
 def restore(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="a picture, or a folder of them")],
+    source: Annotated[Path, typer.Argument(**PATH | {"metavar": "INPUT"}, help="a picture, or a folder of them")],
     task: Annotated[str, typer.Option(help="denoise, inpaint, superresolve, deblur or colorize")],
     method: Annotated[str, typer.Option(help="ddnm, ddrm, repaint (inpainting only) or dps")] = "ddnm",
     noise: Annotated[str, typer.Option(help="σ of the noise for images in [0, 1], or auto")] = "0",
@@ -48,7 +48,7 @@ def restore(
     seed: Annotated[int, typer.Option(help="an image's result depends on the seed and its name alone")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
     precision: PrecisionName = "auto",
-    out: Annotated[Path | None, typer.Option(help="a .png, or a folder for a folder")] = None,
+    out: Annotated[Path | None, typer.Option(**PATH, help="a .png, or a folder for a folder")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Restore a picture or a folder of pictures."""

@@ -7,6 +7,7 @@ import typer
 
 from ddpm.cli.options import (
     MODEL_HELP,
+    PATH,
     ClipName,
     Eta,
     Guidance,
@@ -38,7 +39,7 @@ def sample(
     batch_size: Annotated[int | None, typer.Option(min=1, help="images a forward pass")] = None,
     precision: PrecisionName = "auto",
     columns: Annotated[int | None, typer.Option(min=1, help="columns of the grid")] = None,
-    out: Annotated[Path, typer.Option(help="NAME.png: one grid; NAME.npz: arr_0; else a folder of PNGs")] = Path(
+    out: Annotated[Path, typer.Option(**PATH, help="NAME.png: a grid; NAME.npz: arr_0; else a folder of PNGs")] = Path(
         "samples.png"
     ),
     overwrite: Overwrite = False,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddpm.cli.options import (
     MODEL_HELP,
+    PATH,
     ClipName,
     Eta,
     Guidance,
@@ -35,7 +36,8 @@ LARGEST_FORWARD = 512  # pixels a side; without a model an image keeps its size 
 def trace(
     model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
     forward: Annotated[
-        Path | None, typer.Option(help="an image to turn into noise; with MODEL, which then starts from that noise")
+        Path | None,
+        typer.Option(**PATH, help="an image to turn into noise; MODEL then starts from that noise"),
     ] = None,
     num: Annotated[int, typer.Option(help="how many images, seen as a grid")] = 1,
     labels: Labels = None,
@@ -56,7 +58,7 @@ def trace(
     fps: Annotated[float, typer.Option(help="frames a second")] = 15.0,
     hold: Annotated[float, typer.Option(help="seconds for which the last frame stands still")] = 2.0,
     columns: Annotated[int | None, typer.Option(min=1, help="columns of the grid")] = None,
-    out: Annotated[Path, typer.Option(help="NAME.gif, NAME.mp4, or NAME.png: a strip")] = Path("trace.gif"),
+    out: Annotated[Path, typer.Option(**PATH, help="NAME.gif, NAME.mp4, or NAME.png: a strip")] = Path("trace.gif"),
     overwrite: Overwrite = False,
 ) -> None:
     """Watch the denoising, the noising, or both."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ddpm.cli.options import PATH
 from ddpm.common.errors import UserError
 from ddpm.common.hardware import process_rank
 from ddpm.evaluation.training_eval import training_evaluator
@@ -22,9 +23,9 @@ def train(
     context: typer.Context,
     preset: Annotated[str | None, typer.Argument(help="a preset (see `ddpm presets`) or a YAML file")] = None,
     data: Annotated[str | None, typer.Option(help="SOURCE: a name, hf:user/set, or a path")] = None,
-    out: Annotated[Path | None, typer.Option(help="run directory; default runs/PRESET")] = None,
+    out: Annotated[Path | None, typer.Option(**PATH, help="run directory; default runs/PRESET")] = None,
     init: Annotated[str | None, typer.Option(help="fine-tune this model")] = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with the run in this directory")] = None,
+    resume: Annotated[Path | None, typer.Option(**PATH, help="go on with the run in this directory")] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="say what the run would cost, and stop")] = False,
     overwrite: Annotated[bool, typer.Option(help="begin afresh where --out holds a run")] = False,
 ) -> None:

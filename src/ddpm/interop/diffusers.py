@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import atomic_write
+from ddpm.common.files import atomic_write, user_path
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.card import model_card
 from ddpm.interop.diffusers_config import OURS, UNET2D, obstacle, to_our_config, to_process, to_scheduler, to_unet2d
@@ -100,7 +100,7 @@ def save_folder(
         except SafetensorError as error:
             raise RunStopped(f"the weights could not be written to {folder}: {error}") from error
 
-    replace_folder(Path(folder).expanduser(), write)
+    replace_folder(user_path(folder), write)
 
 
 def load_folder(folder: str | Path) -> LoadedParts:

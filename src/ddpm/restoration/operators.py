@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError
+from ddpm.common.files import user_path
 from ddpm.data.images import read_image
 from ddpm.restoration.operator import SpectralOperator, check_image_shape
 
@@ -55,7 +56,7 @@ def motion(length: float, degrees: float = 0.0) -> Tensor:
 
 def from_file(path: str | Path) -> Tensor:
     """A kernel from a grey picture, 0 where it is transparent, or an .npy matrix, scaled to sum to 1."""
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise UserError(f"no kernel file {path}; or give gaussian:SIGMA, box:SIZE or motion:LENGTH:DEGREES")
     if path.suffix == ".npy":

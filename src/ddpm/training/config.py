@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddpm.common.errors import UserError, nearest
+from ddpm.common.files import user_path
 from ddpm.common.hardware import Precision
 from ddpm.data.config import DataConfig
 from ddpm.diffusion.config import DiffusionConfig
@@ -123,7 +124,7 @@ def find_file(preset_or_file: str | Path):
     name = str(preset_or_file)
     if name in preset_names():
         return presets_folder() / f"{name}.yaml"
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir() and (path / "config.yaml").is_file():
         return path / "config.yaml"
     if path.is_file():

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError, require
-from ddpm.common.files import atomic_write
+from ddpm.common.files import atomic_write, user_path
 from ddpm.common.pixels import numbered
 from ddpm.data import open_dataset
 from ddpm.interop.card import add_samples
@@ -386,7 +386,7 @@ def train(
         RunStopped: numbers that are not finite, no space left, a lost process; what was saved stays.
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
-    accelerator, out = launch(), Path(out)
+    accelerator, out = launch(), user_path(out)
     with explained_losses(accelerator, out), reproducible_kernels(accelerator.device):
         lock = on_main(accelerator, lambda: claim(out, resume, overwrite))
         try:
