@@ -32,6 +32,7 @@ from ddpm.interop.folder import (
     write_json,
 )
 from ddpm.networks import UNet
+from ddpm.networks.inference import first_non_finite
 
 DIFFUSERS_VERSION = "0.30.0"  # the words used here are those of this version and later
 COMPONENTS = {"unet", "scheduler"}  # of a pipeline whose network sees pixels and nothing besides
@@ -184,6 +185,8 @@ def fill(network: UNet, weights: Weights) -> None:
         if _without_pixels(found, len(shape)) != shape:
             raise UserError(f"{weights.where} does not fit its configuration: {name} is {found}, not {shape}")
     state = {name: exact_float32(weights.read(sources[name])).reshape(shape) for name, shape in expected.items()}
+    if broken := first_non_finite(state):
+        raise UserError(f"{weights.where} holds numbers that are not finite, first in {broken}: its training failed")
     network.load_state_dict(state, assign=True)
 
 
