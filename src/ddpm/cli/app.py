@@ -7,7 +7,6 @@ import typer
 
 from ddpm.cli.options import MODEL_HELP, PATH
 from ddpm.common.errors import require
-from ddpm.model import load
 
 
 def app(
@@ -17,6 +16,8 @@ def app(
     host: Annotated[str, typer.Option(help="address to listen at; 0.0.0.0 lets other machines in")] = "127.0.0.1",
 ) -> None:
     """Open a page on a model."""
+    from ddpm.model import load
+
     require("gradio", "app")
     from ddpm.app.page import build, check_port, launch
 

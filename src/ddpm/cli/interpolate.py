@@ -3,16 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, PrecisionName, Sampler
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
-from ddpm.common.pixels import save_grid
-from ddpm.editing import Editor, coarse_to_fine
-from ddpm.editing.images import read_fitted
-from ddpm.model import load
 
 
 def interpolate(
@@ -36,6 +31,13 @@ def interpolate(
     overwrite: Overwrite = False,
 ) -> None:
     """Walk from picture A to picture B."""
+    import torch
+
+    from ddpm.common.pixels import save_grid
+    from ddpm.editing import Editor, coarse_to_fine
+    from ddpm.editing.images import read_fitted
+    from ddpm.model import load
+
     check_output(out, (".png",), overwrite=overwrite)
     if num < 2:
         raise UserError(f"--num must be at least 2, A's side and B's, not {num}")
