@@ -45,7 +45,7 @@ test: check
 	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 bench: $(VENV)/.peers
-	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m experiments.speed.run cpu
 
 torture: $(VENV)/.dev
 	$(BIN)/python tests/campaigns/torture.py
