@@ -1,4 +1,4 @@
-"""Check the evaluation itself, and measure what docs/evaluation.md and docs/results.md report besides the models' rows.
+"""Check the evaluation itself, and measure what the evaluation guide and the results report besides the models' rows.
 
     python -m experiments.evaluation likelihood [--num 1000]
     python -m experiments.evaluation real MOMENTS.npz [--features inception]

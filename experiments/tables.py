@@ -100,7 +100,7 @@ FEW_STEPS_HEAD = ["sampler", "spacing", "network evaluations"]  # if not run; ot
 RESTORATION_HEAD = ["task", "PSNR (dB) / SSIM"]  # if not run; otherwise the methods
 
 TABLES: dict[str, Table] = {
-    # docs/results.md
+    # docs/reports/results.md
     "mnist": headlines("mnist", "mnist_v"),
     "digits_read": row_per_result(
         {"bundled": "digits_read_bundled", "three minutes": "digits_read_three_minutes"},
@@ -117,13 +117,13 @@ TABLES: dict[str, Table] = {
         ["model", "images", *LIKELIHOOD_HEAD],
         table_rows.paper_likelihood,
     ),
-    # docs/evaluation.md
+    # docs/guides/evaluation.md
     "bits_per_dim": one_result(
         "bits_per_dim", ["model", "images", "timesteps each", *LIKELIHOOD_HEAD], table_rows.bits_per_dim
     ),
     "features_speed": one_result("features_speed", ["engine", "images/s", "machine"], table_rows.features_speed),
     "real_against_real": one_result("real_against_real", ["", "n", "FID"], table_rows.real_against_real),
-    # docs/restoration.md and docs/editing.md
+    # docs/guides/restoration.md and docs/guides/editing.md
     "restoration_digits": one_result(
         "restoration_digits", RESTORATION_HEAD, table_rows.restoration, table_rows.restoration_head
     ),
@@ -147,7 +147,7 @@ TABLES: dict[str, Table] = {
         table_rows.round_trips,
     ),
     "sdedit_digits": one_result("editing_digits", ["strength", "PSNR (dB)", "SSIM", "surprise"], table_rows.sdedit),
-    # docs/scale.md
+    # docs/guides/scale.md
     "scale_about": one_result("scale", ["command", "machine", "took", "JPEG photographs"], table_rows.scale_about),
     "scale_training": one_result(
         "scale", ["processes", "threads of each", "images/s", "times one of one"], table_rows.scale_training
@@ -159,7 +159,7 @@ TABLES: dict[str, Table] = {
         "scale", ["preset", "parameters", "checkpoint (MB)", "write (s)", "read (s)"], table_rows.scale_checkpoints
     ),
     "scale_decoding": one_result("scale", ["source", "images/s", "MB/s"], table_rows.scale_decoding),
-    # docs/speed.md and docs/sampling.md
+    # docs/reports/speed.md and docs/guides/sampling.md
     "speed_cpu": one_result("speed_cpu", SPEED_HEAD, table_rows.speed),
     "speed_gpu": one_result("speed_gpu", SPEED_HEAD, table_rows.speed),
     "drawing_cpu": one_result("speed_cpu", DRAWING_HEAD, table_rows.drawing),
@@ -179,7 +179,7 @@ TABLES: dict[str, Table] = {
     "few_steps_cifar10": one_result(
         "few_steps_cifar10", FEW_STEPS_HEAD, table_rows.few_steps, table_rows.few_steps_head
     ),
-    # docs/reliability.md and docs/serving.md
+    # docs/reports/reliability.md and docs/guides/serving.md
     "torture": one_result("torture", ["disturbance", "times"], table_rows.torture),
     "rounding": one_result(
         "rounding",
@@ -235,7 +235,7 @@ GALLERIES: dict[str, dict[str, str]] = {
 
 def pages(root: Path = ROOT) -> list[Path]:
     """All pages that may hold tables."""
-    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
 def rendered(text: str, results: Path = RESULTS, pictures: Path = PICTURES) -> str:
@@ -251,7 +251,7 @@ def rendered(text: str, results: Path = RESULTS, pictures: Path = PICTURES) -> s
 def gallery(name: str, pictures: Path = PICTURES) -> str:
     """Markdown of the existing pictures of a gallery, one per line."""
     found = [(file, caption) for file, caption in GALLERIES[name].items() if (pictures / file).exists()]
-    return "".join(f"![{caption}](pictures/{file})\n" for file, caption in found) or f"Pictures: {NOT_RUN}.\n"
+    return "".join(f"![{caption}](../pictures/{file})\n" for file, caption in found) or f"Pictures: {NOT_RUN}.\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

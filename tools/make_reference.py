@@ -1,8 +1,9 @@
-"""Write docs/reference/configuration.md and docs/reference/cli.md from the code; `--check` only compares.
+"""Write the configuration and command references, and the list of files in ARCHITECTURE.md; `--check` only compares.
 
 python tools/make_reference.py [--check]
 """
 
+import ast
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import typer
 from ddpm.cli import app
 from ddpm.training.fields import fields, sections
 
-REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "ddpm"
 NOTE = "<!-- Written by tools/make_reference.py; do not edit. -->\n\n"
 
 
@@ -59,24 +61,46 @@ def _options(command: Any) -> list[str]:
     return rows
 
 
-PAGES = {"configuration.md": configuration, "cli.md": commands}
+def architecture() -> str:
+    """Return ARCHITECTURE.md with the list of files as it is now."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- tree -->")
+    return (
+        f"{before}<!-- tree -->\n```text\n{tree()}```\n<!-- end of tree -->{rest.partition('<!-- end of tree -->')[2]}"
+    )
+
+
+def tree() -> str:
+    """Return every module with the first line of its docstring, packages in the order of the layers."""
+    lines = []
+    for package in (*LAYERS, ""):
+        modules = sorted((PACKAGE / package).glob("*.py"))
+        lines += [f"{package}/"] if package else []
+        for module in modules:
+            about = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8")))
+            if about:
+                lines.append(f"{'    ' if package else ''}{module.name:<22} {about.splitlines()[0]}")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    ROOT / "docs" / "reference" / "configuration.md": configuration,
+    ROOT / "docs" / "reference" / "cli.md": commands,
+    ROOT / "ARCHITECTURE.md": architecture,
+}
+LAYERS = ("common", "diffusion", "networks", "data", "samplers", "interop", "plotting", "training", "evaluation")
+LAYERS += ("restoration", "editing", "app", "cli")
 
 
 def main() -> int:
     """Write the pages, or with --check return 1 if one of them is out of date."""
-    stale = [name for name, page in PAGES.items() if not _is_current(REFERENCE / name, page())]
-    if "--check" not in sys.argv:
-        REFERENCE.mkdir(parents=True, exist_ok=True)
-        for name in stale:
-            (REFERENCE / name).write_text(PAGES[name](), encoding="utf-8")
-        return 0
-    for name in stale:
-        print(f"docs/reference/{name} is out of date: run python tools/make_reference.py")
-    return 1 if stale else 0
-
-
-def _is_current(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == text
+    stale = [page for page, text in PAGES.items() if not page.is_file() or page.read_text(encoding="utf-8") != text()]
+    for page in stale:
+        if "--check" in sys.argv:
+            print(f"{page.relative_to(ROOT)} is out of date: run python tools/make_reference.py")
+        else:
+            page.write_text(PAGES[page](), encoding="utf-8")
+    return 1 if stale and "--check" in sys.argv else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluate a trained model for its row in docs/results.md.
+"""Evaluate a trained model for its row in docs/reports/results.md.
 
     python -m experiments.quality.headline mnist
     python -m experiments.quality.headline cifar10 --reference cifar10_train.npz

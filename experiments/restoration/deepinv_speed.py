@@ -5,7 +5,7 @@
 Restores 100 of MNIST's test digits with half of the pixels lost and σ = 0.1, by 20 evaluations of the bundled model per
 image. The two take turns, and the ratio is taken within a turn, so that other load on the machine slows both alike.
 PSNR shows that they do the same work. deepinv's is higher, because it divides the noise of every step by √2 (see
-docs/restoration.md). Writes restoration_speed.json.
+docs/guides/restoration.md). Writes restoration_speed.json.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""Measurements for docs/scale.md, at toy size, and the constants that its arithmetic uses."""
+"""Measurements for docs/guides/scale.md, at toy size, and the constants that its arithmetic uses."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def test_main_writes_what_the_tables_show(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("preset", ["cifar10", "lsun_bedroom256"])
 def test_page_agrees_with_the_presets(preset):
-    page = (ROOT / "docs" / "scale.md").read_text()
+    page = (ROOT / "docs" / "guides" / "scale.md").read_text()
     config, network = load_config(preset), scale.network_of(preset)
     assert f"{parameter_count(network):,}" in page
     assert f"{config.training.steps:,} × {config.training.batch_size}" in page

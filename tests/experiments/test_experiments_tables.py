@@ -72,7 +72,7 @@ def test_gallery_shows_existing_pictures(name, tmp_path):
     first = next(iter(GALLERIES[name]))
     (tmp_path / first).touch()
     assert gallery(name, tmp_path).count("\n") == 1
-    assert f"(pictures/{first})" in gallery(name, tmp_path)
+    assert f"(../pictures/{first})" in gallery(name, tmp_path)
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)

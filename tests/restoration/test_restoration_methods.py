@@ -5,6 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from experiments.gaussian_prior import GaussianPrior, draw
+from experiments.restoration_gaussian import as_matrix, deviations
 
 from ddpm.common.errors import UserError
 from ddpm.diffusion.gaussian import GaussianDiffusion
@@ -23,8 +25,6 @@ from ddpm.restoration.operators import (
 from ddpm.samplers.algorithms import ddim
 from ddpm.samplers.denoiser import Denoiser
 from ddpm.samplers.grid import timestep_grid
-from experiments.gaussian_prior import GaussianPrior, draw
-from experiments.restoration_gaussian import as_matrix, deviations
 
 SHAPE = (1, 8, 8)
 PRIOR = GaussianPrior.smooth(SHAPE)
@@ -67,7 +67,7 @@ def samples_and_posterior(name, sigma, method, count=1500, steps=None, **options
 
 
 # bias: of the mean, in the posterior's own deviations; spread: total variance over the exact one. The bounds are what
-# these approximate methods reach; docs/restoration.md has the whole table.
+# these approximate methods reach; docs/guides/restoration.md has the whole table.
 @pytest.mark.parametrize(
     ("name", "sigma", "method", "options", "bias", "spread"),
     [
