@@ -8,7 +8,7 @@ A page marks the place of a table by a pair of comments, and what is between the
     <!-- table: mnist -->
     <!-- end of table -->
 
-`pictures: NAME` in place of `table: NAME` shows pictures of docs/pictures. What was not run says so.
+`pictures: NAME` in place of `table: NAME` shows pictures of docs/pictures. Missing results are shown as "not run".
 """
 
 import re

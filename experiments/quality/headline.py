@@ -124,7 +124,7 @@ HEADLINES = {
 }
 
 
-def judge(
+def evaluate_row(
     name: str,
     headline: Headline,
     run: Path,
@@ -146,7 +146,7 @@ def judge(
     asks_for_classes = bool(model.num_classes) and headline.sampling.get("guidance") != 0
     metrics = BUILTIN + (("cas",) if asks_for_classes else ())
     builtin = evaluate(model, headline.data, metrics=metrics, features="builtin", pictures=prefix, **sampling)
-    draw_samples(model, prefix.with_suffix(".png"), sampling)
+    save_samples(model, prefix.with_suffix(".png"), sampling)
     result = {
         "name": name,
         "title": headline.title,
@@ -179,7 +179,7 @@ def as_json(report: Report, reference: str) -> dict[str, Any]:
     return found | {"settings": found["settings"] | {"reference": reference}}
 
 
-def draw_samples(model: Model, path: Path, sampling: dict[str, Any]) -> None:
+def save_samples(model: Model, path: Path, sampling: dict[str, Any]) -> None:
     """Save the first samples of seed 0 as a grid, without choosing any."""
     options = {key: value for key, value in sampling.items() if key != "num"}
     columns = model.num_classes if model.num_classes and model.num_classes > 4 else COLUMNS
@@ -210,7 +210,7 @@ def main() -> None:
     if not run.is_dir():
         raise SystemExit(f"error: there is no run in {run}; train it first: {headline.training}")
     chosen = {"features": options.features, "reference": options.reference}
-    result = judge(options.name, headline, run, **chosen, results=options.out, pictures=options.pictures)
+    result = evaluate_row(options.name, headline, run, **chosen, results=options.out, pictures=options.pictures)
     for part in ("standard", "builtin"):
         for figure in result[part]["figures"].values():
             print(f"{figure['title']:<45} {figure['value']:.5g}  {figure['note']}")

@@ -72,11 +72,11 @@ def few_steps(
         result["rows"].append(row)
         save_result(f"few_steps_{name}", result, results)
         print(f"{sampler:<10} {spacing:<10} " + "  ".join(f"{value:.4g}" for value in values), flush=True)
-    draw(result, pictures / f"few_steps_{name}.png")
+    save_curves(result, pictures / f"few_steps_{name}.png")
     return result
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def save_curves(result: dict[str, Any], path: Path) -> None:
     """Plot a curve per sampler with its default spacing, and a line for the many ancestral steps."""
     rows = [row for row in result["rows"] if row["spacing"] == SAMPLERS[row["sampler"]].spacing]
     curves = {row["sampler"]: Curve(row["evaluations"], row["values"]) for row in rows}

@@ -115,11 +115,11 @@ def summarise(rows: Iterable[Row]) -> list[Row]:
     return cells.summarise(rows, ("data", "schedule", "prediction"), SHOWN)
 
 
-def draw(data: str, runs: Path, budget: Budget, pictures: Path) -> None:
+def save_study_picture(data: str, runs: Path, budget: Budget, pictures: Path) -> None:
     """Save a row of samples of each kind below a row of training images, if all cells of seed 0 are finished."""
-    drawn = [cell for cell in all_cells(budget) if cell.data == data and cell.seed == 0]
-    if all(finished(runs / cell.name) for cell in drawn):
-        folders = {cell.title: runs / cell.name for cell in drawn}
+    shown = [cell for cell in all_cells(budget) if cell.data == data and cell.seed == 0]
+    if all(finished(runs / cell.name) for cell in shown):
+        folders = {cell.title: runs / cell.name for cell in shown}
         save_samples(pictures / f"study_{data}.png", folders, budget, COLUMNS, real_images(data, budget))
 
 
@@ -145,7 +145,7 @@ def study(runs: Path, budget: Budget, *, jobs: int = 1, results: Path = RESULTS,
 
     path = make_cells(run_cell, [(cell, runs, budget) for cell in all_cells(budget)], jobs, save)
     for data in budget.seeds:
-        draw(data, runs, budget, pictures)
+        save_study_picture(data, runs, budget, pictures)
     return path
 
 

@@ -2,11 +2,11 @@
 
     CUDA_VISIBLE_DEVICES="" python -m experiments.quality.time_to_quality train ours --minutes 10
     CUDA_VISIBLE_DEVICES="" python -m experiments.quality.time_to_quality train diffusers --minutes 10
-    python -m experiments.quality.time_to_quality judge
+    python -m experiments.quality.time_to_quality evaluate
 
 Contestants are `ours`, `diffusers` and `lucidrains`, each as its documentation gives the recipe, all unconditional, all
 on Fashion-MNIST with random flips. A short measurement turns the time into a number of steps, so that a learning rate
-that decays is at its end in time. Each writes RUNS/CONTESTANT/trained.json. `judge` takes the contestants that are
+that decays is at its end in time. Each writes RUNS/CONTESTANT/trained.json. `evaluate` takes the contestants that are
 trained: it samples with each one's own library, compares the samples with the test images, and writes
 time_to_quality.json and time_to_quality.png.
 """
@@ -278,7 +278,7 @@ def sample(name: str, runs: Path, match: Match) -> Path:
     return path
 
 
-def judge(
+def evaluate_all(
     runs: Path, match: Match, *, features: str, results: Path = RESULTS, pictures: Path = PICTURES
 ) -> dict[str, Any]:
     """Evaluate all trained contestants; return the content of time_to_quality.json.
@@ -314,10 +314,10 @@ def run_training(options: argparse.Namespace) -> None:
     print(json.dumps(train_contestant(options.name, options.minutes, options.runs, Match()), indent=1))
 
 
-def run_judgement(options: argparse.Namespace) -> None:
-    """Run the command `judge`."""
+def run_evaluation(options: argparse.Namespace) -> None:
+    """Run the command `evaluate`."""
     folders = {"results": options.out, "pictures": options.pictures}
-    for row in judge(options.runs, Match(), features=options.features, **folders)["rows"]:
+    for row in evaluate_all(options.runs, Match(), features=options.features, **folders)["rows"]:
         figures = {key: value for key, value in row.items() if key in ("fid", "frechet_distance")}
         print(f"{row['contestant']:<40} {figures}")
 
@@ -330,11 +330,11 @@ def main() -> None:
     training.add_argument("name", choices=TITLES)
     training.add_argument("--minutes", type=float, default=10.0, help="training time (default: 10)")
     training.set_defaults(action=run_training)
-    judging = commands.add_parser("judge", help="sample, and compare with the test images")
-    judging.add_argument("--features", default="inception", help="inception (default), or a TorchScript file")
-    judging.set_defaults(action=run_judgement)
-    for one in (training, judging):
-        add_folders(one, pictures=one is judging, runs="runs/time_to_quality")
+    evaluating = commands.add_parser("evaluate", help="sample, and compare with the test images")
+    evaluating.add_argument("--features", default="inception", help="inception (default), or a TorchScript file")
+    evaluating.set_defaults(action=run_evaluation)
+    for one in (training, evaluating):
+        add_folders(one, pictures=one is evaluating, runs="runs/time_to_quality")
     options = parser.parse_args()
     options.action(options)
 

@@ -133,12 +133,12 @@ def run(options: argparse.Namespace) -> None:
         raise SystemExit("error: no CUDA GPU found; try --problems toy --out FOLDER --pictures FOLDER")
     device = torch.device("cuda" if options.kind == "gpu" and torch.cuda.is_available() else "cpu")
     threads = f", {torch.get_num_threads()} threads" if options.kind == "cpu" else ""
-    where = f"{machine()}, PyTorch {torch.__version__}{threads}"
-    print(where)
+    machine_and_software = f"{machine()}, PyTorch {torch.__version__}{threads}"
+    print(machine_and_software)
     log = partial(print, file=sys.stderr)
     results = [compare(problem, options.rounds, device, log) for problem in problems]
     name = f"speed_{options.kind}"
-    save_result(name, {"command": command(), "machine": where, "problems": results}, options.out)
+    save_result(name, {"command": command(), "machine": machine_and_software, "problems": results}, options.out)
     bars(results, options.pictures / f"{name}.png")
     for shown in (name, f"drawing_{options.kind}"):
         print(table(shown, options.out))

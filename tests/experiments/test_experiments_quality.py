@@ -15,7 +15,7 @@ from experiments.hold_out import hold_out
 from experiments.lib import cores
 from experiments.paper import paper_figures
 from experiments.quality import study
-from experiments.quality.headline import HEADLINES, Headline, judge
+from experiments.quality.headline import HEADLINES, Headline, evaluate_row
 from experiments.tables import table
 
 SIDE = 8
@@ -68,9 +68,9 @@ def test_training_fills_the_model_card(run):
     assert (run / "model" / "samples.png").read_bytes() == (run / "samples" / "000002.png").read_bytes()
 
 
-def test_judge_writes_figures_pictures_and_card(run, tmp_path):
+def test_evaluate_row_writes_figures_pictures_and_card(run, tmp_path):
     headline = Headline(HEADLINES["mnist"].title, HEADLINES["mnist"].training, "mnist", 70, {"guidance": 1.5})
-    result = judge("mnist", headline, run, features="builtin", steps=2, results=tmp_path, pictures=tmp_path)
+    result = evaluate_row("mnist", headline, run, features="builtin", steps=2, results=tmp_path, pictures=tmp_path)
     assert json.loads((tmp_path / "mnist.json").read_text()) == result
     assert result["standard"]["settings"]["n"] == 70
     assert result["standard"]["settings"]["guidance"] == 1.5

@@ -10,7 +10,7 @@ pytest.importorskip("denoising_diffusion_pytorch", reason="needs the extra `peer
 from ddpm.data import open_dataset
 from ddpm.training import dry_run, load_config
 from experiments.quality import time_to_quality
-from experiments.quality.time_to_quality import QUIET, TITLES, Match, endless_batches, judge, train_contestant
+from experiments.quality.time_to_quality import QUIET, TITLES, Match, endless_batches, evaluate_all, train_contestant
 from experiments.tables import table
 
 SIDE, NUM = 8, 70
@@ -33,14 +33,14 @@ def match(tmp_path, monkeypatch):
     return Match("mnist", data["data.source"], overrides, num=NUM, batch=40)
 
 
-def test_all_contestants_are_trained_and_judged(match, tmp_path):
+def test_all_contestants_are_trained_and_evaluated(match, tmp_path):
     runs = tmp_path / "runs"
     for name in TITLES:
         trained = train_contestant(name, 1e-6, runs, match)
         assert trained["steps"] == 2
         assert trained["images"] == 2 * trained["batch_size"]
         assert train_contestant(name, 1e-6, runs, match) == trained  # not again
-    result = judge(runs, match, features="builtin", results=tmp_path, pictures=tmp_path)
+    result = evaluate_all(runs, match, features="builtin", results=tmp_path, pictures=tmp_path)
     assert [row["name"] for row in result["rows"]] == list(TITLES)
     assert all(row["frechet_distance"] > 0 for row in result["rows"])
     sizes = {row["name"]: row["training"]["parameters"] for row in result["rows"]}
