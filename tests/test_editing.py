@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from experiments.gaussian_prior import GaussianPrior
 from torch import nn
 
 from ddpm.common.errors import UserError
@@ -27,6 +26,7 @@ from ddpm.editing import (
 from ddpm.editing.editor import grid_from
 from ddpm.editing.inversion import angles_to, flow, timestep_of
 from ddpm.model import Model
+from experiments.restoration.gaussian import GaussianPrior
 
 SHAPE = (1, 12, 12)
 

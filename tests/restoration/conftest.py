@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from experiments.gaussian_prior import GaussianPrior
 from torch import nn
 
 from ddpm.common.pixels import save_picture, to_uint8
 from ddpm.model import Model
+from experiments.restoration.gaussian import GaussianPrior
 
 
 class GaussianNetwork(nn.Module):

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from experiments.gaussian_prior import GaussianPrior
 
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr
@@ -14,6 +13,7 @@ from ddpm.restoration.deepinv import denoiser_as_deepinv
 from ddpm.restoration.methods import METHODS, ddrm
 from ddpm.restoration.operators import CircularBlur
 from ddpm.samplers.grid import timestep_grid
+from experiments.restoration.gaussian import GaussianPrior
 
 deepinv = pytest.importorskip("deepinv")
 physics = deepinv.physics
