@@ -4,10 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: help demo test check bench torture fuzz lock clean
+.PHONY: help demo test check docs bench torture fuzz lock clean
 help:
 	@echo "make demo     install, draw digits with the bundled model, train one from scratch (about five minutes)"
 	@echo "make test     install everything, lint, check types, run the whole test suite"
+	@echo "make check    lint, check types, layers and documentation, without the tests"
+	@echo "make docs     write the references and build the documentation site into site/"
 	@echo "make bench    compare speed with other libraries on this machine"
 	@echo "make torture  kill training runs 100 times and compare what they end with"
 	@echo "make fuzz     feed hostile files to every reader"
@@ -40,12 +42,19 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/make_reference.py --check
+	$(BIN)/mkdocs build --quiet --strict
+
+docs: $(VENV)/.dev
+	$(BIN)/python tools/make_reference.py
+	$(BIN)/mkdocs build --strict
 
 test: check
 	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 bench: $(VENV)/.peers
-	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m experiments.speed.run cpu
 
 torture: $(VENV)/.dev
 	$(BIN)/python tests/campaigns/torture.py

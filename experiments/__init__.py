@@ -1,1 +1,1 @@
-"""What the numbers and pictures in docs/ were made with: each module is a command, run from the repository's root."""
+"""Scripts that made the numbers and pictures in docs/. Run them from the root of the repository, as modules."""

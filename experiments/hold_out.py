@@ -1,23 +1,27 @@
-"""Divide a folder of images into train/ and test/, so that a model can be judged by images it has not seen.
+"""Split a folder of images into train/ and test/, to evaluate a model by images that it has not seen.
 
     python -m experiments.hold_out FOLDER $DDPM_DATA/flowers
 
-Every tenth image of each class goes to test/. Files are hard links where the disk allows, copies otherwise. The new
-folder is a SOURCE: `flowers` is its training part, `flowers:test` the rest.
+Every tenth image of each class goes to test/. Files become hard links if the file system allows it, otherwise copies.
+The new folder is a SOURCE: `flowers` is its training part, `flowers:test` the rest.
 """
 
-import argparse
 import os
 import shutil
 from pathlib import Path
 
 from ddpm.data.images import ENDINGS
+from experiments.lib import command_line, launch
 
 EVERY = 10
 
 
 def hold_out(source: Path, target: Path) -> dict[str, int]:
-    """Make `target`, which must not exist; returns how many images each part has."""
+    """Create the folder `target`; return the number of images in `train` and `test`.
+
+    Raises:
+        FileExistsError: `target` exists.
+    """
     target.mkdir(parents=True)
     counts = {"train": 0, "test": 0}
     for folder in sorted({path.parent for path in source.rglob("*") if path.name.lower().endswith(ENDINGS)}):
@@ -32,6 +36,7 @@ def hold_out(source: Path, target: Path) -> dict[str, int]:
 
 
 def link_or_copy(image: Path, place: Path) -> None:
+    """Make a hard link, or a copy if that is not possible."""
     try:
         os.link(image, place)
     except OSError:
@@ -39,13 +44,16 @@ def link_or_copy(image: Path, place: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("target", type=Path)
+    """Parse the command line and split the folder."""
+    parser = command_line(__doc__)
+    parser.add_argument("folder", type=Path, help="folder of images, with a subfolder per class")
+    parser.add_argument("target", type=Path, help="folder to create")
     options = parser.parse_args()
+    if options.target.exists():
+        raise SystemExit(f"error: {options.target} exists; remove it or choose another folder")
     counts = hold_out(options.folder, options.target)
     print(f"{options.target}: {counts['train']:,} images to train with, {counts['test']:,} held out")
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -1,257 +1,196 @@
-"""The tables of README.md and docs/*.md, made from experiments/results/*.json.
+"""Put tables and pictures into README.md and docs/*.md.
 
-    python -m experiments.tables            rewrites every table in place
-    python -m experiments.tables --check    exits 1 where a page and the results disagree
+    python -m experiments.tables            rewrites the tables in all pages
+    python -m experiments.tables --check    exits with 1 if a page disagrees with the results
 
-A page asks for a table by a pair of comments, and what is between them is replaced:
+A page marks the place of a table by a pair of comments, and what is between them is replaced:
 
     <!-- table: mnist -->
     <!-- end of table -->
 
-`pictures: NAME` in place of `table: NAME` shows pictures of docs/pictures. What was not run says so.
+`pictures: NAME` in place of `table: NAME` shows pictures of docs/pictures. Missing results are shown as "not run".
 """
 
-import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from experiments.evaluation_tables import EVALUATION_TABLES
-from experiments.headline import HEADLINES
-from experiments.record import PICTURES, RESULTS, ROOT, load_result
-from experiments.restoration_tables import RESTORATION_TABLES
-from experiments.scale_tables import SCALE_TABLES
-from experiments.speed_tables import NOT_RUN, SPEED_TABLES, Rows, or_not_run, spread
+from experiments import table_rows
+from experiments.lib import PICTURES, RESULTS, ROOT, command_line, load_result
+from experiments.quality.headline import HEADLINES
+from experiments.table_rows import NOTHING, PHASES, Result, Rows, command_now
+
+NOT_RUN = "not run"
 
 MARKED = re.compile(
     r"(?P<begin><!-- (?P<kind>table|pictures): (?P<name>\w+) -->\n).*?(?P<end><!-- end of (?P=kind) -->)", re.DOTALL
 )
 
-
-def pages(root: Path = ROOT) -> list[Path]:
-    """Every page that may hold tables."""
-    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
-
-
-def rendered(text: str, results: Path = RESULTS, pictures: Path = PICTURES) -> str:
-    """A page with all its tables and pictures as they are now."""
-
-    def body(found: re.Match[str]) -> str:
-        content = table(found["name"], results) if found["kind"] == "table" else gallery(found["name"], pictures)
-        return found["begin"] + content + found["end"]
-
-    return MARKED.sub(body, text)
+Table = Callable[[Path], Rows]  # from the folder of the results to the head and the rows
 
 
 def table(name: str, results: Path = RESULTS) -> str:
-    """A table by name, as Markdown that ends a line."""
+    """Markdown of a table in `TABLES`, with a newline at its end."""
     head, *rows = TABLES[name](results)
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
 
 
-def gallery(name: str, pictures: Path = PICTURES) -> str:
-    """The pictures of a gallery that are there, a line each."""
-    found = [(file, caption) for file, caption in GALLERIES[name].items() if (pictures / file).exists()]
-    return "".join(f"![{caption}](pictures/{file})\n" for file, caption in found) or f"Pictures: {NOT_RUN}.\n"
+def one_result(
+    name: str, head: list[str], rows: Callable[[Result], Rows], columns: Callable[[Result], list[str]] | None = None
+) -> Table:
+    """Table of one result. `columns` makes the head if it depends on the result; then `head` is for the one not run."""
+
+    def make(folder: Path) -> Rows:
+        found = load_result(name, folder)
+        body = rows(found) if found else []
+        return [columns(found) if found and columns else head, *(body or [[NOT_RUN] * len(head)])]
+
+    return make
 
 
-# what one model came to
+def row_per_result(names: Mapping[str, str], head: list[str], cells: Callable[[Result], list[str]]) -> Table:
+    """Table with a row per result. `names`: results by the title of their row; `cells`: the cells after the title."""
+
+    def make(folder: Path) -> Rows:
+        found = {title: load_result(name, folder) for title, name in names.items()}
+        not_run = [NOT_RUN] * (len(head) - 1)
+        return [head, *([title, *(cells(result) if result else not_run)] for title, result in found.items())]
+
+    return make
 
 
-def headlines(*names: str) -> Callable[[Path], Rows]:
-    """A row a model: what it cost and how it does."""
+def headlines(*names: str) -> Table:
+    """A row per model: its size, its training and its figures."""
 
-    def rows(results: Path) -> Rows:
-        columns = [figure_columns(load_result(name, results)) for name in names]
-        titles = [HEADLINES[name].title for name in names]
-        shown = list(dict.fromkeys(title for column in columns for title in column))
-        body = [
-            [title, *(column.get(head, "–") if column else NOT_RUN for head in shown)]
-            for title, column in zip(titles, columns, strict=True)
-        ]
-        return [["", *shown], *body] if shown else [["", "result"], *([title, NOT_RUN] for title in titles)]
+    def make(folder: Path) -> Rows:
+        columns = {
+            name: table_rows.headline_columns(found) if (found := load_result(name, folder)) else {} for name in names
+        }
+        shown = list(dict.fromkeys(head for cells in columns.values() for head in cells)) or ["result"]
+        rows = []
+        for name, cells in columns.items():
+            missing = NOTHING if cells else NOT_RUN
+            rows.append([HEADLINES[name].title, *(cells.get(head, missing) for head in shown)])
+        return [["", *shown], *rows]
 
+    return make
+
+
+def commands(folder: Path) -> Rows:
+    """How to repeat each row, and where it was made."""
+    rows = [["", "training", "judging", "trained on", "judged on"]]
+    for name, headline in HEADLINES.items():
+        cells = [f"`python -m experiments.quality.headline {name}`", NOT_RUN, NOT_RUN]
+        if (result := load_result(name, folder)) is not None:
+            evaluation = result["evaluation"]
+            cells = [f"`{command_now(evaluation['command'])}`", result["training"]["engine"], evaluation["machine"]]
+        rows.append([headline.title, f"`{headline.training}`", *cells])
     return rows
 
 
-def figure_columns(result: dict[str, Any] | None) -> dict[str, str]:
-    """The columns of one model's row, by their titles; none where it was not run."""
-    if result is None:
-        return {}
-    training, standard, builtin = result["training"], result["standard"], result["builtin"]
-    own, others = standard["figures"], builtin["figures"]
-    (distance,) = own.values()
-    columns = {
-        "parameters": f"{training['parameters'] / 1e6:.1f} M",
-        "images seen": f"{training['images']:,}",
-        "training": duration(training["seconds"]),
-        "drawn with": drawn_with(standard["settings"]),
-        "n": f"{standard['settings']['n']:,}",
-        distance["title"]: f"{distance['value']:.2f}" + (" (biased)" if distance["note"].startswith("BIASED") else ""),
-        "distance (built-in features)": f"{others['frechet_distance']['value']:.3f}",
-        "precision / recall": f"{others['precision']['value']:.2f} / {others['recall']['value']:.2f}",
-    }
-    if "levels" in others:
-        columns["misplaced levels"] = f"{others['levels']['value']:.2f}"
-    if "cas" in others:
-        cas = others["cas"]
-        columns["CAS (real images)"] = f"{cas['value']:.1%} ({cas['detail']['real']:.1%})"
-    copies = [f"{others[f'copies_{how}']['value']:.1%}" for how in ("pixels", "features")]
-    return columns | {"suspected copies, pixels / features": " / ".join(copies)}
+SPEED_HEAD = ["network", "", "library", "parameters", "images/s", "times as fast (middle 80%)", "GFLOP/s", "peak GiB"]
+DRAWING_HEAD = ["network", "images", "20 steps of DPM-Solver++ here", "1,000 steps of DDPMPipeline", "times sooner"]
+LIKELIHOOD_HEAD = ["bits/dim (bound)", "rate", "distortion", "RMSE (0..255)"]
+STUDY_HEAD = ["schedule", "prediction", "seeds", "distance (built-in)", "KID (built-in)", "precision", "recall"]
+STUDY_HEAD += ["misplaced levels"]
+ABLATIONS_HEAD = ["changed", "images seen", "distance (built-in)", "times the recipe's", "misplaced levels"]
+FEW_STEPS_HEAD = ["sampler", "spacing", "network evaluations"]  # if not run; otherwise the numbers of evaluations
+RESTORATION_HEAD = ["task", "PSNR (dB) / SSIM"]  # if not run; otherwise the methods
 
-
-def drawn_with(settings: dict[str, Any]) -> str:
-    """Steps, sampler and spacing; files that do not name the last are of a time when all was spaced evenly in t."""
-    return f"{settings['steps']} × {settings['sampler']}, {settings.get('spacing', 'trailing')}"
-
-
-def commands(*names: str) -> Callable[[Path], Rows]:
-    """How each row is made again, and where it was made."""
-
-    def rows(results: Path) -> Rows:
-        body = []
-        for name in names:
-            result, headline = load_result(name, results), HEADLINES[name]
-            made = [f"`{headline.training}`", f"`python -m experiments.headline {name}`", NOT_RUN, NOT_RUN]
-            if result is not None:
-                evaluation = result["evaluation"]
-                made[1:] = [f"`{evaluation['command']}`", result["training"]["engine"], evaluation["machine"]]
-            body.append([headline.title, *made])
-        return [["", "training", "judging", "trained on", "judged on"], *body]
-
-    return rows
-
-
-# the study
-
-
-def study(data: str) -> Callable[[Path], Rows]:
-    """Mean ± deviation over seeds of every kind."""
-
-    def rows(results: Path) -> Rows:
-        head = ["schedule", "prediction", "seeds", "distance (built-in)", "KID (built-in)", "precision", "recall"]
-        head += ["misplaced levels"]
-        found = load_result("study", results)
-        mine = [row for row in found["rows"] if row["data"] == data] if found else []
-        keys = ("frechet_distance", "kid", "precision", "recall", "levels")
-        body = [
-            [
-                row["schedule"] or "none: one step of regression",
-                {"epsilon": "ε"}.get(row["prediction"], row["prediction"]),
-                str(row["seeds"]),
-                *(spread(row[key], digits) for key, digits in zip(keys, (2, 3, 2, 2, 2), strict=True)),
-            ]
-            for row in mine
-        ]
-        return or_not_run(head, body)
-
-    return rows
-
-
-# the paper's figures, the pipeline itself
-
-
-def likelihoods(*names: str) -> Callable[[Path], Rows]:
-    """Bits/dim, as rate and distortion."""
-
-    def rows(results: Path) -> Rows:
-        head = ["model", "images", "bits/dim (bound)", "rate", "distortion", "RMSE (0..255)"]
-        body = []
-        for name in names:
-            result = load_result(f"paper_{name}", results)
-            cells = [NOT_RUN] * 5
-            if result is not None:
-                found = result["likelihood"]
-                cells = [f"{found['images']:,}", f"{found['bits_per_dim']:.3f} ± {found['standard_error']:.3f}"]
-                cells += [f"{found[key]:.3f}" for key in ("rate_bits", "distortion_bits")] + [f"{found['rmse']:.2f}"]
-            body.append([name, *cells])
-        return [head, *body]
-
-    return rows
-
-
-def digits_read(results: Path) -> Rows:
-    """How often a classifier reads the digit that was asked for."""
-    head = ["model", "samples", "guidance 1", "guidance 1.5", "the reader on MNIST's test images"]
-    rows = []
-    for name in ("bundled", "three_minutes"):
-        found = load_result(f"digits_read_{name}", results)
-        if found is None:
-            rows.append([name.replace("_", " "), *[NOT_RUN] * 4])
-            continue
-        shares = [f"{found['read_as_asked_by_guidance'][key]:.1%}" for key in ("1.0", "1.5")]
-        rows.append([name.replace("_", " "), f"{found['num']:,}", *shares, f"{found['reader_on_mnist_test']:.1%}"])
-    return [head, *rows]
-
-
-def duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
-
-
-def disturbances(results: Path) -> Rows:
-    """What the crash campaign did to training runs, how often, and what it cost."""
-    result = load_result("torture", results)
-    if result is None:
-        return [["disturbance", "times"], [NOT_RUN, NOT_RUN]]
-    rows = [[name, str(count)] for name, count in result["counts"].items()]
-    rows += [["checkpoints, weights, pictures or log lines lost", str(result["lost"])]]
-    return [["disturbance", "times"], *rows, [f"took, on {result['machine']}", duration(result["seconds"])]]
-
-
-def rounding(results: Path) -> Rows:
-    """The largest differences between ways of computing the same."""
-    head = ["", "one call, predicted x_0 in [-1, 1]", "images (of 255)", "pixels that change by a level or more"]
-    found = load_result("rounding", results)
-    body = [
-        [
-            row["way"],
-            f"{row['call']:.1e}" if row["call"] else "0",
-            f"{row['images_of_255']:.2g}",
-            f"{row['pixels_changed']:.2%}",
-        ]
-        for row in (found["rows"] if found else [])
-    ]
-    return or_not_run(head, body)
-
-
-def serving(results: Path) -> Rows:
-    """Answers and the server's memory, a row a round of requests at once."""
-    head = ["round", "asked at once", "answered", "right", "before (MiB)", "peak (MiB)", "after (MiB)"]
-    found = load_result("serving", results)
-    if found is None:
-        return [head, [NOT_RUN] * len(head)]
-    columns = ("answered", "right", "before", "peak", "after")
-    return [
-        head,
-        *(
-            [str(number), str(found["requests"]), *(f"{row[column]:,}" for column in columns)]
-            for number, row in enumerate(found["rounds"], start=1)
-        ),
-    ]
-
-
-CIFAR10 = ("cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_gpu")
-PHOTOGRAPHS = ("flowers32", "flowers64", "emoji32", "emoji32_tuned")
-TABLES: dict[str, Callable[[Path], Rows]] = {
+TABLES: dict[str, Table] = {
+    # docs/reports/results.md
     "mnist": headlines("mnist", "mnist_v"),
-    "digits_read": digits_read,
-    "cifar10": headlines(*CIFAR10),
-    "photographs": headlines(*PHOTOGRAPHS),
-    "commands": commands(*HEADLINES),
-    "study_mnist": study("mnist"),
-    "study_cifar10": study("cifar10"),
-    "likelihood": likelihoods("mnist", "cifar10"),
-    "rounding": rounding,
-    "torture": disturbances,
-    "serving": serving,
-    **EVALUATION_TABLES,
-    **RESTORATION_TABLES,
-    **SCALE_TABLES,
-    **SPEED_TABLES,
+    "digits_read": row_per_result(
+        {"bundled": "digits_read_bundled", "three minutes": "digits_read_three_minutes"},
+        ["model", "samples", "guidance 1", "guidance 1.5", "the reader on MNIST's test images"],
+        table_rows.digits_read,
+    ),
+    "cifar10": headlines("cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_gpu"),
+    "photographs": headlines("flowers32", "flowers64", "emoji32", "emoji32_tuned"),
+    "commands": commands,
+    "study_mnist": one_result("study", STUDY_HEAD, partial(table_rows.study, data="mnist")),
+    "study_cifar10": one_result("study", STUDY_HEAD, partial(table_rows.study, data="cifar10")),
+    "likelihood": row_per_result(
+        {"mnist": "paper_mnist", "cifar10": "paper_cifar10"},
+        ["model", "images", *LIKELIHOOD_HEAD],
+        table_rows.paper_likelihood,
+    ),
+    # docs/guides/evaluation.md
+    "bits_per_dim": one_result(
+        "bits_per_dim", ["model", "images", "timesteps each", *LIKELIHOOD_HEAD], table_rows.bits_per_dim
+    ),
+    "features_speed": one_result("features_speed", ["engine", "images/s", "machine"], table_rows.features_speed),
+    "real_against_real": one_result("real_against_real", ["", "n", "FID"], table_rows.real_against_real),
+    # docs/guides/restoration.md and docs/guides/editing.md
+    "restoration_digits": one_result(
+        "restoration_digits", RESTORATION_HEAD, table_rows.restoration, table_rows.restoration_head
+    ),
+    "restoration_cifar10": one_result(
+        "restoration_cifar10", RESTORATION_HEAD, table_rows.restoration, table_rows.restoration_head
+    ),
+    "restoration_flowers64": one_result(
+        "restoration_flowers64", RESTORATION_HEAD, table_rows.restoration, table_rows.restoration_head
+    ),
+    "restoration_gaussian": one_result(
+        "restoration_gaussian", ["bias / spread", "σ", "method"], table_rows.posteriors, table_rows.posteriors_head
+    ),
+    "restoration_speed": one_result(
+        "restoration_speed",
+        ["", "images", "evaluations an image", "seconds", "times as fast (lowest to highest)", "PSNR (dB)"],
+        table_rows.restoration_speed,
+    ),
+    "round_trips_digits": one_result(
+        "editing_digits",
+        ["method", "network evaluations", "error (of 255)", "largest (of 255)", "PSNR (dB)"],
+        table_rows.round_trips,
+    ),
+    "sdedit_digits": one_result("editing_digits", ["strength", "PSNR (dB)", "SSIM", "surprise"], table_rows.sdedit),
+    # docs/guides/scale.md
+    "scale_about": one_result("scale", ["command", "machine", "took", "JPEG photographs"], table_rows.scale_about),
+    "scale_training": one_result(
+        "scale", ["processes", "threads of each", "images/s", "times one of one"], table_rows.scale_training
+    ),
+    "scale_reduction": one_result(
+        "scale", ["preset", "parameters", "gradients (MB)", "ms", "GB/s"], table_rows.scale_reduction
+    ),
+    "scale_checkpoints": one_result(
+        "scale", ["preset", "parameters", "checkpoint (MB)", "write (s)", "read (s)"], table_rows.scale_checkpoints
+    ),
+    "scale_decoding": one_result("scale", ["source", "images/s", "MB/s"], table_rows.scale_decoding),
+    # docs/reports/speed.md and docs/guides/sampling.md
+    "speed_cpu": one_result("speed_cpu", SPEED_HEAD, table_rows.speed),
+    "speed_gpu": one_result("speed_gpu", SPEED_HEAD, table_rows.speed),
+    "drawing_cpu": one_result("speed_cpu", DRAWING_HEAD, table_rows.drawing),
+    "drawing_gpu": one_result("speed_gpu", DRAWING_HEAD, table_rows.drawing),
+    "speed_variants": one_result(
+        "speed_variants", ["the small network on the processor", *PHASES.values()], table_rows.variants
+    ),
+    "time_to_quality": one_result(
+        "time_to_quality",
+        ["recipe", "parameters", "batch", "images seen", "seconds", "FID", "distance (built-in)"],
+        table_rows.time_to_quality,
+    ),
+    "ablations_short": one_result("ablations_short", ABLATIONS_HEAD, table_rows.ablations),
+    "ablations_longer": one_result("ablations_longer", ABLATIONS_HEAD, table_rows.ablations),
+    "usual_sampler": one_result("usual_sampler", ["model", "drawn with", "n", "FID"], table_rows.usual_sampler),
+    "few_steps_digits": one_result("few_steps_digits", FEW_STEPS_HEAD, table_rows.few_steps, table_rows.few_steps_head),
+    "few_steps_cifar10": one_result(
+        "few_steps_cifar10", FEW_STEPS_HEAD, table_rows.few_steps, table_rows.few_steps_head
+    ),
+    # docs/reports/reliability.md and docs/guides/serving.md
+    "torture": one_result("torture", ["disturbance", "times"], table_rows.torture),
+    "rounding": one_result(
+        "rounding",
+        ["", "one call, predicted x_0 in [-1, 1]", "images (of 255)", "pixels that change by a level or more"],
+        table_rows.rounding,
+    ),
+    "serving": one_result(
+        "serving",
+        ["round", "asked at once", "answered", "right", "before (MiB)", "peak (MiB)", "after (MiB)"],
+        table_rows.serving,
+    ),
 }
 
 PAPER = {
@@ -294,15 +233,41 @@ GALLERIES: dict[str, dict[str, str]] = {
 }
 
 
+def pages(root: Path = ROOT) -> list[Path]:
+    """All pages that may hold tables."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def rendered(text: str, results: Path = RESULTS, pictures: Path = PICTURES) -> str:
+    """Text of a page with its tables and pictures up to date."""
+
+    def body(found: re.Match[str]) -> str:
+        content = table(found["name"], results) if found["kind"] == "table" else gallery(found["name"], pictures)
+        return found["begin"] + content + found["end"]
+
+    return MARKED.sub(body, text)
+
+
+def gallery(name: str, pictures: Path = PICTURES) -> str:
+    """Markdown of the existing pictures of a gallery, one per line."""
+    found = [(file, caption) for file, caption in GALLERIES[name].items() if (pictures / file).exists()]
+    return "".join(f"![{caption}](../pictures/{file})\n" for file, caption in found) or f"Pictures: {NOT_RUN}.\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where something would change")
+    """Parse the command line, and rewrite or check all pages."""
+    parser = command_line(__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page would change")
     options = parser.parse_args(arguments)
-    stale = [page for page in pages() if rendered(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
-    for page in stale:
-        print(f"{page.relative_to(ROOT)} {'disagrees with the results' if options.check else 'rewritten'}")
-        if not options.check:
-            page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
+    stale = False
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        now = rendered(text)
+        if now != text:
+            stale = True
+            print(f"{page.relative_to(ROOT)} {'disagrees with the results' if options.check else 'rewritten'}")
+            if not options.check:
+                page.write_text(now, encoding="utf-8")
     sys.exit(1 if options.check and stale else 0)
 
 

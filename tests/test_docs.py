@@ -14,7 +14,7 @@ from torch.distributed.run import parse_args as parse_torchrun
 from ddpm.cli import run
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "api")]
 
 TINY_RUN = [
     *("--training.steps", "2"),

@@ -26,7 +26,7 @@ from ddpm.editing import (
 from ddpm.editing.editor import grid_from
 from ddpm.editing.inversion import angles_to, flow, timestep_of
 from ddpm.model import Model
-from experiments.gaussian_prior import GaussianPrior
+from experiments.restoration.gaussian import GaussianPrior
 
 SHAPE = (1, 12, 12)
 

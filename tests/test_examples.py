@@ -43,7 +43,7 @@ def test_restored_digits_are_closer_to_the_originals_than_damaged_ones(tmp_path)
     methods = {name: {"steps": steps} for name, steps in (("ddrm", 4), ("ddnm", 4), ("repaint", 4), ("dps", 20))}
     wanted = "[before, after, known_spread, lost_spread, gain]"
     before, after, known_spread, lost_spread, gain = run(
-        "restoration", f"METHODS, TIMESTEP_SAMPLERS = {methods}, 2", wanted, tmp_path
+        "restoration", f"METHODS, DRAWS = {methods}, 2", wanted, tmp_path
     )
     assert set(after) == set(methods)
     assert min(after.values()) > before + 1

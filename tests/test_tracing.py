@@ -20,7 +20,7 @@ from ddpm.networks.config import NetworkConfig
 from ddpm.plotting.trace import trace, trace_forward, trace_model
 from ddpm.samplers import SAMPLERS, timestep_grid
 
-GUIDE = Path(__file__).parent.parent / "docs" / "pictures.md"
+GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "pictures.md"
 SCHEDULE = NoiseSchedule(make_betas("linear", 50, 1e-3, 0.2))
 
 

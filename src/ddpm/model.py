@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.common.errors import UserError, nearest
-from ddpm.common.files import content_key
+from ddpm.common.files import content_key, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
 from ddpm.common.randomness import ImageNoise
 from ddpm.data.config import data_section, preprocessing_of
@@ -19,7 +19,7 @@ from ddpm.data.images import Preprocessing
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
-from ddpm.networks.inference import InferenceNetworks, count_flops, weights_state
+from ddpm.networks.inference import InferenceNetworks, count_flops, first_non_finite, weights_state
 from ddpm.networks.unet import UNet
 from ddpm.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SamplerSpec, find_sampler
 from ddpm.samplers.algorithms import Step
@@ -303,7 +303,19 @@ class Model:
             images = options.spec(
                 denoiser, noise(), timesteps, noise=noise, callback=callback, **options.sampler_options
             )
-            yield block, images.float().clamp(-1, 1).cpu()
+            yield block, self.finish(images)
+
+    def finish(self, images: Tensor) -> Tensor:
+        """Clamp sampled images to [-1, 1] and move them to the CPU as float32; raise UserError if one is not finite."""
+        return self.check_finite(images.float().clamp(-1, 1).cpu())
+
+    def check_finite(self, images: Tensor) -> Tensor:
+        """Return what the model made; raise UserError if it holds NaN or infinity, which would look like black."""
+        if not bool(torch.isfinite(images).all()):
+            broken = first_non_finite(self.network.state_dict())
+            reason = f"the weights are not finite, first in {broken}" if broken else "try --precision fp32"
+            raise UserError(f"the model predicts numbers that are not finite: {reason}")
+        return images
 
     def resolve_labels(self, labels: Labels) -> list[int] | None:
         """The list of classes that images take in turn, from a class, a list, or None: all of them.
@@ -400,10 +412,7 @@ def find_model(name: str | Path) -> Path:
     """The folder that holds the model called `name`."""
     if isinstance(name, str) and name in BUNDLED:
         return BUNDLED[name]
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UserError(f"no model at {name}: {error}") from None
+    path = user_path(name)
     if (path / "model").is_dir():
         return path / "model"
     if path.exists():

@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.app import edit, explore, runs
-from ddpm.app import generate as drawing
+from ddpm.app import edit, explore, generate, runs
 from ddpm.app import restore as restoring
 from ddpm.app.components import live, read_fitted, read_mask, read_upload
 from ddpm.app.explore import as_svg
@@ -108,8 +107,8 @@ def test_an_error_in_the_work_reaches_the_reader():
 
 
 def test_what_is_drawn_is_what_the_model_draws(served_model, tmp_path):
-    settings = drawing.Settings("class 1", "ddim", 4, 1.5, 3, 5)
-    events = list(drawing.generate(served_model, settings))
+    settings = generate.Settings("class 1", "ddim", 4, 1.5, 3, 5)
+    events = list(generate.sample_live(served_model, settings))
     assert all(isinstance(event, Step) for event in events[:-1])
     expected = served_model.sample(5, sampler="ddim", steps=4, labels=1, guidance=1.5, seed=3, batch_size=5)
     assert torch.equal(events[-1].images, expected)
@@ -120,42 +119,44 @@ def test_what_is_drawn_is_what_the_model_draws(served_model, tmp_path):
     assert Image.open(grid).size == (3 * 18 + 2, 2 * 18 + 2)
 
 
-@pytest.mark.parametrize("settings", [drawing.Settings("class 2", "dpm++", 3, 2.0, 7, 3), drawing.Settings(number=16)])
+@pytest.mark.parametrize(
+    "settings", [generate.Settings("class 2", "dpm++", 3, 2.0, 7, 3), generate.Settings(number=16)]
+)
 def test_the_equivalents_draw_the_same(served_model, tmp_path, monkeypatch, settings):
     served_model.save(tmp_path / "a model")
     monkeypatch.chdir(tmp_path)
     options = settings.options(served_model)
-    grid, _, _ = last(drawing.generate(served_model, settings)).save(tmp_path)
+    grid, _, _ = last(generate.sample_live(served_model, settings)).save(tmp_path)
     wanted = grid.read_bytes()
-    words = shlex.split(drawing.as_command("a model", options).replace("\\\n", ""))
+    words = shlex.split(generate.as_command("a model", options).replace("\\\n", ""))
     assert command_line([*words[1:], "--overwrite"]) == 0
     assert (tmp_path / "samples.png").read_bytes() == wanted
     (tmp_path / "samples.png").unlink()
-    exec(drawing.as_python("a model", options), {})
+    exec(generate.as_python("a model", options), {})
     assert (tmp_path / "samples.png").read_bytes() == wanted
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (drawing.Settings(number=65), "number of images must be a whole number from 1 to 64"),
-        (drawing.Settings(number=0), "number of images"),
-        (drawing.Settings(steps=1001), "number of steps must be a whole number from 1 to 1000"),
-        (drawing.Settings(seed=-1), "the seed"),
-        (drawing.Settings(seed=None), "the seed"),
-        (drawing.Settings(sampler="dpm"), "no sampler named 'dpm'"),
-        (drawing.Settings(label="class 9"), "no class 'class 9'"),
+        (generate.Settings(number=65), "number of images must be a whole number from 1 to 64"),
+        (generate.Settings(number=0), "number of images"),
+        (generate.Settings(steps=1001), "number of steps must be a whole number from 1 to 1000"),
+        (generate.Settings(seed=-1), "the seed"),
+        (generate.Settings(seed=None), "the seed"),
+        (generate.Settings(sampler="dpm"), "no sampler named 'dpm'"),
+        (generate.Settings(label="class 9"), "no class 'class 9'"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused(served_model, settings, said):
     with pytest.raises(UserError, match=said):
-        last(drawing.generate(served_model, settings))
+        last(generate.sample_live(served_model, settings))
 
 
 def test_a_model_without_classes_refuses_a_class(plain_model):
-    assert last(drawing.generate(plain_model, drawing.Settings(number=2, steps=2))).images.shape == (2, 1, 16, 16)
+    assert last(generate.sample_live(plain_model, generate.Settings(number=2, steps=2))).images.shape == (2, 1, 16, 16)
     with pytest.raises(UserError, match="trained without classes"):
-        last(drawing.generate(plain_model, drawing.Settings("class 1")))
+        last(generate.sample_live(plain_model, generate.Settings("class 1")))
 
 
 # restore
@@ -209,7 +210,7 @@ def test_what_is_left_is_judged_as_it_is_seen():
 
 
 def test_nothing_painted_is_said_so(served_model, uploads):
-    with pytest.raises(UserError, match="nothing is painted"):
+    with pytest.raises(UserError, match="no pixels are marked"):
         restoring.restore_upload(served_model, str(uploads / "good.png"), None, restoring.Damage())
 
 
@@ -280,7 +281,7 @@ def test_an_impossible_schedule_is_refused(served_model, names, asked):
 
 
 def test_the_forward_process_of_an_upload(plain_model, uploads, tmp_path):
-    strip, path = explore.forward(plain_model, str(uploads / "good.png"), explore.OWN, explore.Range(), tmp_path)
+    strip, path = explore.noise_upload(plain_model, str(uploads / "good.png"), explore.OWN, explore.Range(), tmp_path)
     assert strip.width < 500  # two rows of three, to be read on a phone
     with Image.open(path) as animation:
         assert animation.n_frames == explore.MOST_FRAMES

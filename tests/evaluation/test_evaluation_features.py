@@ -97,7 +97,7 @@ def test_torchscript_features_go_through_the_contract(tmp_path):
 
 
 def test_a_file_among_the_data_is_found_by_its_name(monkeypatch, tmp_path):
-    """As the commands in docs/results.md name it, which know no folder of this machine."""
+    """As the commands in docs/reports/results.md name it, which know no folder of this machine."""
     (tmp_path / "inception").mkdir()
     path = scripted(Tiny(), tmp_path / "inception" / "tiny.pt")
     with pytest.raises(UserError, match=r"no feature network 'tiny\.pt'"):

@@ -1,104 +1,114 @@
-"""The experiments on speed and quality run, at toy size, on images of noise."""
+"""Speed comparisons run at toy size, and compare equal networks."""
 
+import dataclasses
 import json
-from dataclasses import replace
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 
-from ddpm.model import load
-from ddpm.training import dry_run, load_config, train
-from experiments import ablations, few_steps
-from experiments.tables import table
+pytest.importorskip("denoising_diffusion_pytorch", reason="needs the extra `peers`")
 
-SIDE, NUM = 8, 70
-TINY = {
-    "data.image_size": SIDE,
-    "data.labels": False,
-    "network.channel_mult": [1, 1],
-    "network.attention": [],
-    "training.batch_size": 4,
-    "training.preview_every": 0,
-    "training.loggers": [],
-}
-NARROW = {"network.channels": 8, "network.groups": 4}
+from ddpm.networks import UNet
+from experiments.lib import ROOT
+from experiments.speed import run, variants
+from experiments.speed.contestants import PROBLEMS, Diffusers, check_equal, randomise
+from experiments.speed.measure import median_and_deciles
+
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def source(tmp_path_factory):
-    """Images to train on and to compare with, and a cache of its own."""
-    folder = tmp_path_factory.mktemp("data")
-    pixels = np.random.default_rng(0).integers(0, 256, (NUM, SIDE, SIDE, 1), dtype=np.uint8)
-    np.savez(folder / "images.npz", arr_0=pixels)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DDPM_CACHE", str(folder / "cache"))
-        yield str(folder / "images.npz")
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_run_compares_all_contestants(kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # each would be measured in a process of its own, which is slow to start
+    monkeypatch.setattr(run, "memory_of", lambda *_: {"train": 1.0, "sample": 1.0})
+    folders = ["--out", str(tmp_path), "--pictures", str(tmp_path)]
+    run.main([kind, "--problems", "toy", "--rounds", "1", *folders])
+    (result,) = json.loads((tmp_path / f"speed_{kind}.json").read_text())["problems"]
+    assert (tmp_path / f"speed_{kind}.png").stat().st_size > 1000
+    assert {(row["phase"], row["contestant"]) for row in result["rows"]} == {
+        (phase, name)
+        for phase in ("train", "sample")
+        for name in (
+            "ddpm",
+            "Diffusers, as documented",
+            "Diffusers, bf16 channels-last",
+            "denoising-diffusion-pytorch",
+        )
+    }
+    for row in result["rows"]:
+        assert row["images_per_second"] > 0
+        if "Diffusers" in row["contestant"]:
+            assert row["parameters"] == result["rows"][0]["parameters"]
+    reference = [row for row in result["rows"] if row["contestant"] == "Diffusers, as documented"]
+    assert all(row["times_as_fast"]["median"] == 1 for row in reference)
 
 
-def test_every_ablation_changes_what_it_says_and_nothing_else():
-    base = ablations.configuration(ablations.BASE, 0, ablations.Budget(images=40_000), {})
-    assert base.training.steps * base.training.batch_size == 40_000
-    for variant, changes in ablations.VARIANTS.items():
-        config = ablations.configuration(variant, 0, ablations.Budget(), {})
-        fitted = {"steps": base.training.steps, "warmup": base.training.warmup}
-        config.training = config.training.model_copy(update=fitted)
-        found = {
-            f"{section}.{name}"
-            for section, fields in config.model_dump().items()
-            for name, value in fields.items()
-            if value != base.model_dump()[section][name]
-        }
-        assert found == set(changes), variant
+def test_variants_give_equal_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []  # without the compiler, which would take half a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    with ThreadPoolExecutor(2) as pool:
+        for phase in ("train", "sample"):
+            timed = variants.variants(PROBLEMS["toy"], phase, pool)
+            assert timed["the network compiled"].args[0] is compiled[-1]  # a copy of it would not be compiled
+            usual, halves = (
+                torch.cat([part.flatten().float() for part in timed[name]()])
+                for name in ("as it is", "each half of the batch on a thread of its own")
+            )
+            assert (usual - halves).norm() <= 0.02 * usual.norm()  # in bf16, and the gradients in another order
+    rows = variants.compare(PROBLEMS["toy"], 1)
+    assert len(rows) == 2 * len(timed)
+    assert all(row["times_as_fast"]["median"] == 1 for row in rows if row["variant"] == "as it is")
 
 
-def test_ablations_are_made_and_kept(source, tmp_path, monkeypatch):
-    names = (ablations.BASE, "batches of 128", "width 24, equal time")
-    monkeypatch.setattr(ablations, "side_by_side", lambda work, tasks, jobs: (work(*task) for task in tasks))
-    monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
-    overrides = {name: value for name, value in (TINY | {"data.source": source}).items() if "batch" not in name}
-    budget = ablations.Budget(names, images=128, num=NUM, steps=2, overrides=tuple(overrides.items()))
-    options = {"jobs": 1, "command": "none", "results": tmp_path, "pictures": tmp_path}
-    path = ablations.ablations("ablations_short", tmp_path / "runs", budget, **options)
-    first = json.loads(path.read_text())
-    assert [row["variant"] for row in first["rows"]] == list(names)
-    assert [row["images"] for row in first["rows"]][:2] == [128, 256]  # two steps are the fewest
-    assert first["rows"][0]["frechet_distance"]["mean"] > 0
-    assert (tmp_path / "ablations_short.png").exists()
-    ablations.ablations("ablations_short", tmp_path / "runs", budget, **options)
-    assert json.loads(path.read_text()) == first
-    ablations.ablations("ablations_short", tmp_path / "runs", replace(budget, seeds=2), **options)
-    more = json.loads(path.read_text())
-    assert more["cells"][: len(names)] == first["cells"]
-    assert [row["seeds"] for row in more["rows"]] == [2] * len(names)
-    assert more["rows"][0]["frechet_distance"]["std"] > 0
-    assert table("ablations_short", tmp_path).count("\n") == 2 + len(names)
+def test_check_equal_rejects_networks_that_differ() -> None:
+    problem = PROBLEMS["toy"]
+    ours = UNet(problem.config, problem.image_size, 1, 1)
+    randomise(ours)
+    theirs = Diffusers(problem, CPU, ours.state_dict(), best=False).network
+    check_equal(ours, theirs, problem, CPU)
+    with torch.no_grad():
+        ours.conv_in.weight[0, 0, 0, 0] += 0.5
+    with pytest.raises(RuntimeError, match="outputs differ"):
+        check_equal(ours, theirs, problem, CPU)
+    wider = UNet(problem.config.model_copy(update={"channels": 16}), problem.image_size, 1, 1)
+    with pytest.raises(RuntimeError, match="parameters"):
+        check_equal(wider, theirs, problem, CPU)
 
 
-def test_equal_time_is_fewer_steps_of_a_slower_network():
-    paces = {ablations.BASE: 0.1, "width 48, equal time": 0.2}
-    wide = ablations.configuration("width 48, equal time", 0, ablations.Budget(), paces)
-    base = ablations.configuration(ablations.BASE, 0, ablations.Budget(), paces)
-    assert wide.training.steps * 0.2 == pytest.approx(base.training.steps * 0.1, rel=0.01)
-    assert wide.training.warmup < base.training.warmup
+def test_median_and_deciles() -> None:
+    assert median_and_deciles([5.0, 1.0, 2.0, 3.0, 4.0]) == {"median": 3.0, "low": 1.0, "high": 5.0}
 
 
-def test_few_steps(source, tmp_path):
-    run = tmp_path / "run"
-    training = {"training.steps": 2, "training.warmup": 1, "data.source": source, "diffusion.timesteps": 20}
-    train(load_config("mnist", TINY | NARROW | training), run)
-    result = few_steps.few_steps(
-        "digits",
-        load(run),
-        source,
-        features="builtin",
-        num=NUM,
-        budgets=(2, 4),
-        many=20,
-        results=tmp_path,
-        pictures=tmp_path,
+def test_gpu_problem_is_the_papers_network() -> None:
+    gpu, paper = PROBLEMS["cifar10_gpu"], PROBLEMS["cifar10"]
+    assert dataclasses.replace(gpu, training_batch=paper.training_batch, sampling_batch=paper.sampling_batch) == paper
+
+
+def test_cifar10_gpu_script_runs_at_toy_size(tmp_path: Path) -> None:
+    """It trains, and writes a figure."""
+    flags = "--network.channels 8 --network.groups 4 --network.attention [] --training.batch_size 4 --training.steps 2"
+    environment = {"PRESET": "digits", "DATA": "digits", "FEATURES": "builtin", "STEPS": "2"}
+    done = subprocess.run(
+        [ROOT / "experiments/speed/cifar10_gpu.sh", "30", "8", tmp_path / "run", *flags.split()],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
     )
-    assert json.loads((tmp_path / "few_steps_digits.json").read_text()) == result
-    assert (tmp_path / "few_steps_digits.png").exists()
-    evaluations = {row["sampler"]: row["evaluations"] for row in result["rows"]}
-    assert evaluations == {name: [1, 3] if name == "heun" else [2, 4] for name in few_steps.SAMPLERS}
-    assert table("few_steps_digits", tmp_path).count("\n") == 2 + len(result["rows"])
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "run" / "fid.json").read_text())["figures"]
+    assert figures["frechet_distance"]["value"] > 0  # the name of FID with other features
+
+
+def test_run_refuses_toy_results_for_the_docs() -> None:
+    with pytest.raises(SystemExit, match="add --out"):
+        run.main(["cpu", "--problems", "toy"])
+
+
+def test_memory_of_reports_both_phases() -> None:
+    found = run.memory_of("toy", "ddpm")
+    assert set(found) == {"train", "sample"}
+    assert 0 < found["sample"] <= found["train"]  # a peak never falls, and sampling is measured first

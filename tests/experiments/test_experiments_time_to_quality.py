@@ -1,30 +1,30 @@
-"""Every contestant trains, draws and is judged, at toy size."""
+"""Every contestant trains, samples and is evaluated, at toy size."""
 
 import json
 
 import numpy as np
 import pytest
 
-pytest.importorskip("denoising_diffusion_pytorch", reason="the peers are an extra of their own")
+pytest.importorskip("denoising_diffusion_pytorch", reason="needs the extra `peers`")
 
 from ddpm.data import open_dataset
 from ddpm.training import dry_run, load_config
-from experiments import peers
+from experiments.quality import time_to_quality
+from experiments.quality.time_to_quality import QUIET, TITLES, Match, endless_batches, evaluate_all, train_contestant
 from experiments.tables import table
-from experiments.time_to_quality import QUIET, TITLES, Match, judge, train_contestant
 
 SIDE, NUM = 8, 70
 
 
 @pytest.fixture
 def match(tmp_path, monkeypatch):
-    """A tiny network on images of a grey that noise would not have, measured in no time."""
+    """Tiny network on bright images, which random noise would not give; nothing is timed for long."""
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "cache"))
-    for module in (dry_run, peers):
+    for module in (dry_run, time_to_quality):
         monkeypatch.setattr(module, "LEAST_SECONDS", 0.0)
         monkeypatch.setattr(module, "FEWEST", 1)
-    monkeypatch.setattr(peers, "ANCESTRAL", 2)
-    monkeypatch.setattr(peers, "DDIM", 2)
+    monkeypatch.setattr(time_to_quality, "ANCESTRAL", 2)
+    monkeypatch.setattr(time_to_quality, "DDIM", 2)
     pixels = np.random.default_rng(0).integers(200, 256, (NUM, SIDE, SIDE, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", arr_0=pixels)
     network = {"network.channels": 8, "network.groups": 4, "network.channel_mult": [1, 2], "network.attention": []}
@@ -33,14 +33,14 @@ def match(tmp_path, monkeypatch):
     return Match("mnist", data["data.source"], overrides, num=NUM, batch=40)
 
 
-def test_all_contestants(match, tmp_path):
+def test_all_contestants_are_trained_and_evaluated(match, tmp_path):
     runs = tmp_path / "runs"
     for name in TITLES:
         trained = train_contestant(name, 1e-6, runs, match)
         assert trained["steps"] == 2
         assert trained["images"] == 2 * trained["batch_size"]
         assert train_contestant(name, 1e-6, runs, match) == trained  # not again
-    result = judge(runs, match, features="builtin", command="none", results=tmp_path, pictures=tmp_path)
+    result = evaluate_all(runs, match, features="builtin", results=tmp_path, pictures=tmp_path)
     assert [row["name"] for row in result["rows"]] == list(TITLES)
     assert all(row["frechet_distance"] > 0 for row in result["rows"])
     sizes = {row["name"]: row["training"]["parameters"] for row in result["rows"]}
@@ -53,10 +53,10 @@ def test_all_contestants(match, tmp_path):
     assert table("time_to_quality", tmp_path).count("\n") == 2 + len(TITLES)
 
 
-def test_peers_see_the_images_in_their_range(match):
+def test_endless_batches_scales_images_to_the_range(match):
     dataset = open_dataset(load_config(match.preset, match.overrides).data)
     for low, least in ((-1.0, 200 / 127.5 - 1), (0.0, 200 / 255)):
-        (batch,) = next(peers.endless(dataset, 16, low))
+        (batch,) = next(endless_batches(dataset, 16, low))
         assert batch.shape == (16, 1, SIDE, SIDE)
         assert float(batch.min()) == pytest.approx(least, abs=0.02)
         assert float(batch.max()) == pytest.approx(1, abs=0.02)

@@ -6,7 +6,7 @@ from torch import nn
 
 from ddpm.common.pixels import save_picture, to_uint8
 from ddpm.model import Model
-from experiments.gaussian_prior import GaussianPrior
+from experiments.restoration.gaussian import GaussianPrior
 
 
 class GaussianNetwork(nn.Module):

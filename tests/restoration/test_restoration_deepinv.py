@@ -13,7 +13,7 @@ from ddpm.restoration.deepinv import denoiser_as_deepinv
 from ddpm.restoration.methods import METHODS, ddrm
 from ddpm.restoration.operators import CircularBlur
 from ddpm.samplers.grid import timestep_grid
-from experiments.gaussian_prior import GaussianPrior
+from experiments.restoration.gaussian import GaussianPrior
 
 deepinv = pytest.importorskip("deepinv")
 physics = deepinv.physics

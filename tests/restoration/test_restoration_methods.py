@@ -23,8 +23,7 @@ from ddpm.restoration.operators import (
 from ddpm.samplers.algorithms import ddim
 from ddpm.samplers.denoiser import Denoiser
 from ddpm.samplers.grid import timestep_grid
-from experiments.gaussian_prior import GaussianPrior, draw
-from experiments.restoration_gaussian import as_matrix, deviations
+from experiments.restoration.gaussian import GaussianPrior, as_matrix, deviations, sample_gaussian
 
 SHAPE = (1, 8, 8)
 PRIOR = GaussianPrior.smooth(SHAPE)
@@ -67,7 +66,7 @@ def samples_and_posterior(name, sigma, method, count=1500, steps=None, **options
 
 
 # bias: of the mean, in the posterior's own deviations; spread: total variance over the exact one. The bounds are what
-# these approximate methods reach; docs/restoration.md has the whole table.
+# these approximate methods reach; docs/guides/restoration.md has the whole table.
 @pytest.mark.parametrize(
     ("name", "sigma", "method", "options", "bias", "spread"),
     [
@@ -90,7 +89,7 @@ def test_the_exact_posterior_is_bayes_rule():
     operator = superresolution(SHAPE, 4)
     y = operator.H(PRIOR.sample(1, seed=7)).double().flatten()
     mean, covariance = PRIOR.posterior(as_matrix(operator), y, 0.5)
-    x = draw(PRIOR.mean.flatten(), PRIOR.covariance, 50_000)
+    x = sample_gaussian(PRIOR.mean.flatten(), PRIOR.covariance, 50_000)
     log_weight = -((y - x @ as_matrix(operator).T) ** 2).sum(1) / (2 * 0.5**2)
     weight = torch.softmax(log_weight, 0)
     assert torch.allclose(weight @ x, mean, atol=0.03)

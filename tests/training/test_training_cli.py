@@ -74,7 +74,7 @@ def test_fine_tuning_from_a_run(command):
     ("words", "said"),
     [
         (["mnits"], r"no preset 'mnits'; did you mean mnist\?"),
-        ([], "name a preset or a YAML file"),
+        ([], "give a preset or a YAML file"),
         (["tiny.yaml", "--training.stepz", "3"], r"training has no field 'stepz'; did you mean steps\?"),
         (["tiny.yaml", "--training.steps"], "--training.steps needs a value"),
         (["tiny.yaml", "--training.steps", "--overwrite"], "--training.steps"),
@@ -107,7 +107,7 @@ def test_numbers_that_are_not_finite_are_exit_code_1(command):
 def test_presets_lists_and_prints(command):
     code, output, _ = command("presets")
     assert code == 0
-    assert re.search(r"^cifar10 +CIFAR-10 as Ho et al", output, re.MULTILINE)
+    assert re.search(r"^  cifar10 +CIFAR-10 as Ho et al", output, re.MULTILINE)
     code, output, _ = command("presets", "mnist")
     assert code == 0
     assert "learning_rate" in output

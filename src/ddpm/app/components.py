@@ -24,11 +24,11 @@ from ddpm.model import Model
 from ddpm.restoration.tasks import marked
 from ddpm.samplers.algorithms import Callback, Step
 
-MOST_SEED = 2**53 - 1  # what JavaScript counts exactly
+MOST_SEED = 2**53 - 1  # the largest integer that JavaScript represents exactly
 
 
 def bounded(name: str, value: float | None, low: int, high: int) -> int:
-    """A whole number within its bounds; UserError otherwise."""
+    """Return a whole number within its bounds, both included; raise UserError otherwise."""
     if value is None or value != value or value != int(value) or not low <= value <= high:
         raise UserError(f"{name} must be a whole number from {low} to {high}, not {value}")
     return int(value)
@@ -38,27 +38,27 @@ NO_CLASS = "no class"
 
 
 def classes(model: Model) -> list[str]:
-    """What may be asked for; empty where the model knows no classes."""
+    """Return the choices of a class field; empty if the model has no classes."""
     return [NO_CLASS, *(model.class_names or [])] if model.null_label is not None else list(model.class_names or [])
 
 
 def as_labels(label: str) -> str | None:
-    """As `restore` and `Editor` take it."""
+    """Convert a choice to the labels that `restore` and `Editor` take."""
     return None if label == NO_CLASS else label
 
 
 T = TypeVar("T")
-PAUSE = 0.2  # seconds between two looks at the steps
+PAUSE = 0.2  # seconds between two updates
 
 
 class Cancelled(Exception):
-    """Raised inside a sampler whose iterator was closed."""
+    """Raised inside a sampler after its iterator was closed."""
 
 
 def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
-    """Run `work(callback)` in a thread: yields the newest `Step` now and then, and at last what `work` returns.
+    """Run `work(callback)` in a thread; yield the newest `Step` a few times per second, then the result of `work`.
 
-    Closing the iterator stops the work at its next step; nobody waits for that.
+    Closing the iterator stops the work at its next step, without waiting for it.
     """
     newest: queue.Queue[Step] = queue.Queue(maxsize=1)
     stop = Event()
@@ -67,7 +67,7 @@ def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
         if stop.is_set():
             raise Cancelled
         with suppress(queue.Empty):
-            newest.get_nowait()  # not seen in time: the newer one takes its place
+            newest.get_nowait()  # not shown in time: replace it with the newer step
         newest.put(step)
 
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
@@ -84,16 +84,17 @@ def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
 
 
 MOST_BYTES = 20 * 2**20  # of one upload
-SHOWN_SIDE = 448  # pixels; small images are enlarged, by a whole number, towards this side
-PAINTED_SHARE = 0.25  # of a pixel of the image that the brush must have covered
+SHOWN_SIDE = 448  # pixels; small images are enlarged towards this size by a whole factor
+PAINTED_FRACTION = 0.25  # of an image pixel that the brush must cover
 
 
 def read_upload(
     source: str | Path | bytes | None, channels: int, what: str = "the upload", background=255
 ) -> Image.Image:
-    """An uploaded file as a Pillow image of 1 to 4 channels; UserError that says in one line what is wrong with it.
+    """Read an uploaded file as a Pillow image of 1 to 4 channels.
 
-    The header is judged before any pixel is decoded. The first frame of an animation; alpha goes onto `background`.
+    The header is checked before any pixel is decoded. An animation gives its first frame; transparent pixels get the
+    colour `background`. Raises UserError with the reason if the file cannot be used.
     """
     if source is None:
         raise UserError(f"{what} is missing: choose an image first")
@@ -112,7 +113,7 @@ def read_fitted(
     what: str = "the upload",
     preprocessing: Preprocessing | None = None,
 ) -> Tensor:
-    """An uploaded file as (C, H, W) in [-1, 1], brought to `shape` as the model's training images were."""
+    """Read an uploaded file as (C, H, W) in [-1, 1], resized to `shape` as the model's training images were."""
     channels, height, width = shape
     how, background = preprocessing or Preprocessing()
     image = read_upload(source, channels, what, background)
@@ -120,17 +121,17 @@ def read_fitted(
 
 
 def read_mask(layers: Sequence[str | bytes], size: tuple[int, int]) -> Tensor:
-    """What a mask's layers say is lost, each by the rule of `marked`, as bool (H, W) of `size`."""
+    """Combine the layers of a mask, each read by the rule of `marked`: bool (H, W), True where pixels are lost."""
     lost = torch.zeros(size, dtype=torch.bool)
     for layer in layers:
         covered = to_pillow(255 * marked(to_tensor(read_upload(layer, 2, "the mask")))[None].byte())
-        share = np.asarray(covered.resize((size[1], size[0]), Image.Resampling.BOX)) / 255
-        lost |= torch.from_numpy(share >= PAINTED_SHARE)
+        fraction = np.asarray(covered.resize((size[1], size[0]), Image.Resampling.BOX)) / 255
+        lost |= torch.from_numpy(fraction >= PAINTED_FRACTION)
     return lost
 
 
 def enlarged(pixels: Tensor, side: int = SHOWN_SIDE) -> Image.Image:
-    """uint8 (C, H, W) as a picture, enlarged by a whole number towards `side`, so that its pixels stay squares."""
+    """Convert uint8 (C, H, W) to a picture, enlarged towards `side` by a whole factor, so that pixels stay square."""
     image = to_pillow(pixels)
     factor = max(1, side // max(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
@@ -145,7 +146,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def upload(label: str, **options: Any) -> gr.Image:
-    """An image to upload, handed on as a path: Gradio's own would decode it before anybody looked at its header."""
+    """Create an upload that passes on a path. Gradio's own would decode the file before its header is checked."""
     image = gr.Image(
         label=label,
         type="filepath",
@@ -159,19 +160,19 @@ def upload(label: str, **options: Any) -> gr.Image:
 
 
 def class_field(model: Model) -> gr.Dropdown:
-    """The class to restore or edit as: none, or the first where the model must have one; hidden where it knows none."""
+    """Create the choice of a class: none by default, or the first if the model needs one; hidden without classes."""
     known = classes(model)
     return gr.Dropdown(
         known,
         value=known[0] if known else NO_CLASS,
         label="Class",
         visible=bool(known),
-        allow_custom_value=True,  # so that what programs send is judged, and refused in words
+        allow_custom_value=True,  # programs can send any text; our own check refuses it with a message
     )
 
 
 def mask_editor(label: str, side: int, colour: str, **options: Any) -> gr.ImageEditor:
-    """A brush over an image of about `side` pixels; handed on are the painted layers, still encoded."""
+    """Create a brush over an image of about `side` pixels. It passes on the painted layers, still encoded."""
     thickness = side // 9
     editor = gr.ImageEditor(
         label=label,
@@ -198,9 +199,9 @@ def mask_editor(label: str, side: int, colour: str, **options: Any) -> gr.ImageE
 
 
 def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:
-    """The component with our `preprocess`, and fetching nothing from elsewhere for anybody.
+    """Give the component our `preprocess`, and keep it from fetching files from other hosts.
 
-    Set on the instance: for a subclass Gradio would write a stub file beside this one.
+    Both are set on the instance, because Gradio writes a stub file next to the module of any subclass.
     """
     to_cache = component.async_move_resource_to_block_cache
 
@@ -214,18 +215,18 @@ def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:
     return component
 
 
-class Outbox:
-    """A folder for what one answer holds, gone when the answer has been given.
+class TempImages:
+    """A temporary folder for the images of one response, removed after the response.
 
-    Gradio copies a file whole or not at all. An image it would write itself, and two equal answers at once the same
-    file, while a third reads it.
+    Gradio copies files atomically, but writes image objects itself: two equal responses at once would write the same
+    file while a third request reads it.
     """
 
     def __init__(self) -> None:
         self._folder = TemporaryDirectory()
         self._count = 0
 
-    def __enter__(self) -> "Outbox":
+    def __enter__(self) -> "TempImages":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -236,7 +237,7 @@ class Outbox:
         return Path(self._folder.name)
 
     def put(self, image: Image.Image, name: str = "image") -> str:
-        """Write a picture; the path for Gradio."""
+        """Write a picture and return its path."""
         self._count += 1
         path = self.folder / str(self._count) / f"{name}.png"
         path.parent.mkdir()
@@ -244,8 +245,8 @@ class Outbox:
         return str(path)
 
 
-def told(function: Callable) -> Callable:
-    """The handler, its `UserError` shown on the page as the one line it is."""
+def show_user_errors(function: Callable) -> Callable:
+    """Wrap a handler so that its `UserError` or `RunStopped` appears on the page as one line."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)

@@ -10,13 +10,13 @@ from PIL import Image
 from ddpm.app.components import (
     MOST_SEED,
     NO_CLASS,
-    Outbox,
+    TempImages,
     as_labels,
     bounded,
     class_field,
     enlarged,
     read_fitted,
-    told,
+    show_user_errors,
     upload,
 )
 from ddpm.common.fidelity import SSIM_RADIUS, psnr, ssim
@@ -31,7 +31,7 @@ MOST_STEPS, MOST_BETWEEN, ROW_SIDE = 250, 11, 900
 def edit_upload(
     model: Model, source: str | None, strength: float, *, label: str = NO_CLASS, steps: int = 50, seed: int = 0
 ) -> tuple[Image.Image, Image.Image, str]:
-    """(before, after, what was kept) of an upload noised by `strength` and denoised again (SDEdit)."""
+    """Noise an upload by `strength` and denoise it again (SDEdit); return (before, after, report)."""
     original = read_fitted(source, model.image_shape, preprocessing=model.preprocessing)[None]
     edited = sdedit(_editor(model, label, seed, 1), original, strength, steps=_steps(model, steps))
     report = f"Strength {strength:g}: PSNR {psnr(edited, original)[0]:.1f} dB to the original"
@@ -50,7 +50,7 @@ def between(
     steps: int = 50,
     seed: int = 0,
 ) -> Image.Image:
-    """The way between two uploads, which stand at its ends: figure 8 of Ho et al. 2020."""
+    """Interpolate between two uploads (Ho et al. 2020, figure 8); return a row with the uploads at its ends."""
     first, second = (
         read_fitted(source, model.image_shape, f"the {which} upload", model.preprocessing)
         for source, which in zip(sources, ("first", "second"), strict=True)
@@ -64,7 +64,7 @@ def between(
 
 
 def _editor(model: Model, label: str, seed: int, number: int) -> Editor:
-    """A forward pass is not padded beyond the images asked for."""
+    """Return an editor whose batch has no padding."""
     return Editor(
         model,
         labels=as_labels(label),
@@ -78,20 +78,20 @@ def _steps(model: Model, steps: int) -> int:
 
 
 def tab(model: Model) -> None:
-    """Lay the tab out and connect it; endpoints /edit and /interpolate."""
+    """Build the tab and connect its events; endpoints /edit and /interpolate."""
     _, height, width = model.image_shape
     most_steps = min(MOST_STEPS, len(model.diffusion.schedule))
 
-    @told
+    @show_user_errors
     def edit(image, strength, label, steps, seed):
         before, after, report = edit_upload(model, image, strength, label=label, steps=steps, seed=seed)
-        with Outbox() as out:
+        with TempImages() as out:
             yield report, (out.put(before, "before"), out.put(after, "after"))
 
-    @told
+    @show_user_errors
     def interpolate(first, second, depth, number, label, steps, seed):
         row = between(model, (first, second), depth, number=number, label=label, steps=steps, seed=seed)
-        with Outbox() as out:
+        with TempImages() as out:
             yield out.put(row)
 
     with gr.Row():
@@ -105,7 +105,7 @@ def tab(model: Model) -> None:
             start = gr.Button("Edit", variant="primary")
         with gr.Column(scale=3, min_width=300):
             status = gr.Markdown(
-                f"Noised and denoised again. Uploads are brought to {width}×{height}, as in training.",
+                f"Adds noise and removes it again. Uploads are resized to {width}×{height}, as in training.",
                 elem_classes=["status", "hint"],
             )
             compared = gr.ImageSlider(

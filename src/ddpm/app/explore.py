@@ -10,7 +10,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from ddpm.app.components import Outbox, bounded, read_upload, told, upload
+from ddpm.app.components import TempImages, bounded, read_upload, show_user_errors, upload
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import to_float
 from ddpm.data.images import to_tensor
@@ -27,9 +27,9 @@ PHONE, ROW = 3.4, 2.2  # inches: a phone's width, and the height of one of the a
 
 
 def as_svg(drawn: "Figure", description: str) -> str:
-    """A matplotlib figure as an HTML element, described for those who do not see it.
+    """Convert a matplotlib figure to an HTML element with a description for screen readers.
 
-    It is in there twice, as it is and with its axes one below the other; the page's style shows the one that fits.
+    The element holds the figure twice: side by side and stacked for a phone. The style sheet shows the one that fits.
     """
     wide = _svg(drawn)
     _stack(drawn)
@@ -47,7 +47,7 @@ def _svg(drawn: "Figure") -> str:
 
 
 def _stack(drawn: "Figure") -> None:
-    """Lay a figure out for a phone, its letters as large as before."""
+    """Stack the axes of a figure for a phone; the font size stays."""
     column = drawn.add_gridspec(len(drawn.axes), 1)
     for number, ax in enumerate(drawn.axes):
         ax.set_subplotspec(column[number])
@@ -56,32 +56,29 @@ def _stack(drawn: "Figure") -> None:
     drawn.set_size_inches(PHONE, ROW * len(drawn.axes) + 0.3 * len(drawn.legends))
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 OWN = "this model's"
 MOST_TIMESTEPS = 4000
 LARGEST_SIDE = 192  # pixels of the upload that is noised
-MOST_FRAMES, STRIP_FRAMES, STRIP_COLUMNS = 36, 6, 3  # three side by side can be read on a phone
+MOST_FRAMES, STRIP_FRAMES, STRIP_COLUMNS = 36, 6, 3  # three side by side are readable on a phone
 
 
 @dataclass(frozen=True)
 class Range:
-    """What the named schedules are made with."""
+    """The parameters of the named schedules; None means that the field is empty."""
 
     timesteps: int = 1000
-    beta_start: float | None = 1e-4  # None: the field is empty
+    beta_start: float | None = 1e-4
     beta_end: float | None = 0.02
     zero_terminal_snr: bool = False
 
     def schedule(self, name: str, model: Model) -> NoiseSchedule:
-        """A named schedule, or the model's own, which keeps its own numbers."""
+        """Return a named schedule, or the model's own, which ignores these parameters."""
         if name == OWN:
             return model.diffusion.schedule
         timesteps = bounded("T", self.timesteps, 2, MOST_TIMESTEPS)
         if self.beta_start is None or self.beta_end is None or not 0 < self.beta_start < self.beta_end < 1:
-            raise UserError("β must rise: 0 < first β < last β < 1")
+            raise UserError("the first β must be below the last: 0 < first β < last β < 1")
         if name not in SCHEDULES:
             raise UserError(f"no schedule named {name!r}; there are {', '.join((OWN, *SCHEDULES))}")
         betas = make_betas(name, timesteps, self.beta_start, self.beta_end)
@@ -89,14 +86,14 @@ class Range:
 
 
 def schedule_figure(model: Model, names: list[str], asked: Range) -> "Figure":
-    """β_t, ᾱ_t and SNR of the chosen schedules."""
+    """Plot β_t, ᾱ_t and the SNR of the chosen schedules."""
     if not names:
         raise UserError("no schedule is chosen: choose at least one")
     return plot_schedules({name: asked.schedule(name, model).betas.tolist() for name in names})
 
 
-def forward(model: Model, source: str | None, name: str, asked: Range, folder: Path) -> tuple[Image.Image, Path]:
-    """The forward process of an upload: a strip of a few moments, and forward.gif of more of them in `folder`."""
+def noise_upload(model: Model, source: str | None, name: str, asked: Range, folder: Path) -> tuple[Image.Image, Path]:
+    """Add noise to an upload: return a strip of a few timesteps, and the path of an animation in `folder`."""
     image = read_upload(source, 3)
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
     pixels = to_float(to_tensor(image))
@@ -109,7 +106,7 @@ def forward(model: Model, source: str | None, name: str, asked: Range, folder: P
 
 
 def stacked(rows: list[Image.Image]) -> Image.Image:
-    """Pictures of one mode, one below the other on white."""
+    """Stack pictures of one mode on a white sheet."""
     sheet = Image.new(rows[0].mode, (rows[0].width, sum(row.height for row in rows)), "white")
     for number, row in enumerate(rows):
         sheet.paste(row, (0, number * rows[0].height))
@@ -120,27 +117,29 @@ FIRST = [OWN, "linear", "cosine"]
 
 
 def tab(model: Model) -> None:
-    """Lay the tab out and connect it; endpoints /schedules and /forward."""
+    """Build the tab and connect its events; endpoints /schedules and /forward."""
     names = [OWN, *SCHEDULES]
 
-    @told
+    @show_user_errors
     def schedules(names, timesteps, beta_start, beta_end, zero_terminal_snr):
         asked = Range(timesteps, beta_start, beta_end, zero_terminal_snr)
         drawn = schedule_figure(model, names, asked)
         return as_svg(drawn, f"β, ᾱ and SNR over t of the schedules: {', '.join(names)}")
 
-    @told
+    @show_user_errors
     def forward(image, name, timesteps, beta_start, beta_end, zero_terminal_snr):
         asked = Range(timesteps, beta_start, beta_end, zero_terminal_snr)
-        with Outbox() as out:
-            strip, path = forward(model, image, name, asked, out.folder)
-            yield out.put(strip), str(path)
+        with TempImages() as out:
+            picture, path = noise_upload(model, image, name, asked, out.folder)
+            yield out.put(picture), str(path)
 
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             chosen = gr.CheckboxGroup(names, value=FIRST, label="Schedules")
             timesteps: Any = gr.Slider(2, MOST_TIMESTEPS, 1000, step=1, label="T")
-            timesteps.preprocess = lambda value: value  # judged behind: its field may be empty, or half typed
+            timesteps.preprocess = lambda value: (
+                value
+            )  # checked in `Range.schedule`: the field may be empty or half typed
             with gr.Row():
                 beta_start = gr.Number(1e-4, label="First β", minimum=1e-6, maximum=0.5, step=1e-4, min_width=100)
                 beta_end = gr.Number(0.02, label="Last β", minimum=1e-5, maximum=0.999, step=1e-3, min_width=100)
@@ -162,13 +161,13 @@ def tab(model: Model) -> None:
             )  # fmt: skip
 
     def follow(names, timesteps, *others):
-        """T as it is moved, by the arrow keys too; what is only half typed in the field beside it is waited for."""
+        """Follow the slider of T, also by arrow keys; ignore a number that is only half typed."""
         whole = timesteps is not None and 2 <= timesteps <= MOST_TIMESTEPS
         return schedules(names, timesteps, *others) if whole else gr.skip()
 
     numbers = [timesteps, beta_start, beta_end, zero]
     shown, quiet = [chosen, *numbers], {"concurrency_id": "figures", "show_progress": "hidden"}
-    # not the change of a β: that comes at every keystroke, and half a number is refused
+    # not `change` for β: it fires at every keystroke, and a half-typed number would be refused
     done = [event for number in (beta_start, beta_end) for event in (number.submit, number.blur)]
     events = [chosen.change, zero.change, timesteps.release, *done]
     gr.on(events, schedules, shown, figure, api_name="schedules", trigger_mode="always_last", **quiet)

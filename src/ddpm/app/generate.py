@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ddpm.app.components import MOST_SEED, Outbox, bounded, enlarged, live, told
+from ddpm.app.components import MOST_SEED, TempImages, bounded, enlarged, live, show_user_errors
 from ddpm.common.pixels import save_grid, to_uint8
 from ddpm.model import Model
 from ddpm.plotting.animation import Frame, Recorder, Trajectory, as_grid, picture
@@ -26,7 +26,7 @@ EVERY_CLASS = "every class in turn"
 
 @dataclass(frozen=True)
 class Settings:
-    """What the Generate tab asks for; `label` is a class name or `EVERY_CLASS`."""
+    """The choices of the Generate tab; `label` is a class name or `EVERY_CLASS`."""
 
     label: str = EVERY_CLASS
     sampler: str = DEFAULT_SAMPLER
@@ -36,9 +36,9 @@ class Settings:
     number: int = 16
 
     def options(self, model: Model) -> dict[str, Any]:
-        """As `Model.sample` takes them, within the page's bounds; UserError otherwise.
+        """Return the arguments of `Model.sample`; raise UserError if one is outside the page's bounds.
 
-        One forward pass holds all images and no padding: a page is for few of them, and soon.
+        One forward pass holds all images without padding, because the page samples few images and should be fast.
         """
         number = bounded("the number of images", self.number, 1, most_images(model))
         options: dict[str, Any] = {
@@ -57,14 +57,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The images, float (N, C, H, W) in [-1, 1], and how they came about."""
+class Samples:
+    """Sampled images, float (N, C, H, W) in [-1, 1], and their trajectory."""
 
     images: Tensor
     trajectory: Trajectory
 
     def save(self, folder: Path) -> tuple[Path, Path, Path]:
-        """Write samples.png (a grid), samples.gif (the way there) and samples.npz (`arr_0`, uint8, N,H,W,C)."""
+        """Write samples.png (a grid), samples.gif (the denoising) and samples.npz (`arr_0`, uint8, N,H,W,C)."""
         grid, gif, array = (folder / f"samples.{ending}" for ending in ("png", "gif", "npz"))
         save_grid(self.images, grid)
         self.trajectory.save(gif)
@@ -75,49 +75,49 @@ class Drawn:
 
 
 def most_steps(model: Model) -> int:
-    """The page's longest run."""
+    """Return the largest number of steps that the page allows."""
     return min(MOST_STEPS, model.diffusion.schedule.timesteps)
 
 
 def most_images(model: Model) -> int:
-    """The page's largest grid: fewer where images are large."""
+    """Return the largest number of images that the page allows: fewer if images are large."""
     return min(MOST_IMAGES, 4 * model.default_batch_size)
 
 
-def generate(model: Model, settings: Settings) -> Iterator[Step | Drawn]:
-    """Draw images: yields steps as they are done, and at last what was drawn. Closing it stops the sampler."""
+def sample_live(model: Model, settings: Settings) -> Iterator[Step | Samples]:
+    """Sample images; yield steps while they happen, then the samples. Closing the iterator stops the sampler."""
     options = settings.options(model)
     chosen, schedule = find_sampler(options["sampler"]), model.diffusion.schedule
     timesteps = chosen.timesteps(schedule, options["steps"])
     recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=GIF_FRAMES)
     record = recording(recorder)
 
-    def draw(callback: Callback) -> Drawn:
-        def seen(step: Step) -> None:
+    def work(callback: Callback) -> Samples:
+        def on_step(step: Step) -> None:
             record(step)
             callback(step)
 
-        images = model.sample(**options, callback=seen)
-        return Drawn(images, Trajectory(recorder.frames, images))
+        images = model.sample(**options, callback=on_step)
+        return Samples(images, Trajectory(recorder.frames, images))
 
-    return live(draw)
+    return live(work)
 
 
 def step_picture(model: Model, step: Step) -> Image.Image:
-    """x_t beside the predicted x_0, with t, SNR and how far it is, as in the GIF."""
+    """Draw x_t next to the predicted x_0 with t, the SNR and the progress, as in the GIF."""
     log_snr = model.diffusion.schedule.log_snr(step.t)
     frame = Frame("reverse", step.t, log_snr, as_grid(step.x_t), as_grid(step.x_0))
     return picture(frame, progress=(step.index + 1) / step.steps)
 
 
 def as_command(name: str, options: dict[str, Any]) -> str:
-    """The command that writes the same grid."""
+    """Return the command that writes the same grid."""
     flags = [f"--{flag.replace('_', '-')} {shlex.quote(str(value))}" for flag, value in options.items()]
     return " \\\n    ".join([f"ddpm sample {shlex.quote(name)}", *_lines(flags), "--out samples.png"])
 
 
 def as_python(name: str, options: dict[str, Any]) -> str:
-    """The program that writes the same grid."""
+    """Return the Python program that writes the same grid."""
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     return (
         f"import ddpm\n\nmodel = ddpm.load({name!r})\nimages = model.sample({arguments})\n"
@@ -126,7 +126,7 @@ def as_python(name: str, options: dict[str, Any]) -> str:
 
 
 def _lines(flags: list[str], most: int = 60) -> list[str]:
-    """Flags gathered into lines that a narrow page shows without scrolling."""
+    """Join flags into lines that fit a narrow page without scrolling."""
     lines = [flags[0]]
     for flag in flags[1:]:
         if len(lines[-1]) + len(flag) < most:
@@ -137,7 +137,7 @@ def _lines(flags: list[str], most: int = 60) -> list[str]:
 
 
 def tab(model: Model, name: str) -> None:
-    """Lay the tab out and connect it; endpoint /generate."""
+    """Build the tab and connect its events; endpoint /generate."""
     has_classes = model.class_names is not None
     most = most_steps(model)
     guided = has_classes and model.null_label is not None
@@ -148,7 +148,7 @@ def tab(model: Model, name: str) -> None:
                 value=EVERY_CLASS,
                 label="Class",
                 visible=has_classes,
-                allow_custom_value=True,  # so that what programs send is judged, and refused in words
+                allow_custom_value=True,  # programs can send any text; our own check refuses it with a message
             )
             with gr.Row():
                 sampler = gr.Dropdown(list(SAMPLERS), value=DEFAULT_SAMPLER, label="Sampler", min_width=120)
@@ -172,20 +172,20 @@ def tab(model: Model, name: str) -> None:
         command = gr.Code(label="Command", language="shell", interactive=False, wrap_lines=True, min_width=300)
         python = gr.Code(label="Python", language="python", interactive=False, wrap_lines=True, min_width=300)
 
-    @told
+    @show_user_errors
     def generate(label, sampler, steps, guidance, seed, number):
         settings = Settings(label, sampler, steps, guidance, seed, number)
         options = settings.options(model)
         equivalents = (as_command(name, options), as_python(name, options))
-        unfinished = [*[None] * 3, *equivalents]  # no gr.skip(): each would leave a component behind in the session
+        unfinished = [*[None] * 3, *equivalents]  # not gr.skip(): each one leaves a component behind in the session
         yield "Starting …", None, *unfinished
-        for event in generate(model, settings):
+        for event in sample_live(model, settings):
             if isinstance(event, Step):
-                told_step = f"Step {event.index + 1} of {event.steps}: x_t, and the x_0 that is predicted from it."
-                with Outbox() as out:
-                    yield told_step, out.put(step_picture(model, event)), *unfinished
+                message = f"Step {event.index + 1} of {event.steps}: x_t, and the predicted x_0."
+                with TempImages() as out:
+                    yield message, out.put(step_picture(model, event)), *unfinished
             else:
-                with Outbox() as out:
+                with TempImages() as out:
                     grid = out.put(enlarged(as_grid(event.images), 640))
                     files = [str(path) for path in event.save(out.folder)]
                     yield f"Done: {len(event.images)} images, seed {seed}.", grid, *files, *equivalents
@@ -196,7 +196,7 @@ def tab(model: Model, name: str) -> None:
         [status, samples, png, gif, npz, command, python],
         api_name="generate",
         concurrency_id="model",
-        trigger_mode="multiple",  # else a press just after Cancel is lost: to the page the run is still on
+        trigger_mode="multiple",  # otherwise a press just after Cancel is lost, because Gradio still counts the old run
         show_progress="hidden",
     )
     cancelled = cancel.click(None, cancels=run)

@@ -12,7 +12,7 @@ from ddpm.app.components import MOST_BYTES
 from ddpm.common.errors import UserError
 from ddpm.model import Model
 
-# Gradio takes a plain string for a font file of its own, and asks for it
+# Gradio would request a plain string as a font file of its own
 SANS = [Font(name) for name in ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")]
 MONO = [Font(name) for name in ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")]
 
@@ -32,7 +32,7 @@ BLUE = gr.themes.Color(
 
 
 def theme() -> gr.themes.Base:
-    """The page's theme."""
+    """Return the theme: system fonts, one accent colour, few lines."""
     return gr.themes.Base(
         primary_hue=BLUE,
         secondary_hue=BLUE,
@@ -94,12 +94,12 @@ CSS = """
 """
 
 
-MOST_WAITING = 64  # requests; further ones are told to come back
-CACHE_AGE = 3600  # seconds that pictures and uploads are kept
+MOST_WAITING = 64  # requests; more are refused
+CACHE_AGE = 3600  # seconds that images and uploads are kept
 
 
 def build(model: Model, name: str, folder: Path) -> gr.Blocks:
-    """The page of a model called `name`, with the runs in `folder`."""
+    """Build the page of a model called `name`, with the runs in `folder`."""
     channels, height, width = model.image_shape
     classes = f", {model.num_classes} classes" if model.num_classes else ""
     kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
@@ -121,12 +121,12 @@ def build(model: Model, name: str, folder: Path) -> gr.Blocks:
                 explore.tab(model)
             with gr.Tab("Runs"):
                 runs.tab(folder, page)
-    # one sampler at a time: the model is one, and two at once would only share its device
+    # one sampler at a time: two would only share the device
     return page.queue(default_concurrency_limit=1, max_size=MOST_WAITING, api_open=False)
 
 
 def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> str:
-    """Serve the page until Ctrl-C (or, with `block=False`, beside the caller); returns its address."""
+    """Serve the page until Ctrl-C and return its address; with `block=False`, return at once."""
     check_port(host, port)
     _, address, _ = page.launch(
         server_name=host,
@@ -148,7 +148,7 @@ def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> str:
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuse an address that cannot be had, before anything is built."""
+    """Raise UserError if the address is not available, before anything is built."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

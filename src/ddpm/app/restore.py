@@ -12,7 +12,7 @@ from ddpm.app.components import (
     MOST_SEED,
     NO_CLASS,
     SHOWN_SIDE,
-    Outbox,
+    TempImages,
     as_labels,
     bounded,
     class_field,
@@ -21,7 +21,7 @@ from ddpm.app.components import (
     mask_editor,
     read_fitted,
     read_mask,
-    told,
+    show_user_errors,
     upload,
 )
 from ddpm.common.errors import UserError, require
@@ -48,7 +48,7 @@ PAINTED, RANDOM, SMALL, BLUR, NOISE, GREY = (
 
 @dataclass(frozen=True)
 class Damage:
-    """What was done to the image. `share` of random pixels, `scale` of low resolution, `blur` in pixels, σ `noise`."""
+    """A degradation: `share` of pixels lost, `scale` of low resolution, `blur` σ in pixels, `noise` σ in [0, 1]."""
 
     kind: str = PAINTED
     share: float = 0.5
@@ -57,7 +57,7 @@ class Damage:
     noise: float = 0.0
 
     def task(self) -> Task:
-        """As `ddpm restore` knows it; a painted mask comes with the upload and is no task."""
+        """Return the task of `ddpm restore`. A painted mask comes with the upload and has none."""
         match self.kind:
             case "random pixels are lost":
                 return Task("inpaint", mask=f"random:{self.share}")
@@ -72,11 +72,11 @@ class Damage:
         raise UserError(f"no damage called {self.kind!r}; there are {', '.join((PAINTED, *KINDS))}")
 
     def operator(self, model: Model, lost: Tensor | None) -> SpectralOperator:
-        """The degradation of this model's images; `lost` is the painted mask, bool (H, W)."""
+        """Return the operator for this model's images; `lost` is the painted mask, bool (H, W)."""
         if self.kind != PAINTED:
             return self.task().operator(model.image_shape)
         if lost is None or not lost.any():
-            raise UserError("nothing is painted: paint over what is to be restored, or choose another damage")
+            raise UserError("no pixels are marked: paint over the part to restore, or choose another damage")
         return Inpainting(model.image_shape, ~lost)
 
 
@@ -85,7 +85,7 @@ KINDS = (RANDOM, SMALL, BLUR, NOISE, GREY)
 
 @dataclass(frozen=True)
 class Answer:
-    """Pictures of the outcome, and its figures in words."""
+    """Pictures of a restoration, and its scores in words."""
 
     before: Image.Image
     after: Image.Image
@@ -95,7 +95,7 @@ class Answer:
 
 
 def damages(model: Model) -> list[str]:
-    """The damages that make sense for this model's images."""
+    """Return the damages that are possible for this model's images."""
     return [kind for kind in (PAINTED, *KINDS) if kind != GREY or model.image_shape[0] == 3]
 
 
@@ -112,9 +112,9 @@ def restore_upload(
     seed: int = 0,
     label: str = NO_CLASS,
 ) -> Iterator[Step | Answer]:
-    """Restore an upload, brought to the model's size: yields steps as they are done, and at last the answer.
+    """Restore an upload at the model's size; yield steps while they happen, then the answer.
 
-    `clean`: the upload is spoiled first, and the result compared with it; otherwise it is what is left of an image.
+    `clean`: degrade the upload first and compare the result with it. Otherwise the upload is the degraded image.
     """
     operator = damage.operator(model, lost)
     number = bounded("the number of draws", draws, 1, MOST_DRAWS)
@@ -146,7 +146,7 @@ def restore_upload(
 def _measure(
     model: Model, source: str | None, operator: SpectralOperator, damage: Damage, clean: bool, seed: int
 ) -> tuple[Tensor, Tensor | None]:
-    """(y, the original where it is known). An upload is brought to the size that the operator speaks of."""
+    """Return (y, the original or None). The upload is resized to the shape that the operator expects."""
     if clean:
         original = read_fitted(source, model.image_shape, preprocessing=model.preprocessing)
         return degrade(original, operator, damage.noise, derive_seed(seed, "degrade")), original
@@ -155,7 +155,7 @@ def _measure(
 
 
 def answer(y: Tensor, restored: Restored, original: Tensor | None) -> Answer:
-    """The pictures of one restored image (the first); y (C', h, w) in [-1, 1]."""
+    """Draw the pictures of the first restored image; y is (C', h, w) in [-1, 1]."""
     before = enlarged(to_uint8(y))
     after = enlarged(to_uint8(restored.mean[0]))
     mode = "RGB" if "RGB" in (before.mode, after.mode) else "L"
@@ -167,30 +167,30 @@ def answer(y: Tensor, restored: Restored, original: Tensor | None) -> Answer:
         report += f" Their standard deviation: {spread.mean():.3f} on average, {spread.max():.3f} at most."
     if original is not None:
         report += f" PSNR {psnr(restored.mean, original[None])[0]:.1f} dB"
-        seen = y[None].clamp(-1, 1)  # as it is pictured, and as `ddpm restore` reports it
+        seen = y[None].clamp(-1, 1)  # as shown, and as `ddpm restore` reports it
         report += f", before {psnr(seen, original[None])[0]:.1f} dB." if y.shape == original.shape else "."
     return Answer(before, after.convert(mode), enlarged(as_grid(draws)), heat(spread), report)
 
 
 def heat(spread: Tensor) -> Image.Image:
-    """A map (H, W) of standard deviations in [0, 1] units: black is none, light the largest there is."""
+    """Draw a map (H, W) of standard deviations: black is zero, the lightest colour is the maximum."""
     colours = require("matplotlib", "app").colormaps["magma"]
     pixels = colours((spread / spread.max().clamp(min=1e-6)).numpy(), bytes=True)[..., :3]
     return enlarged(torch.from_numpy(pixels).permute(2, 0, 1), SHOWN_SIDE)
 
 
-BRUSH = "#D55E00"  # seen on grey as on colour
+BRUSH = "#D55E00"  # visible on grey and on colour
 CANVAS = 320  # pixels a side
 
 
 def tab(model: Model) -> None:
-    """Lay the tab out and connect it; endpoint /restore."""
+    """Build the tab and connect its events; endpoint /restore."""
     _, height, width = model.image_shape
     kinds = damages(model)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             image = upload("Image")
-            gr.Markdown(f"Brought to {width}×{height}, what this model draws, as in training.", elem_classes="hint")
+            gr.Markdown(f"Resized to {width}×{height}, the size of this model, as in training.", elem_classes="hint")
             kind = gr.Dropdown(kinds, value=PAINTED, label="Damage")
             mask = mask_editor("Paint what is lost", CANVAS, BRUSH, height=CANVAS + 60, elem_id="mask")
             share = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Share of pixels lost", visible=False)
@@ -224,24 +224,24 @@ def tab(model: Model) -> None:
                     buttons=["download"], min_width=140, elem_classes="lowered",
                 )  # fmt: skip
 
-    @told
+    @show_user_errors
     def restore(image, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label):
         lost = read_mask(mask, (height, width)) if kind == PAINTED else None
         damage = Damage(kind, share, scale, blur, noise)
         options = {"clean": clean, "method": method, "steps": steps, "draws": draws, "seed": seed, "label": label}
-        unfinished = [None] * 3  # no gr.skip(): each would leave a component behind in the session
+        unfinished = [None] * 3  # not gr.skip(): each one leaves a component behind in the session
         yield "Starting …", *unfinished
         for event in restore_upload(model, image, lost, damage, **options):
             if isinstance(event, Step):
                 yield f"Step {event.index + 1} of {event.steps}", *unfinished
             else:
-                with Outbox() as out:
+                with TempImages() as out:
                     compared = out.put(event.before, "before"), out.put(event.after, "after")
                     yield event.report, compared, out.put(event.draws), out.put(event.uncertainty)
 
-    @told
+    @show_user_errors
     def to_paint_on(image):
-        """The upload, as this model sees it, under the brush."""
+        """Show the upload, as this model sees it, under the brush."""
         if image is None:
             return None, "Choose an image."
         fitted = read_fitted(image, model.image_shape, preprocessing=model.preprocessing)

@@ -9,7 +9,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from ddpm.app.components import Outbox, read_upload, told
+from ddpm.app.components import TempImages, read_upload, show_user_errors
 from ddpm.app.explore import as_svg
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import numbered
@@ -22,14 +22,14 @@ CONFIG, METRICS, SAMPLES = "config.yaml", "metrics.jsonl", "samples"
 MOST_RUNS, MOST_POINTS, NEWEST = 200, 2000, 4
 MOST_LOG_BYTES = 2**26
 LARGEST_GRID = 640  # pixels a side, as shown
-SMOOTHING = 20  # logged points that a curve's mean runs over, where there are many more
+SMOOTHING = 20  # points per running mean of a long curve
 AXES = ("step", "images", "epoch", "seconds")
 
 
 def find_runs(folder: Path) -> list[str]:
-    """The run directories in `folder`, or `folder` itself where it is one: the newest log first."""
+    """List the run directories in `folder`, or `folder` itself if it is one; the latest change first."""
     if (folder / CONFIG).is_file():
-        return [folder.resolve().name]  # of ".", too
+        return [folder.resolve().name]  # resolved, because "." has no name
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if (path / CONFIG).is_file()]
@@ -37,19 +37,19 @@ def find_runs(folder: Path) -> list[str]:
 
 
 def run_path(folder: Path, name: str) -> Path:
-    """The directory of a run that `find_runs` names, and of no other."""
+    """Return the directory of a run that `find_runs` lists; refuse any other name."""
     if name not in find_runs(folder):
         raise UserError(f"no run {name!r} in {folder}")
     return folder if (folder / CONFIG).is_file() else folder / name
 
 
 def fingerprint(folder: Path) -> list[list[str | float]]:
-    """Changes when a run appears, logs a line or draws a grid."""
+    """Return a value that changes when a run appears, logs a line or writes a preview."""
     return [[name, _changed(run_path(folder, name))] for name in find_runs(folder)]
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The numbers that a run has logged so far; a line that is being written is left out."""
+    """Read the numbers that a run has logged so far; skip a line that is still being written."""
     records = []
     try:
         with (run / METRICS).open("rb") as file:
@@ -66,7 +66,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def quantities(folder: Path, names: Sequence[str]) -> list[str]:
-    """What the chosen runs have logged, the loss first."""
+    """List the quantities that the chosen runs have logged, the loss first."""
     keys = dict.fromkeys(["loss"])
     for name in names:
         for record in read_metrics(run_path(folder, name)):
@@ -75,7 +75,7 @@ def quantities(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def curves(folder: Path, names: Sequence[str], quantity: str = "loss") -> "Figure":
-    """A logged quantity of the chosen runs over their steps."""
+    """Plot a logged quantity of the chosen runs over their steps."""
     with figure(1, 1, 3.0) as (drawn, axes):
         ax, lowest = axes[0, 0], np.inf
         for number, name in enumerate(names):
@@ -97,7 +97,7 @@ def curves(folder: Path, names: Sequence[str], quantity: str = "loss") -> "Figur
 
 
 def grids(folder: Path, names: Sequence[str], newest: int = NEWEST) -> list[tuple[Image.Image, str]]:
-    """The newest grids of the chosen runs, each with its caption; one that is being written is left out."""
+    """Return the newest previews of the chosen runs with captions; skip one that is still being written."""
     found = []
     for name in names:
         paths = numbered(run_path(folder, name) / SAMPLES)
@@ -117,7 +117,7 @@ def _changed(run: Path) -> float:
 
 
 def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of (n, 2) points, a running mean where there are many, and no more than can be seen."""
+    """Return (steps, values) of (n, 2) points: a running mean if there are many, thinned to `MOST_POINTS`."""
     steps, values = points.T
     if len(values) > 10 * SMOOTHING:
         values = np.convolve(values, np.ones(SMOOTHING) / SMOOTHING, mode="valid")
@@ -127,47 +127,47 @@ def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 EVERY = 5  # seconds
-FIRST = 4  # runs shown unasked
+FIRST = 4  # runs selected at first
 
 
 def tab(folder: Path, page: gr.Blocks) -> None:
-    """Lay the tab out and connect it; endpoint /runs."""
+    """Build the tab and connect its events; endpoint /runs."""
     where = gr.Markdown(elem_classes="hint")
     with gr.Row():
         chosen: Any = gr.CheckboxGroup([], label="Runs", scale=3, min_width=280)
         quantity: Any = gr.Dropdown(["loss"], value="loss", label="Quantity", scale=1, min_width=160)
-    # The choices are known once the page has looked, which a program never does; what is no run is refused behind.
-    # Set on the instance, as in `components`.
+    # The choices appear after the page has polled, which a program never does. So Gradio's own check of the choice is
+    # replaced, and `run_path` refuses unknown names.
     chosen.preprocess, quantity.preprocess = list, str
     figure = gr.HTML(elem_classes="figure")
     gallery = gr.Gallery(
         label="Newest samples, from the same seeds", format="png", columns=4, height="auto", object_fit="contain",
         buttons=["download"], elem_classes="grids",
     )  # fmt: skip
-    seen = gr.State(None)  # nothing yet, not even that there is nothing
+    seen = gr.State(None)  # not polled yet
 
-    @told
+    @show_user_errors
     def runs(names, quantity):
-        with Outbox() as out:
+        with TempImages() as out:
             yield pictures(names, quantity, out)
 
     def pictures(names, quantity, out):
         drawn = as_svg(curves(folder, names, quantity), f"{quantity} over steps of {', '.join(names)}")
         return drawn, [(out.put(grid), caption) for grid, caption in grids(folder, names)]
 
-    @told
+    @show_user_errors
     def look(names, quantity, seen):
-        """What is there now; nothing is sent while nothing has changed."""
+        """Poll the folder; send nothing if nothing has changed."""
         now = fingerprint(folder)
         if now == seen:
             yield [gr.skip()] * 6
             return
         known, there = {name for name, _ in seen or []}, [name for name, _ in now]
         names = [name for name in names if name in there] + [name for name in there[:FIRST] if not known]
-        hint = f"Runs in `{folder}`, looked at every {EVERY} seconds." if there else nothing_in(folder)
+        hint = f"Runs in `{folder}`, checked every {EVERY} seconds." if there else nothing_in(folder)
         choices = quantities(folder, names)
         quantity = quantity if quantity in choices else "loss"
-        with Outbox() as out:
+        with TempImages() as out:
             boxes = gr.CheckboxGroup(there, value=names), gr.Dropdown(choices, value=quantity)
             yield hint, *boxes, *pictures(names, quantity, out), now
 
@@ -179,7 +179,7 @@ def tab(folder: Path, page: gr.Blocks) -> None:
 
 
 def nothing_in(folder: Path) -> str:
-    """What to do where there is no run."""
+    """Return the hint for a folder without runs."""
     return (
         f"No runs in `{folder}` yet. Start one with `ddpm train digits --out {folder}/digits`, or name --runs FOLDER."
     )

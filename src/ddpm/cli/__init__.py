@@ -1,10 +1,10 @@
-"""The command line: one file a verb. Here they are gathered, and errors become one line and an exit code."""
+"""The command line: one file per command. This module gathers them and turns errors into one line and an exit code."""
 
 import os
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
-import torch
 import typer
 
 from ddpm.cli.app import app as page
@@ -19,37 +19,55 @@ from ddpm.cli.push import push
 from ddpm.cli.restore import restore
 from ddpm.cli.sample import sample
 from ddpm.cli.trace import trace
-from ddpm.cli.train import CONTEXT, train
+from ddpm.cli.train import CONTEXT, TrainCommand, train
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import NO_SPACE
 
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     name="ddpm",
-    help="Denoising diffusion probabilistic models: train, sample, watch, judge, restore and edit.",
-    add_completion=False,
+    help="Denoising diffusion probabilistic models: train, sample, trace, evaluate, restore and edit.",
+    context_settings=HELP_NAMES,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command(context_settings=CONTEXT)(train)
-for verb in (sample, trace, evaluate, restore, edit, interpolate, data, presets, convert, push):
-    app.command()(verb)
+app.command(cls=TrainCommand, context_settings=CONTEXT | HELP_NAMES)(train)
+for command in (sample, trace, evaluate, restore, edit, interpolate, data, presets, convert, push):
+    app.command(context_settings=HELP_NAMES)(command)
 app.add_typer(plot)
-app.command("app")(page)
+app.command("app", context_settings=HELP_NAMES)(page)
 
-# Typer has brought its own copy of Click since 0.20; what it exports leads to the class in either case
+# Typer has its own copy of Click since 0.20; this leads to the class of either
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
+def print_version(asked: bool) -> None:
+    """Print the version and exit."""
+    if asked:
+        print(version("ddpm"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Denoising diffusion probabilistic models: train, sample, trace, evaluate, restore and edit."""
+
+
 def main() -> None:
-    """Run the command line; exit 0, 1 (the run had to stop), 2 (the user can put it right) or 130 (Ctrl-C)."""
+    """Run the command line; exit with 0, 1 (the run had to stop), 2 (the user can fix it) or 130 (Ctrl-C)."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code; errors go to stderr as one line."""
+    """Run one command and return its exit code; print an error as one line to stderr."""
     command = typer.main.get_command(app)
     try:
-        return command.main(arguments or ["--help"], prog_name="ddpm", standalone_mode=False) or 0
+        return command.main(arguments or ["--help"], prog_name="ddpm", standalone_mode=False, obj=arguments) or 0
     except (typer.Abort, KeyboardInterrupt):
         return complain("interrupted", 130)
     except typer.Exit as exit_request:
@@ -61,29 +79,30 @@ def run(arguments: list[str]) -> int:
     except RunStopped as error:
         return complain(str(error), 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; print nothing more
         return 0
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        return complain("the memory does not suffice: fewer images at once (--batch-size) take less", 1)
+        return complain("out of memory: try a smaller --batch-size", 1)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         return complain(f"{error.strerror or error}{where}", 1 if error.errno in NO_SPACE else 2)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """An accelerator's memory, or the processor's: that has no exception of its own in PyTorch."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether a GPU or the CPU ran out of memory. PyTorch has no exception class for the CPU's."""
+    name = type(error).__name__
+    return name in ("OutOfMemoryError", "MemoryError") or "DefaultCPUAllocator" in str(error)
 
 
 def complain(message: str, code: int) -> int:
-    """Print `ddpm: error: …` as one line and hand back the exit code."""
+    """Print `ddpm: error: …` as one line and return the exit code."""
     print("ddpm: error:", " ".join(message.split()), file=sys.stderr)
     return code
 
 
 def usage_line(error: Any) -> str:
-    """Click's message, which names the nearest verb or option, and the way to the help."""
+    """Return Click's message, which names the nearest command or option, and the command that shows help."""
     message = error.format_message().rstrip(".?")
     return f"{message}; see '{error.ctx.command_path if error.ctx else 'ddpm'} --help'"

@@ -6,10 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ddpm.interop import convert as conversion
-from ddpm.interop import hub
-from ddpm.interop.diffusers_config import obstacle
-from ddpm.model import BUNDLED, find_model
+from ddpm.cli.options import PATH
 
 
 class Format(StrEnum):
@@ -26,7 +23,7 @@ def convert(
             "(.bin, .pt, .ckpt: opened as tensors only)"
         ),
     ],
-    destination: Annotated[Path, typer.Argument(help="the folder to write")],
+    destination: Annotated[Path, typer.Argument(**PATH, help="the folder to write")],
     to: Annotated[Format, typer.Option(help="what to write")] = Format.diffusers,
     flags: Annotated[
         str | None,
@@ -35,6 +32,9 @@ def convert(
     overwrite: Annotated[bool, typer.Option(help="replace the model folder that is there")] = False,
 ) -> None:
     """Convert a model to a Diffusers pipeline folder (safetensors), which ddpm opens as well."""
+    from ddpm.interop import convert as conversion
+    from ddpm.interop.diffusers_config import obstacle
+
     found = locate(source)
     origin = source if on_the_hub(source) else None  # where a folder lies here says nothing elsewhere
     parts = conversion.convert(found, destination, origin=origin, flags=flags, overwrite=overwrite)
@@ -48,6 +48,9 @@ def convert(
 
 def locate(source: str) -> Path:
     """Where the weights lie: as for `ddpm.load`, but a file will do, and the Hub's pickled weights."""
+    from ddpm.interop import hub
+    from ddpm.model import find_model
+
     if Path(source).is_file():
         return Path(source)
     return hub.download(source, pickled=True) if on_the_hub(source) else find_model(source)
@@ -55,4 +58,7 @@ def locate(source: str) -> Path:
 
 def on_the_hub(source: str) -> bool:
     """Whether `source` names a model of the Hub, and nothing that is here."""
+    from ddpm.interop import hub
+    from ddpm.model import BUNDLED
+
     return not Path(source).exists() and source not in BUNDLED and hub.looks_like_id(source)

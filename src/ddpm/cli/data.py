@@ -1,19 +1,21 @@
 """`ddpm data`: what a source holds, and how its images look once they are ready for training."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from torch import Tensor
 
-from ddpm.cli.options import Overwrite
+from ddpm.cli.options import PATH, Overwrite
 from ddpm.common.files import refuse_existing
-from ddpm.common.pixels import save_grid, to_float
-from ddpm.data import LazyDataset, MemoryDataset
 from ddpm.data.config import SMALLEST_SIDE, checked_config
-from ddpm.data.datasets import ArraySource, make_ready
-from ddpm.data.sources import find_stored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddpm.data import LazyDataset, MemoryDataset
+
 
 SHEET = 10  # images a row, and classes or rows at most
 SIZE = 64  # of images whose files may each have another size
@@ -26,10 +28,14 @@ def data(
     ] = None,
     channels: Annotated[int | None, typer.Option(min=1, max=4, help="1 to 4; default: as stored, or 3")] = None,
     fit: Annotated[str, typer.Option(help="crop or pad")] = "crop",
-    out: Annotated[Path, typer.Option(help="the contact sheet")] = Path("contact_sheet.png"),
+    out: Annotated[Path, typer.Option(**PATH, help="the contact sheet")] = Path("contact_sheet.png"),
     overwrite: Overwrite = False,
 ) -> None:
     """Count a source's images, sizes, classes and broken files, and draw a contact sheet."""
+    from ddpm.common.pixels import save_grid, to_float
+    from ddpm.data.datasets import ArraySource, make_ready
+    from ddpm.data.sources import find_stored
+
     refuse_existing(out, overwrite)
     stored = find_stored(source)
     stored_size = stored.images.shape[1:3] if isinstance(stored, ArraySource) else (SIZE, SIZE)
@@ -52,6 +58,8 @@ def data(
 
 
 def _facts(source: str, dataset: MemoryDataset | LazyDataset) -> dict[str, str]:
+    import torch
+
     channels, height, width = dataset.image_shape
     sizes = dataset.report.sizes.most_common(4)
     stored = ", ".join(f"{w}x{h}: {count:,}" for (h, w), count in sizes)
@@ -72,6 +80,8 @@ def _facts(source: str, dataset: MemoryDataset | LazyDataset) -> dict[str, str]:
 
 def _shown(dataset: MemoryDataset | LazyDataset) -> Tensor:
     """Images spread evenly over the set: a row for each of the first classes, or a square."""
+    import torch
+
     if dataset.labels is None:
         return _spread(torch.arange(len(dataset)), min(SHEET * SHEET, len(dataset)))
     classes = torch.unique(dataset.labels)[:SHEET].tolist()
@@ -79,4 +89,6 @@ def _shown(dataset: MemoryDataset | LazyDataset) -> Tensor:
 
 
 def _spread(indices: Tensor, count: int) -> Tensor:
+    import torch
+
     return indices[torch.linspace(0, len(indices) - 1, count).round().long()]

@@ -1,25 +1,25 @@
 """`ddpm edit`: change an image by noising and denoising it, or by inverting it and generating it again."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from torch import Tensor
 
-from ddpm.cli.options import MODEL_HELP, Overwrite
+from ddpm.cli.options import MODEL_HELP, PATH, Overwrite
 from ddpm.common.errors import UserError
-from ddpm.common.fidelity import psnr, ssim
 from ddpm.common.files import check_output
-from ddpm.common.pixels import save_picture, to_uint8
-from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
-from ddpm.editing.images import draw_curve, draw_reconstructions, read_fitted, read_folder
-from ddpm.model import Model, load
-from ddpm.plotting.plots import check_figure, save_figure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddpm.model import Model
 
 
 def edit(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="a picture, or a folder of them")],
+    source: Annotated[Path, typer.Argument(**PATH | {"metavar": "INPUT"}, help="a picture, or a folder of them")],
     strength: Annotated[float | None, typer.Option(help="SDEdit: noise by this share of the timesteps")] = None,
     curve: Annotated[bool, typer.Option("--curve", help="SDEdit at ten strengths: what is kept, what is real")] = False,
     invert: Annotated[bool, typer.Option("--invert", help="there and back from ten depths: the round trip")] = False,
@@ -34,10 +34,15 @@ def edit(
     seed: Annotated[int, typer.Option(help="picture i's noise is always the same")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
     precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32; inversion takes fp32")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="a .png, a folder for a folder, or a figure")] = None,
+    out: Annotated[Path | None, typer.Option(**PATH, help="a .png, a folder for a folder, or a figure")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Edit a picture or a folder of pictures: one of --strength, --curve, --invert and --to."""
+    from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
+    from ddpm.editing.images import draw_curve, draw_reconstructions
+    from ddpm.model import load
+    from ddpm.plotting.plots import save_figure
+
     if sum([strength is not None, curve, invert, to is not None]) != 1:
         raise UserError("say what to do: one of --strength 0.3, --curve, --invert and --to CLASS")
     if order not in (1, 2):
@@ -73,6 +78,8 @@ def edit(
 
 def check(target: Path, drawing: bool, folder: bool, overwrite: bool) -> None:
     """Refuse a target before any work is done."""
+    from ddpm.plotting.plots import check_figure
+
     if drawing:
         check_figure(target, overwrite=overwrite)
     elif not folder:
@@ -83,6 +90,8 @@ def check(target: Path, drawing: bool, folder: bool, overwrite: bool) -> None:
 
 def read(source: Path, model: Model) -> tuple[list[str], Tensor]:
     """The names and images of a picture or a folder; says which pictures were left out."""
+    from ddpm.editing.images import read_fitted, read_folder
+
     if not source.is_dir():
         return [source.stem], read_fitted(source, model)
     names, images, failures = read_folder(source, model)
@@ -93,6 +102,9 @@ def read(source: Path, model: Model) -> tuple[list[str], Tensor]:
 
 def write(names: list[str], images: Tensor, edited: Tensor, target: Path, folder: bool, overwrite: bool) -> None:
     """One PNG a picture, and how much of each was kept."""
+    from ddpm.common.fidelity import psnr, ssim
+    from ddpm.common.pixels import save_picture, to_uint8
+
     for name, before, after in zip(names, images, edited, strict=True):
         kept = f"PSNR {float(psnr(after[None], before[None])):.2f}"
         if min(before.shape[1:]) >= 11:

@@ -1,28 +1,30 @@
 """`ddpm evaluate`: judge a model, or images drawn before, against real images."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm.cli.options import Eta, Overwrite, parse_clip
+from ddpm.cli.options import PATH, Eta, Overwrite, parse_clip
 from ddpm.common.errors import UserError
-from ddpm.common.files import refuse_existing
-from ddpm.evaluation.evaluate import Report
-from ddpm.evaluation.evaluate import evaluate as run_evaluation
-from ddpm.evaluation.metrics import METRICS, pictures_of
-from ddpm.evaluation.sources import open_judged
-from ddpm.evaluation.sweep import draw_points, point_pictures, save_points, table, usual_budgets
-from ddpm.evaluation.sweep import sweep as run_sweep
-from ddpm.interop.card import add_metrics
-from ddpm.model import BUNDLED, Model, find_model, load
-from ddpm.samplers import DEFAULT_SAMPLER, SAMPLERS
+from ddpm.common.files import refuse_existing, user_path
+from ddpm.common.names import DEFAULT_SAMPLER
+
+if TYPE_CHECKING:
+    from ddpm.evaluation.evaluate import Report
+
+METRIC_NAMES = ("fid", "kid", "class_kid", "prdc", "is", "drift", "levels", "cas", "nll", "memorisation")
 
 
 def evaluate(
     judged: Annotated[str, typer.Argument(metavar="MODEL", help="a model, or a folder or .npz of images")],
     data: Annotated[str, typer.Option(help="real images: SOURCE; or an .npz of ready moments: mu, sigma, n")],
-    metrics: Annotated[str | None, typer.Option(help=f"some of {', '.join(METRICS)}; default: all quick ones")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help=f"some of {', '.join(METRIC_NAMES)}; default: the quick ones"),
+    ] = None,
     features: Annotated[str, typer.Option(help="inception, builtin, or a TorchScript file")] = "inception",
     num: Annotated[int | None, typer.Option(help="images the model draws; default 10,000")] = None,
     test: Annotated[str | None, typer.Option(help="real images not trained on; default: the data's test split")] = None,
@@ -40,10 +42,13 @@ def evaluate(
     precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32")] = None,
     force: Annotated[bool, typer.Option(help="compute a biased FID and label it")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="quality against network evaluations")] = False,
-    out: Annotated[Path, typer.Option(help="JSON; pictures take its name")] = Path("evaluation.json"),
+    out: Annotated[Path, typer.Option(**PATH, help="JSON; pictures take its name")] = Path("evaluation.json"),
     overwrite: Overwrite = False,
 ) -> None:
     """Judge a model, or images drawn before, against real images. A model's card takes the figures up."""
+    from ddpm.evaluation.evaluate import evaluate as run_evaluation
+    from ddpm.evaluation.metrics import pictures_of
+
     if out.suffix != ".json":
         raise UserError(f"cannot write {out.name}: give a name ending in .json")
     sampling = {
@@ -78,7 +83,10 @@ def evaluate(
 
 def add_to_card(judged: str, report: Report) -> None:
     """Put the figures into the card of a model folder: neither the package's own, nor one of the Hub's cache."""
-    if judged in BUNDLED or not Path(judged).expanduser().is_dir():
+    from ddpm.interop.card import add_metrics
+    from ddpm.model import BUNDLED, find_model, load
+
+    if judged in BUNDLED or not user_path(judged).is_dir():
         return
     folder = find_model(judged)
     if not (folder / "ddpm.json").is_file() or load(folder).weights_hash != report.settings.get("weights"):
@@ -102,6 +110,13 @@ def draw_sweep(
     options: dict[str, Any],
 ) -> None:
     """One figure for every sampler at every number of evaluations: a table, JSON and a picture."""
+    from ddpm.evaluation.metrics import pictures_of
+    from ddpm.evaluation.sources import open_judged
+    from ddpm.evaluation.sweep import draw_points, point_pictures, save_points, table, usual_budgets
+    from ddpm.evaluation.sweep import sweep as run_sweep
+    from ddpm.model import Model
+    from ddpm.samplers import SAMPLERS
+
     if metrics is not None and len(metrics) != 1:
         raise UserError("--sweep takes one metric, e.g. --metrics kid")
     model = open_judged(judged)

@@ -3,22 +3,17 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName, Sampler
+from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, PrecisionName, Sampler
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
-from ddpm.common.pixels import save_grid
-from ddpm.editing import Editor, coarse_to_fine
-from ddpm.editing.images import read_fitted
-from ddpm.model import load
 
 
 def interpolate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    first: Annotated[Path, typer.Argument(metavar="A", help="a picture")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="another")],
+    first: Annotated[Path, typer.Argument(**PATH | {"metavar": "A"}, help="a picture")],
+    second: Annotated[Path, typer.Argument(**PATH | {"metavar": "B"}, help="another")],
     num: Annotated[int, typer.Option(help="images from A to B, both ends included")] = 9,
     depths: Annotated[
         str, typer.Option(help="shares of the timesteps, a row each; 0.5 is the paper's figure 8, several its 9")
@@ -30,12 +25,19 @@ def interpolate(
     seed: Annotated[int, typer.Option(help="the noise is the same for every image of a row")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
     precision: PrecisionName = "auto",
-    out: Annotated[Path, typer.Option(help="NAME.png: A, the images between, B; a row a depth")] = Path(
+    out: Annotated[Path, typer.Option(**PATH, help="NAME.png: A, the images between, B; a row a depth")] = Path(
         "interpolation.png"
     ),
     overwrite: Overwrite = False,
 ) -> None:
     """Walk from picture A to picture B."""
+    import torch
+
+    from ddpm.common.pixels import save_grid
+    from ddpm.editing import Editor, coarse_to_fine
+    from ddpm.editing.images import read_fitted
+    from ddpm.model import load
+
     check_output(out, (".png",), overwrite=overwrite)
     if num < 2:
         raise UserError(f"--num must be at least 2, A's side and B's, not {num}")

@@ -1,35 +1,51 @@
-"""The flags that several verbs have, and what is read from them in the same way."""
+"""The options that several commands share. Command modules import PyTorch only when they run."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from ddpm.common.errors import UserError
-from ddpm.model import Model
-from ddpm.samplers.denoiser import Clip
+from ddpm.common.files import user_path
+from ddpm.common.names import Precision, SamplerName
+from ddpm.common.names import Spacing as SpacingName
+
+
+def complete(words: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+    """Return a shell completion that offers the words that begin as typed."""
+    return lambda incomplete: [word for word in words() if word.startswith(incomplete)]
+
+
+def _presets() -> list[str]:
+    from ddpm.training.config import preset_names
+
+    return preset_names()
+
+
+complete_preset = complete(_presets)
 
 MODEL_HELP = "'digits', a run directory, a Diffusers folder, or a Hub id"
-Labels = Annotated[str | None, typer.Option(help="classes taken in turn: 3, or 0,1,2, or names, or all")]
-Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 unconditional")]
-Sampler = Annotated[str, typer.Option(help="ancestral, ddim, dpm++, dpm++sde, unipc or heun")]
-Steps = Annotated[int, typer.Option(help="sampling steps")]
-Spacing = Annotated[
-    str | None, typer.Option(help="trailing, leading, uniform, quadratic or log_snr; default: the sampler's own")
+# For every parameter that is a path. Shells leave the tilde in --out=~/run, and it must not create a folder called ~.
+PATH: dict[str, Any] = {"parser": user_path, "metavar": "PATH"}
+
+Labels = Annotated[str | None, typer.Option(help="classes that images take in turn: 3, or 0,1,2, or names, or all")]
+Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 is unconditional")]
+Sampler = Annotated[
+    str,
+    typer.Option(help=", ".join(get_args(SamplerName)), autocompletion=complete(lambda: list(get_args(SamplerName)))),
 ]
-Eta = Annotated[float | None, typer.Option(min=0, max=1, help="ddim only: 0 deterministic, 1 as noisy as ancestral")]
-ClipName = Annotated[str, typer.Option(help="limits on the predicted x_0: static, dynamic or none")]
+Steps = Annotated[int, typer.Option(help="sampling steps")]
+Spacing = Annotated[str | None, typer.Option(help=f"{', '.join(get_args(SpacingName))}; default: the sampler's own")]
+Eta = Annotated[float | None, typer.Option(min=0, max=1, help="ddim only: 0 is deterministic, 1 as noisy as ancestral")]
+ClipName = Annotated[str, typer.Option(help="clipping of the predicted x_0: static, dynamic or none")]
 Seed = Annotated[int, typer.Option(help="image i of a seed is always the same image")]
-PrecisionName = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32")]
-Overwrite = Annotated[bool, typer.Option(help="replace what is there")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="images per forward pass")]
+PrecisionName = Annotated[str, typer.Option(help=f"number format: {', '.join(get_args(Precision))}")]
+Overwrite = Annotated[bool, typer.Option(help="replace existing output")]
 
 
-def usual_steps(model: Model) -> int:
-    """Sampling steps where none are asked for: 20, or all there are."""
-    return min(20, model.diffusion.schedule.timesteps)
-
-
-def parse_clip(text: str) -> Clip:
-    """`static`, `dynamic` or `none`."""
+def parse_clip(text: str) -> Literal["static", "dynamic"] | None:
+    """Read `static`, `dynamic` or `none`."""
     match text:
         case "static" | "dynamic":
             return text

@@ -1,16 +1,19 @@
 """`ddpm plot KIND`: the figures of a paper, each from one command."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpm.cli.options import Guidance, Labels, Overwrite, Sampler, Seed, Steps
+from ddpm.cli.options import PATH, Guidance, Labels, Overwrite, Sampler, Seed, Steps
 from ddpm.common.errors import UserError
-from ddpm.model import Model, load
-from ddpm.plotting import plots as figures
-from ddpm.plotting.plots import check_figure, save_figure
-from ddpm.samplers import DEFAULT_SAMPLER
+from ddpm.common.names import DEFAULT_SAMPLER
+
+if TYPE_CHECKING:
+    from ddpm.model import Model
+
 
 plot = typer.Typer(name="plot", help="Draw a figure: PDF, SVG or PNG.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -19,7 +22,7 @@ Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="one or mo
 Source = Annotated[str, typer.Option("--data", help="a name, hf:user/set, or a path; NAME:test is a split")]
 Rows = Annotated[int, typer.Option(min=1, help="rows of images")]
 Columns = Annotated[int, typer.Option(min=1, help="columns of images")]
-Out = Annotated[Path | None, typer.Option(help="NAME.pdf, NAME.svg or NAME.png; default: KIND.pdf")]
+Out = Annotated[Path | None, typer.Option(**PATH, help="NAME.pdf, NAME.svg or NAME.png; default: KIND.pdf")]
 
 
 @plot.command()
@@ -31,6 +34,9 @@ def schedule(
     overwrite: Overwrite = False,
 ) -> None:
     """β, ᾱ and SNR over t."""
+    from ddpm.plotting import plots as figures
+    from ddpm.plotting.plots import save_figure
+
     target = _target(out, "schedule", overwrite)
     drawn = figures.schedules(_words(names), timesteps, zero_terminal_snr=zero_terminal_snr)
     print(save_figure(drawn, target, overwrite=overwrite))
@@ -46,6 +52,9 @@ def loss(
     overwrite: Overwrite = False,
 ) -> None:
     """The loss over the timestep."""
+    from ddpm.plotting import plots as figures
+    from ddpm.plotting.plots import save_figure
+
     target = _target(out, "loss", overwrite)
     print(save_figure(figures.loss_by_timestep(_titled(models), data, num=num, seed=seed), target, overwrite=overwrite))
 
@@ -62,6 +71,10 @@ def classes(
     overwrite: Overwrite = False,
 ) -> None:
     """A row of samples for each class."""
+    from ddpm.model import load
+    from ddpm.plotting import plots as figures
+    from ddpm.plotting.plots import save_figure
+
     target = _target(out, "classes", overwrite)
     drawn = figures.samples_by_class(
         load(model), columns=columns, sampler=sampler, steps=steps, guidance=guidance, seed=seed
@@ -81,6 +94,10 @@ def interpolation(
     overwrite: Overwrite = False,
 ) -> None:
     """From one sample to another, between their x_T."""
+    from ddpm.model import load
+    from ddpm.plotting import plots as figures
+    from ddpm.plotting.plots import save_figure
+
     target = _target(out, "interpolation", overwrite)
     drawn = figures.interpolation(load(model), rows=rows, columns=columns, steps=steps, labels=labels, seed=seed)
     print(save_figure(drawn, target, overwrite=overwrite))
@@ -100,6 +117,10 @@ def neighbours(
     overwrite: Overwrite = False,
 ) -> None:
     """Samples beside the training images nearest to them."""
+    from ddpm.model import load
+    from ddpm.plotting import plots as figures
+    from ddpm.plotting.plots import save_figure
+
     target = _target(out, "neighbours", overwrite)
     options = {"sampler": sampler, "steps": steps, "labels": labels, "seed": seed}
     drawn = figures.nearest_neighbours(load(model), data, num=num, neighbours=neighbours, **options)
@@ -108,24 +129,30 @@ def neighbours(
 
 @plot.command()
 def quality(
-    points: Annotated[Path, typer.Argument(help="the JSON of `ddpm evaluate --sweep`")],
+    points: Annotated[Path, typer.Argument(**PATH, help="the JSON of `ddpm evaluate --sweep`")],
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Quality against network evaluations, a curve a sampler."""
+    from ddpm.plotting import plots as figures
+    from ddpm.plotting.plots import save_figure
+
     target = _target(out, "quality", overwrite)
     print(save_figure(figures.quality(points), target, overwrite=overwrite))
 
 
 @plot.command()
 def progress(
-    run: Annotated[Path, typer.Argument(help="a run directory")],
+    run: Annotated[Path, typer.Argument(**PATH, help="a run directory")],
     rows: Rows = 6,
     columns: Columns = 8,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
     """The same seeds as training went on."""
+    from ddpm.plotting import plots as figures
+    from ddpm.plotting.plots import save_figure
+
     target = _target(out, "progress", overwrite)
     print(save_figure(figures.training_progress(run, rows=rows, columns=columns), target, overwrite=overwrite))
 
@@ -142,6 +169,9 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Several models at the same seeds."""
+    from ddpm.plotting import plots as figures
+    from ddpm.plotting.plots import save_figure
+
     target = _target(out, "compare", overwrite)
     options = {"sampler": sampler, "steps": steps, "labels": labels, "seed": seed}
     print(save_figure(figures.comparison(_titled(models), columns=columns, **options), target, overwrite=overwrite))
@@ -149,6 +179,8 @@ def compare(
 
 def _target(out: Path | None, kind: str, overwrite: bool) -> Path:
     """Where the figure will go, seen to be free before anything is computed."""
+    from ddpm.plotting.plots import check_figure
+
     return check_figure(out or Path(f"{kind}.pdf"), overwrite=overwrite)
 
 
@@ -158,6 +190,8 @@ def _words(text: str) -> list[str]:
 
 def _titled(names: list[str]) -> dict[str, Model]:
     """Models by their title in the figure: TITLE=NAME, or the last part of NAME; a path that is there is all NAME."""
+    from ddpm.model import load
+
     found: dict[str, Model] = {}
     for name in names:
         title, equals, place = name.partition("=")

@@ -4,16 +4,26 @@ from typing import Annotated
 
 import typer
 
-from ddpm.training.config import load_config, preset_about, preset_names
+from ddpm.cli.options import complete_preset
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(help="print this preset as YAML, every field resolved")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="print this preset as YAML with every field", autocompletion=complete_preset)
+    ] = None,
 ) -> None:
-    """List the presets, or print one."""
+    """List the presets, or print one with every field explained."""
+    from ddpm.training.config import load_config, preset_about, preset_names
+    from ddpm.training.fields import annotated_yaml
+
     if name is not None:
-        print(load_config(name).to_yaml(), end="")
+        print(annotated_yaml(load_config(name)), end="")
         return
-    width = max(map(len, preset_names()))
-    for preset in preset_names():
-        print(f"{preset:<{width}}  {preset_about(preset)}")
+    about = {preset: preset_about(preset) for preset in preset_names()}
+    width = max(map(len, about))
+    groups = {"On a CPU": False, "On a GPU": True}
+    for title, on_gpu in groups.items():
+        print(f"{title}:")
+        for preset, text in about.items():
+            if ("GPU" in text) == on_gpu:
+                print(f"  {preset:<{width}}  {text}")

@@ -6,13 +6,6 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli.options import usual_steps
-from ddpm.common.pixels import save_grid
-from ddpm.interop import hub
-from ddpm.interop.card import add_samples, address_card, keep_card
-from ddpm.model import find_model, load
-from ddpm.samplers import DEFAULT_SAMPLER
-
 
 def push(
     model: Annotated[str, typer.Argument(help="a run directory or a model folder")],
@@ -22,6 +15,11 @@ def push(
     seed: Annotated[int, typer.Option(help="of the picture")] = 0,
 ) -> None:
     """Upload a model to the Hub, with the card in its folder as it stands there."""
+    from ddpm.common.pixels import save_grid
+    from ddpm.interop import hub
+    from ddpm.interop.card import add_samples, address_card, keep_card
+    from ddpm.model import SamplingOptions, find_model, load
+
     hub.check_id(name)
     hub.check_login()
     source = find_model(model)
@@ -31,8 +29,9 @@ def push(
         trained.save(folder)  # what a model folder holds, and nothing else that lies beside it
         keep_card(source, folder)
         if num:
-            steps = usual_steps(trained)
-            save_grid(trained.sample(num, steps=steps, seed=seed), picture)
-            add_samples(folder, picture, f"Samples 0 to {num - 1} of seed {seed}, {steps} steps of {DEFAULT_SAMPLER}.")
+            options = SamplingOptions(seed=seed).resolved(trained)
+            save_grid(trained.sample(num, options), picture)
+            caption = f"Samples 0 to {num - 1} of seed {seed}, {options.steps} steps of {options.sampler}."
+            add_samples(folder, picture, caption)
         address_card(folder, name)
         print(hub.upload(folder, name, private=private))

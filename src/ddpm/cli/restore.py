@@ -1,31 +1,22 @@
 """`ddpm restore`: undo noise, holes, low resolution, blur or lost colour with a trained model as the prior."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, Overwrite, PrecisionName
+from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, PrecisionName
 from ddpm.common.errors import UserError
-from ddpm.model import load
-from ddpm.restoration.job import (
-    COMPARED,
-    PICTURE,
-    REPORT,
-    ROUNDING_NOTE,
-    Row,
-    Settings,
-    averages,
-    restore_file,
-    restore_folder,
-)
-from ddpm.restoration.methods import find_method
-from ddpm.restoration.tasks import Task, number
+
+if TYPE_CHECKING:
+    from ddpm.restoration.job import Row, Settings
 
 
 def restore(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="a picture, or a folder of them")],
+    source: Annotated[Path, typer.Argument(**PATH | {"metavar": "INPUT"}, help="a picture, or a folder of them")],
     task: Annotated[str, typer.Option(help="denoise, inpaint, superresolve, deblur or colorize")],
     method: Annotated[str, typer.Option(help="ddnm, ddrm, repaint (inpainting only) or dps")] = "ddnm",
     noise: Annotated[str, typer.Option(help="σ of the noise for images in [0, 1], or auto")] = "0",
@@ -48,10 +39,14 @@ def restore(
     seed: Annotated[int, typer.Option(help="an image's result depends on the seed and its name alone")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
     precision: PrecisionName = "auto",
-    out: Annotated[Path | None, typer.Option(help="a .png, or a folder for a folder")] = None,
+    out: Annotated[Path | None, typer.Option(**PATH, help="a .png, or a folder for a folder")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Restore a picture or a folder of pictures."""
+    from ddpm.model import load
+    from ddpm.restoration.job import Settings, restore_file, restore_folder
+    from ddpm.restoration.tasks import Task, number
+
     settings = Settings(
         task=Task(task, scale=scale, filter=filter, mask=mask, kernel=kernel, seed=seed),
         method=method,
@@ -88,6 +83,8 @@ def restore(
 
 def report_folder(rows: list[Row], target: Path) -> None:
     """Which pictures failed, the mean figures of the others, and where it all is."""
+    from ddpm.restoration.job import PICTURE, REPORT, averages
+
     for row in rows:
         if row["error"]:
             print(f"left out: {row['name']}: {row['error']}")
@@ -97,6 +94,8 @@ def report_folder(rows: list[Row], target: Path) -> None:
 
 def print_rounding(rows: list[Row], settings: Settings) -> None:
     """Say where σ was raised above what was told, see `rounding_noise`."""
+    from ddpm.restoration.job import ROUNDING_NOTE
+
     told = settings.noise
     if told is not None and any(float(row["sigma"]) > round(told, 5) for row in rows if not row["error"]):
         print(f"note: {ROUNDING_NOTE}")
@@ -104,6 +103,8 @@ def print_rounding(rows: list[Row], settings: Settings) -> None:
 
 def print_figures(row: Row) -> None:
     """PSNR and SSIM of input, pseudo-inverse and result, where the original is known."""
+    from ddpm.restoration.job import COMPARED
+
     if "psnr_result" not in row:
         return
     names = {"input": "input", "baseline": "pseudo-inverse", "result": "result"}
@@ -116,6 +117,9 @@ def print_figures(row: Row) -> None:
 
 def parse_options(words: list[str], method: str) -> dict[str, float]:
     """NAME=NUMBER words as arguments of the method, whole numbers where it counts something."""
+    from ddpm.restoration.methods import find_method
+    from ddpm.restoration.tasks import number
+
     known = find_method(method).options
     options: dict[str, float] = {}
     for word in words:

@@ -1,4 +1,4 @@
-"""`ddpm sample`: draw images with a trained model."""
+"""`ddpm sample`: sample images from a trained model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,8 @@ import typer
 
 from ddpm.cli.options import (
     MODEL_HELP,
+    PATH,
+    BatchSize,
     ClipName,
     Eta,
     Guidance,
@@ -18,32 +20,33 @@ from ddpm.cli.options import (
     Spacing,
     parse_clip,
 )
-from ddpm.generate import generate
-from ddpm.model import load
-from ddpm.samplers import DEFAULT_SAMPLER
+from ddpm.common.names import DEFAULT_SAMPLER
 
 
 def sample(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    num: Annotated[int, typer.Option(help="how many images")] = 16,
+    num: Annotated[int, typer.Option(help="number of images")] = 16,
     labels: Labels = None,
     guidance: Guidance = 1.0,
-    guidance_rescale: Annotated[float, typer.Option(min=0, max=1, help="0 to 1: undo guidance's added contrast")] = 0.0,
+    guidance_rescale: Annotated[float, typer.Option(min=0, max=1, help="0 to 1: undo guidance's contrast")] = 0.0,
     sampler: Sampler = DEFAULT_SAMPLER,
-    steps: Annotated[int | None, typer.Option(help="sampling steps; default: 20, or all there are")] = None,
+    steps: Annotated[int | None, typer.Option(help="sampling steps; default: 20, or T if that is less")] = None,
     spacing: Spacing = None,
     eta: Eta = None,
     clip: ClipName = "static",
     seed: Seed = 0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="images a forward pass")] = None,
+    batch_size: BatchSize = None,
     precision: PrecisionName = "auto",
-    columns: Annotated[int | None, typer.Option(min=1, help="columns of the grid")] = None,
-    out: Annotated[Path, typer.Option(help="NAME.png: one grid; NAME.npz: arr_0; else a folder of PNGs")] = Path(
+    columns: Annotated[int | None, typer.Option(min=1, help="columns of a grid")] = None,
+    out: Annotated[Path, typer.Option(**PATH, help="NAME.png: a grid; NAME.npz: arr_0; else a folder of PNGs")] = Path(
         "samples.png"
     ),
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw images."""
+    """Sample images."""
+    from ddpm.generate import generate
+    from ddpm.model import load
+
     loaded = load(model)
     generate(
         loaded,

@@ -1,14 +1,15 @@
 """`ddpm trace`: watch the reverse process of a model, the forward process of an image, or one after the other."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from PIL import Image
-from torch import Tensor
 
 from ddpm.cli.options import (
     MODEL_HELP,
+    PATH,
     ClipName,
     Eta,
     Guidance,
@@ -21,13 +22,10 @@ from ddpm.cli.options import (
     parse_clip,
 )
 from ddpm.common.errors import UserError
-from ddpm.common.pixels import to_float, to_pillow
-from ddpm.data.images import read_image, to_tensor
-from ddpm.diffusion.schedule import NoiseSchedule, make_betas
-from ddpm.editing.images import read_fitted
-from ddpm.model import load
-from ddpm.plotting.animation import check_animation
-from ddpm.plotting.trace import trace_forward, trace_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 LARGEST_FORWARD = 512  # pixels a side; without a model an image keeps its size up to this
 
@@ -35,7 +33,8 @@ LARGEST_FORWARD = 512  # pixels a side; without a model an image keeps its size 
 def trace(
     model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
     forward: Annotated[
-        Path | None, typer.Option(help="an image to turn into noise; with MODEL, which then starts from that noise")
+        Path | None,
+        typer.Option(**PATH, help="an image to turn into noise; MODEL then starts from that noise"),
     ] = None,
     num: Annotated[int, typer.Option(help="how many images, seen as a grid")] = 1,
     labels: Labels = None,
@@ -56,10 +55,16 @@ def trace(
     fps: Annotated[float, typer.Option(help="frames a second")] = 15.0,
     hold: Annotated[float, typer.Option(help="seconds for which the last frame stands still")] = 2.0,
     columns: Annotated[int | None, typer.Option(min=1, help="columns of the grid")] = None,
-    out: Annotated[Path, typer.Option(help="NAME.gif, NAME.mp4, or NAME.png: a strip")] = Path("trace.gif"),
+    out: Annotated[Path, typer.Option(**PATH, help="NAME.gif, NAME.mp4, or NAME.png: a strip")] = Path("trace.gif"),
     overwrite: Overwrite = False,
 ) -> None:
     """Watch the denoising, the noising, or both."""
+    from ddpm.diffusion.schedule import NoiseSchedule, make_betas
+    from ddpm.editing.images import read_fitted
+    from ddpm.model import load
+    from ddpm.plotting.animation import check_animation
+    from ddpm.plotting.trace import trace_forward, trace_model
+
     check_animation(out, fps=fps, hold=hold, overwrite=overwrite)
     shown = {"frames": frames or (10 if out.suffix.lower() == ".png" else 60), "frame_spacing": frame_spacing}
     if model is None:
@@ -90,6 +95,11 @@ def trace(
 
 def prepared(path: Path) -> Tensor:
     """The image file in [-1, 1], at its own size if that is not large."""
+    from PIL import Image
+
+    from ddpm.common.pixels import to_float, to_pillow
+    from ddpm.data.images import read_image, to_tensor
+
     image = to_pillow(read_image(path, 3))
     image.thumbnail((LARGEST_FORWARD, LARGEST_FORWARD), Image.Resampling.LANCZOS)
     return to_float(to_tensor(image))

@@ -1,4 +1,4 @@
-"""`ddpm train`: train or fine-tune a model, or go on with a run."""
+"""`ddpm train`: train or fine-tune a model, or resume a run."""
 
 import re
 from collections.abc import Sequence
@@ -6,30 +6,47 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from ddpm.cli.options import PATH, complete_preset
 from ddpm.common.errors import UserError
-from ddpm.common.hardware import process_rank
-from ddpm.evaluation.training_eval import training_evaluator
-from ddpm.training import Config, load_config
-from ddpm.training import train as run_training
-from ddpm.training.dry_run import dry_run
+from ddpm.training.config import Config, load_config, preset_names, read_yaml
+from ddpm.training.config import find_file as find_configuration
+from ddpm.training.fields import fields_help
 
-# Every field of a configuration is a flag, so Click is told to leave those it does not know to `parse_overrides`.
+# Every field of a configuration is a flag. Click passes on those that it does not know, and `parse_words` reads them.
+# Pydantic-settings and tyro would list them in --help too, but they know no presets and refuse [16, 8] without quotes.
 CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+class TrainCommand(TyperCommand):
+    """`ddpm train --help` lists every field, and `ddpm train PRESET --help` the values of that preset."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the flags of the configuration below those of the command."""
+        values = {}
+        for word in ctx.find_root().obj or []:
+            if word in preset_names() or word.endswith((".yaml", ".yml")):
+                values = read_yaml(find_configuration(word))
+        formatter.write("\nEvery field of the configuration is a flag:\n\n")
+        formatter.write(fields_help(values, formatter.width))
 
 
 def train(
     context: typer.Context,
-    preset: Annotated[str | None, typer.Argument(help="a preset (see `ddpm presets`) or a YAML file")] = None,
-    data: Annotated[str | None, typer.Option(help="SOURCE: a name, hf:user/set, or a path")] = None,
-    out: Annotated[Path | None, typer.Option(help="run directory; default runs/PRESET")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Argument(help="a preset (`ddpm presets` lists them) or a YAML file", autocompletion=complete_preset),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="SOURCE of images: a name, hf:user/set, or a path")] = None,
+    out: Annotated[Path | None, typer.Option(**PATH, help="run directory; default: runs/PRESET")] = None,
     init: Annotated[str | None, typer.Option(help="fine-tune this model")] = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with the run in this directory")] = None,
-    dry: Annotated[bool, typer.Option("--dry-run", help="say what the run would cost, and stop")] = False,
-    overwrite: Annotated[bool, typer.Option(help="begin afresh where --out holds a run")] = False,
+    resume: Annotated[Path | None, typer.Option(**PATH, help="resume the run in this directory")] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="print what the run would cost, and stop")] = False,
+    overwrite: Annotated[bool, typer.Option(help="start a new run even if --out holds one")] = False,
 ) -> None:
-    """Train a model. Any field of the configuration is a flag: --training.steps 1000 --network.attention [16, 8]."""
-    # Click takes the first word it does not know for the preset, be it a flag or not
+    """Train a model. Example: ddpm train digits --training.steps 1000 --network.attention "[7]" """
+    # Click takes the first word that it does not know as the preset, even if it is a flag
     positional, overrides = parse_words([*([preset] if preset else []), *context.args])
     preset = positional[0] if positional else None
     if data is not None:
@@ -39,14 +56,20 @@ def train(
             raise UserError("--resume takes everything from the run: give no preset, --out, --init or --overwrite")
         config, folder = resumed(resume, overrides), resume
     elif preset is None:
-        raise UserError("name a preset or a YAML file (ddpm presets lists them), or --resume a run")
+        raise UserError("give a preset or a YAML file (`ddpm presets` lists the presets), or --resume a run")
     else:
         config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
+
+    from ddpm.common.hardware import process_rank
+    from ddpm.evaluation.training_eval import training_evaluator
+    from ddpm.training.dry_run import dry_run
+    from ddpm.training.trainer import train as run_training
+
     first = process_rank()[0] == 0
     if dry:
-        page = dry_run(config, init=init)
+        summary = dry_run(config, init=init)
         if first:
-            print(page)
+            print(summary)
         return
     evaluator = training_evaluator(config.data) if config.training.evaluate_every else None
     run_training(config, folder, init=init, resume=resume is not None, overwrite=overwrite, evaluator=evaluator)
@@ -55,17 +78,17 @@ def train(
 
 
 def resumed(run: Path, overrides: dict[str, Any]) -> Config:
-    """A run's own configuration; only how it is trained, and where its data lie, may change on the way."""
+    """Return the configuration of a run; only `training.*` and the place of its data may change."""
     for name in overrides:
         if not name.startswith("training.") and name != "data.source":
-            raise UserError(f"--{name} cannot change in a run that goes on; only training.* and --data can")
+            raise UserError(f"--{name} cannot change when a run resumes; only training.* and --data can")
     if not (run / "config.yaml").is_file():
-        raise UserError(f"no run in {run} to go on with: it has no config.yaml")
+        raise UserError(f"no run in {run} to resume: it has no config.yaml")
     return load_config(run / "config.yaml", overrides)
 
 
 def parse_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The preset (or nothing) and every `--section.field VALUE` or `--section.field=VALUE`, from words in any order."""
+    """Return the preset (if any) and the overrides `--section.field VALUE` or `--section.field=VALUE`, in any order."""
     positional: list[str] = []
     overrides: dict[str, str] = {}
     rest = list(words)
@@ -74,7 +97,7 @@ def parse_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         match = re.fullmatch(r"--([A-Za-z_]\w*\.\w+)(?:=(.*))?", word, re.DOTALL)
         if match is None:
             if word.startswith("-") or positional:
-                raise UserError(f"{word!r} is not understood: there is one preset, and flags are --section.field VALUE")
+                raise UserError(f"{word!r} is not understood: give one preset, and flags as --section.field VALUE")
             positional.append(word)
             continue
         name, value = match.groups()

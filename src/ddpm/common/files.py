@@ -15,6 +15,17 @@ from ddpm.common.errors import RunStopped, UserError
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a full disk, a quota, a file-size limit
 
 
+def user_path(name: str | Path) -> Path:
+    """Expand `~` and `~user` in a path that a user wrote; every such path passes through here, exactly once.
+
+    Shells expand a leading tilde, but not the one in `--out=~/run`. Raises UserError if there is no such user.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{name}: {error}; write the path in full") from None
+
+
 def atomic_write(path: Path, data: bytes | str, *, durable: bool = False) -> None:
     """Write a file so that readers see the old content or all of the new one.
 
@@ -95,7 +106,7 @@ def check_output(path: str | Path, suffixes: tuple[str, ...], *, overwrite: bool
 
     Call it before the work starts, so that an hour of sampling does not end in a refusal.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path} should end in {' or '.join(suffixes)}")
     refuse_existing(path, overwrite)

@@ -1,13 +1,12 @@
 """What the machine can do: the device to run on and the number format to compute in."""
 
 import os
-from typing import Literal
 
 import torch
 
 from ddpm.common.errors import UserError
+from ddpm.common.names import Precision
 
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

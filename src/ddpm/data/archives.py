@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ddpm.common.errors import UserError
+from ddpm.common.files import user_path
 from ddpm.data.datasets import EncodedSource, classes_from_paths, file_state
 from ddpm.data.folder import SPLIT_FOLDERS, is_hidden, is_image
 from ddpm.data.images import MOST_FILE_BYTES, UNREAD, UNREAD_FORMAT, BrokenFile, printable, read_bounded
@@ -50,7 +51,7 @@ def open_zip(path: Path) -> EncodedSource:
 
 def shard_paths(source: str, ending: str = ".tar") -> list[Path]:
     """The files that `set.tar`, `set-{000..099}.tar`, `set-*.tar` or a folder of them names, in order."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         return sorted(path.glob(f"*{ending}"))
     if path.exists():
@@ -60,7 +61,7 @@ def shard_paths(source: str, ending: str = ".tar") -> list[Path]:
         if last - first >= MOST_SHARDS:
             raise UserError(f"{source} names more than {MOST_SHARDS:,} shards")
         numbers = (str(number).zfill(len(braces[1])) for number in range(first, last + 1))
-        return [Path(source[: braces.start()] + number + source[braces.end() :]).expanduser() for number in numbers]
+        return [user_path(source[: braces.start()] + number + source[braces.end() :]) for number in numbers]
     return sorted(Path(found) for found in glob.glob(str(path)) if found.endswith(ending))
 
 

@@ -1,39 +1,40 @@
-"""What a data set is and how its images are brought to one size: the `data` section of a configuration."""
+"""The `data` section of a configuration. Free of PyTorch, so that help texts are quick."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from ddpm.common.errors import UserError
-from ddpm.data.images import SMALLEST_SIDE, Preprocessing
+
+SMALLEST_SIDE = 8  # pixels; a U-Net learns nothing from a smaller image
 
 Side = Annotated[int, Field(ge=SMALLEST_SIDE, le=4096)]
 Level = Annotated[int, Field(ge=0, le=255)]
 
 
+class Preprocessing(NamedTuple):
+    """How images of a data set come to one size and lose their transparency; see the `data` section."""
+
+    fit: str = "crop"
+    background: int | tuple[int, int, int] = 255
+
+
 class DataConfig(BaseModel, extra="forbid"):
-    """The `data` section.
+    """The `data` section: which images, and how they are brought to one size."""
 
-    source: a name, `hf:user/set`, or a path; `:test` at its end names a split.
-    image_size: the side of a square, or [height, width].
-    channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
-    random_flip: mirror each image left to right with probability 1/2, drawn anew each time.
-    labels: whether the set's classes are used.
-    fit: `crop` fills the frame and cuts what stands over, `pad` shows all of the image on the background.
-    background: grey level or [r, g, b] behind transparent pixels and padding, 0..255.
-    streaming: read the source in its own order through a shuffle buffer, for sets too large to index.
-    shuffle_buffer: how many images the buffer holds.
-    """
-
-    source: str = "digits"
-    image_size: Side | tuple[Side, Side] = 28
-    channels: Annotated[int, Field(ge=1, le=4)] = 3
-    random_flip: bool = False
-    labels: bool = False
-    fit: Literal["crop", "pad"] = "crop"
-    background: Level | tuple[Level, Level, Level] = 255
-    streaming: bool = False
-    shuffle_buffer: Annotated[int, Field(ge=1)] = 4096
+    source: str = Field("digits", description="a name, hf:user/set or a path; `:test` at the end selects a split")
+    image_size: Side | tuple[Side, Side] = Field(28, description="side of a square, or [height, width], in pixels")
+    channels: Annotated[int, Field(ge=1, le=4)] = Field(
+        3, description="1 is grey, 2 grey with alpha, 3 colour, 4 colour with alpha"
+    )
+    random_flip: bool = Field(False, description="mirror each image left to right with probability 1/2")
+    labels: bool = Field(False, description="train with the classes of the data set")
+    fit: Literal["crop", "pad"] = Field("crop", description="crop to the frame, or show all of the image and pad")
+    background: Level | tuple[Level, Level, Level] = Field(
+        255, description="grey level or [r, g, b] behind transparent pixels and padding"
+    )
+    streaming: bool = Field(False, description="read in the source's own order, for sets too large to index")
+    shuffle_buffer: Annotated[int, Field(ge=1)] = Field(4096, description="images in the shuffle buffer of a stream")
 
     @field_validator("source")
     @classmethod
@@ -54,7 +55,7 @@ class DataConfig(BaseModel, extra="forbid"):
 
 
 def checked_config(source: str, **options) -> DataConfig:
-    """A DataConfig from plain arguments; what is wrong with them is a UserError of one line."""
+    """Build a DataConfig from plain arguments; raise UserError in one line if one is wrong."""
     try:
         return DataConfig(source=source, **options)
     except ValidationError as error:
@@ -63,7 +64,7 @@ def checked_config(source: str, **options) -> DataConfig:
 
 
 def data_section(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The `data` section of the configuration a model was trained with; empty where its folder does not say."""
+    """Return the `data` section that a model was trained with; empty if its folder does not tell."""
     config = provenance.get("config")
     section = config.get("data") if isinstance(config, dict) else None
     return section if isinstance(section, dict) else {}

@@ -6,7 +6,6 @@ import os
 import unicodedata
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.common.errors import UserError
+from ddpm.data.config import SMALLEST_SIDE, Preprocessing  # noqa: F401
 
-SMALLEST_SIDE = 8  # pixels; a smaller image has nothing to teach a U-Net
 MOST_PIXELS = 2**26  # of one image: 8192 x 8192
 MOST_FILE_BYTES = 2**28  # of one encoded image
 MOST_MEMORY_BYTES = 2**32  # a decoded set up to this size stays in memory, a larger one is decoded as it is used
@@ -186,13 +185,6 @@ def _reason(error: Exception) -> str:
 
 
 RESAMPLING = Image.Resampling.BICUBIC  # Pillow's is antialiased: the kernel widens as the image shrinks
-
-
-class Preprocessing(NamedTuple):
-    """How a set's images came to one size and lost their alpha: the fields of these names in the `data` section."""
-
-    fit: str = "crop"
-    background: int | tuple[int, int, int] = 255
 
 
 def fit(image: Image.Image, size: tuple[int, int], how: str = "crop", background=255) -> Image.Image:

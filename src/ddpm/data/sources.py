@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm.common.errors import UserError
+from ddpm.common.files import user_path
 from ddpm.data.archives import open_tar, open_zip, shard_paths
 from ddpm.data.arrays import find_idx, open_cifar, open_idx, open_npz
 from ddpm.data.config import DataConfig, checked_config
@@ -111,7 +112,7 @@ def split_of(source: str) -> tuple[str, str | None]:
     if "\0" in source:
         raise UserError(f"{source!r} is no data source: it holds a null byte")
     head, colon, tail = source.rpartition(":")
-    if colon and head and tail.isidentifier() and not Path(source).exists():
+    if colon and head and tail.isidentifier() and not user_path(source).exists():
         return head, tail
     return source, None
 
@@ -121,11 +122,11 @@ def _place(name: str) -> Path | None:
     try:
         if (data := os.environ.get("DDPM_DATA")) and Path(name).name == name != "..":
             for folder in FOLDERS.get(name, (name,)):
-                if (path := Path(data, folder)).exists():
+                if (path := user_path(data) / folder).exists():
                     return path
-        path = Path(name).expanduser()
+        path = user_path(name)
         return path if path.exists() else None
-    except (OSError, RuntimeError) as error:  # a name too long, or of no known user
+    except OSError as error:  # the name is too long
         raise UserError(f"{name[:80]!r} is no data source: {error}") from error
 
 

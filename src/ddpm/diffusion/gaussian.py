@@ -7,12 +7,12 @@ tensor (N,) with one timestep per image.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError
+from ddpm.common.names import PredictionName, VarianceName
 from ddpm.diffusion.schedule import NoiseSchedule
 
 
@@ -37,8 +37,6 @@ class TimestepTable:
         return rows.reshape(len(t), -1, *[1] * (like.ndim - 1)).unbind(1)
 
 
-PredictionName = Literal["epsilon", "x_0", "v"]
-VarianceName = Literal["fixed_small", "fixed_large", "learned_range"]
 Timestep = float | Tensor
 
 

@@ -1,17 +1,13 @@
 """What training minimises: L_simple, L_vlb and their hybrid, one number an image."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm.common.errors import UserError
+from ddpm.common.names import LossName, WeightingName
 from ddpm.diffusion.gaussian import GaussianDiffusion, TimestepTable
 from ddpm.diffusion.likelihood import VariationalBound
-
-LossName = Literal["simple", "l1", "huber", "vlb", "hybrid"]
-WeightingName = Literal["none", "snr", "min_snr", "p2"]
 
 VLB_WEIGHT = 1e-3  # λ of L_hybrid = L_simple + λ L_vlb (Nichol & Dhariwal 2021, eq. 16)
 

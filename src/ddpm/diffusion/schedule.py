@@ -6,15 +6,14 @@ data itself (ᾱ = 1). Fractional t interpolates log ᾱ linearly, as DPM-Solver
 
 import math
 from functools import cached_property
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError
-
-ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid", "constant"]
+from ddpm.common.names import ScheduleName
 
 LOG_ALPHA_BAR_FLOOR = math.log(1e-20)  # stands for log ᾱ = -inf where interpolated, or less: below all finite ones
 

@@ -4,14 +4,13 @@ A draw depends on (seed, step, the image's position in the global batch), never 
 processes. All tensors here are on the CPU.
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ddpm.common.names import TimestepSamplerName
 from ddpm.common.randomness import derive_seed
-
-TimestepSamplerName = Literal["uniform", "stratified", "loss_aware"]
 
 HISTORY = 10  # losses kept for each timestep (Nichol & Dhariwal 2021, section 3.3)
 UNIFORM_SHARE = 1e-3  # of the loss-aware draw, so that no timestep is ever forgotten

@@ -64,7 +64,7 @@ class Editor:
             noise = ImageNoise.of_seed(self.seed, streams, model.image_shape, device=model.device)
             batch = [part[start : start + size].to(model.device) for part in (images, *more)]
             answers.append(work(denoiser, noise, *batch).cpu())
-        return torch.cat(answers)
+        return model.check_finite(torch.cat(answers))
 
     def _classes(self, count: int) -> Tensor | None:
         if self.labels is None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddpm.common.errors import RunStopped
-from ddpm.common.files import as_json, atomic_write, content_key
+from ddpm.common.files import as_json, atomic_write, content_key, user_path
 from ddpm.common.hardware import process_rank
 
 SETTINGS = "settings.json"
@@ -33,8 +33,8 @@ class Rows(Protocol):
 def cache_folder() -> Path:
     """$DDPM_CACHE, else $XDG_CACHE_HOME/ddpm, else ~/.cache/ddpm; what is set to nothing counts as not set."""
     if folder := os.environ.get("DDPM_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ddpm").expanduser()
+        return user_path(folder)
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ddpm"
 
 
 def sign_of_life() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import atomic_write
+from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import process_rank
 from ddpm.evaluation.distances import Moments
 from ddpm.evaluation.features import FeatureNetwork, load_features
@@ -73,6 +73,7 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write the JSON."""
+        path = user_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, (json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n").encode())
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm.common.errors import UserError, require
-from ddpm.common.files import atomic_path, sync
+from ddpm.common.files import atomic_path, sync, user_path
 from ddpm.common.hardware import default_device, process_rank
 from ddpm.evaluation.cache import Chunks, sign_of_life
 from ddpm.evaluation.classifier import FEATURES, WEIGHTS, builtin_classifier, prepare
@@ -168,7 +168,7 @@ def load_features(name: str | Path, device: torch.device | None = None) -> Featu
         return _builtin(device)
     if name == "inception":
         return _inception(device)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if found := path if path.is_file() else _at_hand(str(name)):
         return _torchscript(found, device)
     raise UserError(f"no feature network {str(name)!r}: give inception, builtin, or the path of a TorchScript file")
@@ -228,7 +228,7 @@ class WithLogits(nn.Module):
 
 def _at_hand(name: str) -> Path | None:
     """The file of this name under $DDPM_DATA, where it is there."""
-    path = Path(os.environ.get("DDPM_DATA", ""), "inception", name)
+    path = user_path(os.environ.get("DDPM_DATA", "")) / "inception" / name
     return path if "DDPM_DATA" in os.environ and path.is_file() else None
 
 

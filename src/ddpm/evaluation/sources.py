@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ddpm.common.errors import UserError
+from ddpm.common.files import user_path
 from ddpm.data import open_dataset
 from ddpm.data.config import data_section
 from ddpm.data.datasets import ArraySource, EncodedSource, ImageSource
@@ -26,7 +27,7 @@ GREY = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
 
 def open_judged(source: str) -> Model | DatasetImages:
     """A model by any name `ddpm.load` knows, or a folder or file of images."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     is_model = source in BUNDLED or (path.is_dir() and any((path / name).exists() for name in MODEL_FILES))
     if path.exists() and not is_model:
         if is_moments(path):
@@ -41,7 +42,7 @@ def open_reference(source: str, judged: Model | DatasetImages) -> DatasetImages 
     Beside a model, images are brought to its size as its training data was; images that were drawn before must have the
     reference's own size, since whoever drew them chose how.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     moments = load_moments(path) if {"mu", "sigma"} & arrays_in(path) else None
     if moments is not None and is_moments(path):
         return moments

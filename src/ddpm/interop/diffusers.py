@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import atomic_write
+from ddpm.common.files import atomic_write, user_path
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.card import model_card
 from ddpm.interop.diffusers_config import OURS, UNET2D, obstacle, to_our_config, to_process, to_scheduler, to_unet2d
@@ -32,6 +32,7 @@ from ddpm.interop.folder import (
     write_json,
 )
 from ddpm.networks import UNet
+from ddpm.networks.inference import first_non_finite
 
 DIFFUSERS_VERSION = "0.30.0"  # the words used here are those of this version and later
 COMPONENTS = {"unet", "scheduler"}  # of a pipeline whose network sees pixels and nothing besides
@@ -100,7 +101,7 @@ def save_folder(
         except SafetensorError as error:
             raise RunStopped(f"the weights could not be written to {folder}: {error}") from error
 
-    replace_folder(Path(folder).expanduser(), write)
+    replace_folder(user_path(folder), write)
 
 
 def load_folder(folder: str | Path) -> LoadedParts:
@@ -184,6 +185,8 @@ def fill(network: UNet, weights: Weights) -> None:
         if _without_pixels(found, len(shape)) != shape:
             raise UserError(f"{weights.where} does not fit its configuration: {name} is {found}, not {shape}")
     state = {name: exact_float32(weights.read(sources[name])).reshape(shape) for name, shape in expected.items()}
+    if broken := first_non_finite(state):
+        raise UserError(f"{weights.where} holds numbers that are not finite, first in {broken}: its training failed")
     network.load_state_dict(state, assign=True)
 
 

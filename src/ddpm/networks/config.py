@@ -1,4 +1,4 @@
-"""What a network is made of: the `network:` section of a configuration."""
+"""The `network` section of a configuration. Free of PyTorch, so that help texts are quick."""
 
 import math
 from typing import Literal
@@ -11,49 +11,51 @@ ImageSize = tuple[int, int]  # height, width
 
 
 class NetworkConfig(BaseModel):
-    """The U-Net of Ho et al. 2020 (appendix B); the defaults are their CIFAR-10 network.
-
-    Args:
-        channels: width of the first level, and of the sinusoid that encodes t.
-        time_channels: width of that sinusoid where it is another; the embedding of t has four times as many.
-        channel_mult: width of each level, as a multiple of `channels`; each further level halves the image.
-        blocks: residual blocks a level on the way down; one more on the way up.
-        attention: the feature-map sizes that have self-attention (of a non-square map, its shorter side).
-        head_dim: channels an attention head; null is one head over all channels.
-        heads: attention heads at every width, in place of `head_dim` (`num_heads` of Dhariwal & Nichol).
-        dropout: probability, between the second norm and the second convolution of a block.
-        groups: of the group norms.
-        norm_eps: ε of the group norms.
-        conditioning: how t and the class enter a block: "add" a bias to every channel (Ho et al.) or
-            "scale_shift" of the second norm (Dhariwal & Nichol 2021, section 3 "AdaGN").
-        resample: halve and double the image by one "conv" (Ho et al.) or by a "resnet" block (Dhariwal & Nichol).
-        mid_attention, mid_attention_norm: self-attention between the two middle blocks, and its group norm.
-        freq_shift, flip_sin_to_cos: the sinusoid's frequencies run over `channels / 2 - freq_shift` steps, and
-            whether cosines come first. Ho et al.: 1, false; improved diffusion and Diffusers' default: 0, true.
-        downsample_padding: of the stride-2 convolution: 0 pads right and below only (Ho et al.), 1 all round.
-        gradient_checkpointing: keep only each block's input for the backward pass and compute the rest again.
-    """
+    """The `network` section: the U-Net of Ho et al. 2020 (appendix B). The defaults are their CIFAR-10 network."""
 
     model_config = ConfigDict(extra="forbid")
 
-    channels: int = Field(128, ge=1)
-    time_channels: int | None = Field(None, ge=2)
-    channel_mult: list[int | float] = Field([1, 2, 2, 2], min_length=1)
-    blocks: int = Field(2, ge=1)
-    attention: list[int] = [16]
-    head_dim: int | None = Field(None, ge=1)
-    heads: int | None = Field(None, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    groups: int = Field(32, ge=1)
-    norm_eps: float = Field(1e-6, gt=0)
-    conditioning: Literal["add", "scale_shift"] = "add"
-    resample: Literal["conv", "resnet"] = "conv"
-    mid_attention: bool = True
-    mid_attention_norm: bool = True
-    freq_shift: float = 1
-    flip_sin_to_cos: bool = False
-    downsample_padding: Literal[0, 1] = 0
-    gradient_checkpointing: bool = False
+    channels: int = Field(128, ge=1, description="width of the first level, and of the sinusoid that encodes t")
+    time_channels: int | None = Field(
+        None,
+        ge=2,
+        description="width of that sinusoid if it differs; the embedding of t has four times as many channels",
+    )
+    channel_mult: list[int | float] = Field(
+        [1, 2, 2, 2],
+        min_length=1,
+        description="width of each level as a multiple of channels; each level halves the image",
+    )
+    blocks: int = Field(2, ge=1, description="residual blocks per level on the way down; one more on the way up")
+    attention: list[int] = Field([16], description="feature-map sizes with self-attention (the shorter side)")
+    head_dim: int | None = Field(
+        None, ge=1, description="channels per attention head; null is one head over all channels"
+    )
+    heads: int | None = Field(
+        None, ge=1, description="attention heads at every width, instead of head_dim (Dhariwal & Nichol 2021)"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability of dropout before a block's second convolution")
+    groups: int = Field(32, ge=1, description="groups of the group norms")
+    norm_eps: float = Field(1e-6, gt=0, description="ε of the group norms")
+    conditioning: Literal["add", "scale_shift"] = Field(
+        "add",
+        description="how t and the class enter a block: a bias per channel (Ho et al.), or scale and shift (AdaGN)",
+    )
+    resample: Literal["conv", "resnet"] = Field(
+        "conv", description="halve and double the image by a convolution (Ho et al.) or by a residual block"
+    )
+    mid_attention: bool = Field(True, description="self-attention between the two middle blocks")
+    mid_attention_norm: bool = Field(True, description="group norm of that attention")
+    freq_shift: float = Field(
+        1, description="sinusoid frequencies run over channels/2 - freq_shift steps (Ho et al.: 1)"
+    )
+    flip_sin_to_cos: bool = Field(False, description="cosines before sines (improved diffusion: true)")
+    downsample_padding: Literal[0, 1] = Field(
+        0, description="padding of the stride-2 convolution: 0 right and below (Ho et al.), 1 on all sides"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="save memory: keep only block inputs, compute the rest again"
+    )
 
     @model_validator(mode="after")
     def _widths_fit(self) -> "NetworkConfig":

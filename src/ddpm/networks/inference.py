@@ -4,6 +4,7 @@ import copy
 import itertools
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,11 @@ class CudaGraphed(nn.Module):
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             output = self.network(*static)
         return _Recorded(graph, static, output)
+
+
+def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity, or None if all numbers are finite."""
+    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
 
 
 def weights_state(network: nn.Module) -> tuple:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.common.errors import UserError, require
-from ddpm.common.files import atomic_path, check_output
+from ddpm.common.files import atomic_path, check_output, user_path
 from ddpm.common.pixels import make_grid, numbered, to_float, to_uint8
 from ddpm.common.randomness import ImageNoise, derive_seed
 from ddpm.data import ImageDataset, open_dataset
@@ -319,7 +319,7 @@ def nearest_neighbours(model: Model, data: str, *, num: int = 6, neighbours: int
 def quality(points: str | Path) -> "Figure":
     """A figure of merit against network evaluations, from the JSON that a sweep over samplers wrote."""
     try:
-        rows = json.loads(Path(points).read_text(encoding="utf-8"))
+        rows = json.loads(user_path(points).read_text(encoding="utf-8"))
         found = [(row["sampler"], row["evaluations"], next(iter(row["figures"].values()))) for row in rows]
         curves = {}
         for name in dict.fromkeys(sampler for sampler, _, _ in found):
@@ -334,7 +334,7 @@ def quality(points: str | Path) -> "Figure":
 
 def training_progress(run: str | Path, *, rows: int = 6, columns: int = 8) -> "Figure":
     """What a run's fixed seeds gave as it was trained: a row a seed, a column a step, from RUN/samples."""
-    run = Path(run)
+    run = user_path(run)
     previews = numbered(run / "samples")
     if not previews:
         raise UserError(f"{run} holds no previews: a run directory has them as samples/NNNNNN.png")

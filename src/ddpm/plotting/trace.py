@@ -127,7 +127,7 @@ def trace_model(
         before = seen.frames
     recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=frames, spacing=frame_spacing, columns=columns)
     images = chosen(denoiser, x_T, timesteps, noise=noise, callback=recording(recorder), **sampler_options)
-    return Trajectory(before + recorder.frames, images.float().clamp(-1, 1).cpu())
+    return Trajectory(before + recorder.frames, model.finish(images))
 
 
 def trace_forward(

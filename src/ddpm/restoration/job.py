@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr, ssim
-from ddpm.common.files import atomic_write, check_output
+from ddpm.common.files import atomic_write, check_output, user_path
 from ddpm.common.hardware import Precision
 from ddpm.common.pixels import make_grid, save_picture, to_pillow, to_uint8
 from ddpm.common.randomness import derive_seed
@@ -297,6 +297,7 @@ def restore_file(
     model: Model, source: Path, out: Path, settings: Settings, *, overwrite: bool = False
 ) -> tuple[Item, Row]:
     """Restore one picture to `out`, a .png; more pictures stand beside it, see `report.write_images`."""
+    source, out = user_path(source), user_path(out)
     for path in pictures_of(out, settings.samples):
         check_output(path, (".png",), overwrite=overwrite)
     item = Reader(model, settings).read(source, source.stem, out)
@@ -321,6 +322,7 @@ def restore_folder(model: Model, source: Path, out: Path, settings: Settings, *,
     be read or do not fit are named in the report, in the column `error`, and left out; so are those whose result would
     lie where another picture of the report goes. What lies below `out` is a result, and never restored again.
     """
+    source, out = user_path(source), user_path(out)
     if settings.labels is not None and len(model.resolve_labels(settings.labels) or []) > 1:
         raise UserError("a folder takes one label: put the pictures of each class in a folder of their own")
     found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in ENDINGS]

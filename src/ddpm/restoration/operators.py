@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError
+from ddpm.common.files import user_path
 from ddpm.common.pixels import LUMA
 from ddpm.common.randomness import derive_seed
 from ddpm.data.images import read_image
@@ -57,7 +58,7 @@ def motion(length: float, degrees: float = 0.0) -> Tensor:
 
 def from_file(path: str | Path) -> Tensor:
     """Read a kernel (h, w) from a grey picture (transparent pixels are 0) or an .npy matrix; scaled to sum to 1."""
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise UserError(f"no kernel file {path}; or give gaussian:SIGMA, box:SIZE or motion:LENGTH:DEGREES")
     if path.suffix == ".npy":

@@ -219,7 +219,7 @@ def restore(
             callback=callback,
             **given,
         )
-        results.append(x_0.float().clamp(-1, 1).cpu())
+        results.append(model.finish(x_0))
     return Restored(torch.cat(results).unflatten(0, (len(y), samples)))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError
+from ddpm.common.files import user_path
 from ddpm.common.pixels import to_float
 from ddpm.data.images import read_image
 from ddpm.restoration import operators as kernels
@@ -79,9 +80,10 @@ class Task:
             return Inpainting(image_shape, known.expand(image_shape[1:]))
         if self.mask.startswith("random:"):
             return Inpainting.random(image_shape, number(self.mask.split(":")[1], "--mask random:SHARE"), self.seed)
-        if not Path(self.mask).is_file():
+        mask = user_path(self.mask)
+        if not mask.is_file():
             raise UserError(f"no mask {self.mask}: give a picture whose white part is lost, half, or random:SHARE")
-        lost = marked(read_image(self.mask, channels=2, smallest=1))
+        lost = marked(read_image(mask, channels=2, smallest=1))
         if not lost.any():
             raise UserError(f"the mask {self.mask} is empty: paint white what is to be restored")
         return Inpainting(image_shape, ~lost)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ddpm.common.errors import UserError, nearest
+from ddpm.common.names import DEFAULT_SAMPLER, DEFAULT_STEPS
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.samplers.algorithms import (
     Callback,
@@ -91,9 +92,6 @@ SAMPLERS: dict[str, SamplerSpec] = {
     "unipc": SamplerSpec(unipc, options={"variant": "bh2"}),
     "heun": SamplerSpec(heun, evaluations_per_step=2),
 }
-
-DEFAULT_SAMPLER = "dpm++sde"  # the best of the samplers at 20 evaluations (docs: quality against evaluations)
-DEFAULT_STEPS = 20
 
 
 def find_sampler(name: str) -> SamplerSpec:

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from ddpm.common.errors import UserError
+from ddpm.common.names import Spacing
 from ddpm.diffusion.schedule import NoiseSchedule
-
-Spacing = Literal["trailing", "leading", "uniform", "quadratic", "log_snr"]
 
 LEAST_LOG_SNR = -2 * math.log(80)
 

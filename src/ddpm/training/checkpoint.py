@@ -23,6 +23,7 @@ from torch import Tensor
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import NO_SPACE, atomic_write, sync
 from ddpm.interop.folder import read_json, save_tensors
+from ddpm.networks.inference import first_non_finite
 
 
 class RunLock:
@@ -218,4 +219,7 @@ class Checkpoints:
         parts = {
             name.removesuffix(".safetensors"): load_file(path / name) for name in sums if name.endswith(".safetensors")
         }
+        for part in ("network", "ema"):
+            if broken := first_non_finite(parts.get(part, {})):
+                raise ValueError(f"{part} is not finite, first in {broken}")
         return Checkpoint(path, parts, json.loads((path / STATE).read_text()))

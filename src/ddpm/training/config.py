@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddpm.common.errors import UserError, nearest
-from ddpm.common.hardware import Precision
+from ddpm.common.files import user_path
+from ddpm.common.names import Precision
 from ddpm.data.config import DataConfig
 from ddpm.diffusion.config import DiffusionConfig
 from ddpm.networks.config import NetworkConfig
@@ -33,47 +34,53 @@ Tracker = Literal["tensorboard", "wandb"]
 
 
 class TrainingConfig(BaseModel):
-    """How a run learns. Steps are optimizer steps; every step sees `batch_size` images, whatever the processes."""
+    """The `training` section. A step is one optimizer step on `batch_size` images, on any number of processes."""
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: int = Field(800_000, ge=1)
-    batch_size: int = Field(128, ge=1, description="images a step, over all processes")
-    learning_rate: float = Field(2e-4, gt=0)
+    steps: int = Field(800_000, ge=1, description="optimizer steps of the whole run")
+    batch_size: int = Field(128, ge=1, description="images per step, over all processes")
+    learning_rate: float = Field(2e-4, gt=0, description="of Adam, after the warm-up")
     warmup: int = Field(5000, ge=0, description="steps over which the learning rate rises linearly from 0")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="after the warm-up, to 0 at the end"
+        "constant", description="after the warm-up: constant, or falling to 0 at the last step"
     )
-    grad_clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights, a step")
-    ema_warmup: bool = Field(True, description="a shorter average at the start; the paper has none")
-    class_drop: float = Field(0.1, ge=0, lt=1, description="share of images trained without their class, for guidance")
-    seed: int = Field(0, ge=0)
+    grad_clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null does not clip")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="decay per step of the averaged weights, which are saved")
+    ema_warmup: bool = Field(True, description="average over fewer steps at the start; the paper does not")
+    class_drop: float = Field(0.1, ge=0, lt=1, description="fraction of images trained without class, for guidance")
+    seed: int = Field(0, ge=0, description="fixes initial weights, data order, noise and dropout")
 
-    precision: Precision = "auto"
-    compile: Literal["auto"] | bool = "auto"
-    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="images in memory at once")
+    precision: Precision = Field(
+        "auto", description="number format of the network; auto takes bf16 if the hardware has it"
+    )
+    compile: Literal["auto"] | bool = Field("auto", description="torch.compile the network; auto: on a GPU")
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="images in memory at once; gradients are accumulated to the batch"
+    )
 
-    checkpoint_every: int = Field(5000, ge=1)
-    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints kept")
-    log_every: int = Field(50, ge=1)
-    preview_every: int = Field(5000, ge=0, description="0: none")
-    preview_images: int = Field(64, ge=1)
-    preview_steps: int = Field(20, ge=1, description="network evaluations an image")
-    evaluate_every: int = Field(0, ge=0, description="0: never")
-    max_bad_steps: int = Field(5, ge=0, description="steps in a row whose gradient may be not finite")
-    loggers: list[Tracker] = ["tensorboard"]
+    checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(3, ge=1, description="number of newest checkpoints to keep")
+    log_every: int = Field(50, ge=1, description="steps per line of metrics.jsonl")
+    preview_every: int = Field(5000, ge=0, description="steps between previews; 0: none")
+    preview_images: int = Field(64, ge=1, description="images per preview")
+    preview_steps: int = Field(20, ge=1, description="sampling steps of a preview")
+    evaluate_every: int = Field(0, ge=0, description="steps between evaluations, which choose the best model; 0: never")
+    max_bad_steps: int = Field(
+        5, ge=0, description="skipped steps in a row, with a gradient that is not finite, before the run stops"
+    )
+    loggers: list[Tracker] = Field(["tensorboard"], description="where to log besides metrics.jsonl")
 
 
 class Config(BaseModel):
-    """The whole of a run, as it stands in its config.yaml."""
+    """The configuration of a run, as its config.yaml holds it."""
 
     model_config = ConfigDict(extra="forbid")
 
     data: DataConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
-    network: NetworkConfig = NetworkConfig()
-    training: TrainingConfig = TrainingConfig()
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
 
     def to_yaml(self) -> str:
         """The resolved configuration; `load_config` reads it back to an equal one."""
@@ -123,7 +130,7 @@ def find_file(preset_or_file: str | Path):
     name = str(preset_or_file)
     if name in preset_names():
         return presets_folder() / f"{name}.yaml"
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir() and (path / "config.yaml").is_file():
         return path / "config.yaml"
     if path.is_file():

@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError, require
-from ddpm.common.files import atomic_write
+from ddpm.common.files import atomic_write, user_path
 from ddpm.common.pixels import numbered
 from ddpm.data import open_dataset
 from ddpm.interop.card import add_samples
 from ddpm.model import Model, load
+from ddpm.networks.inference import first_non_finite
 from ddpm.training.batches import Batches, Loader
 from ddpm.training.checkpoint import Checkpoint, Checkpoints, claim, empty, model_step, writing
 from ddpm.training.compute import choose_engine, dataset_bytes, reproducible_kernels
@@ -175,7 +176,8 @@ class Run:
         on_main(self.accelerator, write)
 
     def after_step(self, done: int) -> None:
-        """Whatever is due after a step."""
+        """Do whatever is due after a step."""
+        self.check_finite()
         training = self.config.training
         last = done == training.steps
         model = None
@@ -256,9 +258,19 @@ class Run:
         """Save all that is needed to go on, and the model."""
         if self.loop.progress.step == self.saved:
             return
+        self.check_finite()
         self.saved = self.loop.progress.step
         on_main(self.accelerator, self._write_checkpoint)
         self.skipped.tell()
+
+    def check_finite(self) -> None:
+        """Stop the run before a checkpoint or a model with NaN or infinity replaces a good one."""
+        for what, tensors in (("weights", self.loop.network.state_dict()), ("averages", self.loop.ema.parameters)):
+            if broken := first_non_finite(tensors):
+                raise RunStopped(
+                    f"the {what} are not finite after step {self.loop.progress.step:,}, first in {broken}; "
+                    f"{self._kept()}; try a lower --training.learning_rate or --training.precision fp32"
+                )
 
     def _write_checkpoint(self) -> None:
         step = self.loop.progress.step
@@ -277,6 +289,7 @@ class Run:
         step = self.loop.progress.step
         if self.accelerator.is_main_process and step != self.saved:
             with contextlib.suppress(Exception):
+                self.check_finite()
                 self._write_checkpoint()
                 self.accelerator.print(f"saved at step {step:,}, before what failed there")
 
@@ -386,7 +399,7 @@ def train(
         RunStopped: numbers that are not finite, no space left, a lost process; what was saved stays.
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
-    accelerator, out = launch(), Path(out)
+    accelerator, out = launch(), user_path(out)
     with explained_losses(accelerator, out), reproducible_kernels(accelerator.device):
         lock = on_main(accelerator, lambda: claim(out, resume, overwrite))
         try:

@@ -1,1 +1,0 @@
-"""Speed against the libraries a user would pick instead, and against the machine."""

@@ -1,0 +1,1 @@
+"""Restoration, compared with exact posteriors, classical methods and another library."""

@@ -1,0 +1,109 @@
+"""Every field of a configuration in words: its type, range, default and description.
+
+`ddpm train --help`, `ddpm presets NAME` and the configuration reference of the documentation are written from this.
+"""
+
+import textwrap
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+from ddpm.training.config import Config
+
+BOUNDS = (("ge", "≥ "), ("gt", "> "), ("le", "≤ "), ("lt", "< "), ("min_length", "at least "))
+
+
+@dataclass(frozen=True)
+class FieldHelp:
+    """One field in words: `kind` is its type or choices with its range, `default` is YAML."""
+
+    section: str
+    name: str
+    kind: str
+    default: str
+    description: str
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.section}.{self.name}"
+
+
+def sections() -> dict[str, str]:
+    """Return the name and the description of each section."""
+    return {name: _first_line(field.annotation) for name, field in Config.model_fields.items()}
+
+
+def fields() -> Iterator[FieldHelp]:
+    """Yield every field of every section, in order."""
+    for section, outer in Config.model_fields.items():
+        model: Any = outer.annotation
+        for name, field in model.model_fields.items():
+            limits = _limits(field.metadata)
+            kind = _kind(field.annotation) + (f", {limits}" if limits else "")
+            default = as_yaml(field.get_default(call_default_factory=True))
+            yield FieldHelp(section, name, kind, default, field.description or "")
+
+
+def fields_help(values: Mapping[str, Mapping[str, Any]] | None = None, width: int = 100) -> str:
+    """Return the flags of all fields for a terminal; `values` are a preset's, in place of the defaults."""
+    lines: list[str] = []
+    for section, title in sections().items():
+        lines += ["", f"{title.rstrip('.')}:"]
+        for field in fields():
+            if field.section == section:
+                given = (values or {}).get(section, {})
+                shown = f"now {as_yaml(given[field.name])}" if field.name in given else f"default {field.default}"
+                lines += [f"  {field.flag} ({field.kind}; {shown})", *_wrapped(field.description, "      ", width)]
+    return "\n".join(lines).strip() + "\n"
+
+
+def as_yaml(value: Any) -> str:
+    """Return a value as one line of YAML, as a flag or a file takes it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+
+
+def annotated_yaml(config: Config) -> str:
+    """Return a whole configuration as YAML with a comment per field."""
+    values, lines = config.model_dump(mode="json"), []
+    for section in sections():
+        lines.append(f"{section}:")
+        for field in fields():
+            if field.section == section:
+                entry = f"  {field.name}: {as_yaml(values[section][field.name])}"
+                lines.append(f"{entry:<40} # {field.description}")
+    return "\n".join(lines) + "\n"
+
+
+def _kind(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        limits = _limits(parts[1:])
+        return _kind(parts[0]) + (f" {limits}" if limits else "")
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if part is types.NoneType else _kind(part) for part in parts)
+    if origin is list:
+        return f"list of {_kind(parts[0])}"
+    if origin is tuple:
+        return f"[{', '.join(map(_kind, parts))}]"
+    return {"int": "whole number", "float": "number", "bool": "true or false", "str": "text"}[annotation.__name__]
+
+
+def _limits(metadata: Any) -> str:
+    words = []
+    for item in metadata:
+        for part in getattr(item, "metadata", None) or [item]:
+            words += [f"{sign}{value}" for name, sign in BOUNDS if (value := getattr(part, name, None)) is not None]
+    return ", ".join(words)
+
+
+def _first_line(model: Any) -> str:
+    return (model.__doc__ or "").strip().splitlines()[0]
+
+
+def _wrapped(text: str, indent: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)

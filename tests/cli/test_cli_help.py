@@ -1,0 +1,123 @@
+"""Help is quick and complete: no command waits for PyTorch to explain itself, and every field is listed."""
+
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+import yaml
+
+from ddpm.cli import app, run
+from ddpm.cli.evaluate import METRIC_NAMES
+from ddpm.common.names import SamplerName
+from ddpm.evaluation.metrics import METRICS
+from ddpm.samplers import SAMPLERS
+from ddpm.training.config import Config, load_config, preset_names
+from ddpm.training.fields import annotated_yaml, fields, fields_help
+
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+HEAVY = ("torch", "numpy", "PIL", "gradio", "matplotlib", "accelerate", "datasets", "huggingface_hub")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["-h"],
+        ["--version"],
+        ["presets"],
+        ["presets", "--help"],
+        ["train", "digits", "--help"],
+        ["plot", "-h"],
+    ]
+    + [[name, "--help"] for name in COMMANDS],
+    ids=" ".join,
+)
+def test_help_loads_no_heavy_library(words):
+    code = (
+        f"import sys; from ddpm.cli import run; code = run({words!r}); print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stderr == ""
+
+
+def test_import_ddpm_loads_no_torch():
+    code = (
+        "import sys, ddpm; assert 'torch' not in sys.modules; ddpm.load; assert 'torch' in sys.modules; ddpm.samplers"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_public_names_exist():
+    code = "import ddpm; [getattr(ddpm, name) for name in ddpm.__all__]; assert set(dir(ddpm)) == set(ddpm.__all__)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_an_unknown_name_of_a_package_is_an_attribute_error():
+    import ddpm.networks
+
+    with pytest.raises(AttributeError, match=r"'ddpm\.networks' has no attribute 'VNet'"):
+        ddpm.networks.VNet  # noqa: B018
+
+
+def test_every_field_is_explained():
+    listed = list(fields())
+    assert len(listed) == sum(len(section.annotation.model_fields) for section in Config.model_fields.values())
+    assert all(field.description and field.kind for field in listed)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_presets_print_yaml_that_gives_the_same_configuration(preset, tmp_path):
+    text = annotated_yaml(load_config(preset))
+    path = tmp_path / "again.yaml"
+    path.write_text(text)
+    assert load_config(path) == load_config(preset)
+    assert all("# " in line for line in text.splitlines() if line.startswith("  "))
+
+
+def test_train_help_lists_every_flag_with_the_values_of_a_preset(capsys):
+    assert run(["train", "digits", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {field.flag} (" in shown for field in fields())
+    assert "--data.image_size" in shown
+    assert "; now v)" in shown
+
+
+def test_fields_help_shows_ranges_choices_and_defaults():
+    shown = fields_help()
+    assert "--network.dropout (number, ≥ 0, < 1; default 0.0)" in shown
+    assert "--diffusion.prediction (epsilon | x_0 | v; default epsilon)" in shown
+    assert "--network.head_dim (whole number or null, ≥ 1; default null)" in shown
+
+
+@pytest.mark.parametrize("field", fields(), ids=lambda field: field.flag)
+def test_defaults_are_yaml_that_the_field_accepts(field):
+    value = yaml.safe_load(field.default)
+    section = Config.model_fields[field.section].annotation
+    assert getattr(section.model_validate({field.name: value}), field.name) == getattr(section(), field.name)
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.count(".") == 2
+
+
+def test_names_in_help_are_those_of_the_registries():
+    assert list(get_args(SamplerName)) == list(SAMPLERS)
+    assert list(METRIC_NAMES) == list(METRICS)
+
+
+def test_presets_are_grouped_by_hardware(capsys):
+    assert run(["presets"]) == 0
+    shown = capsys.readouterr().out
+    cpu, gpu = shown.split("On a GPU:")
+    assert all(f"  {name} " in shown for name in preset_names())
+    assert "GPU" not in cpu.removeprefix("On a CPU:")
+    assert "CPU cores" not in gpu
+
+
+def test_completion_offers_presets_and_samplers():
+    from ddpm.cli.options import complete_preset
+
+    assert complete_preset("dig") == ["digits"]

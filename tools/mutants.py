@@ -1,0 +1,221 @@
+"""Plant one-line errors in the source and count how many the mirrored tests notice.
+
+    python tools/mutants.py [ROOM ...] [--sample 40] [--seed 0] [--jobs 1] [--out mutants.json]
+
+A mutant changes one expression: an operator, a comparison, a number, a truth value, the order of two arguments, a
+keyword argument left out, a negation, a bound of a slice. Each runs in a process forked from one that has imported the
+libraries, so a mutant costs its tests alone. A mutant that no test notices is a survivor: write a test for it, or
+explain in `EQUIVALENT` why it changes nothing. `--sample` takes that many mutants of each file, chosen by the seed.
+"""
+
+import argparse
+import ast
+import copy
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 300  # seconds; a mutant that loops for ever is noticed
+ROOMS = {  # files to change, and the tests that mirror them
+    "diffusion": (["diffusion"], ["tests/diffusion", "tests/test_wiring.py"]),
+    "samplers": (["samplers"], ["tests/samplers"]),
+    "networks": (["networks"], ["tests/networks", "tests/interop/test_interop_diffusers.py"]),
+    "training": (
+        ["training/loop.py", "training/batches.py", "training/optimizer.py", "training/checkpoint.py"],
+        ["tests/training", "tests/data/test_data_loader.py", "tests/networks/test_networks_ema.py"],
+    ),
+    "evaluation": (
+        ["evaluation/distances.py", "evaluation/metrics.py", "evaluation/likelihood.py", "evaluation/memorisation.py"],
+        ["tests/evaluation"],
+    ),
+    "restoration": (["restoration"], ["tests/restoration"]),
+    "editing": (["editing"], ["tests/test_editing.py"]),
+}
+EQUIVALENT: dict[str, str] = {}  # "file: change" -> why no test can notice it
+
+OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult,
+    ast.MatMult: ast.Add,
+}
+PAIRS = [(ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)]
+COMPARISONS = {**dict(PAIRS), **{b: a for a, b in PAIRS}}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one file: `line` of the source, what it `was` and `became`."""
+
+    file: str
+    line: int
+    was: str
+    became: str
+    source: str
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield each small change of one node as a changed copy."""
+    match node:
+        case ast.BinOp(op=op) if type(op) in OPERATORS:
+            yield _with(node, op=OPERATORS[type(op)]())
+        case ast.Compare(ops=[op, *rest]) if type(op) in COMPARISONS:
+            yield _with(node, ops=[COMPARISONS[type(op)](), *rest])
+        case ast.BoolOp(op=op):
+            yield _with(node, op=ast.Or() if isinstance(op, ast.And) else ast.And())
+        case ast.UnaryOp(op=ast.USub() | ast.Not(), operand=operand):
+            yield operand
+        case ast.Constant(value=bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(value=int(value) | float(value)):
+            yield ast.Constant(value + 1)
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            yield ast.IfExp(test, orelse, body)
+        case ast.Slice(lower=lower, upper=upper):
+            if lower is not None:
+                yield _with(node, lower=None)
+            if upper is not None:
+                yield _with(node, upper=None)
+        case ast.Call(args=arguments, keywords=keywords):
+            if len(arguments) >= 2 and not any(isinstance(argument, ast.Starred) for argument in arguments[:2]):
+                yield _with(node, args=[arguments[1], arguments[0], *arguments[2:]])
+            for keyword in keywords:
+                if keyword.arg:
+                    yield _with(node, keywords=[other for other in keywords if other is not keyword])
+
+
+def _with(node: ast.AST, **fields: object) -> ast.AST:
+    changed = copy.copy(node)
+    for name, value in fields.items():
+        setattr(changed, name, value)
+    return changed
+
+
+class Replace(ast.NodeTransformer):
+    """Put one node in the place of another."""
+
+    def __init__(self, old: ast.AST, new: ast.AST):
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def mutants(path: Path) -> list[Mutant]:
+    """Return every mutant of a file; messages, annotations, decorators and assertions are left alone."""
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), []
+    for node in list(_code(tree)):
+        for new in changes(node):
+            was, became = ast.unparse(node), ast.unparse(new)
+            if was != became:
+                source = ast.unparse(Replace(node, new).visit(copy_of(tree, node)))
+                found.append(Mutant(str(path.relative_to(ROOT)), node.lineno, was[:160], became[:160], source))
+    return found
+
+
+def copy_of(tree: ast.AST, keep: ast.AST) -> ast.AST:
+    """Copy a tree, except for one node, which stays the same object so that it can be found."""
+    return copy.deepcopy(tree, {id(keep): keep})
+
+
+def _code(node: ast.AST) -> Iterator[ast.AST]:
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list", "type_params"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
+                continue
+            if isinstance(child, ast.AST):
+                yield child
+                yield from _code(child)
+
+
+def noticed(mutant: Mutant, tests: list[str]) -> bool:
+    """Run the tests on a copy of the source with the mutant in a forked process; True if they fail or hang."""
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(ROOT / "src", Path(scratch) / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        (Path(scratch) / mutant.file).write_text(mutant.source, encoding="utf-8")
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            _run(Path(scratch) / "src", tests)
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return status != 0
+            time.sleep(0.05)
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return True
+
+
+def _run(source: Path, tests: list[str]) -> None:
+    """In the child: run pytest against the changed source, and leave with its exit code."""
+    import pytest
+
+    sys.path.insert(0, str(source))
+    os.environ["PYTHONPATH"] = str(source)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests])))
+
+
+def main() -> int:
+    """Plant, test, and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rooms", nargs="*", default=list(ROOMS), choices=[[], *ROOMS], metavar="ROOM")
+    parser.add_argument("--sample", type=int, default=40, help="mutants per file; 0 takes all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("mutants.json"))
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.dont_write_bytecode = True
+    import diffusers  # noqa: F401, imported before the forks
+    import torch  # noqa: F401
+
+    rows = []
+    for room in options.rooms:
+        places, tests = ROOMS[room]
+        tests = [test for test in tests if Path(test).exists()]
+        paths = [ROOT / "src" / "ddpm" / place for place in places]
+        for path in sorted(file for place in paths for file in (place.glob("*.py") if place.is_dir() else [place])):
+            found = [mutant for mutant in mutants(path) if f"{mutant.file}: {mutant.became}" not in EQUIVALENT]
+            if options.sample:
+                found = random.Random(f"{options.seed} {path.name}").sample(found, min(options.sample, len(found)))
+            with ThreadPoolExecutor(options.jobs) as pool:
+                results = list(pool.map(partial(noticed, tests=tests), found))
+            survivors = [mutant for mutant, seen in zip(found, results, strict=True) if not seen]
+            rows.append({"file": str(path.relative_to(ROOT)), "planted": len(found), "noticed": sum(results),
+                         "survivors": [{**asdict(mutant), "source": None} for mutant in survivors]})  # fmt: skip
+            print(f"{rows[-1]['file']:<44} {sum(results):>4} of {len(found):>4} noticed", flush=True)
+            for mutant in survivors:
+                print(f"    line {mutant.line}: {mutant.was}  ->  {mutant.became}", flush=True)
+            options.out.write_text(
+                json.dumps({"seed": options.seed, "sample": options.sample, "files": rows}, indent=1)
+            )
+    planted, seen = (sum(row[key] for row in rows) for key in ("planted", "noticed"))
+    print(f"{seen} of {planted} noticed ({100 * seen / max(planted, 1):.1f}%)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
