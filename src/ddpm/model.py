@@ -337,6 +337,18 @@ class Model:
             raise UserError("no class is named: give a class, several, or all")
         return [_label_index(label, self.class_names) for label in chosen]
 
+    def labels_per_image(self, labels: Labels, count: int) -> Tensor | None:
+        """Return one class per image, int64 (count,), from one class for all or a list of `count`; None stays None.
+
+        For images that are given, as in restoration and editing. Raises UserError if the numbers do not match.
+        """
+        if labels is None:
+            return None
+        classes = self.resolve_labels(labels) or []
+        if len(classes) not in (1, count):
+            raise UserError(f"{len(classes)} labels for {count} images: give one for all, or one per image")
+        return torch.tensor(classes * (count if len(classes) == 1 else 1))
+
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write a Diffusers pipeline folder; `dtype` stores the weights in another format (e.g. torch.float16)."""
         extra = {"class_names": self.class_names, "null_label": self.null_label, "provenance": self.provenance}

@@ -1,4 +1,4 @@
-"""How close an image is to its original: PSNR and SSIM, one number an image."""
+"""PSNR and SSIM: how close images are to their originals, one number per image."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, (N,), of images (N, C, H, W) in [-1, 1]; inf where they are equal."""
+    """Peak signal-to-noise ratio in dB, (N,), of images (N, C, H, W) in [-1, 1]; inf if they are equal."""
     error = (images.double() - originals.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(DATA_RANGE**2 / error)
 
@@ -20,8 +20,10 @@ def psnr(images: Tensor, originals: Tensor) -> Tensor:
 def ssim(images: Tensor, originals: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004), (N,), of images (N, C, H, W) in [-1, 1], at least 11×11.
 
-    Gaussian window, means over channels and over the pixels whose window lies inside, as scikit-image's
-    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.
+    Gaussian window; mean over the channels and over the pixels whose window lies inside the image. Equal to
+    scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.
+
+    Raises UserError if the images are smaller than the window.
     """
     if min(images.shape[-2:]) < 2 * SSIM_RADIUS + 1:
         raise UserError(f"SSIM needs images of at least 11×11, not {images.shape[-2]}×{images.shape[-1]}")
@@ -35,8 +37,13 @@ def ssim(images: Tensor, originals: Tensor) -> Tensor:
     return (luminance * structure).flatten(1).mean(1)
 
 
+def ssim_or_none(images: Tensor, originals: Tensor) -> Tensor | None:
+    """`ssim`, or None if the images are smaller than its window, for reports on images of any size."""
+    return ssim(images, originals) if min(images.shape[-2:]) >= 2 * SSIM_RADIUS + 1 else None
+
+
 def _window(images: Tensor) -> Tensor:
-    """The Gaussian-weighted mean around every pixel whose window lies inside the image."""
+    """Gaussian-weighted mean around every pixel whose window lies inside the image."""
     taps = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=images.dtype, device=images.device)
     weights = torch.exp(-0.5 * (taps / SSIM_SIGMA) ** 2)
     weights = weights / weights.sum()

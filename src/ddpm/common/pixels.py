@@ -20,6 +20,7 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B in grey (ITU-R BT.601), as in Pillow's conversion
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 

@@ -1,20 +1,18 @@
-"""Restoration methods and the degradations that each can undo.
+"""Restoration methods and the degradations that each one can undo.
 
 DDRM (Kawar et al. 2022), DDNM and DDNM+ (Wang et al. 2023), DPS (Chung et al. 2023), RePaint (Lugmayr et al. 2022) and
 the time-travel schedule that RePaint and DDNM share.
 """
 
-import difflib
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ddpm.common.errors import UserError
+from ddpm.common.errors import UserError, nearest
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.restoration.operator import LinearOperator, SpectralOperator
 from ddpm.restoration.operators import Inpainting
@@ -23,10 +21,10 @@ from ddpm.samplers.denoiser import Denoiser, Prediction
 
 
 def jump_path(steps: int, length: int, repeats: int) -> list[int]:
-    """The positions on a grid of `steps` steps that are visited, from 0 (noise) to `steps` (data).
+    """Positions on a grid of `steps` steps in the order of the walk, from 0 (noise) to `steps` (data).
 
-    After every `length` steps the path goes back up `length` positions, `repeats` - 1 times, before it goes on
-    (Lugmayr et al. 2022, algorithm 1 and appendix B). It never jumps up from the data itself.
+    After every `length` steps the walk jumps back `length` positions, `repeats` - 1 times, before it continues
+    (Lugmayr et al. 2022, algorithm 1 and appendix B). It never jumps back from the data itself.
     """
     if length < 1 or repeats < 1:
         raise UserError(f"jump length and repeats must be at least 1, not {length} and {repeats}")
@@ -45,7 +43,7 @@ def jump_path(steps: int, length: int, repeats: int) -> list[int]:
 
 
 def renoise(schedule: NoiseSchedule, x: Tensor, t: float, t_up: float, noise: Noise) -> Tensor:
-    """x_{t_up} ~ q(x_{t_up} | x_t) for t_up > t."""
+    """Sample x_{t_up} ~ q(x_{t_up} | x_t) for t_up > t: √(ᾱ_up/ᾱ_t) x_t + √(1 - ᾱ_up/ᾱ_t) n."""
     kept = schedule.alpha_bar(t_up) / schedule.alpha_bar(t)
     return math.sqrt(kept) * x + math.sqrt(1 - kept) * noise()
 
@@ -63,42 +61,44 @@ def ddrm(
     eta: float = 0.85,
     eta_b: float = 1.0,
 ) -> Tensor:
-    """Draw x_0 (N, C, H, W) given y = H x + σ_y n; one network evaluation a step, 20 steps are enough.
+    """Sample x_0 (N, C, H, W) given y = H x + σ_y n; one network evaluation per step, and 20 steps are enough.
 
     Args:
         y: (N, *measurement_shape).
-        sigma_y: the noise of y, in y's units (images span 2).
-        timesteps: strictly falling, the last -1.
-        noise: standard normal (N, C, H, W), once at the start and once a step but the last.
-        eta, eta_b: the paper's η and η_b (eq. 8); 0.85 and 1 are its choice.
+        sigma_y: standard deviation of y's noise, in y's units (images span 2, from -1 to 1).
+        timesteps: strictly decreasing, ending at -1.
+        noise: returns standard normal noise (N, C, H, W): once at the start, then once per step except the last.
+        eta, eta_b: the paper's η and η_b (eq. 8), which chooses 0.85 and 1.
     """
-    check_share("eta", eta)
-    check_share("eta_b", eta_b)
+    check_fraction("eta", eta)
+    check_fraction("eta_b", eta_b)
     schedule, steps = denoiser.schedule, len(timesteps) - 1
-    evidence = SpectralMeasurement(operator, y, sigma_y)
-    x_t = evidence.start(*schedule.alpha_sigma(timesteps[0]), noise())
+    measurement = SpectralMeasurement(operator, y, sigma_y)
+    x_t = measurement.start(*schedule.alpha_sigma(timesteps[0]), noise())
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         prediction = denoiser(x_t, t)
         fresh = noise() if t_prev >= 0 else None
-        x_prev = evidence.step(prediction, *schedule.alpha_sigma(t_prev), fresh, eta, eta_b)
+        x_prev = measurement.step(prediction, *schedule.alpha_sigma(t_prev), fresh, eta, eta_b)
         if callback:
             callback(Step(i, steps, t, t_prev, x_t, prediction.x_0, x_prev))
         x_t = x_prev
     return x_t
 
 
-def check_share(name: str, value: float) -> None:
-    """Refuse an η that is no share of a step's noise."""
+def check_fraction(name: str, value: float) -> None:
+    """Raise UserError if the option is not in [0, 1]."""
     if not 0 <= value <= 1:
         raise UserError(f"{name} must lie between 0 and 1, not at {value}")
 
 
 class SpectralMeasurement:
-    """What y says of x in H's spectral coordinates, where every direction is a scalar problem.
+    """The measurement y in H's spectral coordinates, where each direction is a scalar problem.
 
-    ȳ = Σ⁺Uᵀy is x̄ with noise of deviation σ_y/s. While x_t is noisier than that, ȳ tells more than x̂_0 and replaces
-    it; afterwards x̂_0 is pulled towards ȳ; what H does not see is sampled as by DDIM. The paper's σ_t is √((1-ᾱ)/ᾱ)
-    here and its x is x_t/√ᾱ; its equations are multiplied through by √ᾱ, so that a schedule may end at ᾱ = 0.
+    ȳ = Σ⁺Uᵀy is x̄ = Vᵀx with noise of deviation σ_y/s. While x_t is noisier than that, ȳ is more accurate than x̂_0
+    and replaces it. Afterwards x̂_0 is pulled towards ȳ. Directions that H does not see are sampled as in DDIM.
+
+    The paper's σ_t is √((1-ᾱ)/ᾱ) here and its x is x_t/√ᾱ. Its equations are multiplied by √ᾱ, so that a schedule may
+    end at ᾱ = 0.
     """
 
     def __init__(self, operator: SpectralOperator, y: Tensor, sigma_y: float):
@@ -107,16 +107,19 @@ class SpectralMeasurement:
         self.sigma_bar = sigma_y * operator.inverse_singulars
 
     def start(self, signal: float, sigma: float, noise: Tensor) -> Tensor:
-        """x_T: ȳ with as much noise as it lacks, pure noise where ȳ has more or is not known (eq. 7)."""
-        told = self.seen & (signal * self.sigma_bar <= sigma)
+        """Return x_T (eq. 7): ȳ plus the missing noise, or pure noise if ȳ is noisier than x_T or unknown."""
+        usable = self.seen & (signal * self.sigma_bar <= sigma)
         lacking = (sigma**2 - (signal * self.sigma_bar) ** 2).clamp(min=0).sqrt()
         bar = self.operator.Vt(noise)
-        return sigma * noise + self.operator.V(torch.where(told, signal * self.y_bar + (lacking - sigma) * bar, 0.0))
+        return sigma * noise + self.operator.V(torch.where(usable, signal * self.y_bar + (lacking - sigma) * bar, 0.0))
 
     def step(
         self, prediction: Prediction, signal: float, sigma: float, noise: Tensor | None, eta: float, eta_b: float
     ) -> Tensor:
-        """x_prev = √ᾱ x + √(1-ᾱ) …, (signal, sigma) = (√ᾱ, √(1-ᾱ)) of x_prev; `noise` None at the data (eq. 8)."""
+        """Return x_prev (eq. 8).
+
+        signal, sigma: √ᾱ and √(1-ᾱ) of x_prev. noise: standard normal, or None at the last step.
+        """
         z = torch.zeros_like(prediction.x_0) if noise is None else noise
         root = (1 - eta**2) ** 0.5
         unseen = signal * prediction.x_0 + sigma * (root * prediction.epsilon + eta * z)
@@ -145,28 +148,33 @@ def ddnm(
     travel_length: int = 1,
     travel_repeats: int = 1,
 ) -> Tensor:
-    """Draw x_0 (N, C, H, W) given y: at every step the range-space part of x̂_0 is replaced by the measured one.
+    """Sample x_0 (N, C, H, W) given y: each step replaces the range-space part of x̂_0 by the measured one.
 
-    σ_y = 0: DDNM, x̂_0 - H⁺(H x̂_0 - y) for any linear operator (eq. 13); the last x̂_0 satisfies H x = y.
-    σ_y > 0: DDNM+, which needs the singular values: the correction and the noise of each direction are scaled so
-    that y's own noise is accounted for (eq. 17-18 and appendix). Its step is DDRM's with η_b = 1; what differs is
-    that it starts from pure noise and may travel in time.
+    σ_y = 0: DDNM, x̂_0 - H⁺(H x̂_0 - y) for any linear operator (eq. 13). The last x̂_0 satisfies H x = y.
+    σ_y > 0: DDNM+, which needs the singular values. The correction and the noise of each direction are scaled to
+    account for y's own noise (eq. 17-18 and appendix). Its step is DDRM's with η_b = 1; but it starts from pure noise
+    and may travel in time.
 
     Args:
-        y: (N, *measurement_shape); sigma_y: its noise, in y's units (on the [-1, 1] scale of images).
-        timesteps: strictly falling, the last -1.
-        callback: sees every step down, `Step.index` its place among the `steps`: time travel takes it back.
-        eta: how much of each step's noise is fresh (DDIM's η on the whole 1-ᾱ).
-        travel_length, travel_repeats: the time-travel trick: go back up `travel_length` steps and down again, so
-            that each stretch is walked `travel_repeats` times.
+        y: (N, *measurement_shape).
+        sigma_y: standard deviation of y's noise, in y's units (images span 2, from -1 to 1).
+        timesteps: strictly decreasing, ending at -1.
+        callback: called after each denoising step. `Step.index` is the position in `timesteps`, so time travel
+            decreases it.
+        eta: the fraction of each step's noise that is fresh (DDIM's η, applied to all of 1-ᾱ).
+        travel_length, travel_repeats: time travel: jump back `travel_length` steps and denoise again, so that each
+            section is walked `travel_repeats` times.
+
+    Raises:
+        UserError: σ_y > 0 and the operator has no singular values.
     """
-    check_share("eta", eta)
+    check_fraction("eta", eta)
     schedule, steps = denoiser.schedule, len(timesteps) - 1
-    evidence = None
+    measurement = None
     if sigma_y > 0:
         if not isinstance(operator, SpectralOperator):
             raise UserError("DDNM+ needs an operator with a known singular value decomposition; use dps for noisy y")
-        evidence = SpectralMeasurement(operator, y, sigma_y)
+        measurement = SpectralMeasurement(operator, y, sigma_y)
     x_t = noise()
     for position, following in pairwise(jump_path(steps, travel_length, travel_repeats)):
         t, t_next = timesteps[position], timesteps[following]
@@ -176,8 +184,8 @@ def ddnm(
         prediction = denoiser(x_t, t)
         signal, sigma = schedule.alpha_sigma(t_next)
         fresh = noise() if t_next >= 0 else None
-        if evidence:
-            x_prev = evidence.step(prediction, signal, sigma, fresh, eta, eta_b=1.0)
+        if measurement:
+            x_prev = measurement.step(prediction, signal, sigma, fresh, eta, eta_b=1.0)
         else:
             x_prev = prediction.x_0 - operator.H_pinv(operator.H(prediction.x_0) - y)
             if fresh is not None:
@@ -202,15 +210,15 @@ def dps(
     callback: Callback | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """Draw x_0 (N, C, H, W) given y ≈ A(x): ancestral steps, each pulled down the gradient of ‖y - A(x̂_0(x_t))‖.
+    """Sample x_0 (N, C, H, W) given y ≈ A(x): ancestral steps, each moved down the gradient of ‖y - A(x̂_0(x_t))‖.
 
-    The paper's algorithm 1, with its step size ζ/‖y - A(x̂_0)‖ on the squared norm. σ_y enters only through that
-    normalisation, so `scale` (ζ) is a matter of the task; the paper takes 0.3 to 1 for 1,000 steps.
+    The paper's algorithm 1, with its step size ζ/‖y - A(x̂_0)‖ on the squared norm. σ_y itself is not used, so the
+    best `scale` (ζ) depends on the task; the paper takes 0.3 to 1 for 1,000 steps.
 
     Args:
-        y: (N, ...), what `operator` gives for an image.
-        operator: differentiable; e.g. a `LinearOperator`, `saturation`, or any function of yours.
-        timesteps: strictly falling, the last -1. The guidance is small a step: use hundreds.
+        y: (N, ...), as `operator` returns it for images.
+        operator: differentiable, e.g. a `LinearOperator`, `saturation`, or your own function.
+        timesteps: strictly decreasing, ending at -1. Each step moves only a little: use hundreds.
     """
     steps, x_t = len(timesteps) - 1, noise()
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
@@ -218,7 +226,7 @@ def dps(
             x_t = x_t.detach().requires_grad_()
             prediction = denoiser(x_t, t)
             residual = (y - operator(prediction.x_0)).flatten(1).norm(dim=1)
-            (gradient,) = torch.autograd.grad(residual.sum(), x_t)  # each image's own: images do not mix
+            (gradient,) = torch.autograd.grad(residual.sum(), x_t)  # the sum keeps each image's own gradient
         with torch.no_grad():
             posterior = denoiser.diffusion.posterior(t, t_prev)
             x_prev = posterior.mean(prediction.x_0, x_t)
@@ -232,7 +240,7 @@ def dps(
 
 
 def saturation(gain: float, low: float = -1.0, high: float = 1.0) -> Forward:
-    """An over-exposed sensor: y = gain·x on the [0, 1] scale, cut off at the ends; the example of a non-linear task."""
+    """An overexposed sensor, as a non-linear forward function: y = gain·x on the [0, 1] scale, clipped at both ends."""
 
     def expose(x: Tensor) -> Tensor:
         return (gain * (x + 1) - 1).clamp(low, high)
@@ -253,15 +261,17 @@ def repaint(
     jump_length: int = 10,
     jump_repeats: int = 10,
 ) -> Tensor:
-    """Draw x_0 (N, C, H, W) whose known pixels are y's, exactly.
+    """Sample x_0 (N, C, H, W) whose known pixels equal y's exactly.
 
-    Each step takes the unknown pixels from p(x_prev | x_t) and the known ones from q(x_prev | y) (eq. 8); jumps back
-    up let the two agree. The paper walks 250 steps with jumps of 10, 10 times: some ten evaluations a step.
+    Each step takes the unknown pixels from p(x_prev | x_t) and the known ones from q(x_prev | y) (eq. 8). Jumps
+    back to more noise harmonise the two. The paper takes 250 steps with jumps of 10, each 10 times: about ten network
+    evaluations per step.
 
     Args:
-        y: (N, C, H, W), the unknown pixels 0; sigma_y must be 0, since known pixels are taken as they are.
-        timesteps: strictly falling, the last -1.
-        callback: sees every step down, `Step.index` its place among the `steps`: a jump takes it back.
+        y: (N, C, H, W), 0 at the unknown pixels.
+        sigma_y: must be 0, because known pixels are taken as exact.
+        timesteps: strictly decreasing, ending at -1.
+        callback: called after each denoising step. `Step.index` is the position in `timesteps`, so a jump decreases it.
         jump_length, jump_repeats: the paper's j and r.
     """
     if sigma_y != 0:
@@ -290,9 +300,10 @@ def repaint(
 
 @dataclass(frozen=True)
 class Method:
-    """A restoration method, the steps it takes unless told, and the operator it needs.
+    """A restoration method, its default number of steps, the operator that it needs, and its own options.
 
-    noisy, noiseless: the class of operator, with noise (None: never) and without; object is any function.
+    noisy, noiseless: class of the operator with noise (None: not possible) and without; object means any function.
+    options: name of each option and its default; a whole number as default means that the option counts something.
     """
 
     name: str
@@ -300,15 +311,14 @@ class Method:
     steps: int
     noisy: type | None
     noiseless: type
+    options: Mapping[str, float]
 
-    @property
-    def options(self) -> dict[str, float]:
-        """What the method may be told besides, with the values it takes otherwise."""
-        parameters = inspect.signature(self.run).parameters
-        return {name: p.default for name, p in parameters.items() if isinstance(p.default, int | float)}
+    def default_steps(self, schedule: NoiseSchedule) -> int:
+        """The method's own number of steps, or T if that is less."""
+        return min(self.steps, schedule.timesteps)
 
     def check(self, operator: Callable[[Tensor], Tensor], sigma_y: float) -> None:
-        """Refuse what the method cannot do, naming what can."""
+        """Raise UserError if the method cannot undo this degradation, naming the methods that can."""
         check_sigma(sigma_y)
         needed = self.noisy if sigma_y > 0 else self.noiseless
         if needed is None:
@@ -323,24 +333,24 @@ class Method:
         raise UserError(f"{self.name} needs a linear operator; for any other forward function use dps")
 
 
+TRAVEL: dict[str, float] = {"travel_length": 1, "travel_repeats": 1}
+JUMPS: dict[str, float] = {"jump_length": 10, "jump_repeats": 10}
 METHODS = {
-    "ddrm": Method("ddrm", ddrm, 20, SpectralOperator, SpectralOperator),
-    "ddnm": Method("ddnm", ddnm, 100, SpectralOperator, LinearOperator),
-    "repaint": Method("repaint", repaint, 250, None, Inpainting),
-    "dps": Method("dps", dps, 1000, object, object),
+    "ddrm": Method("ddrm", ddrm, 20, SpectralOperator, SpectralOperator, {"eta": 0.85, "eta_b": 1.0}),
+    "ddnm": Method("ddnm", ddnm, 100, SpectralOperator, LinearOperator, {"eta": 0.85, **TRAVEL}),
+    "repaint": Method("repaint", repaint, 250, None, Inpainting, JUMPS),
+    "dps": Method("dps", dps, 1000, object, object, {"scale": 1.0}),
 }
 
 
 def find_method(name: str) -> Method:
-    """The method called `name`; an error names the nearest one."""
+    """Return the method called `name`; UserError names the nearest one."""
     if name in METHODS:
         return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(METHODS)}"
-    raise UserError(f"no restoration method named {name!r}{hint}")
+    raise UserError(f"no restoration method named {name!r}; {nearest(name, METHODS)}")
 
 
 def check_sigma(sigma: float) -> None:
-    """Refuse a noise level that is no noise level."""
+    """Raise UserError unless σ is a finite number of at least 0."""
     if not math.isfinite(sigma) or sigma < 0:
         raise UserError(f"the noise must be a number of at least 0 (in units of the [0, 1] image), not {sigma}")

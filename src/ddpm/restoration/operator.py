@@ -1,6 +1,6 @@
-"""Degradations as linear operators, y = H x, and those whose singular value decomposition is cheap.
+"""Degradations as linear operators, y = H x, with or without a cheap singular value decomposition.
 
-Images are float (N, C, H, W) in [-1, 1]. Noise on y is added outside: y = H x + σ_y n, with σ_y in the units of y.
+Images are float (N, C, H, W) in [-1, 1]. Noise is not part of an operator: y = H x + σ_y n, with σ_y in y's units.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,16 @@ from ddpm.common.errors import UserError
 
 ImageShape = tuple[int, int, int]
 
-RELATIVE_ZERO = 1e-5  # singular values below this share of the largest cannot be told from 0 in float32
+RELATIVE_ZERO = 1e-5  # of the largest singular value: smaller ones cannot be distinguished from 0 in float32
 
 
 class LinearOperator(nn.Module):
-    """H with its adjoint and pseudo-inverse. A module, so that `.to(device)` takes its tensors along.
+    """H with its adjoint and pseudo-inverse. A module, so that `.to(device)` moves its tensors.
 
-    `image_shape`: (C, H, W) of x. `measurement_shape`: the shape of y without the batch.
-    `notes`: what the user should be told, e.g. that the image was padded.
+    Attributes:
+        image_shape: (C, H, W) of x.
+        measurement_shape: shape of y without the batch.
+        notes: messages for the user, e.g. that the image was padded.
     """
 
     image_shape: ImageShape
@@ -32,7 +34,7 @@ class LinearOperator(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
         return next((tensor.device for tensor in self.buffers()), torch.device("cpu"))
 
     def H(self, x: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ class LinearOperator(nn.Module):
         return self.H(x)
 
     def check(self, y: Tensor) -> None:
-        """Refuse a measurement that this operator cannot have made."""
+        """Raise UserError if y (N, ...) does not have the measurement's shape."""
         if tuple(y.shape[1:]) != self.measurement_shape:
             raise UserError(
                 f"the degraded image has shape {tuple(y.shape[1:])}, but this degradation of a "
@@ -60,11 +62,11 @@ class LinearOperator(nn.Module):
 
 
 class SpectralOperator(LinearOperator):
-    """H = U Σ Vᵀ, for the methods that need to see the singular values (DDRM, DDNM+).
+    """H = U Σ Vᵀ, for the methods that need the singular values (DDRM, DDNM+).
 
-    A subclass writes `V`, `Vt`, `U` and `Ut`. Spectral coordinates have the shape of `singulars`, after the batch;
-    here that is mostly (C, H, W), with a 0 for every direction that H does not see, but such directions may also be
-    left out. On the seen ones V and U have orthonormal columns.
+    A subclass defines `V`, `Vt`, `U` and `Ut`. Spectral coordinates have the batch and then the shape of `singulars`,
+    mostly (C, H, W). Directions that H does not see have the singular value 0 or are left out. On the others, V and U
+    have orthonormal columns.
     """
 
     singulars: Tensor
@@ -79,23 +81,23 @@ class SpectralOperator(LinearOperator):
 
     @property
     def seen(self) -> Tensor:
-        """Which spectral directions H sees."""
+        """Mask of the spectral directions that H sees, bool."""
         return self.inverse_singulars > 0
 
     def V(self, coordinates: Tensor, /) -> Tensor:
-        """From spectral coordinates to images."""
+        """Map spectral coordinates to images (N, C, H, W)."""
         raise NotImplementedError
 
     def Vt(self, x: Tensor, /) -> Tensor:
-        """From images to spectral coordinates."""
+        """Map images (N, C, H, W) to spectral coordinates."""
         raise NotImplementedError
 
     def U(self, coordinates: Tensor, /) -> Tensor:
-        """From spectral coordinates to measurements."""
+        """Map spectral coordinates to measurements (N, *measurement_shape)."""
         raise NotImplementedError
 
     def Ut(self, y: Tensor, /) -> Tensor:
-        """From measurements to spectral coordinates."""
+        """Map measurements (N, *measurement_shape) to spectral coordinates."""
         raise NotImplementedError
 
     def H(self, x: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class SpectralOperator(LinearOperator):
 
 
 def check_image_shape(image_shape: Sequence[int]) -> ImageShape:
-    """(C, H, W) of positive whole numbers."""
+    """Return (C, H, W) as ints; UserError unless they are three positive whole numbers."""
     if len(image_shape) != 3 or any(int(size) != size or size < 1 for size in image_shape):
         raise UserError(f"an image shape is (channels, height, width), not {tuple(image_shape)}")
     channels, height, width = map(int, image_shape)

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
+from ddpm.common.pixels import LUMA
+from ddpm.common.randomness import derive_seed
 from ddpm.data.images import read_image
 from ddpm.restoration.operator import SpectralOperator, check_image_shape
 
-LARGEST = 1_001  # pixels on a side of a kernel; whether it fits the image is seen later, but nothing larger is made
-GAUSSIAN_REACH = 3.0  # standard deviations on each side; what lies outside weighs 0.3%
+LARGEST = 1_001  # pixels on a kernel's side: refused before it is built; whether it fits the image is checked later
+GAUSSIAN_REACH = 3.0  # standard deviations on each side; the rest has 0.3% of the weight
 
 
 def gaussian(sigma: float) -> Tensor:
-    """A one-dimensional Gaussian of standard deviation `sigma` pixels, cut off at 3σ."""
+    """One-dimensional Gaussian kernel of standard deviation `sigma` pixels, cut off at 3σ; it sums to 1."""
     widest = (LARGEST // 2) / GAUSSIAN_REACH
     if not 0 < sigma <= widest:
         raise UserError(f"a Gaussian kernel needs a width above 0 and up to {widest:.0f} pixels, not {sigma}")
@@ -29,23 +31,23 @@ def gaussian(sigma: float) -> Tensor:
 
 
 def box(size: float) -> Tensor:
-    """The mean of `size` neighbours, a whole number, one-dimensional."""
+    """One-dimensional kernel for the mean of `size` pixels, a whole number."""
     if not 1 <= size <= LARGEST or size != int(size):
         raise UserError(f"a box kernel needs a whole number of pixels from 1 to {LARGEST}, not {size:g}")
     return torch.full((int(size),), 1 / size, dtype=torch.float64)
 
 
 def motion(length: float, degrees: float = 0.0) -> Tensor:
-    """A straight camera movement of `length` pixels, `degrees` anticlockwise from the horizontal: a square matrix."""
+    """Square kernel of a straight camera movement over `length` pixels, `degrees` anticlockwise from the horizontal."""
     if not 1 <= length < LARGEST:
         raise UserError(f"a motion kernel needs a length from 1 to {LARGEST - 1} pixels, not {length:g}")
     reach = math.ceil(length / 2)
     kernel = torch.zeros(2 * reach + 1, 2 * reach + 1, dtype=torch.float64)
-    samples = torch.linspace(-(length - 1) / 2, (length - 1) / 2, max(2, 16 * math.ceil(length)), dtype=torch.float64)
-    x = reach + samples * math.cos(math.radians(degrees))
-    y = reach - samples * math.sin(math.radians(degrees))
+    points = torch.linspace(-(length - 1) / 2, (length - 1) / 2, max(2, 16 * math.ceil(length)), dtype=torch.float64)
+    x = reach + points * math.cos(math.radians(degrees))
+    y = reach - points * math.sin(math.radians(degrees))
     x_low, y_low = x.floor(), y.floor()
-    for dx in (0, 1):  # each sample of the path is shared by the four pixels around it
+    for dx in (0, 1):  # bilinear: each point of the path is spread over the four pixels around it
         for dy in (0, 1):
             weight = (1 - (x - x_low - dx).abs()) * (1 - (y - y_low - dy).abs())
             rows = (y_low.long() + dy).clamp(max=2 * reach)
@@ -55,7 +57,7 @@ def motion(length: float, degrees: float = 0.0) -> Tensor:
 
 
 def from_file(path: str | Path) -> Tensor:
-    """A kernel from a grey picture, 0 where it is transparent, or an .npy matrix, scaled to sum to 1."""
+    """Read a kernel (h, w) from a grey picture (transparent pixels are 0) or an .npy matrix; scaled to sum to 1."""
     path = user_path(path)
     if not path.is_file():
         raise UserError(f"no kernel file {path}; or give gaussian:SIGMA, box:SIZE or motion:LENGTH:DEGREES")
@@ -72,11 +74,8 @@ def from_file(path: str | Path) -> Tensor:
     return values / total
 
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns RGB into grey
-
-
 class Denoising(SpectralOperator):
-    """H = 1: the image is only noisy."""
+    """H = identity: the image is only noisy."""
 
     def __init__(self, image_shape: Sequence[int]):
         super().__init__(image_shape, image_shape, torch.ones(check_image_shape(image_shape)))
@@ -88,9 +87,9 @@ class Denoising(SpectralOperator):
 
 
 class Inpainting(SpectralOperator):
-    """Only the pixels where `known` is true are seen; y has the image's shape, with 0 elsewhere.
+    """Keep the known pixels; y has the image's shape, with 0 at the lost ones.
 
-    `known`: bool (H, W) for all channels, or (C, H, W).
+    known: bool (H, W) for all channels, or (C, H, W). Raises UserError if no pixel is known.
     """
 
     def __init__(self, image_shape: Sequence[int], known: Tensor):
@@ -104,17 +103,17 @@ class Inpainting(SpectralOperator):
 
     @property
     def known(self) -> Tensor:
-        """Bool (C, H, W)."""
+        """Mask of the known pixels, bool (C, H, W)."""
         return self.singulars > 0
 
     @classmethod
     def random(cls, image_shape: Sequence[int], lost: float, seed: int = 0) -> "Inpainting":
-        """Each pixel lost with probability `lost`, the same in every channel."""
+        """Lose each pixel with probability `lost`, in all channels at once; `seed` is any whole number."""
         if not 0 < lost < 1:
-            raise UserError(f"the share of pixels lost must lie between 0 and 1, not at {lost}")
+            raise UserError(f"the fraction of pixels lost must lie between 0 and 1, not at {lost}")
         _, height, width = check_image_shape(image_shape)
-        draw = torch.rand(height, width, generator=torch.Generator().manual_seed(seed))
-        return cls(image_shape, draw >= lost)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "lost pixels"))
+        return cls(image_shape, torch.rand(height, width, generator=generator) >= lost)
 
     def V(self, coordinates: Tensor) -> Tensor:
         return coordinates
@@ -128,11 +127,11 @@ class Inpainting(SpectralOperator):
 
 
 class CircularBlur(SpectralOperator):
-    """Convolution with any kernel (h, w), or one a channel (C, h, w), the image continued periodically.
+    """Convolve with any kernel (h, w), or one kernel per channel (C, h, w); the image is continued periodically.
 
-    The Fourier basis is complex, but the Hartley transform, Re F - Im F, is real, orthogonal and its own inverse,
-    and diagonalises HᵀH, whose symbol |k̂|² is even: it is V. What is left of H is its phase, k̂/|k̂|, a real
-    orthogonal convolution: U = phase · V.
+    V is the Hartley transform, Re F - Im F: unlike the Fourier transform it is real, and it is orthogonal and its own
+    inverse. It diagonalises HᵀH, because the symbol |k̂|² of HᵀH is even. The rest of H is its phase k̂/|k̂|, a real
+    orthogonal convolution, so U = phase · V.
     """
 
     phase: Tensor
@@ -147,11 +146,10 @@ class CircularBlur(SpectralOperator):
         symbol = torch.fft.fft2(padded.roll((-(rows // 2), -(columns // 2)), (-2, -1)))
         gain = symbol.abs()
         super().__init__(image_shape, image_shape, gain.expand(channels, height, width))
-        # where the gain is only rounding error its phase need not be Hermitian; any phase will do there, so take 1
+        # if the gain is only rounding error, its phase need not be Hermitian; any phase is right there, so take 1
         phase = torch.where(gain > 1e-12 * gain.max(), symbol / gain, torch.ones_like(symbol))
-        self.register_buffer(
-            "phase", torch.view_as_real(phase).float()
-        )  # `.to(dtype)` would drop a complex buffer's half
+        # as real numbers, because `.to(dtype)` would drop the imaginary part of a complex buffer
+        self.register_buffer("phase", torch.view_as_real(phase).float())
 
     def V(self, coordinates: Tensor) -> Tensor:
         spectrum = torch.fft.fft2(coordinates, norm="ortho")
@@ -171,9 +169,9 @@ class CircularBlur(SpectralOperator):
 
 
 class Separable(SpectralOperator):
-    """Y = A X Bᵀ in every channel: super-resolution and separable blurs, with any boundary. See `resampling`.
+    """Y = A X Bᵀ in each channel: super-resolution and separable blurs, with any boundary.
 
-    `rows`: A (h, H). `columns`: B (w, W). The singular values are all products of one of A with one of B.
+    rows: A (h, H). columns: B (w, W). Each singular value is the product of one of A's and one of B's.
     """
 
     ur: Tensor
@@ -208,7 +206,7 @@ class Separable(SpectralOperator):
 
 
 class Channels(SpectralOperator):
-    """A matrix (m, C) applied to the channels of every pixel; `Channels.grey` is what colourisation undoes."""
+    """Apply a matrix (m, C) to the channels of each pixel. `Channels.grey` is the degradation of colourisation."""
 
     u: Tensor
     v: Tensor
@@ -224,7 +222,7 @@ class Channels(SpectralOperator):
 
     @classmethod
     def grey(cls, image_shape: Sequence[int]) -> "Channels":
-        """The grey value of a colour image, as Pillow computes it."""
+        """The grey value of a colour image, as in Pillow."""
         if image_shape[0] != 3:
             raise UserError(f"colourisation needs a model of colour images; this one has {image_shape[0]} channels")
         return cls(image_shape, torch.tensor([LUMA]))
@@ -245,8 +243,8 @@ class Channels(SpectralOperator):
 class WalshHadamard(SpectralOperator):
     """Compressed sensing: `count` random Walsh-Hadamard coefficients of each channel, y (C, count).
 
-    The pixels are shuffled first. Their number need not be a power of two: the shuffled pixels are cut into blocks
-    whose lengths are (784 = 512 + 256 + 16), each with its own transform, so that any size has an orthogonal one.
+    The pixels are shuffled first. The transform needs a power of two, so the shuffled pixels are split into blocks of
+    such lengths (784 = 512 + 256 + 16), each with its own transform. `seed` is any whole number.
     """
 
     order: Tensor
@@ -258,7 +256,7 @@ class WalshHadamard(SpectralOperator):
         pixels = height * width
         if not 1 <= count <= pixels:
             raise UserError(f"{count} measurements asked for; an image of {pixels} pixels allows 1 to {pixels}")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "hadamard"))
         order = torch.randperm(pixels, generator=generator)
         rows = torch.randperm(pixels, generator=generator)[:count].sort().values
         singulars = torch.zeros(pixels).index_fill(0, rows, 1.0)
@@ -288,7 +286,7 @@ class WalshHadamard(SpectralOperator):
 
 
 class Dense(SpectralOperator):
-    """Any matrix (m, C·H·W) on the flattened image; its decomposition costs O(n³) once and n² numbers to keep."""
+    """Apply any matrix (m, n) to the flattened image, n = C·H·W. Takes O(n³) time once and keeps O(n²) numbers."""
 
     u: Tensor
     v: Tensor
@@ -316,7 +314,7 @@ class Dense(SpectralOperator):
 
 
 def padded_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U (m, n), Σ (n,) and V (n, n) of a matrix (m, n), float64, filled up with zeros where m < n."""
+    """U (m, n), Σ (n,) and V (n, n) of a matrix (m, n), float64; U and Σ are padded with zeros if m < n."""
     m, n = matrix.shape
     u, singulars, vt = torch.linalg.svd(matrix.double(), full_matrices=True)
     rank = min(m, n)
@@ -326,12 +324,12 @@ def padded_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mix(matrix: Tensor, images: Tensor) -> Tensor:
-    """A matrix applied to the channels of every pixel."""
+    """Apply a matrix (m, C) to the channels of each pixel."""
     return torch.einsum("oc,nchw->nohw", matrix, images)
 
 
 def hadamard(values: Tensor) -> Tensor:
-    """The orthonormal Walsh-Hadamard transform of the last axis, whose length is a power of two; its own inverse."""
+    """Orthonormal Walsh-Hadamard transform of the last axis, whose length is a power of two; it is its own inverse."""
     length, step = values.shape[-1], 1
     while step < length:
         pairs = values.unflatten(-1, (-1, 2, step))
@@ -342,7 +340,7 @@ def hadamard(values: Tensor) -> Tensor:
 
 
 def check_kernel(kernel: Tensor, image_size: Sequence[int]) -> None:
-    """Refuse what cannot blur an image of this size."""
+    """Raise UserError unless the kernel (h, w) is finite, not all 0 and no larger than the image."""
     if kernel.ndim != 2 or kernel.numel() == 0:
         raise UserError(f"a blur kernel is a matrix (height, width), not of shape {tuple(kernel.shape)}")
     if not bool(torch.isfinite(kernel).all()) or not bool(kernel.any()):
@@ -359,9 +357,9 @@ Filter = Literal["average", "bicubic"]
 
 
 def superresolution(image_shape: Sequence[int], scale: int, filter: Filter = "average") -> Separable:
-    """The large image made `scale` times smaller, by block averages or bicubically (antialiased, as Pillow does).
+    """Reduce an image `scale` times, by block averages or bicubically (antialiased, as in Pillow).
 
-    A side that `scale` does not divide is padded at its end with its last pixel; `notes` says so.
+    A side that `scale` does not divide is padded at its end by repeating the last pixel, and `notes` says so.
     """
     channels, height, width = check_image_shape(image_shape)
     if int(scale) != scale or scale < 2 or scale > min(height, width):
@@ -369,7 +367,7 @@ def superresolution(image_shape: Sequence[int], scale: int, filter: Filter = "av
     make = {"average": block_average, "bicubic": bicubic}.get(filter)
     if make is None:
         raise UserError(f"no super-resolution filter named {filter!r}; there are average and bicubic")
-    sides = [(size, -(-size // scale) * scale) for size in (height, width)]  # as it is, and padded
+    sides = [(size, -(-size // scale) * scale) for size in (height, width)]  # size, padded size
     rows, columns = (make(full, scale) @ edge_padding(size, full) for size, full in sides)
     operator = Separable((channels, height, width), rows, columns)
     if any(size != full for size, full in sides):
@@ -379,7 +377,7 @@ def superresolution(image_shape: Sequence[int], scale: int, filter: Filter = "av
 
 
 def separable_blur(image_shape: Sequence[int], column_kernel: Tensor, row_kernel: Tensor) -> Separable:
-    """A blur by a kernel down the columns and one along the rows, the image continued by its mirror image."""
+    """Blur with one kernel along the columns and one along the rows; the image is continued by its mirror image."""
     _, height, width = check_image_shape(image_shape)
     check_kernel(column_kernel[:, None], (height, width))
     check_kernel(row_kernel[None, :], (height, width))
@@ -387,17 +385,17 @@ def separable_blur(image_shape: Sequence[int], column_kernel: Tensor, row_kernel
 
 
 def edge_padding(size: int, padded: int) -> Tensor:
-    """(padded, size): the identity, its last row repeated."""
+    """(padded, size): the identity with its last row repeated."""
     return torch.eye(size, dtype=torch.float64)[torch.arange(padded).clamp(max=size - 1)]
 
 
 def block_average(size: int, scale: int) -> Tensor:
-    """(size/scale, size): the mean of every block."""
+    """(size/scale, size): the mean of each block."""
     return torch.eye(size // scale, dtype=torch.float64).repeat_interleave(scale, dim=1) / scale
 
 
 def bicubic(size: int, scale: int) -> Tensor:
-    """(size/scale, size): Keys' cubic with a = -1/2, widened by `scale` and cut off at the borders, as in Pillow."""
+    """(size/scale, size): Keys' cubic kernel (a = -1/2), stretched by `scale`, cut off at the borders, as in Pillow."""
     centres = (torch.arange(size // scale, dtype=torch.float64) + 0.5) * scale
     positions = torch.arange(size, dtype=torch.float64) + 0.5
     distance = (positions - centres[:, None]).abs() / scale
@@ -408,7 +406,7 @@ def bicubic(size: int, scale: int) -> Tensor:
 
 
 def mirrored_blur(size: int, kernel: Tensor) -> Tensor:
-    """(size, size): convolution with an odd or even kernel, its middle at len//2; the border pixel is mirrored too."""
+    """(size, size): convolution with a kernel centred at len//2, odd or even; the mirror includes the border pixel."""
     matrix = torch.zeros(size, size, dtype=torch.float64)
     positions = torch.arange(size)
     for tap, weight in enumerate(kernel.tolist()):
