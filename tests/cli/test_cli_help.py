@@ -1,5 +1,6 @@
 """Help is quick and complete: no command waits for PyTorch to explain itself, and every field is listed."""
 
+import os
 import subprocess
 import sys
 from typing import get_args
@@ -121,3 +122,50 @@ def test_completion_offers_presets_and_samplers():
     from ddpm.cli.options import complete_preset
 
     assert complete_preset("dig") == ["digits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("ddpm ", {"train", "sample", "plot"}),
+        ("ddpm train di", {"digits"}),
+        ("ddpm train digits --", {"--out", "--training.steps", "--data.source"}),
+        ("ddpm train digits --training.lo", {"--training.log_every", "--training.loggers"}),
+        ("ddpm sample digits --sampler dpm", {"dpm++", "dpm++sde"}),
+        ("ddpm presets cifar10_", {"cifar10_fast", "cifar10_small"}),
+    ],
+)
+def test_the_shell_completes_commands_presets_samplers_and_fields(words, offered):
+    """As bash asks for it, without loading PyTorch."""
+    code = (
+        "import sys, atexit; from ddpm.cli import run; "
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); run([])"
+    )
+    request = {
+        "_DDPM_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | request)
+    assert offered <= set(done.stdout.split())
+    assert done.stderr.split() == ["False"]
+
+
+@pytest.mark.parametrize("when", ["importing", "running"])
+def test_ctrl_c_is_one_line_and_exit_code_130(when, tmp_path):
+    """A package that interrupts its own import stands for a Ctrl-C in the seconds that PyTorch takes to load."""
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    if when == "importing":
+        (tmp_path / "torch.py").write_text(f"{interrupt}\nimport time; time.sleep(30)")
+        code = "from ddpm.cli import main; main()"
+    else:
+        code = f"import ddpm.model\ndef load(name):\n  {interrupt}\n"
+        code += "ddpm.model.load = load\nfrom ddpm.cli import main; main()"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, "sample", "digits", "--out", str(tmp_path / "x.png")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stderr) == (130, "ddpm: error: interrupted\n")
