@@ -18,7 +18,7 @@ from ddpm.training.fields import fields, fields_help
 try:
     from typer._click.shell_completion import CompletionItem
 except ImportError:  # Typer before 0.20 has no copy of Click
-    from click.shell_completion import CompletionItem
+    from click.shell_completion import CompletionItem  # type: ignore[assignment]
 
 # Every field of a configuration is a flag. Click passes on those that it does not know, and `parse_words` reads them.
 # Pydantic-settings and tyro would list them in --help too, but they know no presets and refuse [16, 8] without quotes.
