@@ -1,17 +1,23 @@
 """Help is quick and complete: no command waits for PyTorch to explain itself, and every field is listed."""
 
+import dataclasses
 import os
 import subprocess
 import sys
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
 from ddpm.cli import app, run
 from ddpm.cli.evaluate import METRIC_NAMES
+from ddpm.cli.options import SAMPLING, sampling_flags
 from ddpm.common.names import SamplerName
 from ddpm.evaluation.metrics import METRICS
+from ddpm.model import SamplingOptions
 from ddpm.samplers import SAMPLERS
 from ddpm.training.config import Config, load_config, preset_names
 from ddpm.training.fields import annotated_yaml, fields, fields_help
@@ -97,6 +103,70 @@ def test_defaults_are_yaml_that_the_field_accepts(field):
     value = yaml.safe_load(field.default)
     section = Config.model_fields[field.section].annotation
     assert getattr(section.model_validate({field.name: value}), field.name) == getattr(section(), field.name)
+
+
+def test_sampling_flags_have_the_defaults_of_sampling_options():
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplingOptions)}
+    del defaults["variant"]  # for experiments, in Python only
+    assert {name: default for name, (_, default) in SAMPLING.items()} == defaults
+
+
+def test_sampling_flags_hand_over_what_is_given():
+    received = []
+
+    def command(num: int = 3, *, sampling: dict[str, Any]) -> None:
+        received.append((num, sampling))
+
+    tool = typer.Typer()
+    tool.command()(sampling_flags(steps=7, without=["labels"], sampler="ddim")(command))
+    result = CliRunner().invoke(tool, ["--num", "5", "--clip", "none", "--eta", "0.5", "--guidance", "0"])
+    assert result.exit_code == 0, result.output
+    assert received == [
+        (
+            5,
+            {
+                "guidance": 0.0,
+                "guidance_rescale": 0.0,
+                "sampler": "ddim",
+                "eta": 0.5,
+                "clip": None,
+                "seed": 0,
+                "precision": "auto",
+            },
+        )
+    ]
+    assert "default: 7, or T" in " ".join(CliRunner().invoke(tool, ["--help"]).output.split())
+    assert CliRunner().invoke(tool, ["--labels", "3"]).exit_code == 2
+
+
+SAMPLING_COMMANDS = {
+    "sample": [],
+    "trace": ["batch_size"],
+    "plot classes": ["labels"],
+    "plot neighbours": [],
+    "plot compare": [],
+}
+
+
+@pytest.mark.parametrize(("name", "lacks"), SAMPLING_COMMANDS.items())
+def test_commands_that_sample_have_the_same_flags(name, lacks):
+    part: Any = typer.main.get_command(app)
+    for word in name.split():
+        part = part.commands[word]
+    flags = {parameter.name: parameter for parameter in part.params}
+    assert set(SAMPLING) - set(flags) == set(lacks)
+    reference: Any = typer.main.get_command(app).commands["sample"]
+    for parameter in reference.params:
+        if parameter.name in set(SAMPLING) & set(flags) - {"steps"}:
+            assert flags[parameter.name].help == parameter.help
+            assert flags[parameter.name].opts == parameter.opts
+
+
+def test_the_references_are_current():
+    """Write them with `python tools/make_reference.py`."""
+    tool = Path(__file__).parents[2] / "tools" / "make_reference.py"
+    done = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_version(capsys):
