@@ -16,7 +16,7 @@ def test_an_equals_sign_in_a_path_belongs_to_it(model, tmp_path, monkeypatch):
     assert list(_titled(["runs/lr=0.1", "slow=runs/lr=0.1", "plain", "other=plain"])) == [
         *("lr=0.1", "slow", "plain", "other"),
     ]
-    with pytest.raises(UserError, match="two models would be called 'plain'"):
+    with pytest.raises(UserError, match="two models have the title 'plain'"):
         _titled(["plain", "plain=runs/lr=0.1"])
 
 

@@ -65,6 +65,21 @@ def test_a_dry_run_on_streamed_data_knows_no_epochs(command, tmp_path, monkeypat
     assert re.search(r"^training +8 steps, 8 images$", output, re.MULTILINE)
 
 
+def test_train_reads_a_hyphen_as_an_underscore(command):
+    words = ["--training.batch-size", 4, "--training.learning-rate=1e-2", "--training.steps", "1e1", "--dry-run"]
+    code, output, error = command("train", "tiny.yaml", *words)
+    assert (code, error) == (0, "")
+    assert re.search(r"^training +10 steps, 40 images", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_train_prints_the_notes_of_the_configuration(command, dry):
+    code, output, _ = command("train", "tiny.yaml", "--training.steps", 1, *(["--dry-run"] if dry else []))
+    assert code == 0
+    assert output.startswith("note: training.warmup (3) is longer than the run (1 steps)")
+    assert "\nnote: x_T keeps 11% of the image's variance" in output
+
+
 def test_fine_tuning_from_a_run(command):
     assert command("train", "tiny.yaml", "--out", "first", "--training.steps", 1)[0] == 0
     assert command("train", "tiny.yaml", "--out", "second", "--init", "first", "--training.steps", 1)[0] == 0
@@ -79,6 +94,12 @@ def test_fine_tuning_from_a_run(command):
         (["tiny.yaml", "--training.steps"], "--training.steps needs a value"),
         (["tiny.yaml", "--training.steps", "--overwrite"], "--training.steps"),
         (["tiny.yaml", "--step", "3"], "--step"),
+        (["tiny.yaml", "--steps", "3"], r"there is no option --steps; did you mean --training\.steps\?"),
+        (["tiny.yaml", "--batch-size=3"], r"did you mean --training\.batch_size\?"),
+        (["tiny.yaml", "--channels", "3"], r"did you mean --data\.channels or --network\.channels\?"),
+        (["tiny.yaml", "--overwritten"], r"did you mean --overwrite\?"),
+        (["tiny.yaml", "--qqq"], "`ddpm train --help` lists all options"),
+        (["--steps", "3"], r"did you mean --training\.steps\?"),
         (["tiny.yaml", "other.yaml"], "'other.yaml' is not understood"),
         (["tiny.yaml", "--data", "nowhere"], "nowhere"),
         (["tiny.yaml", "--data.image_size", "28", "--network.channel_mult", "[1, 1, 1, 1]"], "divide"),

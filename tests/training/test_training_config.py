@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ddpm.cli.train import parse_words
 from ddpm.common.errors import UserError
 from ddpm.networks.unet import UNet
-from ddpm.training.config import Config, TrainingConfig, load_config, preset_about, preset_names
+from ddpm.training.config import Config, TrainingConfig, config_notes, load_config, preset_about, preset_names
 from ddpm.training.optimizer import learning_rate
 
 PRESETS = {
@@ -118,8 +118,19 @@ def test_the_name_of_data_is_taken_as_it_stands(tiny_yaml, name):
         ("digits", {"training.step": "5"}, r"training has no field 'step'; did you mean steps\?"),
         ("digits", {"trainig.steps": "5"}, r"no section 'trainig'; did you mean training\?"),
         ("digits", {"training": "5"}, "names a section"),
-        ("digits", {"training.steps": "0"}, r"training\.steps: .*greater than or equal to 1.*not 0"),
-        ("digits", {"training.steps": "many"}, r"training\.steps: .*integer.*not 'many'"),
+        ("digits", {"training.steps": "0"}, r"^training\.steps must be a whole number, ≥ 1, not 0$"),
+        ("digits", {"training.steps": "many"}, r"^training\.steps must be a whole number, ≥ 1, not 'many'$"),
+        ("digits", {"training.steps": "1.5"}, r"^training\.steps must be a whole number, ≥ 1, not 1\.5$"),
+        ("digits", {"training.steps": "1e-3"}, r"^training\.steps must be a whole number, ≥ 1, not 0\.001$"),
+        ("digits", {"training.grad_clip": "None"}, r"not 'None'; in YAML, None is null$"),
+        ("digits", {"training.grad_clip": "-1"}, r"^training\.grad_clip must be a number or null, > 0, not -1$"),
+        ("digits", {"training.compile": "3"}, r"^training\.compile must be auto or true or false, not 3$"),
+        ("digits", {"data.random_flip": "3"}, r"^data\.random_flip must be true or false, not 3$"),
+        ("digits", {"data.channels": "5"}, r"^data\.channels must be a whole number, from 1 to 4, not 5$"),
+        ("digits", {"data.image_size": "[8]"}, r"^data\.image_size must be a whole number from 8 to 4096 or list of 2"),
+        ("digits", {"network.channel_mult": "[a]"}, r"^network\.channel_mult must be a list of numbers"),
+        ("digits", {"network.channel_mult": "[]"}, r"at least 1 of them, not \[\]$"),
+        ("digits", {"diffusion.betas": "[0.1, 2]"}, r"^diffusion\.betas must be a list of numbers > 0, ≤ 1 or null"),
         ("digits", {"training.steps": "[1"}, "is not valid YAML"),
         ("digits", {"diffusion.schedule": "cosin"}, r"diffusion\.schedule cannot be 'cosin'; did you mean cosine\?"),
         ("digits", {"training.precision": "half"}, r"training\.precision cannot be 'half'; there are auto, bf16"),
@@ -158,6 +169,82 @@ def test_a_broken_file_is_one_line(tmp_path, text):
     with pytest.raises(UserError) as error:
         load_config(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "training: {steps: 5}\ndata: {source: digits}\ntraining: {warmup: 1}",
+            "training appears twice, in lines 1 and 3",
+        ),
+        ("data:\n  source: digits\n  labels: true\n  source: mnist", "source appears twice, in lines 2 and 4"),
+        ("data: {source: digits}\nnetwork: {groups: 2, groups: 4}", "groups appears twice, in lines 2 and 2"),
+    ],
+)
+def test_load_config_refuses_a_key_that_appears_twice(tmp_path, text, said):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"^{path} is not valid YAML: {said}$"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["data: 3", "training: 5\ndata: {source: digits}", "data: {source: digits}\nnetwork: [1]"]
+)
+def test_load_config_says_that_a_section_holds_fields(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(
+        UserError, match=r"^(data|training|network) must hold fields and their values, not (3|5|\[1\])$"
+    ):
+        load_config(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_load_config_reads_a_file_by_its_byte_order_mark(tmp_path, encoding):
+    text = load_config("digits", {"data.source": "Übung"}).to_yaml().replace("\n", "\r\n")
+    path = tmp_path / "config.yaml"
+    path.write_bytes(("\ufeff" if encoding.endswith("e") else "").encode(encoding) + text.encode(encoding))
+    assert load_config(path).data.source == "Übung"
+
+
+@pytest.mark.parametrize("text", ["1000", "1e3", "1E3", "1e+3", "1.0e3", "1.0e+3", "1_000", "+1e3", "1000.0"])
+def test_load_config_reads_whole_numbers_as_people_write_them(tmp_path, text):
+    config = load_config("digits", {"training.steps": text, "network.channel_mult": f"[1, {text}]"})
+    assert config.training.steps == 1000
+    assert config.network.channel_mult == [1, 1000]
+    path = tmp_path / "config.yaml"
+    path.write_text(f"data: {{source: '1e3'}}\ntraining: {{steps: {text}}}")
+    assert load_config(path).training.steps == 1000
+    assert load_config(path).data.source == "1e3"
+
+
+def test_config_notes_names_a_warm_up_longer_than_the_run():
+    """The rate that the note names is the one that the optimizer reaches."""
+    config = load_config("cifar10", {"training.steps": 1000})
+    (note,) = config_notes(config)
+    assert note == (
+        "training.warmup (5,000) is longer than the run (1,000 steps): the learning rate only reaches 4e-05 of 0.0002"
+    )
+    assert learning_rate(config.training, 999) == pytest.approx(4e-5)
+    assert config_notes(load_config("cifar10", {"training.steps": 5000})) == []
+
+
+@pytest.mark.parametrize(("timesteps", "left"), [(50, "60%"), (100, "36%"), (200, "13%")])
+def test_config_notes_says_how_much_of_the_image_is_left_at_T(timesteps, left):
+    """ᾱ_T of the linear schedule, Π (1 - β_t), computed here with plain numbers."""
+    product = 1.0
+    for index in range(timesteps):
+        product *= 1 - (1e-4 + (0.02 - 1e-4) * index / (timesteps - 1))
+    assert f"{product:.0%}" == left
+    (note,) = config_notes(load_config("cifar10", {"diffusion.timesteps": timesteps}))
+    assert note.startswith(f"x_T keeps {left} of the image's variance")
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_config_notes_has_nothing_to_say_of_a_preset(name):
+    assert config_notes(load_config(name)) == []
 
 
 def test_files_of_another_kind_are_refused(tmp_path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, Overwrite
+from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
@@ -25,14 +25,14 @@ def edit(
     invert: Annotated[bool, typer.Option("--invert", help="there and back from ten depths: the round trip")] = False,
     to: Annotated[str | None, typer.Option(help="translate to this class, through inversion")] = None,
     labels: Annotated[str | None, typer.Option(help="the class of INPUT; default: no class")] = None,
-    guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off")] = 1.0,
+    guidance: Guidance = 1.0,
     sampler: Annotated[str, typer.Option(help="of SDEdit; see ddpm sample")] = "ancestral",
     steps: Annotated[int, typer.Option(help="of a whole SDEdit run; strength S takes S of them")] = 100,
     evaluations: Annotated[int, typer.Option(help="network evaluations of an inversion and the way back")] = 200,
     order: Annotated[int, typer.Option(help="of the inversion: 1 DDIM, 2 midpoint")] = 2,
     depth: Annotated[float, typer.Option(help="of a translation: the share of timesteps inverted")] = 1.0,
     seed: Annotated[int, typer.Option(help="picture i's noise is always the same")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
+    batch_size: BatchSize = None,
     precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32; inversion takes fp32")] = "auto",
     out: Annotated[Path | None, typer.Option(**PATH, help="a .png, a folder for a folder, or a figure")] = None,
     overwrite: Overwrite = False,

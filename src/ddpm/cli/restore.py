@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, PrecisionName
+from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite, PrecisionName
 from ddpm.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def restore(
         list[str] | None, typer.Option(help="NAME=NUMBER for the method, e.g. eta=0.5, jump_repeats=5, scale=0.3")
     ] = None,
     labels: Annotated[str | None, typer.Option(help="the class of every image; default: no class")] = None,
-    guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off")] = 1.0,
+    guidance: Guidance = 1.0,
     seed: Annotated[int, typer.Option(help="an image's result depends on the seed and its name alone")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
+    batch_size: BatchSize = None,
     precision: PrecisionName = "auto",
     out: Annotated[Path | None, typer.Option(**PATH, help="a .png, or a folder for a folder")] = None,
     overwrite: Overwrite = False,
