@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Overwrite, PrecisionName, Sampler
+from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, PrecisionName, Sampler
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
@@ -40,7 +40,7 @@ def edit(
     order: Annotated[int, typer.Option(help="order of the inversion: 1 is DDIM, 2 is midpoint")] = 2,
     depth: Annotated[float, typer.Option(help="fraction of the timesteps that a translation inverts")] = 1.0,
     seed: Annotated[int, typer.Option(help="picture i of a seed always gets the same noise")] = 0,
-    batch_size: BatchSize = None,
+    batch_size: Annotated[int | None, typer.Option(help="images per forward pass")] = None,
     precision: PrecisionName = "auto",
     out: Annotated[
         Path | None, typer.Option(**PATH, help="a .png; a folder if INPUT is a folder; or the file of a plot")

@@ -90,9 +90,10 @@ def from_deepinv_measurement(operator: LinearOperator, y: Tensor) -> Tensor:
 
 
 def as_deepinv(model: Model, **options: Any) -> torch.nn.Module:
-    """Convert the model to a `deepinv.models.Denoiser`: (x + σ n, σ) -> x̂, images in [0, 1], σ a number or one per image.
+    """Convert the model to a `deepinv.models.Denoiser`: (x + σ n, σ) -> x̂, σ a number or one per image.
 
-    options: for `Model.denoiser` (labels, guidance, precision, …). A σ outside the schedule is moved to its nearest end.
+    Images are in [0, 1]. options: for `Model.denoiser` (labels, guidance, precision, …). A σ outside the schedule is
+    moved to its nearest end.
     """
     return denoiser_as_deepinv(model.denoiser(**options), model.device)
 
@@ -150,7 +151,7 @@ def _check_shared(physics: Any) -> None:
     """Raise UserError if the physics has several masks or kernels: `restore` takes one operator for all images."""
     parameters = {**dict(physics.named_buffers()), **dict(physics.named_parameters())}
     for name, value in parameters.items():
-        if name in ("mask", "filter") and value.ndim == 4 and len(value) > 1:
+        if name in ("mask", "filter") and value.ndim >= 4 and len(value) > 1:
             kind = type(physics).__name__
             raise UserError(
                 f"this {kind} has {len(value)} values of {name}, one per image: make one {kind} for each image, and "
