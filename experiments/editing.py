@@ -9,7 +9,6 @@ Writes NAME.json and NAME_*.png.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,20 +69,20 @@ def main() -> None:
     save_result(options.name, result, options.out)  # what a killed call leaves
     points = fidelity_curve(editor, images, steps=options.steps)
     result["curve"] = [
-        {"strength": p.strength, "psnr": p.psnr if p.strength else None, "ssim": p.ssim, "surprise": p.surprise}
+        {"strength": p.strength, "psnr": p.psnr if p.strength else None, "ssim": p.ssim, "surprise": p.denoising_loss}
         for p in points
     ]
     print(save_result(options.name, result, options.out), flush=True)
     save("curve", draw_curve(points))
 
     depths = (0.0, *DEPTHS)
-    interpolator = replace(editor, batch_size=len(WEIGHTS))
+    interpolator = editor.with_options(batch_size=len(WEIGHTS))
     rows = coarse_to_fine(interpolator, images[0], images[1], WEIGHTS, list(depths), steps=options.steps)
     columns = [f"λ = {weight:g}" for weight in WEIGHTS]
     save("interpolation", plot_images(rows, columns=columns, rows=[f"depth {depth:g}" for depth in depths]))
     if labels is not None and model.num_classes is not None:
         few, classes = images[:TRANSLATED], labels[:TRANSLATED].tolist()
-        rows = translations(replace(editor, batch_size=len(few)), few, classes, model.num_classes)
+        rows = translations(editor.with_options(batch_size=len(few)), few, classes, model.num_classes)
         save("classes", plot_images(rows, columns=["original", *(model.class_names or [])]))
     save("depths", draw_reconstructions(images, reconstructions(editor, images, DEPTHS, evaluations=50)))
 

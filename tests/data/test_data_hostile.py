@@ -161,27 +161,36 @@ def test_cifar_batches_of_the_wrong_shape(tmp_path, batch):
 # ---- paths that lead out
 
 
-def test_links_that_leave_the_folder_are_not_followed(tmp_path, image_folder):
+def test_folder_with_links_reads_no_folder_twice(tmp_path, image_folder):
     folder = image_folder(["inside.png"])
-    Image.new("RGB", (16, 16)).save(tmp_path / "secret.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "other.png")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     Image.new("RGB", (16, 16)).save(elsewhere / "y.png")
-    (folder / "out.png").symlink_to(tmp_path / "secret.png")
-    (folder / "up.png").symlink_to("../secret.png")
+    (folder / "out.png").symlink_to(tmp_path / "other.png")
+    (folder / "up.png").symlink_to("../other.png")
     (folder / "chain.png").symlink_to(folder / "out.png")
     (folder / "gone.png").symlink_to(folder / "nothing")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    (folder / "device.png").symlink_to("/dev/zero")
     (folder / "dir").symlink_to(elsewhere)
     (folder / "loop").symlink_to(folder)
+    (folder / "parent").symlink_to(tmp_path)
+    (elsewhere / "back").symlink_to(folder)
     (folder / "same.png").symlink_to(folder / "inside.png")
     dataset = opened(folder)
-    assert len(dataset) == 2  # inside.png, and same.png that is a link to it
-    folders = {"dir", "loop"}
-    assert {name for name, _ in dataset.report.skipped} == {"out.png", "up.png", "chain.png", "gone.png"} | folders
-    assert {name for name, reason in dataset.report.skipped if "a link to a folder" in reason} == folders
+    assert len(dataset) == 6  # inside.png and four links to files, and dir/y.png
+    assert dict(dataset.report.skipped) == {
+        "gone.png": "it is a link to nothing",
+        "circle.png": "it is a link to nothing",
+        "device.png": "it is not a regular file",
+        "loop": "it is read already, under another name",
+        "parent": "it is read already, under another name",
+        "dir/back": "it is read already, under another name",
+    }
 
 
-def test_a_file_that_becomes_a_link_after_it_was_listed_is_not_read(tmp_path, image_folder):
+def test_file_that_becomes_a_link_after_it_was_listed_is_not_read(tmp_path, image_folder):
     folder = image_folder(["a.png", "b.png"])
     Image.new("RGB", (16, 16)).save(tmp_path / "secret.png")
     listed = find_stored(str(folder))

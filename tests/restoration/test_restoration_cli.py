@@ -72,7 +72,7 @@ def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys)
     ("arguments", "words"),
     [
         (["--task", "sharpen"], "no task named 'sharpen'"),
-        (["--task", "denoise", "--method", "drm"], "did you mean 'ddrm'"),
+        (["--task", "denoise", "--method", "drm"], "did you mean ddrm?"),
         (["--task", "denoise", "--noise", "-1"], "at least 0"),
         (["--task", "denoise", "--noise", "25"], "for 25 of 255 levels give 0.098"),
         (["--task", "denoise", "--noise", "nan"], "takes numbers"),
@@ -81,7 +81,7 @@ def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys)
         (["--task", "superresolve", "--degrade", "--method", "repaint"], "only inpaints"),
         (["--task", "inpaint"], "needs --mask"),
         (["--task", "inpaint", "--mask", "nowhere.png"], "no mask nowhere.png"),
-        (["--task", "inpaint", "--mask", "random:2"], "share of pixels lost"),
+        (["--task", "inpaint", "--mask", "random:2"], "fraction of pixels lost"),
         (
             ["--task", "inpaint", "--mask", "half", "--method", "repaint", "--noise", "0.1"],
             "takes the known pixels as exact",

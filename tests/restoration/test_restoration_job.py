@@ -2,7 +2,7 @@
 
 import csv
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr
 from ddpm.common.pixels import save_picture, to_float, to_uint8
 from ddpm.data.images import read_image
-from ddpm.restoration import Settings, Task, restore_file, restore_folder
+from ddpm.model import SamplingOptions
+from ddpm.restoration import RestoreSettings, Task, restore_file, restore_folder
 from ddpm.restoration.job import Reader
 from ddpm.restoration.operators import from_file
 from ddpm.restoration.tasks import read_picture
@@ -21,7 +22,15 @@ from ddpm.restoration.tasks import read_picture
 
 def settings(name="denoise", noise=0.15, **options):
     task = {key: options.pop(key) for key in ("scale", "filter", "mask", "kernel") if key in options}
-    return Settings(Task(name, **task), noise=noise, precision="fp32", **{"degrade": True, **options})
+    plain = RestoreSettings(Task(name, **task), noise=noise, degrade=options.pop("degrade", True))
+    return changed(plain, precision="fp32", **options)
+
+
+def changed(settings, **options):
+    """The settings with some fields, or some fields of their sampling options, changed."""
+    own = {field.name for field in fields(RestoreSettings)}
+    sampling = SamplingOptions.of(settings.sampling, **{k: v for k, v in options.items() if k not in own})
+    return replace(settings, sampling=sampling, **{k: v for k, v in options.items() if k in own})
 
 
 def test_a_folder_is_restored_and_reported(grey, pictures, tmp_path):
@@ -31,7 +40,7 @@ def test_a_folder_is_restored_and_reported(grey, pictures, tmp_path):
     for row in rows:
         assert float(row["psnr_result"]) > float(row["psnr_input"]) + 2
         assert float(row["residual"]) == pytest.approx(0.15, rel=0.4)  # what is left over is the noise
-        for ending in ("", "_std", "_draws", "_compare"):
+        for ending in ("", "_std", "_samples", "_compare"):
             assert (out / f"{row['name']}{ending}.png").is_file()
     assert read_image(out / "sub" / "wide.png", channels=1).shape == (1, 12, 24)
     with (out / "report.csv").open() as file:
@@ -112,11 +121,11 @@ def test_overwriting_leaves_no_picture_of_the_earlier_call(grey, pictures, tmp_p
     assert (tmp_path / "outside.png").is_file()
 
 
-def test_overwriting_a_result_takes_its_draws_away(grey, pictures, tmp_path):
+def test_overwriting_a_result_takes_its_samples_away(grey, pictures, tmp_path):
     shutil.copy(pictures / "0.png", tmp_path / "x_std.png")
     restore_file(grey[0], pictures / "0.png", tmp_path / "x.png", settings(steps=2))
     assert (tmp_path / "x_std.png").is_file()  # somebody else's: there was no result before
-    for samples, others in ((2, ["x_draws.png", "x_std.png"]), (1, [])):
+    for samples, others in ((2, ["x_samples.png", "x_std.png"]), (1, [])):
         chosen = settings(steps=2, samples=samples)
         restore_file(grey[0], pictures / "0.png", tmp_path / "x.png", chosen, overwrite=True)
         assert sorted(path.name for path in tmp_path.glob("x*")) == sorted(["x.png", "x_compare.png", *others])
@@ -199,8 +208,10 @@ def test_no_result_takes_the_place_of_another_picture_of_the_report(grey, pictur
     assert read_image(out / "1_compare.png").shape == (3, 16, 58)  # the four strips of picture 1
     shutil.copy(pictures / "0.png", pictures / "report.png")
     rows = restore_folder(grey[0], pictures, out, settings(steps=2))
-    assert {row["name"] for row in rows if row["error"]} == {"1_compare", "report"}
-    assert "rename the input" in rows[2]["error"]
+    errors = {row["name"]: row["error"] for row in rows if row["error"]}
+    assert set(errors) == {"1_compare.png", "report"}
+    assert "output of an earlier" in errors["1_compare.png"]
+    assert "rename the input" in errors["report"]
     again = restore_folder(grey[0], out, tmp_path / "again", settings(steps=2))  # of the results, not what shows them
     assert [row["name"] for row in again if not row["error"]] == ["0", "1", "2", "3", "4", "sub/wide"]
 
@@ -221,13 +232,13 @@ def test_no_result_takes_the_place_of_another_picture_of_the_report(grey, pictur
 def test_a_wrong_option_shows_before_anything_is_touched(grey, pictures, tmp_path, wrong):
     out, good = tmp_path / "out", settings("inpaint", 0.05, mask="half", steps=2)
     with pytest.raises(UserError):
-        restore_folder(grey[0], pictures, out, replace(good, **wrong))
+        restore_folder(grey[0], pictures, out, changed(good, **wrong))
     assert not out.exists()
     restore_folder(grey[0], pictures, out, good)
     notes = [out / "report.csv", out / "settings.json"]
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in notes]
     with pytest.raises(UserError):
-        restore_folder(grey[0], pictures, out, replace(good, **wrong), overwrite=True)
+        restore_folder(grey[0], pictures, out, changed(good, **wrong), overwrite=True)
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in notes] == before
 
 
@@ -240,7 +251,7 @@ def test_a_folder_takes_one_label(conditional_model, tmp_path):
     assert not any(row["error"] for row in rows)
 
 
-@pytest.mark.parametrize("ending", ["_compare", "_std", "_draws"])
+@pytest.mark.parametrize("ending", ["_compare", "_std", "_samples"])
 def test_pictures_beside_a_result_are_kept_unless_overwritten(grey, pictures, tmp_path, ending):
     beside, chosen = tmp_path / f"x{ending}.png", settings(samples=2, steps=2)
     shutil.copy(pictures / "0.png", beside)

@@ -198,7 +198,7 @@ def test_kernel_files(tmp_path):
     [
         (lambda: Inpainting((1, 4, 4), torch.ones(5, 4)), "mask is 5×4"),
         (lambda: Inpainting((1, 4, 4), torch.zeros(4, 4)), "no pixel known"),
-        (lambda: Inpainting.random((1, 4, 4), 1.5), "share of pixels lost"),
+        (lambda: Inpainting.random((1, 4, 4), 1.5), "fraction of pixels lost"),
         (lambda: CircularBlur((1, 4, 4), torch.ones(5, 3)), "larger than the image"),
         (lambda: CircularBlur((1, 4, 4), torch.full((2, 2), float("nan"))), "finite"),
         (lambda: separable_blur((1, 4, 4), kernels.box(3), kernels.box(9)), "larger than the image"),

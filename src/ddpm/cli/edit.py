@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite
+from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite, PrecisionName, Sampler
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
@@ -20,46 +20,65 @@ if TYPE_CHECKING:
 def edit(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     source: Annotated[Path, typer.Argument(**PATH | {"metavar": "INPUT"}, help="a picture, or a folder of them")],
-    strength: Annotated[float | None, typer.Option(help="SDEdit: noise by this share of the timesteps")] = None,
-    curve: Annotated[bool, typer.Option("--curve", help="SDEdit at ten strengths: what is kept, what is real")] = False,
-    invert: Annotated[bool, typer.Option("--invert", help="there and back from ten depths: the round trip")] = False,
-    to: Annotated[str | None, typer.Option(help="translate to this class, through inversion")] = None,
-    labels: Annotated[str | None, typer.Option(help="the class of INPUT; default: no class")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="SDEdit: noise the picture by this fraction of the timesteps")
+    ] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="plot fidelity against realism over ten strengths of SDEdit")
+    ] = False,
+    invert: Annotated[
+        bool, typer.Option("--invert", help="plot the round-trip error of an inversion over ten depths")
+    ] = False,
+    to: Annotated[str | None, typer.Option(help="translate INPUT to this class by inversion")] = None,
+    labels: Annotated[str | None, typer.Option(help="class of INPUT; default: no class")] = None,
     guidance: Guidance = 1.0,
-    sampler: Annotated[str, typer.Option(help="of SDEdit; see ddpm sample")] = "ancestral",
-    steps: Annotated[int, typer.Option(help="of a whole SDEdit run; strength S takes S of them")] = 100,
-    evaluations: Annotated[int, typer.Option(help="network evaluations of an inversion and the way back")] = 200,
-    order: Annotated[int, typer.Option(help="of the inversion: 1 DDIM, 2 midpoint")] = 2,
-    depth: Annotated[float, typer.Option(help="of a translation: the share of timesteps inverted")] = 1.0,
-    seed: Annotated[int, typer.Option(help="picture i's noise is always the same")] = 0,
+    sampler: Sampler = "ancestral",
+    steps: Annotated[int, typer.Option(help="steps of a full SDEdit run; strength S uses S × steps")] = 100,
+    evaluations: Annotated[
+        int, typer.Option(help="network evaluations of an inversion and the generation after it")
+    ] = 200,
+    order: Annotated[int, typer.Option(help="order of the inversion: 1 is DDIM, 2 is midpoint")] = 2,
+    depth: Annotated[float, typer.Option(help="fraction of the timesteps that a translation inverts")] = 1.0,
+    seed: Annotated[int, typer.Option(help="picture i of a seed always gets the same noise")] = 0,
     batch_size: BatchSize = None,
-    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32; inversion takes fp32")] = "auto",
-    out: Annotated[Path | None, typer.Option(**PATH, help="a .png, a folder for a folder, or a figure")] = None,
+    precision: PrecisionName = "auto",
+    out: Annotated[
+        Path | None, typer.Option(**PATH, help="a .png; a folder if INPUT is a folder; or the file of a plot")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Edit a picture or a folder of pictures: one of --strength, --curve, --invert and --to."""
+    """Edit a picture or a folder of pictures, by one of --strength, --curve, --invert and --to."""
     from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
     from ddpm.editing.images import draw_curve, draw_reconstructions
     from ddpm.model import load
     from ddpm.plotting.plots import save_figure
 
     if sum([strength is not None, curve, invert, to is not None]) != 1:
-        raise UserError("say what to do: one of --strength 0.3, --curve, --invert and --to CLASS")
+        raise UserError("say what to do: give one of --strength 0.3, --curve, --invert and --to CLASS")
     if order not in (1, 2):
         raise UserError(f"--order takes 1 (DDIM) or 2 (midpoint), not {order}")
     if not source.exists():
         raise UserError(f"no picture or folder {source}")
-    drawing = curve or invert
-    target = out or Path("edited.png" if drawing or source.is_file() else "edited")
-    check(target, drawing, source.is_dir(), overwrite)
+    plots = curve or invert
+    target = out or Path("edited.png" if plots or source.is_file() else "edited")
+    check(target, plots, source.is_dir(), overwrite)
     prior = load(model)
-    editor = Editor(prior, labels=labels, guidance=guidance, seed=seed, batch_size=batch_size, precision=precision)
+    editor = Editor(
+        prior,
+        sampler=sampler,
+        steps=steps,
+        labels=labels,
+        guidance=guidance,
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+    )
     names, images = read(source, prior)
     if curve:
-        points = fidelity_curve(editor, images, sampler=sampler, steps=steps)
-        print("strength   PSNR    SSIM  surprise")
+        points = fidelity_curve(editor, images)
+        print("strength   PSNR    SSIM  denoising loss")
         for point in points:
-            print(f"{point.strength:8.1f} {point.psnr:6.2f} {point.ssim:7.4f} {point.surprise:9.4f}")
+            print(f"{point.strength:8.1f} {point.psnr:6.2f} {point.ssim:7.4f} {point.denoising_loss:15.4f}")
         save_figure(draw_curve(points), target, overwrite=overwrite)
     elif invert:
         trips = reconstructions(editor, images, evaluations=evaluations, order=order)
@@ -69,18 +88,18 @@ def edit(
         save_figure(draw_reconstructions(images, trips), target, overwrite=overwrite)
     else:
         if strength is not None:
-            edited = sdedit(editor, images, strength, sampler=sampler, steps=steps)
+            edited = sdedit(editor, images, strength)
         else:
             edited = translate(editor, images, labels, to, depth=depth, evaluations=evaluations // 2, order=order)
         write(names, images, edited, target, source.is_dir(), overwrite)
     print(target)
 
 
-def check(target: Path, drawing: bool, folder: bool, overwrite: bool) -> None:
-    """Refuse a target before any work is done."""
+def check(target: Path, plots: bool, folder: bool, overwrite: bool) -> None:
+    """Refuse an output before any work is done."""
     from ddpm.plotting.plots import check_figure
 
-    if drawing:
+    if plots:
         check_figure(target, overwrite=overwrite)
     elif not folder:
         check_output(target, (".png",), overwrite=overwrite)
@@ -89,7 +108,7 @@ def check(target: Path, drawing: bool, folder: bool, overwrite: bool) -> None:
 
 
 def read(source: Path, model: Model) -> tuple[list[str], Tensor]:
-    """The names and images of a picture or a folder; says which pictures were left out."""
+    """Read a picture or a folder: names and images (N, C, H, W). Prints what was left out."""
     from ddpm.editing.images import read_fitted, read_folder
 
     if not source.is_dir():
@@ -101,13 +120,14 @@ def read(source: Path, model: Model) -> tuple[list[str], Tensor]:
 
 
 def write(names: list[str], images: Tensor, edited: Tensor, target: Path, folder: bool, overwrite: bool) -> None:
-    """One PNG a picture, and how much of each was kept."""
-    from ddpm.common.fidelity import psnr, ssim
+    """Write one PNG per picture, and print how close each is to its input."""
+    from ddpm.common.fidelity import psnr, ssim_or_none
     from ddpm.common.pixels import save_picture, to_uint8
 
     for name, before, after in zip(names, images, edited, strict=True):
         kept = f"PSNR {float(psnr(after[None], before[None])):.2f}"
-        if min(before.shape[1:]) >= 11:
-            kept += f", SSIM {float(ssim(after[None], before[None])):.4f}"
+        similarity = ssim_or_none(after[None], before[None])
+        if similarity is not None:
+            kept += f", SSIM {float(similarity):.4f}"
         print(f"{name}: {kept} to the input")
         save_picture(to_uint8(after), target / f"{name}.png" if folder else target, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""`ddpm interpolate`: from one picture to another through a model's latents."""
+"""`ddpm interpolate`: images between two pictures, mixed in the space of x_t."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,24 +13,24 @@ from ddpm.common.files import check_output
 def interpolate(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     first: Annotated[Path, typer.Argument(**PATH | {"metavar": "A"}, help="a picture")],
-    second: Annotated[Path, typer.Argument(**PATH | {"metavar": "B"}, help="another")],
-    num: Annotated[int, typer.Option(help="images from A to B, both ends included")] = 9,
+    second: Annotated[Path, typer.Argument(**PATH | {"metavar": "B"}, help="another picture")],
+    num: Annotated[int, typer.Option(help="number of images from λ = 0 (A) to λ = 1 (B)")] = 9,
     depths: Annotated[
-        str, typer.Option(help="shares of the timesteps, a row each; 0.5 is the paper's figure 8, several its 9")
+        str, typer.Option(help="noise depths in [0,1], one row each (0.5: fig. 8 of Ho et al.; several: fig. 9)")
     ] = "0.5",
     sampler: Sampler = "ancestral",
-    steps: Annotated[int, typer.Option(help="of a whole run; depth D takes D of them")] = 100,
-    labels: Annotated[str | None, typer.Option(help="the class of all images; default: no class")] = None,
+    steps: Annotated[int, typer.Option(help="steps of a full run; depth D uses D × steps")] = 100,
+    labels: Annotated[str | None, typer.Option(help="class of all images; default: no class")] = None,
     guidance: Guidance = 1.0,
-    seed: Annotated[int, typer.Option(help="the noise is the same for every image of a row")] = 0,
+    seed: Annotated[int, typer.Option(help="the noise is the same for all images of a row")] = 0,
     batch_size: BatchSize = None,
     precision: PrecisionName = "auto",
-    out: Annotated[Path, typer.Option(**PATH, help="NAME.png: A, the images between, B; a row a depth")] = Path(
+    out: Annotated[Path, typer.Option(**PATH, help="NAME.png: each row is A, the images between, and B")] = Path(
         "interpolation.png"
     ),
     overwrite: Overwrite = False,
 ) -> None:
-    """Walk from picture A to picture B."""
+    """Interpolate from picture A to picture B."""
     import torch
 
     from ddpm.common.pixels import save_grid
@@ -40,18 +40,27 @@ def interpolate(
 
     check_output(out, (".png",), overwrite=overwrite)
     if num < 2:
-        raise UserError(f"--num must be at least 2, A's side and B's, not {num}")
+        raise UserError(f"--num must be at least 2 (λ = 0 and λ = 1), not {num}")
     prior = load(model)
-    editor = Editor(prior, labels=labels, guidance=guidance, seed=seed, batch_size=batch_size, precision=precision)
+    editor = Editor(
+        prior,
+        sampler=sampler,
+        steps=steps,
+        labels=labels,
+        guidance=guidance,
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+    )
     a, b = (read_fitted(path, prior) for path in (first, second))
     weights = [i / (num - 1) for i in range(num)]
-    rows = coarse_to_fine(editor, a[0], b[0], weights, parse_depths(depths), sampler=sampler, steps=steps)
+    rows = coarse_to_fine(editor, a[0], b[0], weights, parse_depths(depths))
     framed = torch.cat([a.expand(len(rows), 1, *a.shape[1:]), rows, b.expand(len(rows), 1, *b.shape[1:])], dim=1)
     print(save_grid(framed.flatten(0, 1), out, columns=num + 2, overwrite=overwrite))
 
 
 def parse_depths(text: str) -> list[float]:
-    """`0.5` or `0,0.25,0.5`."""
+    """Read `0.5` or `0,0.25,0.5`."""
     try:
         return [float(word) for word in text.split(",")]
     except ValueError as error:

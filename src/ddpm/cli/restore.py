@@ -1,4 +1,4 @@
-"""`ddpm restore`: undo noise, holes, low resolution, blur or lost colour with a trained model as the prior."""
+"""`ddpm restore`: undo noise, missing pixels, low resolution, blur or lost colour with a trained model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite, P
 from ddpm.common.errors import UserError
 
 if TYPE_CHECKING:
-    from ddpm.restoration.job import Row, Settings
+    from ddpm.restoration.job import RestoreSettings, Row
 
 
 def restore(
@@ -21,44 +21,45 @@ def restore(
     method: Annotated[str, typer.Option(help="ddnm, ddrm, repaint (inpainting only) or dps")] = "ddnm",
     noise: Annotated[str, typer.Option(help="σ of the noise for images in [0, 1], or auto")] = "0",
     scale: Annotated[int, typer.Option(help="superresolve: how many times larger")] = 2,
-    filter: Annotated[str, typer.Option(help="superresolve: what made it small, average or bicubic")] = "average",
+    filter: Annotated[str, typer.Option(help="superresolve: how it was reduced, average or bicubic")] = "average",
     mask: Annotated[
-        str | None, typer.Option(help="inpaint: a picture whose white part is lost, or half, or random:SHARE")
+        str | None,
+        typer.Option(
+            help="inpaint: a picture whose white part is lost, a folder with one per picture, half, or random:FRACTION"
+        ),
     ] = None,
     kernel: Annotated[
         str | None, typer.Option(help="deblur: gaussian:SIGMA, box:SIZE, motion:LENGTH:DEGREES, or a file")
     ] = None,
-    degrade: Annotated[bool, typer.Option(help="INPUT is clean: spoil it first, and print PSNR and SSIM")] = False,
-    samples: Annotated[int, typer.Option(help="draws from the posterior: writes their mean, themselves and std")] = 1,
-    steps: Annotated[int | None, typer.Option(help="steps; default: 100 ddnm, 20 ddrm, 250 repaint, 1000 dps")] = None,
+    degrade: Annotated[bool, typer.Option(help="INPUT is clean: degrade it first, and print PSNR and SSIM")] = False,
+    samples: Annotated[int, typer.Option(help="number of posterior samples; saves mean, samples and std")] = 1,
+    steps: Annotated[int | None, typer.Option(help="default: 100 for ddnm, 20 ddrm, 250 repaint, 1000 dps")] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="NAME=NUMBER for the method, e.g. eta=0.5, jump_repeats=5, scale=0.3")
+        list[str] | None,
+        typer.Option(help="NAME=NUMBER: an option of the method, e.g. eta=0.5, jump_repeats=5 or scale=0.3"),
     ] = None,
-    labels: Annotated[str | None, typer.Option(help="the class of every image; default: no class")] = None,
+    labels: Annotated[str | None, typer.Option(help="class of all images; default: no class")] = None,
     guidance: Guidance = 1.0,
-    seed: Annotated[int, typer.Option(help="an image's result depends on the seed and its name alone")] = 0,
+    seed: Annotated[int, typer.Option(help="a picture's result depends only on the seed and its name")] = 0,
     batch_size: BatchSize = None,
     precision: PrecisionName = "auto",
-    out: Annotated[Path | None, typer.Option(**PATH, help="a .png, or a folder for a folder")] = None,
+    out: Annotated[Path | None, typer.Option(**PATH, help="a .png, or a folder if INPUT is a folder")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Restore a picture or a folder of pictures."""
-    from ddpm.model import load
-    from ddpm.restoration.job import Settings, restore_file, restore_folder
+    from ddpm.model import SamplingOptions, load
+    from ddpm.restoration.job import RestoreSettings, restore_file, restore_folder
     from ddpm.restoration.tasks import Task, number
 
-    settings = Settings(
+    settings = RestoreSettings(
         task=Task(task, scale=scale, filter=filter, mask=mask, kernel=kernel, seed=seed),
         method=method,
         noise=None if noise == "auto" else number(noise, "--noise"),
         degrade=degrade,
         samples=samples,
-        steps=steps,
-        labels=labels,
-        guidance=guidance,
-        seed=seed,
-        precision=precision,
-        batch_size=batch_size,
+        sampling=SamplingOptions.of(
+            steps=steps, labels=labels, guidance=guidance, seed=seed, precision=precision, batch_size=batch_size
+        ),
         options=parse_options(option or [], method),
     )
     if not source.exists():
@@ -77,32 +78,32 @@ def restore(
         if settings.noise is None:
             print(f"estimated noise: {item.sigma:.4f}")
         print_rounding([row], settings)
-        print_figures(row)
+        print_quality(row)
         print(target)
 
 
 def report_folder(rows: list[Row], target: Path) -> None:
-    """Which pictures failed, the mean figures of the others, and where it all is."""
+    """Print which files were left out and why, the mean PSNR and SSIM of the others, and the folder."""
     from ddpm.restoration.job import PICTURE, REPORT, averages
 
     for row in rows:
         if row["error"]:
             print(f"left out: {row['name']}: {row['error']}")
-    print_figures(averages(rows))
+    print_quality(averages(rows))
     print(f"{target} ({sum(not row['error'] for row in rows)} of {len(rows)} pictures, {REPORT}, {PICTURE})")
 
 
-def print_rounding(rows: list[Row], settings: Settings) -> None:
-    """Say where σ was raised above what was told, see `rounding_noise`."""
+def print_rounding(rows: list[Row], settings: RestoreSettings) -> None:
+    """Print a note if σ was raised above --noise; see `rounding_noise`."""
     from ddpm.restoration.job import ROUNDING_NOTE
 
-    told = settings.noise
-    if told is not None and any(float(row["sigma"]) > round(told, 5) for row in rows if not row["error"]):
+    given = settings.noise
+    if given is not None and any(float(row["sigma"]) > round(given, 5) for row in rows if not row["error"]):
         print(f"note: {ROUNDING_NOTE}")
 
 
-def print_figures(row: Row) -> None:
-    """PSNR and SSIM of input, pseudo-inverse and result, where the original is known."""
+def print_quality(row: Row) -> None:
+    """Print PSNR and SSIM of input, pseudo-inverse and result, if the original is known."""
     from ddpm.restoration.job import COMPARED
 
     if "psnr_result" not in row:
@@ -116,7 +117,7 @@ def print_figures(row: Row) -> None:
 
 
 def parse_options(words: list[str], method: str) -> dict[str, float]:
-    """NAME=NUMBER words as arguments of the method, whole numbers where it counts something."""
+    """Read NAME=NUMBER words as options of the method; an option whose default is an int takes whole numbers."""
     from ddpm.restoration.methods import find_method
     from ddpm.restoration.tasks import number
 

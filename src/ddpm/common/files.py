@@ -121,3 +121,12 @@ def as_json(settings: dict[str, Any]) -> str:
 def content_key(settings: dict[str, Any]) -> str:
     """Twenty hexadecimal digits that identify these settings."""
     return hashlib.blake2b(as_json(settings).encode(), digest_size=10).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Hash of a file's content; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=10)).hexdigest()
+    except OSError:
+        return ""

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -63,13 +64,15 @@ class ImageSource(ABC):
         """The labels and the name of every class. Raises UserError where there are none, or impossible ones."""
         if self.labels is None:
             raise UserError(f"{source} has no classes: put its images in one sub-folder a class, or set labels: false")
-        names = self.class_names
-        highest = len(names) if names else MOST_CLASSES
+        highest = len(self.class_names) if self.class_names else MOST_CLASSES
         if self.labels.min() < 0 or self.labels.max() >= highest:
             raise UserError(
                 f"{source} holds labels from {self.labels.min()} to {self.labels.max()}, not 0..{highest - 1}"
             )
-        return self.labels, names or [str(number) for number in range(int(self.labels.max()) + 1)]
+        if self.class_names:
+            return self.labels, self.class_names
+        numbers, labels = np.unique(self.labels, return_inverse=True)  # numbers may start at 1, or leave some out
+        return labels.astype(np.int64), [str(number) for number in numbers]
 
 
 @dataclass
@@ -146,6 +149,31 @@ def classes_from_paths(names: Sequence[str]) -> tuple[np.ndarray | None, list[st
     class_names = sorted({parts[0] for parts in tops})
     number = {name: index for index, name in enumerate(class_names)}
     return np.array([number[parts[0]] for parts in tops], np.int64), class_names
+
+
+def classes_of(
+    names: Sequence[str], manifest: bytes | None, below: Sequence[str] | None = None
+) -> tuple[np.ndarray | None, list[str] | None]:
+    """Return the labels and class names of images by a `dataset.json`, or by their folders if there is none.
+
+    Such a file, as EDM's and StyleGAN's tools write it, holds {"labels": [[name, class], ...]}, or null if there are no
+    classes. The folders beside it hold a thousand images each and mean nothing.
+
+    Args:
+        names: paths relative to the `dataset.json`.
+        manifest: its content. None, or anything of another form: the first folders are the classes.
+        below: the paths whose first folders are the classes; by default `names`.
+    """
+    try:
+        entries = json.loads(manifest or b"")["labels"]
+        classes = dict(entries or {})
+        if entries is not None and classes.keys().isdisjoint(names):
+            raise ValueError("it is about other images")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return classes_from_paths(names if below is None else below)
+    if not classes or not all(type(number) is int and 0 <= number < MOST_CLASSES for number in classes.values()):
+        return None, None
+    return np.array([classes.get(name, -1) for name in names], np.int64), None
 
 
 T = TypeVar("T")

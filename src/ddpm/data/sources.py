@@ -17,7 +17,7 @@ from ddpm.data.archives import open_tar, open_zip, shard_paths
 from ddpm.data.arrays import find_idx, open_cifar, open_idx, open_npz
 from ddpm.data.config import DataConfig, checked_config
 from ddpm.data.datasets import ArraySource, ImageDataset, ImageSource, make_ready
-from ddpm.data.folder import holds_images, open_folder
+from ddpm.data.folder import list_images, open_folder
 from ddpm.data.hub import open_hub, open_parquet, stream_hub, stream_parquet
 from ddpm.data.stream import Shards, StreamDataset, TarShards
 
@@ -168,7 +168,7 @@ def _open_directory(folder: Path, split: str | None, class_names: list[str] | No
 def _alone(shards: list[Path]) -> list[Path]:
     """The shards of a folder, where no images lie beside them: which is meant could not be told."""
     folder = shards[0].parent
-    if holds_images(folder) or any(holds_images(path) for path in folder.iterdir() if path.is_dir()):
+    if list_images(folder)[0]:
         raise UserError(f"{folder} holds images and {shards[0].name}: name that file, or move it away")
     return shards
 

@@ -4,7 +4,7 @@ editor = ddpm.editing.Editor(model, seed=0)
 ddpm.editing.sdedit(editor, images, strength=0.3)
 """
 
-from ddpm.editing.editor import CurvePoint, Editor, coarse_to_fine, fidelity_curve, interpolate, sdedit, surprise
+from ddpm.editing.editor import CurvePoint, Editor, coarse_to_fine, denoising_loss, fidelity_curve, interpolate, sdedit
 from ddpm.editing.inversion import RoundTrip, generate, invert, reconstructions, round_trip, translate
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Editor",
     "RoundTrip",
     "coarse_to_fine",
+    "denoising_loss",
     "fidelity_curve",
     "generate",
     "interpolate",
@@ -19,6 +20,5 @@ __all__ = [
     "reconstructions",
     "round_trip",
     "sdedit",
-    "surprise",
     "translate",
 ]

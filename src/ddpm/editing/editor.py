@@ -1,126 +1,142 @@
 """Edit images with a model: SDEdit (Meng et al. 2022) and latent interpolation (Ho et al. 2020, figures 8 and 9)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError
-from ddpm.common.fidelity import psnr, ssim
-from ddpm.common.hardware import Precision
+from ddpm.common.fidelity import psnr, ssim_or_none
 from ddpm.common.randomness import ImageNoise
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.model import Labels, Model
+from ddpm.model import Model, SamplingOptions
 from ddpm.samplers import find_sampler
 from ddpm.samplers.algorithms import Noise
-from ddpm.samplers.denoiser import Clip, Denoiser
+from ddpm.samplers.denoiser import Denoiser
 
 Work = Callable[..., Tensor]  # (denoiser, noise, images (n, C, H, W), ...) -> (n, ...)
+EDITING = SamplingOptions(sampler="ancestral", steps=100)  # the defaults of an edit
 
 
-@dataclass(frozen=True)
 class Editor:
-    """A model with the choices that hold for a whole edit.
+    """A model with the sampling options of an edit.
 
-    labels: a class for all images, or one an image; None leaves a class-conditional model without a class.
-    guidance, clip, precision: see `Model.denoiser`. seed: image i's noise is (seed, i)'s.
+    Args:
+        options: default: ancestral sampling, 100 steps. `steps` (at most T) is for a full run from pure noise; a run
+            from strength or depth s takes the fraction s of them, evenly spaced; `spacing` is not used. `labels` is
+            one class for all images or one per image; None means no class. Image i's noise depends only on (seed, i).
+        changes: fields of `SamplingOptions` that replace those of `options`.
     """
 
-    model: Model
-    labels: Labels = None
-    guidance: float = 1.0
-    clip: Clip = "static"
-    seed: int = 0
-    batch_size: int | None = None
-    precision: Precision = "auto"
+    def __init__(self, model: Model, options: SamplingOptions | None = None, **changes: Any):
+        self.model = model
+        self.options = SamplingOptions.of(options or EDITING, **changes)
+        find_sampler(self.options.sampler)  # an unknown one is refused before any work
+
+    def with_options(self, **changes: Any) -> "Editor":
+        """Return an editor of the same model with some options changed."""
+        return Editor(self.model, self.options, **changes)
 
     def run(self, work: Work, images: Tensor, *more: Tensor, same_noise: bool = False) -> Tensor:
-        """Apply `work` to images (N, C, H, W) in [-1, 1], and to what goes with them; answers come back on the CPU.
+        """Apply `work` to batches of images and return its results on the CPU.
 
-        same_noise: every image gets the stream of image 0.
+        Args:
+            images: (N, C, H, W) in [-1, 1], of the model's shape.
+            more: further tensors with one row per image, passed to `work` with their images.
+            same_noise: every image gets the noise of image 0.
+
+        Raises:
+            UserError: the images do not have the model's shape, there are none, or an option is not possible.
         """
-        model = self.model
+        model, options = self.model, self.options
         if tuple(images.shape[1:]) != model.image_shape:
             raise UserError(f"the images are {tuple(images.shape[1:])}, but this model knows {model.image_shape}")
         if not len(images):
             raise UserError("there are no images to edit")
-        classes = self._classes(len(images))
-        size = model.default_batch_size if self.batch_size is None else self.batch_size
+        labels = model.labels_per_image(options.labels, len(images))
+        size = model.default_batch_size if options.batch_size is None else options.batch_size
         if size < 1:
             raise UserError(f"the batch size must be at least 1, not {size}")
-        answers = []
+        results = []
         for start in range(0, len(images), size):
             indices = range(start, min(start + size, len(images)))
-            denoiser = model.denoiser(
-                None if classes is None else classes[start : start + size],
-                guidance=self.guidance,
-                clip=self.clip,
-                batch_size=size,
-                precision=self.precision,
-            )
+            batch_labels = None if labels is None else labels[start : start + size]
+            denoiser = model.denoiser(batch_labels, options=options, batch_size=size)
             streams = [0] * len(indices) if same_noise else indices
-            noise = ImageNoise.of_seed(self.seed, streams, model.image_shape, device=model.device)
+            noise = ImageNoise.of_seed(options.seed, streams, model.image_shape, device=model.device)
             batch = [part[start : start + size].to(model.device) for part in (images, *more)]
-            answers.append(work(denoiser, noise, *batch).cpu())
-        return model.check_finite(torch.cat(answers))
+            results.append(work(denoiser, noise, *batch).cpu())
+        return torch.cat(results)
 
-    def _classes(self, count: int) -> Tensor | None:
-        if self.labels is None:
-            return None
-        classes = self.model.resolve_labels(self.labels) or []
-        if len(classes) not in (1, count):
-            raise UserError(f"{len(classes)} labels for {count} images: give one for all, or one an image")
-        return torch.tensor(classes * (count if len(classes) == 1 else 1))
+    def denoise(self, denoiser: Denoiser, x_t: Tensor, timesteps: Sequence[float], noise: Noise) -> Tensor:
+        """Sample x_0 (N, C, H, W) in [-1, 1] from x_t at the first of the timesteps, with the editor's sampler."""
+        options = self.options
+        x_0 = options.spec(denoiser, x_t, timesteps, noise=noise, **_sampler_options(options))
+        return x_0.clamp(-1, 1)
+
+
+def _sampler_options(options: SamplingOptions) -> dict[str, float | str]:
+    """The sampler's own options that were given; the others keep the sampler's defaults."""
+    given = {"eta": options.eta, "variant": options.variant}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-SURPRISE_DEPTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+LOSS_DEPTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
-def sdedit(editor: Editor, images: Tensor, strength: float, *, sampler: str = "ancestral", steps: int = 100) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1] noised by the first `strength` of the timesteps and denoised again.
+def sdedit(editor: Editor, images: Tensor, strength: float, **changes: Any) -> Tensor:
+    """Add noise to images and denoise them again (SDEdit, Meng et al. 2022).
 
-    strength: 0 (nothing happens) to 1 (a fresh sample); 0.3 of T = 1000 is "corrupt by 300 steps".
-    steps: of a whole run; a run from strength s takes s of them.
+    Args:
+        images: (N, C, H, W) in [-1, 1].
+        strength: fraction of the timesteps, from 0 (the image stays) to 1 (a new sample). 0.3 of T = 1000 adds the
+            noise of 300 steps.
+        changes: sampling options that replace the editor's, e.g. sampler and steps.
+
+    Returns: (N, C, H, W) in [-1, 1].
     """
-    chosen = find_sampler(sampler)
+    editor = editor.with_options(**changes)
 
     def work(denoiser: Denoiser, noise: Noise, x_0: Tensor) -> Tensor:
-        grid = grid_from(denoiser.schedule, strength, steps)
-        if len(grid) == 1:
+        timesteps = timesteps_from(denoiser.schedule, strength, editor.options.steps)
+        if len(timesteps) == 1:
             return x_0
-        x_t = denoiser.diffusion.q_sample(x_0, grid[0], noise())
-        return chosen(denoiser, x_t, grid, noise=noise).clamp(-1, 1)
+        x_t = denoiser.diffusion.q_sample(x_0, timesteps[0], noise())
+        return editor.denoise(denoiser, x_t, timesteps, noise)
 
     return editor.run(work, images)
 
 
-def grid_from(schedule: NoiseSchedule, strength: float, steps: int) -> list[float]:
-    """Falling timesteps from strength·T - 1 to -1, evenly spaced, `strength` of `steps` (at most T) of them."""
+def timesteps_from(schedule: NoiseSchedule, strength: float, steps: int | None) -> list[float]:
+    """Evenly spaced timesteps from strength·T - 1 down to -1: the fraction `strength` of `steps` (default: T)."""
     if not 0 <= strength <= 1:
         raise UserError(f"the strength must lie between 0 (keep the image) and 1 (a fresh sample), not at {strength}")
+    steps = schedule.timesteps if steps is None else min(steps, schedule.timesteps)
     if steps < 1:
         raise UserError(f"at least 1 step is needed, not {steps}")
     first = strength * schedule.timesteps - 1
     if first < 0:
         return [-1.0]
-    taken = max(1, round(strength * min(steps, schedule.timesteps)))
+    taken = max(1, round(strength * steps))
     return [float(t) for t in np.linspace(first, -1, taken + 1)]
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What a strength keeps and how plausible the outcome is; `images` are the outcomes.
+    """The edited images of one strength, how close they are to the originals, and how plausible.
 
-    psnr, ssim: to the originals, means (ssim nan below 11×11). surprise: see `surprise`.
+    psnr, ssim: means over the images; ssim is nan for images smaller than 11×11. denoising_loss: see that function.
+    images: (N, C, H, W) in [-1, 1].
     """
 
     strength: float
     psnr: float
     ssim: float
-    surprise: float
+    denoising_loss: float
     images: Tensor
 
 
@@ -128,32 +144,39 @@ def fidelity_curve(
     editor: Editor,
     images: Tensor,
     strengths: Sequence[float] = STRENGTHS,
-    *,
-    sampler: str = "ancestral",
-    steps: int = 100,
+    **changes: Any,
 ) -> list[CurvePoint]:
-    """The trade between fidelity and realism: `sdedit` at every strength, the untouched images (strength 0) first."""
+    """Trade fidelity for realism: run `sdedit` at each strength, after the unchanged images (strength 0)."""
     points = []
     for strength in [0.0, *(s for s in strengths if s > 0)]:
-        outcome = sdedit(editor, images, strength, sampler=sampler, steps=steps)
-        large = min(images.shape[-2:]) >= 11
-        similarity = float(ssim(outcome, images).mean()) if large else float("nan")
-        told = surprise(editor, outcome)
-        points.append(CurvePoint(strength, float(psnr(outcome, images).mean()), similarity, told, outcome))
+        edited = sdedit(editor, images, strength, **changes)
+        similarity = ssim_or_none(edited, images)
+        points.append(
+            CurvePoint(
+                strength,
+                float(psnr(edited, images).mean()),
+                float("nan") if similarity is None else float(similarity.mean()),
+                denoising_loss(editor, edited),
+                edited,
+            )
+        )
     return points
 
 
-def surprise(editor: Editor, images: Tensor) -> float:
-    """How badly the model predicts noise put on these images: mean ‖ε - ε̂‖² a pixel, over t from 0.1·T to 0.7·T.
+def denoising_loss(editor: Editor, images: Tensor) -> float:
+    """How plausible images are for the model: its loss ‖ε - ε̂‖² per pixel on them, mean over t from 0.1·T to 0.7·T.
 
-    It is the loss that the model was trained to make small on real images (eq. 14), with the same noise for all: what
-    surprises the model less than real images do is, to the model, as real as they are. It sees no more than the model.
+    This is the training loss (Ho et al. 2020, eq. 14) with fixed noise. If edited images have a loss as low as real
+    ones, the model cannot distinguish them from real ones; it does not notice what the model itself does not see.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1].
     """
-    fixed = replace(editor, guidance=1.0, clip=None, seed=editor.seed + 1)
+    fixed = editor.with_options(guidance=1.0, clip=None, seed=editor.options.seed + 1)
 
     def work(denoiser: Denoiser, noise: Noise, x_0: Tensor) -> Tensor:
         errors = []
-        for depth in SURPRISE_DEPTHS:
+        for depth in LOSS_DEPTHS:
             t, epsilon = max(0, round(depth * denoiser.schedule.timesteps) - 1), noise()
             predicted = denoiser(denoiser.diffusion.q_sample(x_0, t, epsilon), t).epsilon
             errors.append((predicted - epsilon).square().flatten(1).mean(1))
@@ -170,31 +193,38 @@ def interpolate(
     weights: Sequence[float],
     *,
     depth: float = 0.5,
-    sampler: str = "ancestral",
-    steps: int = 100,
+    **changes: Any,
 ) -> Tensor:
-    """Images between `first` and `second` (C, H, W): (len(weights), C, H, W), λ = 0 on the first one's side.
+    """Interpolate between two images in the space of x_t (Ho et al. 2020, figure 8).
 
-    Both are noised to t = depth·T (figure 8: 500 of 1,000 steps), x̄_t = (1-λ) x_t + λ x'_t, and x̄_t is denoised with
-    noise that is the same for every λ. Averaging two noises would leave less noise than belongs to t, at λ = ½ half
-    its variance, and the model would take the rest for an image's smoothness; so their average is scaled back.
-    Neither λ = 0 nor λ = 1 gives the image back: at depth > 0 details are new, the more the deeper (figure 9).
+    Both images are noised to t = depth·T, mixed to x̄_t = (1-λ) x_t + λ x'_t, and denoised with noise that is the same
+    for every λ. The mean of two noises has less variance than t requires, at λ = ½ half of it, and the model would
+    take that for a smooth image. So the mixed noise is scaled to unit variance; the images are mixed as in the paper.
+
+    Args:
+        first, second: (C, H, W) in [-1, 1].
+        weights: values of λ, from 0 (the first image) to 1 (the second).
+        depth: fraction of the timesteps; figure 8 takes 0.5. At depth 0 the images are only blended. At larger depths
+            more details are new, also for λ = 0 and λ = 1 (figure 9).
+        changes: sampling options that replace the editor's, e.g. sampler and steps.
+
+    Returns: (len(weights), C, H, W) in [-1, 1].
     """
     if not 0 <= depth <= 1:
         raise UserError(f"the depth must lie between 0 (the images, mixed) and 1 (pure noise), not at {depth}")
-    chosen = find_sampler(sampler)
+    editor = editor.with_options(**changes)
     lambdas = torch.tensor(list(weights), dtype=torch.float32).reshape(-1, 1, 1, 1)
     images = torch.lerp(first[None], second[None], lambdas)
-    ends = ImageNoise.of_seed(editor.seed, [1, 2], editor.model.image_shape)()
+    ends = ImageNoise.of_seed(editor.options.seed, [1, 2], editor.model.image_shape)()
     shrunk = ((1 - lambdas) ** 2 + lambdas**2).sqrt()
     mixed = torch.lerp(ends[:1], ends[1:], lambdas) / shrunk
 
     def work(denoiser: Denoiser, noise: Noise, x_0: Tensor, epsilon: Tensor) -> Tensor:
-        grid = grid_from(denoiser.schedule, depth, steps)
-        if len(grid) == 1:
+        timesteps = timesteps_from(denoiser.schedule, depth, editor.options.steps)
+        if len(timesteps) == 1:
             return x_0
-        x_t = denoiser.diffusion.q_sample(x_0, grid[0], epsilon)
-        return chosen(denoiser, x_t, grid, noise=noise).clamp(-1, 1)
+        x_t = denoiser.diffusion.q_sample(x_0, timesteps[0], epsilon)
+        return editor.denoise(denoiser, x_t, timesteps, noise)
 
     return editor.run(work, images, mixed, same_noise=True)
 
@@ -205,7 +235,7 @@ def coarse_to_fine(
     second: Tensor,
     weights: Sequence[float],
     depths: Sequence[float],
-    **options,
+    **changes: Any,
 ) -> Tensor:
-    """`interpolate` at every depth: (len(depths), len(weights), C, H, W), figure 9."""
-    return torch.stack([interpolate(editor, first, second, weights, depth=depth, **options) for depth in depths])
+    """Run `interpolate` at each depth: (len(depths), len(weights), C, H, W) (Ho et al. 2020, figure 9)."""
+    return torch.stack([interpolate(editor, first, second, weights, depth=depth, **changes) for depth in depths])

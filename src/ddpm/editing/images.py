@@ -1,4 +1,4 @@
-"""Pictures in and out of an edit: fitted to the model on the way in, drawn beside their figures on the way out."""
+"""Read pictures for an edit, and plot edited images with their fidelity."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import make_grid, to_float, to_pillow
+from ddpm.data.folder import list_images
 from ddpm.data.images import ENDINGS, fit, read_image, to_tensor
 from ddpm.data.sources import picture_names
 from ddpm.editing.editor import CurvePoint
@@ -26,7 +27,7 @@ ROWS_DRAWN = 6
 
 
 def read_fitted(path: Path, model: Model) -> Tensor:
-    """A picture as (1, C, H, W) in [-1, 1], brought to the model's shape as in training."""
+    """Read a picture as (1, C, H, W) in [-1, 1], resized to the model's shape as in training."""
     channels, height, width = model.image_shape
     how, background = model.preprocessing
     picture = to_pillow(read_image(path, channels, background, smallest=1))
@@ -34,15 +35,17 @@ def read_fitted(path: Path, model: Model) -> Tensor:
 
 
 def read_folder(source: Path, model: Model) -> tuple[list[str], Tensor, list[str]]:
-    """The pictures directly in a folder: their names, (N, C, H, W) in [-1, 1], and what is wrong with the others.
+    """Read the pictures directly in a folder.
 
-    A name is without its ending, which stays where another picture has the same name.
+    Returns: their names without the ending (unless two differ only in it), (N, C, H, W) in [-1, 1], and a message for
+        each file or sub-folder that was left out. Raises UserError if no picture can be used.
     """
-    paths = sorted(path for path in source.iterdir() if path.suffix.lower() in ENDINGS)
+    paths, skipped = list_images(source, recursive=False)
+    failures = [f"{source / name}: {reason}" for name, reason in skipped]
     if not paths:
-        raise UserError(f"no pictures in {source}: looked for {', '.join(ENDINGS)}")
+        reason = f"; left out: {failures[0]}" if failures else ""
+        raise UserError(f"no pictures in {source}: looked for {', '.join(ENDINGS)}{reason}")
     pictures: dict[Path, Tensor] = {}
-    failures = []
     for path in paths:
         try:
             pictures[path] = read_fitted(path, model)
@@ -55,23 +58,23 @@ def read_folder(source: Path, model: Model) -> tuple[list[str], Tensor, list[str
 
 
 def draw_curve(points: Sequence[CurvePoint]) -> "Figure":
-    """The outcomes at every strength above, PSNR and surprise over strength below; strength 0 is the original."""
+    """Plot the edited images of each strength, and below them PSNR and denoising loss; strength 0 is the original."""
     edited = points[1:]
     strengths = [point.strength for point in edited]
     with _gallery([point.images for point in points], ["original", *(f"{s:g}" for s in strengths)]) as (drawn, ax):
         ax.plot(strengths, [point.psnr for point in edited], color=COLOURS[0], marker="o")
-        ax.set(xlabel="strength: the share of timesteps by which the image was noised")
+        ax.set(xlabel="strength: the fraction of timesteps by which the image was noised")
         ax.set_ylabel("PSNR to the original, dB", color=COLOURS[0])
         other = ax.twinx()
-        other.plot(strengths, [point.surprise for point in edited], color=COLOURS[1], marker="s", linestyle="--")
-        other.axhline(points[0].surprise, color=COLOURS[1], linewidth=0.8, linestyle=":")
-        other.set_ylabel(r"surprise $\Vert\epsilon-\hat\epsilon\Vert^2$ (dotted: originals)", color=COLOURS[1])
+        other.plot(strengths, [point.denoising_loss for point in edited], color=COLOURS[1], marker="s", linestyle="--")
+        other.axhline(points[0].denoising_loss, color=COLOURS[1], linewidth=0.8, linestyle=":")
+        other.set_ylabel(r"denoising loss $\Vert\epsilon-\hat\epsilon\Vert^2$ (dotted: originals)", color=COLOURS[1])
         other.grid(False)
         return drawn
 
 
 def draw_reconstructions(originals: Tensor, trips: Sequence[RoundTrip]) -> "Figure":
-    """What comes back from every depth above, the error over depth below."""
+    """Plot the round trips of each depth, and below them their error."""
     depths = [trip.depth for trip in trips]
     titles = ["original", *(f"{depth:g}" for depth in depths)]
     with _gallery([originals, *(trip.images for trip in trips)], titles) as (drawn, ax):
@@ -79,14 +82,14 @@ def draw_reconstructions(originals: Tensor, trips: Sequence[RoundTrip]) -> "Figu
         ax.plot(
             depths, [trip.largest * 127.5 for trip in trips], color=COLOURS[1], marker="s", ls="--", label="largest"
         )
-        ax.set(xlabel="depth: the share of timesteps inverted", ylabel="round-trip error, of 255", yscale="log")
+        ax.set(xlabel="depth: the fraction of timesteps inverted", ylabel="round-trip error, of 255", yscale="log")
         ax.legend()
         return drawn
 
 
 @contextmanager
 def _gallery(columns: Sequence[Tensor], titles: Sequence[str]) -> Iterator[tuple["Figure", "Axes"]]:
-    """A figure with a table of images above, a column a tensor (N, C, H, W), and the empty axes below, in one style."""
+    """Yield a figure with a table of images (one column per tensor (N, C, H, W)) and the empty axes below it."""
     images = torch.stack([column[:ROWS_DRAWN] for column in columns], dim=1)
     across, channels, width = images.shape[1], images.shape[2], images.shape[4]
     grid = make_grid(images.flatten(0, 1), columns=across).permute(1, 2, 0).numpy()

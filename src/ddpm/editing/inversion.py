@@ -1,16 +1,16 @@
-"""Inversion: the x_t that the deterministic process turns back into a given image, and what can be done with it.
+"""Inversion: find the x_t from which deterministic sampling returns a given image, and translate between classes.
 
 With √ᾱ = cos φ and √(1-ᾱ) = sin φ the probability-flow ODE is dx/dφ = v, where v = √ᾱ ε̂ - √(1-ᾱ) x̂_0 (Salimans & Ho
-2022, appendix D). v is bounded from the data (φ = 0) to pure noise (φ = π/2), so φ is where to take even steps. Were
-x̂_0 and ε̂ constant over a step of δ, x would turn by δ on a circle:
+2022, appendix D). v is bounded from the data (φ = 0) to pure noise (φ = π/2), so steps are evenly spaced in φ. If
+x̂_0 and ε̂ were constant over a step of δ, x would turn by δ on a circle:
 - order 1, DDIM (Song et al. 2021): v from the step's start, x' = cos δ x + sin δ v.
 - order 2, midpoint: v from the step's middle, x' = x + 2 sin(δ/2) v. The middle is x_m = (x + x')/(2 cos(δ/2)), the
-  same whichever way the step is walked, so that going there and back cancels but for how well x_m was found.
+  same in both directions. So a step and its reverse cancel, up to the error of x_m.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -32,11 +32,11 @@ DEPTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @torch.no_grad()
 def flow(denoiser: Denoiser, x: Tensor, angles: Sequence[float], order: Order = 2) -> Tensor:
-    """Carry x (N, C, H, W) along the ODE through the given φ, rising (towards noise) or falling (towards data).
+    """Solve the ODE for x (N, C, H, W) at the given φ, increasing (towards noise) or decreasing (towards data).
 
-    One network evaluation a step for order 1, two for order 2.
+    One network evaluation per step for order 1, two for order 2.
     """
-    seen: Prediction | None = None  # x̂_0 and ε̂ in the middle of the last step: the first guess for this one's
+    seen: Prediction | None = None  # at the middle of the last step: the first guess for this step's middle
     for start, end in pairwise(angles):
         delta, middle = end - start, (start + end) / 2
         if order == 1:
@@ -52,7 +52,7 @@ def flow(denoiser: Denoiser, x: Tensor, angles: Sequence[float], order: Order = 
 
 
 def predict(denoiser: Denoiser, x: Tensor, angle: float) -> Prediction:
-    """x̂_0 and ε̂ at φ; a φ between the data and t = 0, where no network was trained, is taken to t = 0."""
+    """Predict x̂_0 and ε̂ at φ. Below t = 0 no network was trained, so a φ there is evaluated at t = 0."""
     return denoiser(x, max(0.0, timestep_of(denoiser.schedule, angle)))
 
 
@@ -62,12 +62,12 @@ def velocity(prediction: Prediction, angle: float) -> Tensor:
 
 
 def timestep_of(schedule: NoiseSchedule, angle: float) -> float:
-    """The (fractional) t whose √(1-ᾱ) is sin φ."""
+    """The fractional t with √(1-ᾱ_t) = sin φ."""
     return -1.0 if angle <= 0 else schedule.t_from_log_snr(-2 * math.log(math.tan(angle)))
 
 
 def angles_to(schedule: NoiseSchedule, depth: float, steps: int) -> list[float]:
-    """steps + 1 even φ from the data to t = depth·T - 1."""
+    """steps + 1 evenly spaced φ from the data to t = depth·T - 1."""
     if not 0 < depth <= 1:
         raise UserError(f"the depth must lie above 0 (the data) and not above 1 (pure noise), not at {depth}")
     if steps < 1:
@@ -77,16 +77,18 @@ def angles_to(schedule: NoiseSchedule, depth: float, steps: int) -> list[float]:
 
 
 def steps_within(evaluations: int, order: Order) -> int:
-    """How many steps a number of network evaluations allows."""
+    """The number of steps that so many network evaluations allow."""
     if evaluations < order:
         raise UserError(f"an inversion of order {order} needs at least {order} network evaluations, not {evaluations}")
     return evaluations // order
 
 
 def invert(editor: Editor, images: Tensor, *, depth: float = 1.0, evaluations: int = 100, order: Order = 2) -> Tensor:
-    """The latents x_t at t = depth·T - 1 of images (N, C, H, W).
+    """Return the latents x_t at t = depth·T - 1, (N, C, H, W), of images (N, C, H, W) in [-1, 1].
 
-    Guidance and clipping are off: they have no inverse.
+    Guidance and clipping are off, because they have no inverse; the network runs in float32.
+
+    Raises UserError unless 0 < depth <= 1 and `evaluations` allows at least one step.
     """
 
     def work(denoiser: Denoiser, noise: Noise, x_0: Tensor) -> Tensor:
@@ -98,23 +100,23 @@ def invert(editor: Editor, images: Tensor, *, depth: float = 1.0, evaluations: i
 def generate(
     editor: Editor, latents: Tensor, *, depth: float = 1.0, evaluations: int = 100, order: Order = 2
 ) -> Tensor:
-    """The images that `invert`'s latents stand for, with the editor's own guidance and clipping."""
+    """Return the images (N, C, H, W) of the latents of `invert`, with the editor's guidance and clipping."""
 
     def work(denoiser: Denoiser, noise: Noise, x_t: Tensor) -> Tensor:
-        rising = angles_to(denoiser.schedule, depth, steps_within(evaluations, order))
-        return flow(denoiser, x_t, rising[::-1], order)
+        increasing = angles_to(denoiser.schedule, depth, steps_within(evaluations, order))
+        return flow(denoiser, x_t, increasing[::-1], order)
 
     return editor.run(work, latents)
 
 
 def exact(editor: Editor) -> Editor:
-    """The editor without guidance and clipping, in float32."""
-    return replace(editor, guidance=1.0, clip=None, precision="fp32")
+    """Return the editor without guidance and clipping, in float32."""
+    return editor.with_options(guidance=1.0, clip=None, precision="fp32")
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """There and back to `depth`: `images` (N, C, H, W); root mean square and largest error on the [-1, 1] scale."""
+    """Images (N, C, H, W) after inversion to `depth` and back, and their errors: root mean square and largest."""
 
     depth: float
     images: Tensor
@@ -126,7 +128,7 @@ class RoundTrip:
 def round_trip(
     editor: Editor, images: Tensor, *, depth: float = 1.0, evaluations: int = 200, order: Order = 2
 ) -> RoundTrip:
-    """Invert and generate again, half of the network evaluations each way, guidance and clipping off."""
+    """Invert images and generate them again, half of the evaluations each way, without guidance or clipping."""
     if evaluations < 2 * order:
         least = f"at least {2 * order} network evaluations, not {evaluations}"
         raise UserError(f"a round trip of order {order} needs {least}")
@@ -140,7 +142,7 @@ def round_trip(
 def reconstructions(
     editor: Editor, images: Tensor, depths: Sequence[float] = DEPTHS, *, evaluations: int = 200, order: Order = 2
 ) -> list[RoundTrip]:
-    """`round_trip` from every depth."""
+    """Run `round_trip` at each depth."""
     return [round_trip(editor, images, depth=depth, evaluations=evaluations, order=order) for depth in depths]
 
 
@@ -154,13 +156,16 @@ def translate(
     evaluations: int = 100,
     order: Order = 2,
 ) -> Tensor:
-    """Images of class `source` as class `target`: inverted as the one, generated from that latent as the other.
+    """Translate images (N, C, H, W) from class `source` to class `target`.
 
-    What the class does not decide (slant, stroke, place) lives in the latent and is kept. The editor's guidance acts
-    on the way back; a smaller depth keeps more of the image.
+    They are inverted as `source` (None: no class), and generated from their latents as `target`. The latent keeps the
+    features that do not depend on the class, such as slant, stroke and position. A smaller depth keeps more. Guidance
+    is used only for generation.
+
+    Raises UserError if the model was trained without classes.
     """
     if editor.model.num_classes is None:
         raise UserError("this model was trained without classes: there is nothing to translate between")
-    latents = invert(replace(editor, labels=source), images, depth=depth, evaluations=evaluations, order=order)
-    back = generate(replace(editor, labels=target), latents, depth=depth, evaluations=evaluations, order=order)
+    latents = invert(editor.with_options(labels=source), images, depth=depth, evaluations=evaluations, order=order)
+    back = generate(editor.with_options(labels=target), latents, depth=depth, evaluations=evaluations, order=order)
     return back.clamp(-1, 1)

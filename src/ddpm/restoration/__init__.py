@@ -6,7 +6,7 @@ restored.mean, restored.std
 """
 
 from ddpm.restoration.deepinv import as_deepinv, from_deepinv, from_deepinv_measurement
-from ddpm.restoration.job import Settings, restore_file, restore_folder
+from ddpm.restoration.job import RestoreSettings, restore_file, restore_folder
 from ddpm.restoration.methods import METHODS, saturation
 from ddpm.restoration.operators import (
     Channels,
@@ -29,9 +29,9 @@ __all__ = [
     "Denoising",
     "Dense",
     "Inpainting",
+    "RestoreSettings",
     "Restored",
     "Separable",
-    "Settings",
     "Task",
     "WalshHadamard",
     "as_deepinv",

@@ -1,6 +1,6 @@
-"""To and from deepinv: its physics as our operators, our model as its denoiser.
+"""Convert to and from deepinv: its physics to our operators, our model to its denoiser.
 
-deepinv's images lie in [0, 1], ours in [-1, 1]. A linear physics is the same H in both; its measurements are not:
+deepinv's images are in [0, 1], ours in [-1, 1]. A linear physics is the same H for both, but the measurements differ:
 y = 2·y₀₁ - H(1), see `from_deepinv_measurement`.
 """
 
@@ -22,7 +22,7 @@ ORTHOGONAL_TOLERANCE = 1e-4
 
 
 class DeepinvOperator(LinearOperator):
-    """A deepinv `LinearPhysics`, for DDNM without noise and for DPS."""
+    """A deepinv `LinearPhysics` as an operator, for DDNM without noise and for DPS."""
 
     def __init__(self, physics: Any, image_shape: tuple[int, int, int]):
         super().__init__(image_shape, _measurement_shape(physics, image_shape))
@@ -39,7 +39,7 @@ class DeepinvOperator(LinearOperator):
 
 
 class DeepinvSpectral(SpectralOperator):
-    """A deepinv `DecomposablePhysics`, for every method; see `from_deepinv`."""
+    """A deepinv `DecomposablePhysics` as an operator, for every method; see `from_deepinv`."""
 
     def __init__(self, physics: Any, image_shape: tuple[int, int, int]):
         mask = torch.as_tensor(physics.mask).detach().abs()
@@ -60,13 +60,17 @@ class DeepinvSpectral(SpectralOperator):
 
 
 def from_deepinv(physics: Any, image_shape: tuple[int, int, int]) -> LinearOperator:
-    """deepinv's physics as an operator on images (C, H, W): with its decomposition where it has one.
+    """Convert a deepinv physics to an operator on images (C, H, W), with its decomposition if it has one.
 
     `BlurFFT` keeps half of a complex spectrum, in which white noise is not white; it becomes our own circular blur.
-    Raises UserError for a physics that is not linear (DPS takes `physics.A` itself), and for a decomposition whose
-    V is not orthonormal.
+
+    Raises:
+        UserError: the physics is not linear (DPS takes `physics.A` itself); it has one mask or kernel per image; or
+            the V of its decomposition is not orthonormal.
     """
     deepinv: Any = require("deepinv", "inverse")
+    if isinstance(physics, deepinv.physics.LinearPhysics):
+        _check_shared(physics)
     if isinstance(physics, deepinv.physics.BlurFFT):
         impulse = torch.zeros(1, *image_shape)
         impulse[..., image_shape[1] // 2, image_shape[2] // 2] = 1
@@ -81,22 +85,23 @@ def from_deepinv(physics: Any, image_shape: tuple[int, int, int]) -> LinearOpera
 
 
 def from_deepinv_measurement(operator: LinearOperator, y: Tensor) -> Tensor:
-    """y = H x₀₁ + n of images in [0, 1] as the measurement 2y - H(1) of images in [-1, 1]."""
+    """Convert y = H x₀₁ + n of images in [0, 1] to the measurement 2y - H(1) of images in [-1, 1]."""
     return 2 * y - operator.H(torch.ones(1, *operator.image_shape, device=y.device))
 
 
 def as_deepinv(model: Model, **options: Any) -> torch.nn.Module:
-    """The model as a `deepinv.models.Denoiser`: (x + σ n, σ) -> x̂, images in [0, 1], σ a number or one an image.
+    """Convert the model to a `deepinv.models.Denoiser`: (x + σ n, σ) -> x̂, σ a number or one per image.
 
-    `options` go to `Model.denoiser` (labels, guidance, precision, …). σ beyond the schedule's ends takes the end's.
+    Images are in [0, 1]. options: for `Model.denoiser` (labels, guidance, precision, …). A σ outside the schedule is
+    moved to its nearest end.
     """
     return denoiser_as_deepinv(model.denoiser(**options), model.device)
 
 
 def denoiser_as_deepinv(denoiser: Denoiser, device: torch.device | None = None) -> torch.nn.Module:
-    """Any `Denoiser` as deepinv's; x + σ n is √ᾱ_t-scaled x_t at the t whose √((1-ᾱ)/ᾱ) is 2σ on our scale.
+    """Convert any `Denoiser` to deepinv's: x + σ n is x_t/√ᾱ_t at the t with √((1-ᾱ_t)/ᾱ_t) = 2σ, on our scale.
 
-    device: where it works, the images' own by default; the answer is where they are.
+    device: where to compute; default: the device of the images. Results are on the device of the images.
     """
     deepinv: Any = require("deepinv", "inverse")
 
@@ -114,7 +119,7 @@ def denoiser_as_deepinv(denoiser: Denoiser, device: torch.device | None = None) 
 
 
 def _labelled(denoiser: Denoiser, count: int) -> Denoiser:
-    """The denoiser with a label for each of `count` images, where it has one that all share."""
+    """The denoiser with one label per image, for `count` images; a single label is repeated."""
     several = copy.copy(denoiser)
     if denoiser.labels is not None:
         several.labels = denoiser.labels.expand(count)
@@ -122,7 +127,7 @@ def _labelled(denoiser: Denoiser, count: int) -> Denoiser:
 
 
 def _one_by_one(denoiser: Denoiser, count: int) -> Iterator[Denoiser]:
-    """The denoiser of `count` images for each of them alone, with its own label."""
+    """Yield, for each of `count` images, the denoiser with the label of that image."""
     for index in range(count):
         alone = copy.copy(denoiser)
         if denoiser.labels is not None:
@@ -142,18 +147,30 @@ def _measurement_shape(physics: Any, image_shape: tuple[int, int, int]) -> tuple
     return tuple(physics.A(torch.zeros(1, *image_shape, device=_device(physics))).shape[1:])
 
 
+def _check_shared(physics: Any) -> None:
+    """Raise UserError if the physics has several masks or kernels: `restore` takes one operator for all images."""
+    parameters = {**dict(physics.named_buffers()), **dict(physics.named_parameters())}
+    for name, value in parameters.items():
+        if name in ("mask", "filter") and value.ndim >= 4 and len(value) > 1:
+            kind = type(physics).__name__
+            raise UserError(
+                f"this {kind} has {len(value)} values of {name}, one per image: make one {kind} for each image, and "
+                "restore the images one by one"
+            )
+
+
 def _device(physics: Any) -> torch.device:
     return next((buffer.device for buffer in physics.buffers()), torch.device("cpu"))
 
 
 def _check_orthonormal(operator: DeepinvSpectral) -> None:
-    """White noise must stay white in the seen coordinates: VᵀV = 1 there."""
+    """Raise UserError unless VᵀV = 1 on the coordinates that H sees, so that white noise stays white."""
     probe = torch.randn(2, *operator.image_shape, generator=torch.Generator().manual_seed(0))
     inside = operator.Vt(probe.to(operator.singulars.device)) * operator.seen
     back = operator.Vt(operator.V(inside)) * operator.seen
     lengths = operator.V(inside).flatten(1).norm(dim=1) / inside.flatten(1).norm(dim=1)
     if not torch.allclose(back, inside, atol=ORTHOGONAL_TOLERANCE) or (lengths - 1).abs().max() > ORTHOGONAL_TOLERANCE:
         raise UserError(
-            f"the decomposition of {type(operator.physics).__name__} is not orthonormal: its noise cannot be told "
-            "direction by direction; use ddnm without noise, or dps"
+            f"the decomposition of {type(operator.physics).__name__} is not orthonormal, so its noise differs "
+            "between directions; use ddnm without noise, or dps"
         )

@@ -1,7 +1,6 @@
 """Restore a file or a folder: read and degrade images, restore them in batches, and report. A stopped job resumes."""
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -18,14 +17,14 @@ from torch.nn.functional import interpolate, pad
 from tqdm import tqdm
 
 from ddpm.common.errors import UserError
-from ddpm.common.fidelity import psnr, ssim
-from ddpm.common.files import atomic_write, check_output, user_path
-from ddpm.common.hardware import Precision
+from ddpm.common.fidelity import psnr, ssim_or_none
+from ddpm.common.files import atomic_write, check_output, file_digest, user_path
 from ddpm.common.pixels import make_grid, save_picture, to_pillow, to_uint8
 from ddpm.common.randomness import derive_seed
+from ddpm.data.folder import list_images
 from ddpm.data.images import ENDINGS, read_image, to_tensor
 from ddpm.data.sources import picture_names
-from ddpm.model import Labels, Model
+from ddpm.model import Model, SamplingOptions
 from ddpm.restoration.methods import check_sigma, find_method
 from ddpm.restoration.operator import SpectralOperator
 from ddpm.restoration.operators import Inpainting
@@ -33,43 +32,35 @@ from ddpm.restoration.posterior import PIXEL_SCALE, Restored, estimate_noise, re
 from ddpm.restoration.tasks import Task, read_picture
 from ddpm.samplers.algorithms import Callback, Step
 
-ROUNDING = 1 / (255 * math.sqrt(12))  # σ of what a picture's 256 levels leave out, in [0, 1] units
-HARMLESS_GAIN = 50  # where H⁺ multiplies it by less, taking y as exact does at least as well
-ROUNDING_NOTE = f"σ is taken as {ROUNDING:.4f}: an 8-bit picture's rounding, which undoing this blur would multiply"
-
-OPERATORS = 4  # of so many shapes at once: each is as large as several pictures
-
-
-def file_digest(path: Path) -> str:
-    """Names a file's content; empty where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=10)).hexdigest()
-    except OSError:
-        return ""
+ROUNDING = 1 / (255 * math.sqrt(12))  # σ of rounding to 256 levels, in [0, 1] units
+HARMLESS_GAIN = 50  # if H⁺ amplifies the rounding less, taking y as exact is at least as good
+ROUNDING_NOTE = (
+    f"σ is taken as {ROUNDING:.4f}, the rounding of an 8-bit picture, because undoing this blur amplifies it"
+)
+OPERATORS = 4  # operators kept in memory; each is as large as several pictures
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What `ddpm restore` is told; the fields that change a result are kept beside a folder's results."""
+class RestoreSettings:
+    """What to undo and how. The fields that change a result are written to the folder of the results.
+
+    noise: σ in [0, 1] units; None: estimated for each image. degrade: the inputs are clean and are degraded first.
+    sampling: see `restore`. options: of the method.
+    """
 
     task: Task
     method: str = "ddnm"
-    noise: float | None = 0.0  # σ in [0, 1] units; None: estimated from each image
+    noise: float | None = 0.0
     degrade: bool = False
     samples: int = 1
-    steps: int | None = None
-    labels: Labels = None
-    guidance: float = 1.0
-    seed: int = 0
-    precision: Precision = "auto"
-    batch_size: int | None = None
+    sampling: SamplingOptions = SamplingOptions()
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         find_method(self.method)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"the batch size must be at least 1, not {self.batch_size}")
+        size = self.sampling.batch_size
+        if size is not None and size < 1:
+            raise UserError(f"the batch size must be at least 1, not {size}")
         if self.task.name == "denoise" and self.noise == 0:
             raise UserError("denoise needs --noise: σ in units of the [0, 1] image, or auto")
         if self.noise is not None:
@@ -81,22 +72,21 @@ class Settings:
             raise UserError("--degrade adds the noise itself: give --noise a number instead of auto")
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for the note beside a folder's results; of a mask or kernel file its content too.
+        """The settings as JSON values, with the hash of a mask or kernel file.
 
-        Without the batch size: after running out of memory, the call goes on with a smaller one.
+        Without the batch size, so that a folder resumes with a smaller one after running out of memory.
         """
         files = [Path(word) for word in (self.task.mask, self.task.kernel) if word and Path(word).is_file()]
-        told = asdict(self)
-        del told["batch_size"]
-        return {**told, "files": {str(path): file_digest(path) for path in files}}
+        values = asdict(self)
+        del values["sampling"]["batch_size"]
+        return {**values, "files": {str(path): file_digest(path) for path in files}}
 
 
 @dataclass(frozen=True)
 class Item:
-    """A measurement y (on the CPU) with all that is known of it, and where its results go.
+    """One measurement: y (on the CPU), its operator, and where its result is written.
 
-    out: where its result goes, a .png. sigma: the noise of y in [0, 1] units. original: (C, H, W), only where we
-    degraded it ourselves.
+    out: a .png. sigma: noise of y in [0, 1] units. original: (C, H, W) in [-1, 1] if we degraded it, else None.
     """
 
     name: str
@@ -108,22 +98,23 @@ class Item:
 
 
 class Reader:
-    """Reads pictures as items; operators are shared between pictures of one shape, of which the newest are kept."""
+    """Read pictures as items. Pictures of one shape and task share an operator; the newest operators are kept."""
 
-    def __init__(self, model: Model, settings: Settings):
+    def __init__(self, model: Model, settings: RestoreSettings):
         self.model, self.settings = model, settings
-        self.operators: dict[tuple[int, int, int], SpectralOperator] = {}
+        self.operators: dict[tuple[tuple[int, ...], Task], SpectralOperator] = {}
 
     def read(self, path: Path, name: str, out: Path) -> Item:
-        """A picture as the measurement it is, or spoilt first. Raises UserError where it cannot be restored."""
+        """Read a picture as a measurement, or degrade it first. Raises UserError if it cannot be restored."""
         settings, channels = self.settings, self.model.image_shape[0]
-        grey = settings.task.name == "colorize" and not settings.degrade
-        picture = read_picture(path, 1 if grey else channels, self.model.preprocessing.background)
+        colourise = settings.task.name == "colorize" and not settings.degrade
+        background = self.model.preprocessing.background
+        picture = read_picture(path, 1 if colourise else channels, background, toned=colourise)
         shape = settings.task.restored_shape(picture.shape, channels)
-        operator = self.operator(picture.shape if settings.degrade else shape, path)
+        operator = self.operator(picture.shape if settings.degrade else shape, path, settings.task.for_picture(name))
         if settings.degrade:
             assert settings.noise is not None
-            y = degrade(picture, operator, settings.noise, derive_seed(settings.seed, "degrade", name))
+            y = degrade(picture, operator, settings.noise, derive_seed(settings.sampling.seed, "degrade", name))
         else:
             y = seen_part(operator, picture)
         sigma = settings.noise
@@ -135,52 +126,42 @@ class Reader:
             sigma = max(sigma, rounding_noise(operator))
         return Item(name, out, y, operator, sigma, picture if settings.degrade else None)
 
-    def operator(self, shape: Sequence[int], path: Path) -> SpectralOperator:
+    def operator(self, shape: Sequence[int], path: Path, task: Task) -> SpectralOperator:
         """The task's operator for images (C, H, W), on the model's device."""
         _, height, width = self.model.image_shape
         if shape[1] < height or shape[2] < width:
             raise UserError(f"{path} makes {shape[1]}×{shape[2]} pixels, but this model needs {height}×{width} or more")
-        key = (shape[0], shape[1], shape[2])
+        key = tuple(shape), task
         if key not in self.operators:
             if len(self.operators) == OPERATORS:
                 del self.operators[next(iter(self.operators))]
-            self.operators[key] = self.settings.task.operator(key).to(self.model.device)
+            self.operators[key] = task.operator((shape[0], shape[1], shape[2])).to(self.model.device)
         return self.operators[key]
 
 
 def degrade(image: Tensor, operator: SpectralOperator, sigma: float, seed: int) -> Tensor:
-    """y = H x + σ n of one image (C, H, W) in [-1, 1], σ in [0, 1] units; y comes back on the CPU."""
+    """y = H x + σ n of one image (C, H, W) in [-1, 1], on the CPU; σ in [0, 1] units, lost pixels 0."""
     clean = operator.H(image[None].to(operator.device))[0].cpu()
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     return seen_part(operator, clean + PIXEL_SCALE * sigma * noise)
 
 
 def rounding_noise(operator: SpectralOperator) -> float:
-    """The least σ of a y read from a picture: its rounding, where H⁺ multiplies that as most blurs' does; else 0."""
+    """Smallest σ of a y read from a picture: its rounding if H⁺ amplifies it, as for most blurs; else 0."""
     return ROUNDING if operator.inverse_singulars.max() > HARMLESS_GAIN else 0.0
 
 
 def seen_part(operator: SpectralOperator, y: Tensor) -> Tensor:
-    """y with its lost pixels 0, whatever stood there; other degradations lose none."""
+    """y (C, H, W) with its lost pixels set to 0; only inpainting has any."""
     return y * operator.known.cpu() if isinstance(operator, Inpainting) else y
 
 
 PICTURED = 16  # images in the report's picture
-STRIP_SIDE = 2048  # pixels, of each of them: so the picture is bounded too
-UNCERTAINTY_WHITE = 0.25  # the standard deviation, in [0, 1] units, that an uncertainty map shows as white
+STRIP_SIDE = 2048  # pixels: the longest side of each image's row in it
+UNCERTAINTY_WHITE = 0.25  # standard deviation in [0, 1] units that is white in the picture of the uncertainty
 COMPARED = ("input", "baseline", "result")
-COMPARISON, TIMESTEP_SAMPLERS, UNCERTAINTY = BESIDE = (
-    "_compare",
-    "_draws",
-    "_std",
-)  # endings of the pictures beside a result
+BESIDE = COMPARISON, SAMPLES, UNCERTAINTY = ("_compare", "_samples", "_std")  # endings of the pictures beside a result
 Row = dict[str, Any]
-
-
-def save_result(item: Item, restored: Restored, seconds: float) -> Row:
-    """Write an image's pictures; returns its line of the report."""
-    write_images(item, restored)
-    return row_of(item, restored, seconds)
 
 
 def beside(out: Path, ending: str) -> Path:
@@ -189,56 +170,61 @@ def beside(out: Path, ending: str) -> Path:
 
 
 def pictures_of(out: Path, samples: int) -> list[Path]:
-    """All that `write_images` writes for the result `out`."""
+    """All files that `save_result` writes for the result `out`."""
     return [out, *(beside(out, ending) for ending in BESIDE if ending == COMPARISON or samples > 1)]
 
 
-def write_images(item: Item, restored: Restored) -> None:
-    """NAME.png (the mean), NAME_compare.png (original, input, baseline, result side by side), and where several
-    samples were drawn NAME_draws.png and NAME_std.png, the uncertainty: white is a deviation of 0.25 or more."""
-    baseline = pseudo_inverse(item)
-    strip = [as_picture(item), baseline, restored.mean]
+def save_result(item: Item, restored: Restored, seconds: float) -> Row:
+    """Write an image's pictures and return its row of the report.
+
+    Written: NAME.png (the mean) and NAME_compare.png (original, input, pseudo-inverse and result side by side). With
+    several samples also NAME_samples.png and NAME_std.png, where white is a standard deviation of 0.25 or more.
+    """
+    measured, baseline = as_picture(item), pseudo_inverse(item)
+    strip = [measured, baseline, restored.mean]
     if item.original is not None:
         strip.insert(0, item.original[None])
     if restored.samples.shape[1] > 1:
         uncertainty = 2 * (restored.std / UNCERTAINTY_WHITE) - 1
         strip.append(uncertainty)
         save_picture(to_uint8(uncertainty[0]), beside(item.out, UNCERTAINTY), overwrite=True)
-        save_picture(make_grid(restored.samples[0]), beside(item.out, TIMESTEP_SAMPLERS), overwrite=True)
+        save_picture(make_grid(restored.samples[0]), beside(item.out, SAMPLES), overwrite=True)
     save_picture(make_grid(torch.cat(strip), columns=len(strip)), beside(item.out, COMPARISON), overwrite=True)
     save_picture(to_uint8(restored.mean[0]), item.out, overwrite=True)
 
-
-def row_of(item: Item, restored: Restored, seconds: float) -> Row:
-    """An image's line of the report; residual: root mean square of H x̂ - y, in [0, 1] units, to compare with σ."""
-    operator = item.operator
-    misfit = operator.H(restored.mean.to(operator.device)) - item.y.to(operator.device)
-    residual = (misfit.square().sum() / operator.seen.sum()).sqrt() / PIXEL_SCALE
     row: Row = {"name": item.name, "error": "", "sigma": round(item.sigma, 5)}
-    row |= {"residual": round(float(residual), 5), "spread": round(float(restored.std.mean()), 5)}
+    row |= {"residual": round(residual(item, restored), 5), "spread": round(float(restored.std.mean()), 5)}
     row |= {"seconds": round(seconds, 3)}
     if item.original is not None:
-        for label, image in zip(COMPARED, (as_picture(item), pseudo_inverse(item), restored.mean), strict=True):
-            row[f"psnr_{label}"] = round(float(psnr(image, item.original[None])), 2)
-            large = min(item.original.shape[1:]) >= 11
-            row[f"ssim_{label}"] = round(float(ssim(image, item.original[None])), 4) if large else ""
+        original = item.original[None]
+        for label, image in zip(COMPARED, (measured, baseline, restored.mean), strict=True):
+            row[f"psnr_{label}"] = round(float(psnr(image, original)), 2)
+            similarity = ssim_or_none(image, original)
+            row[f"ssim_{label}"] = "" if similarity is None else round(float(similarity), 4)
     return row
 
 
+def residual(item: Item, restored: Restored) -> float:
+    """Root mean square of H x̂ - y over what H sees, in [0, 1] units, so that it compares with σ."""
+    operator = item.operator
+    misfit = operator.H(restored.mean.to(operator.device)) - item.y.to(operator.device)
+    return float((misfit.square().sum() / operator.seen.sum()).sqrt() / PIXEL_SCALE)
+
+
 def pseudo_inverse(item: Item) -> Tensor:
-    """H⁺y (1, C, H, W) on the CPU; what H does not see is 0, mid-grey."""
+    """H⁺y (1, C, H, W) on the CPU; directions that H does not see are 0, mid-grey."""
     return item.operator.H_pinv(item.y[None].to(item.operator.device)).cpu().clamp(-1, 1)
 
 
 def as_picture(item: Item) -> Tensor:
-    """The measurement in the restored image's shape, (1, C, H, W), for the eye and for PSNR."""
+    """The measurement enlarged to the restored image's shape, (1, C, H, W), for pictures and PSNR."""
     channels, height, width = item.operator.image_shape
     small = item.y[None].clamp(-1, 1)
     return interpolate(small, size=(height, width), mode="nearest-exact").expand(1, channels, height, width)
 
 
 def read_report(path: Path) -> list[Row]:
-    """The rows of a report, or none."""
+    """The rows of a report; none if there is no report."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -246,19 +232,19 @@ def read_report(path: Path) -> list[Row]:
 
 
 def write_report(path: Path, rows: list[Row]) -> None:
-    """The rows as CSV; a column that a row lacks stays empty."""
+    """Write the rows as CSV; a cell is empty if its row lacks the column."""
     columns = list(dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="")
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write(path, text.getvalue().encode())
+    atomic_write(path, text.getvalue())
 
 
 def write_picture(path: Path, results: list[Path]) -> None:
-    """The first comparisons under each other, large ones made smaller.
+    """Write the first comparisons below each other, large ones reduced.
 
-    Those that are gone or too large to be read are left out: the work is done, and this must not fail it.
+    Comparisons that are missing or too large to read are left out, because a failure here must not fail finished work.
     """
     strips = []
     for result in results[:PICTURED]:
@@ -273,20 +259,20 @@ def write_picture(path: Path, results: list[Path]) -> None:
 
 
 def _thumbnail(strip: Tensor) -> Tensor:
-    """A picture uint8 (C, H, W) of at most STRIP_SIDE pixels a side."""
+    """A picture uint8 (C, H, W) reduced to at most STRIP_SIDE pixels per side."""
     picture = to_pillow(strip)
     picture.thumbnail((STRIP_SIDE, STRIP_SIDE))
     return to_tensor(picture)
 
 
 def averages(rows: list[Row]) -> dict[str, float]:
-    """The mean of every figure of the report over the images that have it."""
-    figures: dict[str, list[float]] = {}
+    """The mean of each number of the report over the images that have it."""
+    numbers: dict[str, list[float]] = {}
     for row in rows:
         for key, value in row.items():
             if key not in ("name", "error", "digest") and value not in ("", None) and math.isfinite(float(value)):
-                figures.setdefault(key, []).append(float(value))
-    return {key: sum(values) / len(values) for key, values in figures.items()}
+                numbers.setdefault(key, []).append(float(value))
+    return {key: sum(values) / len(values) for key, values in numbers.items()}
 
 
 REPORT, PICTURE, SETTINGS = "report.csv", "report.png", "settings.json"
@@ -294,9 +280,9 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
 
 
 def restore_file(
-    model: Model, source: Path, out: Path, settings: Settings, *, overwrite: bool = False
+    model: Model, source: str | Path, out: str | Path, settings: RestoreSettings, *, overwrite: bool = False
 ) -> tuple[Item, Row]:
-    """Restore one picture to `out`, a .png; more pictures stand beside it, see `report.write_images`."""
+    """Restore one picture to `out`, a .png, with more pictures beside it; see `save_result`."""
     source, out = user_path(source), user_path(out)
     for path in pictures_of(out, settings.samples):
         check_output(path, (".png",), overwrite=overwrite)
@@ -305,34 +291,31 @@ def restore_file(
     total = model.diffusion.schedule.timesteps
     with tqdm(total=total, desc="restoring", bar_format=BAR, delay=2, leave=False, disable=None) as bar:
 
-        def show(step: Step) -> None:  # how far down the timesteps x_t is: jumps go back up
+        def show(step: Step) -> None:  # the position of x_t among the timesteps: jumps decrease it
             bar.update(total - 1 - round(step.t_prev) - bar.n)
 
         (result,) = restore_items(model, [item], settings, show)
     row = save_result(*result)
     for path in set(replaced) - {*pictures_of(out, settings.samples), source}:
-        path.unlink(missing_ok=True)  # the draws of the earlier result are none of this one's
+        path.unlink(missing_ok=True)  # the samples of the earlier result do not belong to this one
     return item, row
 
 
-def restore_folder(model: Model, source: Path, out: Path, settings: Settings, *, overwrite: bool = False) -> list[Row]:
-    """Restore every picture in `source`, sub-folders included; returns the rows of the report.
+def restore_folder(
+    model: Model, source: str | Path, out: str | Path, settings: RestoreSettings, *, overwrite: bool = False
+) -> list[Row]:
+    """Restore every picture in `source` and its sub-folders, and return the rows of the report.
 
-    What an earlier, interrupted call with the same settings has done of the same pictures is kept. Pictures that cannot
-    be read or do not fit are named in the report, in the column `error`, and left out; so are those whose result would
-    lie where another picture of the report goes. What lies below `out` is a result, and never restored again.
+    A call with the same settings resumes: results of unchanged pictures are kept. A row with an `error` is a picture
+    that was left out, because it cannot be read, does not fit, or its result would replace another picture of the
+    report. Pictures below `out` and the mask itself are never inputs.
     """
     source, out = user_path(source), user_path(out)
-    if settings.labels is not None and len(model.resolve_labels(settings.labels) or []) > 1:
+    labels = settings.sampling.labels
+    if labels is not None and len(model.resolve_labels(labels) or []) > 1:
         raise UserError("a folder takes one label: put the pictures of each class in a folder of their own")
-    found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in ENDINGS]
-    inputs = [path for path in found if not path.resolve().is_relative_to(out.resolve())]
-    if found and not inputs:
-        raise UserError(f"all pictures in {source} lie below {out}, where results go: give another --out")
-    if not inputs:
-        raise UserError(f"no pictures in {source}: looked for {', '.join(ENDINGS)}")
-    paths = dict(zip(picture_names([path.relative_to(source) for path in inputs]), inputs, strict=True))
-    digests = {name: file_digest(path) for name, path in paths.items()}
+    paths, skipped = inputs(source, out, settings.task)
+    digests = {name: file_digest(path) + own_mask_digest(settings.task, name) for name, path in paths.items()}
     about = {"weights": model.weights_hash, **settings.as_json()}
     note = json.dumps(about, indent=1, sort_keys=True, default=str)
     reserved = {Path(PICTURE).stem, *(name + ending for name in paths for ending in BESIDE)}
@@ -345,7 +328,9 @@ def restore_folder(model: Model, source: Path, out: Path, settings: Settings, *,
     todo = {name: path for name, path in paths.items() if name not in rows}
     with tqdm(total=len(todo), unit="image", desc="restoring", disable=len(todo) < 2) as bar:
         for items, failures in batches(model, todo, reserved, out, settings):
-            results = restore_items(model, items, settings)  # what is wrong shows here, before anything is touched
+            results = restore_items(
+                model, items, settings
+            )  # a wrong option is refused here, before anything is changed
             if results and not begun:
                 begin(out, note)
                 begun = True
@@ -353,22 +338,50 @@ def restore_folder(model: Model, source: Path, out: Path, settings: Settings, *,
                 rows[row["name"]] = {**row, "digest": digests[row["name"]]}
                 bar.update()
             if not all(row["error"] for row in rows.values()):
-                write_report(out / REPORT, [rows[name] for name in paths if name in rows])
+                write_report(out / REPORT, [*(rows[name] for name in paths if name in rows), *skipped])
     finished = [rows[name] for name in paths]
     if all(row["error"] for row in finished):
         raise UserError(f"no picture in {source} could be restored; the first: {finished[0]['error']}")
     write_picture(out / PICTURE, [out / f"{row['name']}.png" for row in finished if not row["error"]])
-    return finished
+    return finished + skipped
+
+
+def inputs(source: Path, out: Path, task: Task) -> tuple[dict[str, Path], list[Row]]:
+    """The pictures to restore by their names, and a row with an error for each file that was left out."""
+    found, left_out = list_images(source)
+    results = out.resolve()
+    mask = Path(task.mask).expanduser().resolve() if task.mask else None
+    paths = [path for path in found if not path.resolve().is_relative_to(results)]
+    if found and not paths:
+        raise UserError(f"all pictures in {source} lie below {out}, where results go: give another --out")
+    paths = sorted(path for path in paths if mask is None or not path.resolve().is_relative_to(mask))
+    skipped = [
+        {"name": name, "error": reason, "digest": ""}
+        for name, reason in left_out
+        if not (source / name).resolve().is_relative_to(results)
+    ]
+    if not paths:
+        reason = f"; left out: {skipped[0]['name']}: {skipped[0]['error']}" if skipped else ""
+        raise UserError(f"no pictures in {source}: looked for {', '.join(ENDINGS)}{reason}")
+    return dict(zip(picture_names([path.relative_to(source) for path in paths]), paths, strict=True)), skipped
+
+
+def own_mask_digest(task: Task, name: str) -> str:
+    """Hash of the picture's own mask; empty if all pictures share one, or if it has none."""
+    with suppress(UserError):
+        own = task.for_picture(name)
+        return "" if own is task or own.mask is None else file_digest(Path(own.mask))
+    return ""
 
 
 def batches(
-    model: Model, paths: dict[str, Path], reserved: set[str], out: Path, settings: Settings
+    model: Model, paths: dict[str, Path], reserved: set[str], out: Path, settings: RestoreSettings
 ) -> Iterator[tuple[list[Item], list[Row]]]:
-    """The pictures in runs that share operator and σ, each with the rows of those that failed on the way.
+    """Yield batches of pictures that share operator and σ, each with the rows of the pictures that failed.
 
     reserved: names that no result may have, because other pictures of the report have them.
     """
-    size = settings.batch_size or model.default_batch_size
+    size = settings.sampling.batch_size or model.default_batch_size
     reader = Reader(model, settings)
     items: list[Item] = []
     failures: list[Row] = []
@@ -389,9 +402,9 @@ def batches(
 
 
 def restore_items(
-    model: Model, items: list[Item], settings: Settings, callback: Callback | None = None
+    model: Model, items: list[Item], settings: RestoreSettings, callback: Callback | None = None
 ) -> list[tuple[Item, Restored, float]]:
-    """Restore images that share operator and σ: each with its draws and the seconds that it took."""
+    """Restore images that share operator and σ: each with its samples and the seconds that it took."""
     if not items:
         return []
     start = time.monotonic()
@@ -399,21 +412,16 @@ def restore_items(
         model,
         torch.stack([item.y for item in items]),
         items[0].operator,
+        settings.sampling,
         method=settings.method,
         noise=items[0].sigma,
         samples=settings.samples,
-        steps=settings.steps,
-        labels=settings.labels,
-        guidance=settings.guidance,
-        seed=settings.seed,
         names=[item.name for item in items],
-        batch_size=settings.batch_size,
-        precision=settings.precision,
         callback=callback,
         **settings.options,
     )
     seconds = (time.monotonic() - start) / len(items)
-    return [(item, Restored(draws[None]), seconds) for item, draws in zip(items, restored.samples, strict=True)]
+    return [(item, Restored(samples[None]), seconds) for item, samples in zip(items, restored.samples, strict=True)]
 
 
 def is_done(row: Row, out: Path) -> bool:
@@ -422,7 +430,10 @@ def is_done(row: Row, out: Path) -> bool:
 
 
 def is_begun(out: Path, note: str, overwrite: bool) -> bool:
-    """Whether what is in the folder came from the settings in `note`; UserError where it did not and must stay."""
+    """Whether the folder holds results of the settings in `note`.
+
+    Raises UserError if it holds anything else that must not be overwritten.
+    """
     if (out / SETTINGS).exists() and (out / SETTINGS).read_text() == note:
         return True
     if out.is_file() or (out.exists() and any(out.iterdir()) and not overwrite):
@@ -431,7 +442,7 @@ def is_begun(out: Path, note: str, overwrite: bool) -> bool:
 
 
 def begin(out: Path, note: str) -> None:
-    """Make the folder that of the settings in `note`: without the pictures that the report of others lists."""
+    """Start the folder for the settings in `note`: remove the results that an earlier report lists."""
     out.mkdir(parents=True, exist_ok=True)
     for row in read_report(out / REPORT) if (out / SETTINGS).exists() else []:
         earlier = out / f"{row['name']}.png"
@@ -439,4 +450,4 @@ def begin(out: Path, note: str) -> None:
             for path in pictures_of(earlier, 2):
                 path.unlink(missing_ok=True)
     (out / REPORT).unlink(missing_ok=True)
-    atomic_write(out / SETTINGS, note.encode())
+    atomic_write(out / SETTINGS, note)

@@ -13,6 +13,7 @@ from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.editing import (
     Editor,
     coarse_to_fine,
+    denoising_loss,
     fidelity_curve,
     generate,
     interpolate,
@@ -20,10 +21,9 @@ from ddpm.editing import (
     reconstructions,
     round_trip,
     sdedit,
-    surprise,
     translate,
 )
-from ddpm.editing.editor import grid_from
+from ddpm.editing.editor import timesteps_from
 from ddpm.editing.inversion import angles_to, flow, timestep_of
 from ddpm.model import Model
 from experiments.restoration.gaussian import GaussianPrior
@@ -167,11 +167,11 @@ def test_sdedit_depends_on_the_seed_and_the_place_alone():
 
 def test_three_hundred_steps_of_a_thousand():
     schedule = NoiseSchedule(make_betas("linear", 1000))
-    grid = grid_from(schedule, 0.3, 1000)
+    grid = timesteps_from(schedule, 0.3, 1000)
     assert grid[0] == 299
     assert len(grid) == 301
     assert grid[-1] == -1
-    assert grid_from(schedule, 0.0, 10) == [-1.0]
+    assert timesteps_from(schedule, 0.0, 10) == [-1.0]
 
 
 def test_the_curve_trades_fidelity_for_realism():
@@ -182,15 +182,15 @@ def test_the_curve_trades_fidelity_for_realism():
     assert math.isinf(points[0].psnr)
     assert points[1].psnr > points[2].psnr > points[3].psnr
     assert points[1].ssim > points[3].ssim
-    assert points[0].surprise > points[2].surprise
-    real = surprise(EDITOR, PRIOR.sample(16, seed=1))
-    assert points[3].surprise == pytest.approx(real, rel=0.25)  # the outcome is clipped to [-1, 1]
+    assert points[0].denoising_loss > points[2].denoising_loss
+    real = denoising_loss(EDITOR, PRIOR.sample(16, seed=1))
+    assert points[3].denoising_loss == pytest.approx(real, rel=0.25)  # the outcome is clipped to [-1, 1]
 
 
 @pytest.mark.parametrize("timesteps", [2, 4])
-def test_surprise_is_a_number_for_the_shortest_process(timesteps):
+def test_denoising_loss_is_a_number_for_the_shortest_process(timesteps):
     editor = Editor(model_of(PRIOR, timesteps=timesteps), precision="fp32")
-    assert 0 < surprise(editor, PRIOR.sample(2)) < math.inf
+    assert 0 < denoising_loss(editor, PRIOR.sample(2)) < math.inf
 
 
 def test_interpolation_runs_from_one_image_to_the_other():
