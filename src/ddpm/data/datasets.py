@@ -62,7 +62,9 @@ class ImageSource(ABC):
     def classes(self, source: str) -> tuple[np.ndarray, list[str]]:
         """The labels and the name of every class. Raises UserError where there are none, or impossible ones."""
         if self.labels is None:
-            raise UserError(f"{source} has no classes: put its images in one sub-folder a class, or set labels: false")
+            raise UserError(
+                f"{source} has no classes: put its images in one subfolder per class, or train with --data.labels false"
+            )
         names = self.class_names
         highest = len(names) if names else MOST_CLASSES
         if self.labels.min() < 0 or self.labels.max() >= highest:
