@@ -61,14 +61,14 @@ def test_public_names_exist():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_an_unknown_name_of_a_package_is_an_attribute_error():
+def test_lazy_packages_raise_attribute_error_for_an_unknown_name():
     import ddpm.networks
 
     with pytest.raises(AttributeError, match=r"'ddpm\.networks' has no attribute 'VNet'"):
         ddpm.networks.VNet  # noqa: B018
 
 
-def test_every_field_is_explained():
+def test_fields_have_a_description_and_a_kind():
     listed = list(fields())
     assert len(listed) == sum(len(section.annotation.model_fields) for section in Config.model_fields.values())
     assert all(field.description and field.kind for field in listed)
@@ -162,14 +162,14 @@ def test_commands_that_sample_have_the_same_flags(name, lacks):
             assert flags[parameter.name].opts == parameter.opts
 
 
-def test_the_references_are_current():
+def test_references_are_current():
     """Write them with `python tools/make_reference.py`."""
     tool = Path(__file__).parents[2] / "tools" / "make_reference.py"
     done = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
-def test_version(capsys):
+def test_version_is_printed(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.count(".") == 2
 
@@ -205,7 +205,7 @@ def test_completion_offers_presets_and_samplers():
         ("ddpm presets cifar10_", {"cifar10_fast", "cifar10_small"}),
     ],
 )
-def test_the_shell_completes_commands_presets_samplers_and_fields(words, offered):
+def test_completion_offers_commands_presets_samplers_and_fields(words, offered):
     """As bash asks for it, without loading PyTorch."""
     code = (
         "import sys, atexit; from ddpm.cli import run; "
@@ -222,7 +222,7 @@ def test_the_shell_completes_commands_presets_samplers_and_fields(words, offered
 
 
 @pytest.mark.parametrize("when", ["importing", "running"])
-def test_ctrl_c_is_one_line_and_exit_code_130(when, tmp_path):
+def test_ctrl_c_prints_one_line_and_exits_with_130(when, tmp_path):
     """A package that interrupts its own import stands for a Ctrl-C in the seconds that PyTorch takes to load."""
     interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
     if when == "importing":

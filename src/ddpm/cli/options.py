@@ -42,7 +42,7 @@ Spacing = Annotated[str | None, typer.Option(help=f"{', '.join(get_args(SpacingN
 Eta = Annotated[float | None, typer.Option(min=0, max=1, help="ddim only: 0 is deterministic, 1 as noisy as ancestral")]
 ClipName = Annotated[str, typer.Option(help="clipping of the predicted x_0: static, dynamic or none")]
 Seed = Annotated[int, typer.Option(help="image i of a seed is always the same image")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="images per forward pass")]
+BatchSize = Annotated[int | None, typer.Option(help="images per forward pass")]
 PrecisionName = Annotated[str, typer.Option(help=f"number format: {', '.join(get_args(Precision))}")]
 Overwrite = Annotated[bool, typer.Option(help="replace existing output")]
 

@@ -63,8 +63,11 @@ class ImageSource(ABC):
     def classes(self, source: str) -> tuple[np.ndarray, list[str]]:
         """The labels and the name of every class. Raises UserError where there are none, or impossible ones."""
         if self.labels is None:
-            raise UserError(f"{source} has no classes: put its images in one sub-folder a class, or set labels: false")
-        highest = len(self.class_names) if self.class_names else MOST_CLASSES
+            raise UserError(
+                f"{source} has no classes: put its images in one subfolder per class, or train with --data.labels false"
+            )
+        names = self.class_names
+        highest = len(names) if names else MOST_CLASSES
         if self.labels.min() < 0 or self.labels.max() >= highest:
             raise UserError(
                 f"{source} holds labels from {self.labels.min()} to {self.labels.max()}, not 0..{highest - 1}"
