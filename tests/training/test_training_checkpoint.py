@@ -92,6 +92,36 @@ def test_nothing_good_left_is_one_line(tmp_path):
         checkpoints.newest(lambda line: None)
 
 
+def saved_as_nonfinite(checkpoints: Checkpoints, step: int, monkeypatch) -> None:
+    """Write a checkpoint as a version without the check would have done it."""
+    with monkeypatch.context() as patch:
+        patch.setattr("ddpm.training.checkpoint.first_nonfinite", lambda parts: None)
+        checkpoints.save(step, PARTS | {"ema": {"w": torch.tensor([1.0, torch.nan, 3.0])}}, {})
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_save_refuses_values_that_are_not_finite(tmp_path, value):
+    with pytest.raises(ValueError, match="ema: w is not finite"):
+        Checkpoints(tmp_path / "checkpoints", 2).save(1, PARTS | {"ema": {"w": torch.tensor([1.0, value])}}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_newest_passes_over_values_that_are_not_finite(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, PARTS, {})
+    saved_as_nonfinite(checkpoints, 2, monkeypatch)
+    said = []
+    assert checkpoints.newest(said.append).path.name == "000001"
+    assert said == ["checkpoint 000002 holds values that are not finite (ema: w); taking the one before"]
+
+
+def test_resume_from_values_that_are_not_finite_is_refused_in_a_line(tiny, tmp_path, monkeypatch):
+    run = train(tiny(steps=1), tmp_path / "run")
+    saved_as_nonfinite(Checkpoints(run / "checkpoints", 1), 2, monkeypatch)
+    with pytest.raises(UserError, match=r"unusable; .*checkpoint 000002 holds values that are not finite \(ema: w\)"):
+        train(tiny(steps=3), run, resume=True)
+
+
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove])
 def test_a_run_goes_back_behind_a_damaged_checkpoint(tiny, files, tmp_path, capsys, damage):
     config = tiny(steps=4, checkpoint_every=2)

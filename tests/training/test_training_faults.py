@@ -19,7 +19,7 @@ from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import StreamDataset
 from ddpm.model import Model, load
 from ddpm.training import train
-from ddpm.training.checkpoint import RunLock
+from ddpm.training.checkpoint import claimed
 from ddpm.training.tracking import draw_preview
 
 DDPM = [sys.executable, "-m", "ddpm"]
@@ -34,11 +34,9 @@ def start(*words: str | Path, **options) -> subprocess.Popen:
 
 
 def test_a_second_run_on_the_same_directory_is_refused(tiny, tmp_path):
-    (tmp_path / "run").mkdir()
-    lock = RunLock(tmp_path / "run")
-    with pytest.raises(UserError, match=f"trained by process {os.getpid()}"):
+    first = claimed(tmp_path / "run", resume=False, overwrite=False)
+    with first, pytest.raises(UserError, match=f"trained by process {os.getpid()}"):
         train(tiny(steps=1), tmp_path / "run")
-    lock.release()
     train(tiny(steps=1), tmp_path / "run")
 
 
@@ -282,3 +280,18 @@ def test_a_run_that_has_ended_reads_no_further(tiny, tmp_path, monkeypatch, brok
 def test_a_place_that_cannot_be_written_is_one_line(tiny):
     with pytest.raises(UserError, match="cannot write in /proc/run"):
         train(tiny(), "/proc/run")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_tilde_in_the_run_directory_is_the_home_folder(tiny, tmp_path, monkeypatch, resume):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = train(tiny(steps=1), tmp_path / "run") if resume else tmp_path / "run"
+    assert train(tiny(steps=2), "~/run", resume=resume) == run
+    assert load(run).provenance["steps"] == 2
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_tilde_of_no_user_is_one_line(tiny):
+    with pytest.raises(UserError, match="~nobody-of-that-name"):
+        train(tiny(steps=1), "~nobody-of-that-name/run")

@@ -1,6 +1,7 @@
 """Numbers that are not finite, and memory that does not suffice."""
 
 import json
+import math
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import open_dataset
 from ddpm.data.datasets import ImageDataset
+from ddpm.model import load
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.training import dry_run, train
@@ -18,6 +20,7 @@ from ddpm.training.compute import activation_bytes, dataset_bytes, kept_bytes
 from ddpm.training.loop import Loop
 from ddpm.training.optimizer import Optimizer
 from ddpm.training.tracking import channel_means
+from ddpm.training.trainer import Run
 
 
 @pytest.fixture
@@ -61,6 +64,55 @@ def test_a_few_in_a_row_stop_the_run_and_the_count_starts_again_after_a_good_one
         f"00000{step}-0.json" for step in (1, 2, 4, 5, 6)
     ]
     assert (tmp_path / "run/checkpoints/000006").is_dir()
+
+
+def turn_bad_after(monkeypatch, step: int, part: str, value: float) -> None:
+    """Let a weight, or its average, be `value` once `step` steps are done, as after a faulty update."""
+    after_step = Run.after_step
+
+    def broken(self, done):
+        if done == step:
+            tensors = self.loop.tensors()[part]
+            with torch.no_grad():
+                tensors["mid_block.resnets.0.conv1.weight"][0, 0, 0, 0] = value
+        after_step(self, done)
+
+    monkeypatch.setattr(Run, "after_step", broken)
+
+
+@pytest.mark.parametrize(("part", "value"), [("network", math.nan), ("ema", math.nan), ("ema", math.inf)])
+def test_a_model_that_is_not_finite_is_never_written(tiny, tmp_path, monkeypatch, part, value):
+    """Neither at a checkpoint nor at the end, and it is neither drawn from nor evaluated; what was good stays."""
+    run, evaluated = tmp_path / "run", []
+    turn_bad_after(monkeypatch, 4, part, value)
+
+    def evaluator(model):
+        evaluated.append(model.provenance["steps"])
+        return {"figure": 1.0}
+
+    config = tiny(steps=4, checkpoint_every=2, evaluate_every=2, preview_every=2, preview_images=1, preview_steps=2)
+    with pytest.raises(RunStopped, match=rf"after 4 steps {part}: mid_block.resnets.0.conv1.weight is not finite"):
+        train(config, run, evaluator=evaluator)
+    assert evaluated == [2]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000002"]
+    assert [path.name for path in (run / "samples").iterdir()] == ["000002.png"]
+    assert load(run).provenance["steps"] == load(run / "best").provenance["steps"] == 2
+    for tensor in load(run).network.state_dict().values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_a_short_run_with_a_huge_learning_rate_does_not_end_well(tiny, tmp_path):
+    """Fewer bad steps than `max_bad_steps` are no reason to leave a model that is not finite."""
+    with pytest.raises(RunStopped, match=r"is not finite, so neither checkpoint nor model was written"):
+        train(tiny(steps=3, learning_rate=1e38, warmup=0, max_bad_steps=5, lr_schedule="constant"), tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_figure_that_is_not_a_number_is_not_the_best(tiny, tmp_path):
+    figures = iter([math.nan, 2.0, math.nan])
+    run = train(tiny(steps=3, evaluate_every=1), tmp_path / "run", evaluator=lambda model: {"figure": next(figures)})
+    assert load(run / "best").provenance["metrics"] == {"step": 2, "figure": 2.0}
 
 
 def break_layer(monkeypatch, name: str, backward: bool) -> None:

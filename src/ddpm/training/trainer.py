@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import zip_longest
@@ -14,13 +15,21 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError, require
-from ddpm.common.files import atomic_write
+from ddpm.common.files import atomic_write, user_path
 from ddpm.common.pixels import numbered
 from ddpm.data import open_dataset
 from ddpm.interop.card import add_samples
 from ddpm.model import Model, load
 from ddpm.training.batches import Batches, Loader
-from ddpm.training.checkpoint import Checkpoint, Checkpoints, claim, empty, model_step, writing
+from ddpm.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    claimed,
+    empty,
+    first_nonfinite,
+    model_step,
+    writing,
+)
 from ddpm.training.compute import choose_engine, dataset_bytes, reproducible_kernels
 from ddpm.training.config import Config
 from ddpm.training.finetune import adopt, build_network, copy_weights
@@ -179,6 +188,7 @@ class Run:
         training = self.config.training
         last = done == training.steps
         model = None
+        on_main(self.accelerator, self.check_finite)  # before anything is drawn, measured or written
         try:
             if training.preview_every and (done % training.preview_every == 0 or last):
                 model = self.model()
@@ -238,7 +248,7 @@ class Run:
         figures = evaluator(model)
         found = model.provenance["metrics"] = {"step": step, **figures}
         name = next(iter(figures))
-        better = self.best is None or figures[name] < self.best[name]
+        better = math.isfinite(figures[name]) and (self.best is None or figures[name] < self.best[name])
 
         def keep() -> None:
             with writing("the evaluation", self._kept):
@@ -252,6 +262,15 @@ class Run:
             self.best = found
             self.checkpoint()
 
+    def check_finite(self) -> None:
+        """Stop the run if weights, averages or moments are not finite: such a model is never written."""
+        if bad := first_nonfinite(self.loop.tensors()):
+            step, rate = self.loop.progress.step, self.config.training.learning_rate
+            raise RunStopped(
+                f"after {step:,} steps {bad} is not finite, so neither checkpoint nor model was written; "
+                f"{self._kept()}; a training.learning_rate below {rate:.2g} or fp32 may help"
+            )
+
     def checkpoint(self) -> None:
         """Save all that is needed to go on, and the model."""
         if self.loop.progress.step == self.saved:
@@ -262,6 +281,7 @@ class Run:
 
     def _write_checkpoint(self) -> None:
         step = self.loop.progress.step
+        self.check_finite()
         with writing(f"checkpoint {step:06d}", self._kept):
             if self.tracking is not None:
                 self.tracking.sync()
@@ -386,24 +406,22 @@ def train(
         RunStopped: numbers that are not finite, no space left, a lost process; what was saved stays.
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
-    accelerator, out = launch(), Path(out)
-    with explained_losses(accelerator, out), reproducible_kernels(accelerator.device):
-        lock = on_main(accelerator, lambda: claim(out, resume, overwrite))
-        try:
-            run = Run(config, out, accelerator, init=init, resume=resume, evaluator=evaluator)
-            try:
-                run.open()
-                with deferred_signals() as request:
-                    signal = run.loop.run(request, run.log, run.after_step)
-                    if signal is not None:
-                        run.checkpoint()
-                        accelerator.print(f"saved at step {run.loop.progress.step:,}; go on: ddpm train --resume {out}")
-                        request.leave(signal)
-            finally:
-                run.close()
-        finally:
-            if lock is not None:
-                lock.release()
+    accelerator, out = launch(), user_path(out)
+    with (
+        explained_losses(accelerator, out),
+        reproducible_kernels(accelerator.device),
+        contextlib.ExitStack() as stack,
+    ):
+        on_main(accelerator, lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
+        run = Run(config, out, accelerator, init=init, resume=resume, evaluator=evaluator)
+        stack.callback(run.close)
+        run.open()
+        with deferred_signals() as request:
+            signal = run.loop.run(request, run.log, run.after_step)
+            if signal is not None:
+                run.checkpoint()
+                accelerator.print(f"saved at step {run.loop.progress.step:,}; resume with ddpm train --resume {out}")
+                request.leave(signal)
     return out
 
 
