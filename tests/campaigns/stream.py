@@ -49,19 +49,22 @@ def write_parquet(path: Path) -> None:
 def read(folder: str, images: int, rank: int, processes: int, answers) -> None:
     """One process's share of an epoch: how often it met each number, and its memory after a tenth and at the end."""
     from ddpm.data import open_dataset
-    from ddpm.training.batches import Loader
+    from ddpm.diffusion.timestep_samplers import UniformSampler
+    from ddpm.training.batches import BatchSource
 
-    loader = Loader(open_dataset(folder, image_size=8, streaming=True), BATCH, seed=0)
+    dataset = open_dataset(folder, image_size=8, streaming=True)
     positions = range(rank * BATCH // processes, (rank + 1) * BATCH // processes)
+    source = BatchSource(dataset, UniformSampler(10), batch_size=BATCH, seed=0, positions=positions)
+    batches = source.steps(0)
     counts: Counter[int] = Counter()
     peaks = []
-    for step in range(images // BATCH):
-        x_0, _ = loader.batch(step, positions)
+    for _ in range(images // BATCH):
+        x_0 = next(batches).x_0
         pixels = ((x_0[:, :2, 0, 0] + 1) * 127.5).round().int()
         counts.update((pixels[:, 0] * 256 + pixels[:, 1]).tolist())
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     answers.put((counts, peaks[len(peaks) // 10], peaks[-1]))
-    os._exit(0)  # what is being read ahead is of no use any more
+    os._exit(0)  # without waiting for the thread that reads ahead
 
 
 def campaign(kind: str, images: int, processes: int, folder: Path) -> None:

@@ -33,7 +33,8 @@ def test_a_run_goes_where_its_preset_says_and_can_be_gone_on_with(command, tmp_p
     code, _, error = command("train", "tiny.yaml", "--training.steps", 2)
     assert code == 2
     assert error == (
-        "ddpm: error: runs/tiny holds a run already: go on with --resume runs/tiny, give another --out, or --overwrite"
+        "ddpm: error: runs/tiny holds a run already: resume it with --resume runs/tiny, give another --out, "
+        "or --overwrite"
     )
     assert command("train", "--resume", "runs/tiny", "--training.steps", 3)[0] == 0
     assert (tmp_path / "runs/tiny/checkpoints/000003").is_dir()

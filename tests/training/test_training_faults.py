@@ -210,7 +210,7 @@ def test_whoever_asks_a_run_to_stop_is_answered_at_once(tiny, tmp_path, capfd):
 
     with pytest.raises(KeyboardInterrupt):
         train(tiny(steps=4, checkpoint_every=4, evaluate_every=2), tmp_path / "run", evaluator=evaluator)
-    assert "stopping after this step" in said[0]
+    assert "Stopping after this step" in said[0]
     assert (tmp_path / "run" / "checkpoints" / "000002").is_dir()
 
 

@@ -15,12 +15,11 @@ from ddpm.model import load
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.training import dry_run, train
-from ddpm.training.batches import Batch, Batches
+from ddpm.training.batches import Batch, BatchSource
 from ddpm.training.compute import activation_bytes, dataset_bytes, kept_bytes
-from ddpm.training.loop import Loop
 from ddpm.training.optimizer import Optimizer
 from ddpm.training.tracking import channel_means
-from ddpm.training.trainer import Run
+from ddpm.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def spoil(monkeypatch):
     """spoil(*steps): the batches of these steps (from 0) hold a NaN."""
 
     def spoil(*steps: int) -> None:
-        at = Batches.at
+        at = BatchSource.at
 
         def spoilt(self, step: int) -> Batch:
             batch = at(self, step)
@@ -36,7 +35,7 @@ def spoil(monkeypatch):
                 batch.x_0[3, 0, 2, 2] = torch.nan
             return batch
 
-        monkeypatch.setattr(Batches, "at", spoilt)
+        monkeypatch.setattr(BatchSource, "at", spoilt)
 
     return spoil
 
@@ -68,16 +67,16 @@ def test_a_few_in_a_row_stop_the_run_and_the_count_starts_again_after_a_good_one
 
 def turn_bad_after(monkeypatch, step: int, part: str, value: float) -> None:
     """Let a weight, or its average, be `value` once `step` steps are done, as after a faulty update."""
-    after_step = Run.after_step
+    on_step = Trainer.on_step
 
-    def broken(self, done):
-        if done == step:
-            tensors = self.loop.tensors()[part]
+    def broken(self, due):
+        if self.progress.step == step:
+            tensors = self._tensors()[part]
             with torch.no_grad():
                 tensors["mid_block.resnets.0.conv1.weight"][0, 0, 0, 0] = value
-        after_step(self, done)
+        on_step(self, due)
 
-    monkeypatch.setattr(Run, "after_step", broken)
+    monkeypatch.setattr(Trainer, "on_step", broken)
 
 
 @pytest.mark.parametrize(("part", "value"), [("network", math.nan), ("ema", math.nan), ("ema", math.inf)])
@@ -117,18 +116,18 @@ def test_a_figure_that_is_not_a_number_is_not_the_best(tiny, tmp_path):
 
 def break_layer(monkeypatch, name: str, backward: bool) -> None:
     """From the third step on, a layer answers, or hands back in its gradient, infinity."""
-    step = Loop.step
+    step = Trainer.step
 
-    def broken(self, number, batch, request):
-        if number == 2:
+    def broken(self, batch, **options):
+        if self.progress.step == 2:
             layer = self.network.get_submodule(name)
             if backward:
                 layer.register_full_backward_hook(lambda module, given, received: (given[0] * torch.inf,))
             else:
                 layer.register_forward_hook(lambda module, inputs, output: output * torch.inf)
-        return step(self, number, batch, request)
+        return step(self, batch, **options)
 
-    monkeypatch.setattr(Loop, "step", broken)
+    monkeypatch.setattr(Trainer, "step", broken)
 
 
 def test_the_diagnosis_names_the_layer_and_the_timesteps(tiny, tmp_path, monkeypatch):

@@ -15,8 +15,7 @@ from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
-from ddpm.training.processes import launch
-from ddpm.training.trainer import Run
+from ddpm.training.trainer import Trainer
 
 NULL = 2
 X, T = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 1, 3, 7, 12, 19])
@@ -43,8 +42,8 @@ def given(
     )
 
 
-def begin(config, tmp_path, model: Model) -> Run:
-    return Run(config, tmp_path / "run", launch(), init=model, resume=False, evaluator=None)
+def begin(config, tmp_path, model: Model) -> Trainer:
+    return Trainer(config, tmp_path / "run", init=model)
 
 
 def answers(network, labels: list[int] | None) -> torch.Tensor:
@@ -81,7 +80,7 @@ def test_the_run_that_follows_is_that_models(tiny, files, tmp_path):
     model.save(tmp_path / "given")
     run = train(tiny(steps=1, class_drop=0.0, **{"network.dropout": 0.0}), tmp_path / "run", init=tmp_path / "given")
     prepared = begin(tiny(class_drop=0.0, **{"network.dropout": 0.0}), tmp_path, model)
-    batch = prepared.loop.batches.at(0)
+    batch = prepared.batches.at(0)
     x_t = model.diffusion.q_sample(batch.x_0, batch.t, batch.noise)
     output = load(tmp_path / "given").network(x_t, batch.t.float(), batch.labels)
     expected = (output - model.diffusion.target(batch.x_0, batch.t, batch.noise)).square().mean()

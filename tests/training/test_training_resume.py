@@ -12,8 +12,7 @@ from ddpm.data.datasets import epoch_order
 from ddpm.model import load
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
-from ddpm.training.processes import launch
-from ddpm.training.trainer import Run
+from ddpm.training.trainer import Trainer
 
 STEPS = 4
 VARIANTS = {
@@ -30,16 +29,16 @@ VARIANTS = {
 @pytest.fixture
 def cut_off(monkeypatch):
     """cut_off(config, run, step): train, resuming what is there, and be told to stop by SIGTERM after `step`."""
-    after_step = Run.after_step
+    on_step = Trainer.on_step
 
     def cut(config, run, step):
-        def told_to_stop(self, done):
-            after_step(self, done)
-            if done == step:
+        def told_to_stop(self, due):
+            on_step(self, due)
+            if self.progress.step == step:
                 signal.raise_signal(signal.SIGTERM)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "after_step", told_to_stop)
+            patch.setattr(Trainer, "on_step", told_to_stop)
             with pytest.raises(SystemExit) as left:
                 train(config, run, resume=run.exists())
         assert left.value.code == 128 + signal.SIGTERM
@@ -96,9 +95,9 @@ def test_another_batch_goes_on_at_the_same_place_of_the_data(tiny, files, tmp_pa
     """No image of the epoch is left out or drawn twice, and images are counted as they were drawn."""
     run = train(tiny(steps=2, lr_schedule="constant"), tmp_path / "run")
     config = tiny(steps=4, lr_schedule="constant", batch_size=batch_size)
-    going_on = Run(config, run, launch(), init=None, resume=True, evaluator=None)
+    going_on = Trainer(config, run, resume=True)
     expected, _ = going_on.dataset.batch(epoch_order(30, 0, range(16, 16 + batch_size)))
-    x_0, _ = going_on.loader.batch(2, range(batch_size))
+    x_0, _ = going_on.batches.images(2, range(batch_size))
     assert torch.equal(x_0.sort(-1).values, (expected / 127.5 - 1).sort(-1).values)  # some are mirrored
     train(config, run, resume=True)
     drawn = [8, 16, 16 + batch_size, 16 + 2 * batch_size]
@@ -148,7 +147,7 @@ def test_classes_with_other_numbers_are_refused(tiny, tmp_path, names, said):
 def test_a_run_does_not_end_before_its_checkpoint(tiny, tmp_path, capsys):
     run = train(tiny(steps=3), tmp_path / "run")
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"has done 3 steps: --training\.steps 2 lies behind; ask for more"):
+    with pytest.raises(UserError, match=r"has done 3 steps; --training\.steps must be larger \(got 2\)"):
         train(tiny(steps=2), run, resume=True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
     capsys.readouterr()

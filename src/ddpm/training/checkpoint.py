@@ -12,6 +12,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import NO_SPACE, atomic_write, file_lock, sync
 from ddpm.interop.folder import read_json, save_tensors
+from ddpm.model import Model
 
 # What a run writes in its directory, in the order of removal. The configuration goes first: without it nobody can
 # resume a run that is half removed. The files that mark a directory as a run (`is_run`) go last.
@@ -108,6 +110,16 @@ def writing(what: str, kept: Callable[[], str]) -> Iterator[None]:
         raise RunStopped(f"could not write {what}: {reason}; {kept()}") from error
 
 
+def write_model(model: Model, folder: Path, say: Callable[[str], None]) -> bool:
+    """Save a model and return True. A folder that holds foreign files is left alone, and does not end the run."""
+    try:
+        model.save(folder)
+    except UserError as error:
+        say(str(error))
+        return False
+    return True
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file and flush it to the disk."""
     save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -122,6 +134,17 @@ def sha256(path: Path) -> str:
 
 STATE, CHECKSUMS = "state.json", "checksums.json"
 Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+def check_classes(source: str, before: list[str] | None, now: list[str] | None, run: Path) -> None:
+    """Raise UserError if the data's classes have other numbers than in the checkpoint of a run."""
+    if before is None or now is None or before == now:
+        return
+    number, was, is_now = next((n, a, b) for n, (a, b) in enumerate(zip_longest(before, now)) if a != b)
+    raise UserError(
+        f"class {number} of {source} was {was or 'none'} and is now {is_now or 'none'}: give the classes the names "
+        f"they had, or start another run with --init {run} --out NEW"
+    )
 
 
 def first_nonfinite(parts: Parts) -> str | None:
@@ -227,6 +250,19 @@ class Checkpoints:
                 continue
             return checkpoint
         raise UserError(f"every checkpoint in {self.folder} is unusable; start again with another --out: {reasons[0]}")
+
+    def to_resume(self, say: Callable[[str], None]) -> Checkpoint | None:
+        """Return the newest good checkpoint, or None if the run was stopped before its first one."""
+        if self.steps():
+            return self.newest(say)
+        run = self.folder.parent
+        if (kept := model_step(run / "model")) >= 0:
+            raise UserError(
+                f"{run} holds a model of step {kept:,} but no checkpoint to resume from: start a new run from its "
+                f"weights with --init {run} --out NEW, or start this one again with --overwrite"
+            )
+        say("no checkpoint found; starting from step 0")
+        return None
 
     def _read(self, path: Path) -> Checkpoint:
         sums = json.loads((path / CHECKSUMS).read_text())
