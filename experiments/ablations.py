@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from ddpm.common.files import atomic_write
 from ddpm.model import load
 from ddpm.plotting.plots import plot_images, save_figure
 from ddpm.training import Config, load_config
-from ddpm.training.dry_run import seconds_a_step
-from ddpm.training.trainer import Run
+from ddpm.training.dry_run import seconds_per_step
+from ddpm.training.trainer import Trainer
 from experiments.cells import SAMPLER, side_by_side, spread, threads, trained_and_judged
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
@@ -103,8 +102,7 @@ def measured_paces(folder: Path, budget: Budget, jobs: int) -> dict[str, float]:
     paces = {}
     for name in (BASE, *(name for name in budget.variants if name in EQUAL_TIME)):
         config = configuration(name, 0, budget, {})
-        run = Run(config, folder, Accelerator(), init=None, resume=False, evaluator=None)
-        paces[name] = seconds_a_step(run.loop)
+        paces[name] = seconds_per_step(Trainer(config, folder))
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(paces, indent=1).encode())
     return paces

@@ -31,9 +31,8 @@ from ddpm.evaluation.evaluate import evaluate
 from ddpm.model import load
 from ddpm.plotting.plots import plot_images, save_figure
 from ddpm.training import load_config, train
-from ddpm.training.dry_run import seconds_a_step
-from ddpm.training.processes import launch
-from ddpm.training.trainer import Run
+from ddpm.training.dry_run import seconds_per_step
+from ddpm.training.trainer import Trainer
 from experiments import peers
 from experiments.record import PICTURES, RESULTS, in_one_line, machine, save_result
 
@@ -73,8 +72,7 @@ class Match:
 def train_ours(match: Match, seconds: float, out: Path) -> dict[str, Any]:
     """Our recipe: the learning rate's fall is fitted to the time, and so is the average, by its warm-up."""
     config = load_config(match.preset, match.overrides)
-    loop = Run(config, out, launch(), init=None, resume=False, evaluator=None).loop
-    steps = max(2, round(seconds / seconds_a_step(loop)))
+    steps = max(2, round(seconds / seconds_per_step(Trainer(config, out))))
     fitted = {"training.steps": steps, "training.warmup": min(config.training.warmup, steps // 10)}
     train(load_config(match.preset, match.overrides | fitted), out / "run", overwrite=True)
     model = load(out / "run")

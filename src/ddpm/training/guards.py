@@ -13,10 +13,14 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from ddpm.common.distributed import gather, is_lost_process, is_main, print_on_main, rank
 from ddpm.common.errors import RunStopped
 from ddpm.common.files import atomic_write
 from ddpm.training.batches import Batch
 from ddpm.training.checkpoint import write_tensors, writing
+from ddpm.training.config import TrainingConfig
+from ddpm.training.optimizer import learning_rate
+from ddpm.training.step import Learner
 
 
 class NonFiniteGuard:
@@ -39,6 +43,22 @@ class NonFiniteGuard:
         self.skipped += 1
         self.in_a_row += 1
         return self.in_a_row > self.max_bad_steps
+
+    def skip(self, step: int, batch: Batch, learner: Learner, training: TrainingConfig) -> None:
+        """Count a skipped step and save its batch.
+
+        Raises RunStopped if it is one too many, with a diagnosis; processes other than the first raise SystemExit.
+        """
+        too_many = self.bad()
+        path = self.set_aside(batch, training.seed, step, rank())
+        print_on_main(f"step {step + 1}: loss or gradient not finite; skipped, batch set aside in {path}")
+        if too_many:
+            parts = batch.split(learner.micro_batch)
+            found = [reason for part in parts if (reason := diagnose(learner.network, learner.losses, part))]
+            everywhere = gather(found[:1])
+            if not is_main():
+                raise SystemExit(1)  # all stop here; the first process says why
+            raise self.stopped(everywhere, learning_rate(training, step))
 
     def set_aside(self, batch: Batch, seed: int, step: int, rank: int) -> Path:
         """Save this process's part of a batch for later inspection."""
@@ -164,3 +184,17 @@ def deferred_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def lost_process_explained(out: Path) -> Iterator[None]:
+    """If another process of the run has ended, raise RunStopped with the command that resumes the run."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise RunStopped(
+            f"process {rank()} lost another process of the run; resume from the last checkpoint with "
+            f"ddpm train --resume {out}"
+        ) from error

@@ -87,10 +87,12 @@ class Timer:
     def __init__(self, step: int):
         self.step, self.since = step, time.monotonic()
 
-    def lap(self, step: int) -> tuple[int, float]:
+    def lap(self, progress: Progress) -> tuple[int, float]:
+        """Return the steps and seconds since the last lap, and add the seconds to the run's."""
         now = time.monotonic()
-        steps, seconds = step - self.step, now - self.since
-        self.step, self.since = step, now
+        steps, seconds = progress.step - self.step, now - self.since
+        self.step, self.since = progress.step, now
+        progress.seconds += seconds
         return steps, seconds
 
     def restart(self) -> None:

@@ -6,7 +6,7 @@ import functools
 import math
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,17 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm.common.distributed import (
-    gather,
-    is_lost_process,
-    is_main,
-    join,
-    my_share,
-    on_main,
-    print_on_main,
-    rank,
-    world_size,
-)
+from ddpm.common.distributed import is_main, join, my_share, on_main, print_on_main, world_size
 from ddpm.common.errors import RunStopped, UserError, require
 from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import default_device
@@ -46,7 +36,7 @@ from ddpm.training.checkpoint import (
 from ddpm.training.compute import plan_compute, reproducible_kernels
 from ddpm.training.config import Config
 from ddpm.training.finetune import adopt, build_network, copy_weights
-from ddpm.training.guards import NonFiniteGuard, StopRequest, deferred_signals, diagnose
+from ddpm.training.guards import NonFiniteGuard, StopRequest, deferred_signals, lost_process_explained
 from ddpm.training.optimizer import learning_rate
 from ddpm.training.step import agree_on_micro_batch, build_learner, train_step
 from ddpm.training.tracking import (
@@ -207,7 +197,7 @@ class Trainer:
                 if "log" in due:
                     bar.set_postfix_str(f"step {progress.step:,} loss {self.log():.4f}", refresh=False)
                 if due - {"log"}:
-                    self._count_time()
+                    self.timer.lap(self.progress)
                     self.on_step(due)
                     self.network.train()
                     self.timer.restart()
@@ -215,7 +205,7 @@ class Trainer:
                     stop = True
                 if stop:
                     self._settle(pending, 0)
-                    self._count_time()
+                    self.timer.lap(self.progress)
                     return request.signal or signal.SIGTERM  # another process was asked
         return None
 
@@ -249,22 +239,8 @@ class Trainer:
                 self.progress.count(loss, norm)
             # In fp16 a gradient may overflow for its loss scale alone, which is how the scale finds its size.
             elif not (math.isfinite(loss) and self.plan.scales_loss and float(self.learner.optimizer.scale) >= 1):
-                self._set_aside(step)
+                self.guard.skip(step.step, step.batch, self.learner, self.config.training)
         return stop
-
-    def _set_aside(self, pending: PendingStep) -> None:
-        """Keep the batch of a skipped step; end the run if it was one too many."""
-        training, step = self.config.training, pending.step
-        too_many = self.guard.bad()
-        path = self.guard.set_aside(pending.batch, training.seed, step, rank())
-        print_on_main(f"step {step + 1}: loss or gradient not finite; skipped, batch set aside in {path}")
-        if too_many:
-            parts = pending.batch.split(self.learner.micro_batch)
-            found = [reason for part in parts if (reason := diagnose(self.network, self.learner.losses, part))]
-            everywhere = gather(found[:1])
-            if not is_main():
-                raise SystemExit(1)  # all stop here; the first process says why
-            raise self.guard.stopped(everywhere, learning_rate(training, step))
 
     def on_step(self, due: set[str]) -> None:
         """Do what is due between two steps, apart from the log."""
@@ -284,7 +260,7 @@ class Trainer:
 
     def log(self) -> float:
         """Write the numbers since the last log line to metrics.jsonl and the other loggers; return the mean loss."""
-        steps, seconds = self._count_time()
+        steps, seconds = self.timer.lap(self.progress)
         record = log_record(self.progress, self.config.training, self.learner, self.guard.skipped)
         record["images_per_second"] = round(steps * self.config.training.batch_size / max(seconds, 1e-9), 2)
         if size := size_of(self.dataset):
@@ -301,11 +277,6 @@ class Trainer:
         """Give a record to the loggers, which only the main process has."""
         if self.tracking is not None:
             self.tracking.log(record)
-
-    def _count_time(self) -> tuple[int, float]:
-        steps, seconds = self.timer.lap(self.progress.step)
-        self.progress.seconds += seconds
-        return steps, seconds
 
     def model(self) -> Model:
         """Return the averaged weights as a model."""
@@ -516,7 +487,7 @@ def train(
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
     out = user_path(out)
-    with explained_loss(out), reproducible_kernels(default_device()), contextlib.ExitStack() as stack:
+    with lost_process_explained(out), reproducible_kernels(default_device()), contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
         trainer = Trainer(config, out, init=init, resume=resume, evaluator=evaluator)
         stack.callback(trainer.close)
@@ -528,17 +499,3 @@ def train(
                 print_on_main(f"saved at step {trainer.progress.step:,}; resume with ddpm train --resume {out}")
                 request.leave(number)
     return out
-
-
-@contextlib.contextmanager
-def explained_loss(out: Path) -> Iterator[None]:
-    """If another process of the run has ended, say so, and what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_lost_process(error):
-            raise
-        raise RunStopped(
-            f"process {rank()} lost another process of the run; resume from the last checkpoint with "
-            f"ddpm train --resume {out}"
-        ) from error
