@@ -1,8 +1,8 @@
 """Stream a million images and watch the memory: `python tests/campaigns/stream.py [--images 1000000] [--processes 2]`.
 
-Tar shards and parquet files of 10,000 synthetic images each, linked as often as it takes, are read for one epoch by so
-many loaders as there would be processes, through the same code as in training. Printed: whether every image came once,
-how much memory grew between the first tenth and the end, and how fast it went.
+Tar shards and parquet files of 10,000 synthetic images each are hard-linked until there are enough, and read for one
+epoch by several processes, through the same code as in training. The campaign prints whether every image came once, how
+much memory grew between the first tenth and the end, and the speed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ BATCH = 1000
 
 
 def picture(number: int) -> bytes:
-    """8x8 pixels that say their number in red and green."""
+    """Return a PNG of 8x8 pixels that holds its number in red and green."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (number // 256, number % 256, 0)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -47,7 +47,7 @@ def write_parquet(path: Path) -> None:
 
 
 def read(folder: str, images: int, rank: int, processes: int, answers) -> None:
-    """One process's share of an epoch: how often it met each number, and its memory after a tenth and at the end."""
+    """Read one process's part of an epoch; answer how often each number came, and the memory early and late."""
     from ddpm.data import open_dataset
     from ddpm.diffusion.timestep_samplers import UniformSampler
     from ddpm.training.batches import BatchSource

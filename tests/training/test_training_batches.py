@@ -1,4 +1,4 @@
-"""What a step sees depends on (seed, step, position) alone, and every image comes once an epoch."""
+"""Batches depend on (seed, step, position) alone, and every image comes once per epoch."""
 
 import contextlib
 
