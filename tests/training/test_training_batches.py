@@ -27,7 +27,7 @@ def source(dataset: ImageDataset, batch_size: int, seed: int = 0, **options) -> 
     return BatchSource(dataset, UniformSampler(10), batch_size=batch_size, seed=seed, **options)
 
 
-def test_values_and_types():
+def test_batch_source_gives_float_images_and_integer_labels():
     x_0, labels = source(numbered(10), 4, seed=0).images(0, range(4))
     assert x_0.dtype == torch.float32
     assert x_0.shape == (4, 1, 8, 8)
@@ -39,7 +39,7 @@ def test_values_and_types():
 
 @given(st.integers(1, 40), st.integers(1, 25), st.integers(0, 5))
 @settings(max_examples=40, deadline=None)
-def test_every_image_comes_once_an_epoch(size, batch, seed):
+def test_batch_source_gives_every_image_once_per_epoch(size, batch, seed):
     loader = source(numbered(size), batch, seed)
     steps = -(-3 * size // batch)
     seen = torch.cat([loader.images(step, range(batch))[1] for step in range(steps)])
@@ -49,7 +49,7 @@ def test_every_image_comes_once_an_epoch(size, batch, seed):
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 50))
 @settings(max_examples=40, deadline=None)
-def test_the_batch_is_the_same_however_it_is_shared_out(parts, step):
+def test_batch_source_is_independent_of_how_the_batch_is_divided(parts, step):
     """Over ranks and micro-batches: any division of the positions gives the same images, flips and labels."""
     batch = sum(parts)
     whole, labels = source(numbered(23), batch, 7, random_flip=True).images(step, range(batch))
@@ -63,27 +63,27 @@ def test_the_batch_is_the_same_however_it_is_shared_out(parts, step):
     assert torch.equal(strided[0], whole[::2])
 
 
-def test_any_step_is_found_without_replaying():
+def test_batch_source_finds_any_step_without_replaying():
     forwards, straight = source(numbered(50), 16, 3, random_flip=True), source(numbered(50), 16, 3, random_flip=True)
     for step in range(20):
         last = forwards.images(step, range(16))
     assert torch.equal(last[0], straight.images(19, range(16))[0])
 
 
-def test_the_order_is_another_in_each_epoch_and_for_each_seed():
+def test_epoch_order_differs_between_epochs_and_seeds():
     orders = [epoch_order(1000, seed, range(epoch * 1000, epoch * 1000 + 1000)) for seed in (0, 1) for epoch in (0, 1)]
     for index, one in enumerate(orders):
         assert all((one == other).sum() < 20 for other in orders[:index])
 
 
-def test_the_order_is_uniform():
+def test_epoch_order_is_uniform():
     """Where image 0 comes, over 4,000 seeds and 8 places: a chi-square of 7 degrees stays under its 99.9% point."""
     places = torch.tensor([int((epoch_order(8, seed, range(8)) == 0).nonzero()) for seed in range(4000)])
     counts = torch.bincount(places, minlength=8)
     assert ((counts - 500) ** 2 / 500).sum() < 24.3
 
 
-def test_flips_are_mirror_images_of_about_half():
+def test_random_flip_mirrors_about_half_of_the_images():
     loader, plain = source(numbered(50), 50, 1, random_flip=True), source(numbered(50), 50, 1)
     flipped = 0
     for step in range(40):
@@ -95,12 +95,12 @@ def test_flips_are_mirror_images_of_about_half():
     assert abs(flipped - 1000) < 100  # 4.5 standard deviations
 
 
-def test_an_image_is_not_always_flipped_alike():
+def test_random_flip_of_an_image_differs_between_steps():
     loader = source(numbered(1), 1, 0, random_flip=True)
     assert len({float(loader.images(step, range(1))[0][0, 0, 0, 0]) for step in range(20)}) == 2
 
 
-def test_reading_ahead_changes_nothing(tmp_path, monkeypatch):
+def test_steps_gives_the_same_batches_as_at(tmp_path, monkeypatch):
     """A set decoded on the fly is read ahead in a thread; any order of asking gives what memory gives."""
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -166,7 +166,7 @@ class Remembering(UniformSampler):
         self.given += 1
 
 
-def test_timesteps_that_depend_on_losses_are_not_drawn_ahead():
+def test_steps_draws_adaptive_timesteps_late():
     """Although the images are."""
     dataset, sampler = Counting(), Remembering()
     loader = BatchSource(dataset, sampler, batch_size=4, seed=0)
@@ -178,7 +178,7 @@ def test_timesteps_that_depend_on_losses_are_not_drawn_ahead():
     assert len(dataset.asked) > 5
 
 
-def test_a_set_in_memory_has_no_state():
+def test_batch_source_state_of_a_dataset_in_memory_is_empty():
     loader = source(numbered(5), 2, 0)
     loader.images(3, range(2))
     assert loader.state_dict(4) == {}
@@ -186,7 +186,7 @@ def test_a_set_in_memory_has_no_state():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_set_that_fits_lives_on_the_device():
+def test_place_dataset_moves_a_small_dataset_to_the_gpu():
     loader = source(numbered(50), 8, 0, random_flip=True)
     place_dataset(loader.dataset, torch.device("cuda"))
     assert loader.dataset.images.is_cuda

@@ -25,7 +25,7 @@ def command(tiny_yaml, tmp_path, monkeypatch, capsys):
     return command
 
 
-def test_a_run_goes_where_its_preset_says_and_can_be_gone_on_with(command, tmp_path):
+def test_train_command_runs_resumes_and_overwrites(command, tmp_path):
     code, output, _ = command("train", "tiny.yaml", "--training.steps", 2)
     assert code == 0
     assert output.splitlines()[-1] == "runs/tiny"
@@ -42,7 +42,7 @@ def test_a_run_goes_where_its_preset_says_and_can_be_gone_on_with(command, tmp_p
     assert [path.name for path in (tmp_path / "runs/tiny/checkpoints").iterdir()] == ["000001"]
 
 
-def test_a_dry_run_says_what_it_costs_and_writes_nothing(command, tmp_path):
+def test_dry_run_prints_costs_and_writes_nothing(command, tmp_path):
     code, output, _ = command("train", "tiny.yaml", "--dry-run")
     assert code == 0
     figures = dict(re.findall(r"^(\S.*?)  +(.*)$", output, re.MULTILINE))
@@ -52,7 +52,7 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(command, tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.yaml"]
 
 
-def test_a_dry_run_on_streamed_data_knows_no_epochs(command, tmp_path, monkeypatch):
+def test_dry_run_on_streamed_data_prints_no_epochs(command, tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
     Image.new("L", (8, 8)).save(tmp_path / "photo.png")
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
@@ -66,7 +66,7 @@ def test_a_dry_run_on_streamed_data_knows_no_epochs(command, tmp_path, monkeypat
     assert re.search(r"^training +8 steps, 8 images$", output, re.MULTILINE)
 
 
-def test_fine_tuning_from_a_run(command):
+def test_train_command_fine_tunes_from_a_run(command):
     assert command("train", "tiny.yaml", "--out", "first", "--training.steps", 1)[0] == 0
     assert command("train", "tiny.yaml", "--out", "second", "--init", "first", "--training.steps", 1)[0] == 0
 
@@ -90,7 +90,7 @@ def test_fine_tuning_from_a_run(command):
         (["--resume", "tiny.yaml", "--network.channels", "3"], "--network.channels cannot change"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_code_2(command, tmp_path, words, said):
+def test_train_command_reports_user_errors_in_one_line(command, tmp_path, words, said):
     code, _, error = command("train", *words)
     assert code == 2
     assert error.startswith("ddpm: error: ")
@@ -98,14 +98,14 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(command, tmp_path, words, sai
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.yaml"]
 
 
-def test_numbers_that_are_not_finite_are_exit_code_1(command):
+def test_train_command_exits_with_1_on_nonfinite_loss(command):
     code, _, error = command("train", "tiny.yaml", "--training.learning_rate", "1e30", "--training.max_bad_steps", 1)
     assert code == 1
     assert "not finite" in error
     assert "learning rate" in error
 
 
-def test_presets_lists_and_prints(command):
+def test_presets_command_lists_and_prints(command):
     code, output, _ = command("presets")
     assert code == 0
     assert re.search(r"^cifar10 +CIFAR-10 as Ho et al", output, re.MULTILINE)

@@ -29,12 +29,12 @@ PRESETS = {
 }
 
 
-def test_the_presets_are_there():
+def test_preset_names_lists_all_presets():
     assert set(preset_names()) == PRESETS
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_every_preset_makes_a_network_and_a_process(name):
+def test_every_preset_builds_a_network_and_a_diffusion(name):
     config = load_config(name)
     with torch.device("meta"):
         UNet(config.network, config.data.size, config.data.channels, config.data.channels, 11)
@@ -43,7 +43,7 @@ def test_every_preset_makes_a_network_and_a_process(name):
     assert 20 < len(preset_about(name)) < 120
 
 
-def test_cifar10_is_the_papers_to_the_letter():
+def test_cifar10_preset_is_the_papers_configuration():
     """Ho et al. 2020, appendix B and their code."""
     config = load_config("cifar10")
     with torch.device("meta"):
@@ -66,7 +66,7 @@ def test_cifar10_is_the_papers_to_the_letter():
 
 
 @pytest.mark.parametrize("name", ["celebahq256", "lsun_bedroom256", "lsun_church256"])
-def test_the_256_pixel_presets_are_the_papers(name):
+def test_256_pixel_presets_are_the_papers_configuration(name):
     config = load_config(name)
     with torch.device("meta"):
         network = UNet(config.network, config.data.size, 3, 3, None)
@@ -89,12 +89,12 @@ def test_overrides_are_read_as_yaml(tiny_yaml):
     assert config.diffusion.prediction == "v"
 
 
-def test_a_bracket_left_open_takes_no_flag():
+def test_parse_words_does_not_take_a_flag_into_an_open_bracket():
     _, overrides = parse_words(["--data.source", "photos[1", "--training.steps", "7"])
     assert overrides == {"data.source": "photos[1", "training.steps": "7"}
 
 
-def test_a_configuration_survives_its_own_yaml(tmp_path):
+def test_config_survives_its_own_yaml(tmp_path):
     for name in ("cifar10", "wikiart_impressionists"):
         config = load_config(name)
         (tmp_path / "config.yaml").write_text(config.to_yaml())
@@ -103,7 +103,7 @@ def test_a_configuration_survives_its_own_yaml(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["2024", "2024-05-01", "on", "photos #1", "[a]", "'quoted'"])
-def test_the_name_of_data_is_taken_as_it_stands(tiny_yaml, name):
+def test_data_source_is_taken_literally(tiny_yaml, name):
     config = load_config(tiny_yaml, {"data.source": name})
     assert config.data.source == name
     assert yaml.safe_load(config.to_yaml())["data"]["source"] == name
@@ -130,7 +130,7 @@ def test_the_name_of_data_is_taken_as_it_stands(tiny_yaml, name):
         ("digits", {"data.image_size": "4"}, r"data\.image_size"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(preset, overrides, said):
+def test_wrong_values_are_explained_in_one_line(preset, overrides, said):
     with pytest.raises(UserError, match=said) as error:
         load_config(preset, overrides)
     assert "\n" not in str(error.value)
@@ -152,7 +152,7 @@ def test_what_is_wrong_is_said_in_one_line(preset, overrides, said):
         "data: {source: digits}\nprocess: {betas: [0.1, .nan]}",
     ],
 )
-def test_a_broken_file_is_one_line(tmp_path, text):
+def test_broken_configuration_file_is_refused(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as error:
@@ -160,7 +160,7 @@ def test_a_broken_file_is_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
-def test_files_of_another_kind_are_refused(tmp_path):
+def test_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "photo.yaml").write_bytes(bytes(range(256)))
     (tmp_path / "huge.yaml").write_bytes(b"#" * (1 << 21))
     for name in ("photo.yaml", "huge.yaml"):
@@ -170,7 +170,7 @@ def test_files_of_another_kind_are_refused(tmp_path):
 
 @given(name=st.text(max_size=30), value=st.text(max_size=60))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_override_is_taken_or_refused_in_one_line(name, value):
+def test_any_override_is_accepted_or_refused_in_one_line(name, value):
     for key in (name, f"training.{name}", "network.channel_mult", "diffusion.betas", "training.loggers"):
         try:
             assert isinstance(load_config("digits", {key: value}), Config)
@@ -186,7 +186,7 @@ def test_any_override_is_taken_or_refused_in_one_line(name, value):
     )
 )
 @settings(max_examples=100, deadline=None)
-def test_any_tree_is_taken_or_refused(tmp_path_factory, tree):
+def test_any_tree_is_accepted_or_refused(tmp_path_factory, tree):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(yaml.safe_dump({"data": {"source": "digits"}, "training": tree, "network": tree}))
     try:

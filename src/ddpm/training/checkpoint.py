@@ -181,6 +181,11 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
+    def kept(self) -> str:
+        """Say which checkpoint is kept, for the message of a run that ends early."""
+        steps = self.steps()
+        return f"the newest good checkpoint is {self.path(steps[-1])}" if steps else "there was no checkpoint"
+
     def save(self, step: int, parts: Parts, state: Mapping[str, Any], spare: int | None = None) -> Path:
         """Write the checkpoint of `step`, then remove all but the newest `keep` and the one of step `spare`.
 

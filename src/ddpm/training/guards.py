@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -21,6 +23,7 @@ from ddpm.training.checkpoint import write_tensors, writing
 from ddpm.training.config import TrainingConfig
 from ddpm.training.optimizer import learning_rate
 from ddpm.training.step import Learner
+from ddpm.training.tracking import PendingStep, Progress
 
 
 class NonFiniteGuard:
@@ -28,37 +31,46 @@ class NonFiniteGuard:
 
     Args:
         folder: RUN/set_aside.
-        max_bad_steps: skipped steps in a row that do not end the run.
+        training: of the run; more than `max_bad_steps` skipped steps in a row end it.
     """
 
-    def __init__(self, folder: Path, max_bad_steps: int):
-        self.folder, self.max_bad_steps = folder, max_bad_steps
+    def __init__(self, folder: Path, training: TrainingConfig):
+        self.folder, self.training = folder, training
         self.skipped = self.in_a_row = 0
 
-    def good(self) -> None:
-        self.in_a_row = 0
+    def settle(self, pending: deque[PendingStep], in_flight: int, progress: Progress, learner: Learner) -> bool:
+        """Read the numbers of all steps but the last `in_flight`; return whether a process was asked to stop.
 
-    def bad(self) -> bool:
-        """Count a skipped step; return whether it was one too many."""
+        Raises RunStopped, or SystemExit in processes other than the first, if too many steps in a row are skipped.
+        """
+        stop = False
+        while len(pending) > in_flight:
+            step = pending.popleft()
+            loss, norm, asked = step.read()
+            stop |= asked > 0
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.in_a_row = 0
+                progress.count(loss, norm)
+                continue
+            # In fp16 a gradient may overflow for its loss scale alone, which is how the scale finds its size.
+            adapts = learner.optimizer.scales_loss and float(learner.optimizer.scale) >= 1
+            if not (math.isfinite(loss) and adapts):
+                self.skip(step.step, step.batch, learner)
+        return stop
+
+    def skip(self, step: int, batch: Batch, learner: Learner) -> None:
+        """Count a skipped step and save its batch; end the run if it is one too many, with a diagnosis."""
         self.skipped += 1
         self.in_a_row += 1
-        return self.in_a_row > self.max_bad_steps
-
-    def skip(self, step: int, batch: Batch, learner: Learner, training: TrainingConfig) -> None:
-        """Count a skipped step and save its batch.
-
-        Raises RunStopped if it is one too many, with a diagnosis; processes other than the first raise SystemExit.
-        """
-        too_many = self.bad()
-        path = self.set_aside(batch, training.seed, step, rank())
+        path = self.set_aside(batch, self.training.seed, step, rank())
         print_on_main(f"step {step + 1}: loss or gradient not finite; skipped, batch set aside in {path}")
-        if too_many:
+        if self.in_a_row > self.training.max_bad_steps:
             parts = batch.split(learner.micro_batch)
             found = [reason for part in parts if (reason := diagnose(learner.network, learner.losses, part))]
             everywhere = gather(found[:1])
             if not is_main():
                 raise SystemExit(1)  # all stop here; the first process says why
-            raise self.stopped(everywhere, learning_rate(training, step))
+            raise self.stopped(everywhere, learning_rate(self.training, step))
 
     def set_aside(self, batch: Batch, seed: int, step: int, rank: int) -> Path:
         """Save this process's part of a batch for later inspection."""

@@ -99,7 +99,7 @@ class Trainer:
         self.fine_tunes, name = model is not None, "a model" if isinstance(init, Model) else str(init)
         self.origin = None if model is None else f"{name} ({model.weights_hash})"
         self.config = config if model is None else adopt(config, model)
-        self.guard = NonFiniteGuard(out / "set_aside", self.config.training.max_bad_steps)
+        self.guard = NonFiniteGuard(out / "set_aside", self.config.training)
         self.dataset = open_dataset(self.config.data)
         self.broken_files = BrokenFileReporter(self.dataset.report)
         self.broken_files.tell()
@@ -146,7 +146,7 @@ class Trainer:
         """Write what a run begins with, or cut its logs back to the checkpoint that it resumes from."""
 
         def begin() -> None:
-            with writing("the run directory", self._kept):
+            with writing("the run directory", self.checkpoints.kept):
                 if not self.resume:
                     empty(self.out)
                 shown = self.config.model_dump(mode="json")
@@ -159,7 +159,7 @@ class Trainer:
                     self._write_model()  # the run ended between its checkpoint and its model
 
         def write_config() -> None:
-            with writing("the configuration", self._kept):
+            with writing("the configuration", self.checkpoints.kept):
                 atomic_write(self.out / "config.yaml", self.config.to_yaml(), durable=True)
 
         on_main(begin)
@@ -192,7 +192,7 @@ class Trainer:
                 pending.append(self.step(next(feed), stop=request.signal is not None))
                 due = self.due(progress.step)
                 in_flight = 1 if self.device.type == "cuda" and not due else 0
-                stop = self._settle(pending, in_flight)
+                stop = self.guard.settle(pending, in_flight, self.progress, self.learner)
                 bar.update(training.batch_size)
                 if "log" in due:
                     bar.set_postfix_str(f"step {progress.step:,} loss {self.log():.4f}", refresh=False)
@@ -204,7 +204,7 @@ class Trainer:
                 if request.signal is not None and world_size() == 1:  # several processes must agree first, in a step
                     stop = True
                 if stop:
-                    self._settle(pending, 0)
+                    self.guard.settle(pending, 0, self.progress, self.learner)
                     self.timer.lap(self.progress)
                     return request.signal or signal.SIGTERM  # another process was asked
         return None
@@ -226,21 +226,6 @@ class Trainer:
         self.progress.step += 1
         self.progress.images += training.batch_size
         return PendingStep(number, batch, result.numbers)
-
-    def _settle(self, pending: deque[PendingStep], in_flight: int) -> bool:
-        """Read the numbers of all steps but the last `in_flight`; return whether a process was asked to stop."""
-        stop = False
-        while len(pending) > in_flight:
-            step = pending.popleft()
-            loss, norm, asked = step.read()
-            stop |= asked > 0
-            if math.isfinite(loss) and math.isfinite(norm):
-                self.guard.good()
-                self.progress.count(loss, norm)
-            # In fp16 a gradient may overflow for its loss scale alone, which is how the scale finds its size.
-            elif not (math.isfinite(loss) and self.plan.scales_loss and float(self.learner.optimizer.scale) >= 1):
-                self.guard.skip(step.step, step.batch, self.learner, self.config.training)
-        return stop
 
     def on_step(self, due: set[str]) -> None:
         """Do what is due between two steps, apart from the log."""
@@ -267,7 +252,7 @@ class Trainer:
             record["epoch"] = round(self.progress.images / size, 4)
 
         def write() -> None:
-            with writing("metrics.jsonl", self._kept):
+            with writing("metrics.jsonl", self.checkpoints.kept):
                 self.track(record)
 
         on_main(write)
@@ -311,7 +296,7 @@ class Trainer:
         images = draw_preview(model, training.preview_images, training.preview_steps, training.seed)
 
         def write() -> None:
-            with writing("the preview", self._kept):
+            with writing("the preview", self.checkpoints.kept):
                 save_preview(images, self.out / "samples", step)
                 if self.channel_means is not None:
                     self.track({"step": step, **channel_drift(images, self.channel_means)})
@@ -327,7 +312,7 @@ class Trainer:
         better = math.isfinite(figures[name]) and (self.best is None or figures[name] < self.best[name])
 
         def write() -> None:
-            with writing("the evaluation", self._kept):
+            with writing("the evaluation", self.checkpoints.kept):
                 self.track(found)
                 if better:
                     write_model(model, self.out / "best", print_on_main)
@@ -341,10 +326,10 @@ class Trainer:
     def _check_finite(self) -> None:
         """Stop the run if weights, averages or moments are not finite: such a model is never written."""
         if bad := first_nonfinite(self._tensors()):
+            rate = self.config.training.learning_rate
             raise RunStopped(
                 f"after {self.progress.step:,} steps {bad} is not finite, so neither checkpoint nor model was written; "
-                f"{self._kept()}; a training.learning_rate below {self.config.training.learning_rate:.2g} or fp32 may "
-                "help"
+                f"{self.checkpoints.kept()}; a training.learning_rate below {rate:.2g} or fp32 may help"
             )
 
     def save(self) -> None:
@@ -358,7 +343,7 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         step = self.progress.step
         self._check_finite()
-        with writing(f"checkpoint {step:06d}", self._kept):
+        with writing(f"checkpoint {step:06d}", self.checkpoints.kept):
             if self.tracking is not None:
                 self.tracking.sync()
             spare = self.best["step"] if self.best else None
@@ -449,12 +434,6 @@ class Trainer:
             self.learner.micro_batch = state["micro_batch"]  # smaller than planned if memory had run out
         else:
             print_on_main(f"the checkpoint was computed on {state['engine']['description']}: expect other rounding")
-
-    def _kept(self) -> str:
-        steps = self.checkpoints.steps()
-        if not steps:
-            return "there was no checkpoint"
-        return f"the newest good checkpoint is {self.checkpoints.path(steps[-1])}"
 
     def close(self) -> None:
         self.dataset.close()
