@@ -33,7 +33,8 @@ def test_train_names_the_run_after_its_preset_and_resumes_it(command, tmp_path):
     code, _, error = command("train", "tiny.yaml", "--training.steps", 2)
     assert code == 2
     assert error == (
-        "ddpm: error: runs/tiny holds a run already: go on with --resume runs/tiny, give another --out, or --overwrite"
+        "ddpm: error: runs/tiny holds a run already: resume it with --resume runs/tiny, give another --out, "
+        "or --overwrite"
     )
     assert command("train", "--resume", "runs/tiny", "--training.steps", 3)[0] == 0
     assert (tmp_path / "runs/tiny/checkpoints/000003").is_dir()

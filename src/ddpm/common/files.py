@@ -81,18 +81,30 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time into a block.
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file or folder inside a block; a missing file is created.
 
-    `flock` on the folder itself leaves no lock file behind, and the kernel releases it if the process dies.
+    The lock is `flock`'s, which the kernel releases if the process dies, however it dies. A file that is left over
+    locks nothing.
+
+    Args:
+        path: what to lock.
+        wait: until another process has released the lock; otherwise raise BlockingIOError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time into a block; the folder is created if needed, and no lock file is left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder):
+        yield
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

@@ -124,13 +124,14 @@ def _scan(root: Path, recursive: bool) -> tuple[list[str], Skipped]:
                 continue
             name = os.path.join(where, entry.name)
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
-                if reason := _folder_trouble(entry, root, seen) if recursive else SUB_FOLDER:
-                    skipped.append((name, reason))
+                trouble = _folder_trouble(entry, root, seen) if recursive else SUB_FOLDER
+                if trouble:
+                    skipped.append((name, trouble))
                 else:
                     below.append(name)
             elif is_image(entry.name):
-                if reason := _file_trouble(entry, siblings):
-                    skipped.append((name, reason))
+                if trouble := _file_trouble(entry, siblings):
+                    skipped.append((name, trouble))
                 else:
                     names.append(name)
         waiting += reversed(below)

@@ -53,7 +53,7 @@ class RestoreSettings:
     noise: float | None = 0.0
     degrade: bool = False
     samples: int = 1
-    sampling: SamplingOptions = SamplingOptions()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
