@@ -14,8 +14,7 @@ from ddpm.common.errors import UserError, nearest
 from ddpm.common.files import content_key, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
 from ddpm.common.randomness import ImageNoise
-from ddpm.data.config import data_section, preprocessing_of
-from ddpm.data.images import Preprocessing
+from ddpm.data.config import Preprocessing, data_section, preprocessing_of
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub

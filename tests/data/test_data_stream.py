@@ -16,7 +16,7 @@ from PIL import Image
 
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import DataConfig, Report, StreamDataset, open_dataset
-from ddpm.data.stream import BlockReader, Encoded, Place
+from ddpm.data.stream import BlockReader, Encoded, StreamPosition
 from ddpm.diffusion.timestep_samplers import UniformSampler
 from ddpm.training.batches import BatchSource
 
@@ -91,7 +91,7 @@ def test_blocks_hold_every_image_once_an_epoch(sizes, buffer, seed):
     total = sum(sizes)
     if total == 0:
         return
-    reader, place, seen = BlockReader(Numbered(sizes), buffer, Report("numbered")), Place(), []
+    reader, place, seen = BlockReader(Numbered(sizes), buffer, Report("numbered")), StreamPosition(), []
     while len(seen) < 3 * total:
         block = reader.block(seed, place)
         assert block.place.first == len(seen)

@@ -13,9 +13,9 @@ from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
 from ddpm.data import open_dataset
 from ddpm.data.config import data_section
-from ddpm.data.datasets import ArraySource, EncodedSource, ImageSource
 from ddpm.data.images import FORMATS, BrokenFile
 from ddpm.data.sources import find_stored, split_of
+from ddpm.data.stored import ArraySource, EncodedSource, ImageSource
 from ddpm.evaluation.distances import Moments, load_moments
 from ddpm.evaluation.images import DatasetImages
 from ddpm.model import BUNDLED, Model, load
