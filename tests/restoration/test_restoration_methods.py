@@ -265,7 +265,7 @@ def test_a_method_refuses_what_it_cannot_do(method, operator, sigma, words):
 
 
 def test_unknown_method_names_the_nearest():
-    with pytest.raises(UserError, match="did you mean ddrm\?"):
+    with pytest.raises(UserError, match="did you mean ddrm"):
         find_method("drrm")
     with pytest.raises(UserError, match="known pixels as exact"):
         repaint(DENOISER, torch.zeros(1, *SHAPE), Inpainting(SHAPE, torch.eye(8)), 0.1, [999.0, -1.0], noise=stream(1))
