@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ddpm.evaluation.classifier import matched, spread
+from ddpm.evaluation.images import subset_rows
 from ddpm.evaluation.likelihood import evaluate_likelihood, plot_likelihood
-from ddpm.evaluation.sources import open_images, trained_with
+from ddpm.evaluation.sources import data_options, open_images
 from ddpm.model import Model, load
 from ddpm.networks.unet import UNet
 from experiments.record import PICTURES, RESULTS, machine, save_result
@@ -51,9 +51,9 @@ def bits_per_dim(
     """Code `num` images of `source` with every model and draw the last one's terms; returns what is in the JSON."""
     rows = []
     for name, model in models.items():
-        images = open_images(source, trained_with(model))
-        chosen = spread(len(images), num)
-        labels = matched(images, model.class_names)[chosen] if model.class_names else None
+        images = open_images(source, data_options(model))
+        chosen = subset_rows(len(images), num)
+        labels = images.labels_in(model.class_names)[chosen] if model.class_names else None
         found = evaluate_likelihood(model, images[chosen.numpy()], labels, budget=len(chosen) * timesteps)
         rows.append(
             {

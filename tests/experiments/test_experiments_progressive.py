@@ -8,14 +8,14 @@ from torch import nn
 from ddpm.common.errors import UserError
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
-from ddpm.evaluation.progressive import (
+from ddpm.model import Model
+from experiments.progressive import (
     predictions_over_time,
     progressive_coding,
     progressive_generation,
     save_sheet,
     shared_latents,
 )
-from ddpm.model import Model
 
 STD, T = 0.3, 30
 SCHEDULE = NoiseSchedule(make_betas("linear", T, 0.005, 0.5))
