@@ -266,7 +266,7 @@ def _torchscript(path: Path, device: torch.device, name: str | None = None) -> F
         ) from error
     if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != 2:
         shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise UserError(f"{path} returns {shape} for two images; features are N x D")
+        raise UserError(f"{path} maps two images to {shape}; features are N x D")
     digest = _file_hash(path)
     runner = compile_network(script, (3, SIDE, SIDE), device)
     return _on_299(runner, device, name or path.stem, digest == TORCHSCRIPT_HASH, answer.shape[1], 0, digest)
