@@ -50,7 +50,7 @@ class Residual(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A network with 120,000 weights. `features` (N, 64) is the last layer's input; `forward` returns its logits."""
+    """A network with 114,000 weights. `features` (N, 64) is the input of the last layer, `forward` its output."""
 
     def __init__(self, num_classes: int):
         super().__init__()
