@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import atomic_path, atomic_write, folder_lock, refuse_existing
+from ddpm.common.files import atomic_path, atomic_write, folder_lock, refuse_existing, user_path
 from ddpm.common.hardware import process_rank
 from ddpm.common.pixels import save_grid, to_uint8
 from ddpm.model import Model, SamplingOptions
@@ -29,7 +29,7 @@ SETTINGS = "settings.json"
 
 def generate(
     model: Model,
-    out: Path,
+    out: str | Path,
     options: SamplingOptions | None = None,
     *,
     num: int,
@@ -49,6 +49,7 @@ def generate(
 
     Raises UserError if an option is wrong, or if `out` exists with other options and `overwrite` is False.
     """
+    out = user_path(out)
     if num < 1:
         raise UserError(f"the number of images must be at least 1, not {num}")
     if out.suffix.lower() in (".jpg", ".jpeg"):

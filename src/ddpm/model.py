@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.common.errors import UserError, nearest
-from ddpm.common.files import content_key
+from ddpm.common.files import content_key, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
+from ddpm.common.pixels import final_images
 from ddpm.common.randomness import ImageNoise
 from ddpm.data.config import data_section, preprocessing_of
 from ddpm.data.images import Preprocessing
@@ -293,6 +294,8 @@ class Model:
             callback: called with a `Step` after every sampling step of every batch.
 
         Yields: (indices, float32 images (N, C, H, W) in [-1, 1] on the CPU) for each batch.
+
+        Raises UserError if an option is wrong or an image is not finite.
         """
         options = SamplingOptions.of(options, **changes).resolved(self)
         assert options.batch_size is not None
@@ -303,7 +306,7 @@ class Model:
             images = options.spec(
                 denoiser, noise(), timesteps, noise=noise, callback=callback, **options.sampler_options
             )
-            yield block, images.float().clamp(-1, 1).cpu()
+            yield block, final_images(images)
 
     def resolve_labels(self, labels: Labels) -> list[int] | None:
         """The list of classes that images take in turn, from a class, a list, or None: all of them.
@@ -388,10 +391,7 @@ def find_model(name: str | Path) -> Path:
     """The folder that holds the model called `name`."""
     if isinstance(name, str) and name in BUNDLED:
         return BUNDLED[name]
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UserError(f"no model at {name}: {error}") from None
+    path = user_path(name)
     if (path / "model").is_dir():
         return path / "model"
     if path.exists():

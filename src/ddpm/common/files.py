@@ -84,6 +84,19 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def user_path(name: str | Path) -> Path:
+    """Return a path as the user means it: `~` and `~user` are home folders. The one rule for every path from outside.
+
+    Raises UserError if there is no such user.
+    """
+    path = os.path.expanduser(name)
+    if path.startswith("~"):
+        raise UserError(
+            f"{name}: there is no user {Path(path).parts[0][1:]!r} with a home folder; write the whole path"
+        )
+    return Path(path)
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise UserError if `path` exists and may not be replaced."""
     if path.exists() and not overwrite:
@@ -95,7 +108,7 @@ def check_output(path: str | Path, suffixes: tuple[str, ...], *, overwrite: bool
 
     Call it before the work starts, so that an hour of sampling does not end in a refusal.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path} should end in {' or '.join(suffixes)}")
     refuse_existing(path, overwrite)

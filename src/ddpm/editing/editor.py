@@ -10,6 +10,7 @@ from torch import Tensor
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr, ssim
 from ddpm.common.hardware import Precision
+from ddpm.common.pixels import check_finite
 from ddpm.common.randomness import ImageNoise
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.model import Labels, Model
@@ -92,7 +93,7 @@ def sdedit(editor: Editor, images: Tensor, strength: float, *, sampler: str = "a
         if len(grid) == 1:
             return x_0
         x_t = denoiser.diffusion.q_sample(x_0, grid[0], noise())
-        return chosen(denoiser, x_t, grid, noise=noise).clamp(-1, 1)
+        return check_finite(chosen(denoiser, x_t, grid, noise=noise)).clamp(-1, 1)
 
     return editor.run(work, images)
 
@@ -194,7 +195,7 @@ def interpolate(
         if len(grid) == 1:
             return x_0
         x_t = denoiser.diffusion.q_sample(x_0, grid[0], epsilon)
-        return chosen(denoiser, x_t, grid, noise=noise).clamp(-1, 1)
+        return check_finite(chosen(denoiser, x_t, grid, noise=noise)).clamp(-1, 1)
 
     return editor.run(work, images, mixed, same_noise=True)
 

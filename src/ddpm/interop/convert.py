@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError
+from ddpm.common.files import user_path
 from ddpm.interop.diffusers import LoadedParts, assemble, save_folder, unet_prefix
 from ddpm.interop.folder import ModelFolder, Weights, pickle_in, safetensors_in
 from ddpm.interop.openai import from_openai, is_openai, parse_flags
@@ -32,7 +33,7 @@ def convert(
         origin: what the model card says it was converted from; default: the last part of `source`.
         flags: for the latter, their scripts' flags, e.g. "--image_size 64 --num_head_channels 64".
     """
-    destination = destination.expanduser()
+    source, destination = user_path(source), user_path(destination)
     if destination.exists() and not overwrite:
         raise UserError(f"{destination} exists: give another folder, or --overwrite")
     if not source.exists():

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import atomic_write
+from ddpm.common.files import atomic_write, user_path
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.card import model_card
 from ddpm.interop.diffusers_config import OURS, UNET2D, obstacle, to_our_config, to_process, to_scheduler, to_unet2d
@@ -100,7 +100,7 @@ def save_folder(
         except SafetensorError as error:
             raise RunStopped(f"the weights could not be written to {folder}: {error}") from error
 
-    replace_folder(Path(folder).expanduser(), write)
+    replace_folder(user_path(folder), write)
 
 
 def load_folder(folder: str | Path) -> LoadedParts:
@@ -109,7 +109,7 @@ def load_folder(folder: str | Path) -> LoadedParts:
     Raises:
         UserError: in one line, what is missing, does not fit or cannot be expressed.
     """
-    files = ModelFolder(Path(folder))
+    files = ModelFolder(user_path(folder))
     return assemble(files, safetensors_in(files, unet_prefix(files)))
 
 
@@ -167,7 +167,10 @@ def _check_labels(extra: dict[str, Any], rows: int | None, where: str) -> None:
 
 
 def fill(network: UNet, weights: Weights) -> None:
-    """Give a network on the meta device its weights, in float32; every name and shape must fit."""
+    """Give a network on the meta device its weights, in float32.
+
+    Raises UserError if a name or a shape does not fit, or if a number is not finite.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     sources: dict[str, str] = {}
     for source in weights.shapes:
@@ -184,6 +187,12 @@ def fill(network: UNet, weights: Weights) -> None:
         if _without_pixels(found, len(shape)) != shape:
             raise UserError(f"{weights.where} does not fit its configuration: {name} is {found}, not {shape}")
     state = {name: exact_float32(weights.read(sources[name])).reshape(shape) for name, shape in expected.items()}
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"{weights.where} holds numbers that are not finite (NaN or infinity), first in {sources[name]}: "
+                "the training diverged or the file is damaged; use an earlier checkpoint or fetch the file again"
+            )
     network.load_state_dict(state, assign=True)
 
 

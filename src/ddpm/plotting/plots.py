@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError, require
 from ddpm.common.files import atomic_path, check_output
-from ddpm.common.pixels import make_grid, numbered, to_float, to_uint8
+from ddpm.common.pixels import final_images, make_grid, numbered, to_float, to_uint8
 from ddpm.common.randomness import ImageNoise, derive_seed
 from ddpm.data import ImageDataset, open_dataset
 from ddpm.data.datasets import matched_by_number
@@ -285,7 +285,7 @@ def interpolation(
         of_class = None if classes is None else torch.full((columns,), classes[row % len(classes)])
         denoiser = model.denoiser(of_class, batch_size=model.default_batch_size)
         images = SAMPLERS["ddim"](denoiser, x_T, timesteps, noise=noise)
-        table.append(images.float().clamp(-1, 1).cpu())
+        table.append(final_images(images))
     return plot_images(torch.stack(table), columns=[f"{weight:.2g}" for weight in weights.tolist()])
 
 

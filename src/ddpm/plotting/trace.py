@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError
 from ddpm.common.hardware import Precision
+from ddpm.common.pixels import final_images
 from ddpm.common.randomness import ImageNoise, derive_seed
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.model import Labels, Model
@@ -127,7 +128,7 @@ def trace_model(
         before = seen.frames
     recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=frames, spacing=frame_spacing, columns=columns)
     images = chosen(denoiser, x_T, timesteps, noise=noise, callback=recording(recorder), **sampler_options)
-    return Trajectory(before + recorder.frames, images.float().clamp(-1, 1).cpu())
+    return Trajectory(before + recorder.frames, final_images(images))
 
 
 def trace_forward(
@@ -205,7 +206,7 @@ def trace_diffusers(
         recorder.see(index, x_t, x_0)
         x = result.prev_sample
     recorder.see(len(timesteps) - 1, x, x)
-    return Trajectory(recorder.frames, x.float().clamp(-1, 1).cpu())
+    return Trajectory(recorder.frames, final_images(x))
 
 
 def _predicted_x_0(scheduler: Any, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: float) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError
 from ddpm.common.hardware import Precision
+from ddpm.common.pixels import final_images
 from ddpm.common.randomness import ImageNoise, derive_seed
 from ddpm.model import Labels, Model
 from ddpm.restoration.methods import find_method
@@ -212,7 +213,7 @@ def restore(
             callback=callback,
             **method_options,
         )
-        results.append(x_0.float().clamp(-1, 1).cpu())
+        results.append(final_images(x_0))
     return Restored(torch.cat(results).unflatten(0, (len(y), samples)))
 
 
