@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.common.errors import UserError, nearest
-from ddpm.common.files import content_key, user_path
+from ddpm.common.files import content_key, is_model, is_run, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
 from ddpm.common.pixels import final_images
 from ddpm.common.randomness import ImageNoise
@@ -20,6 +20,7 @@ from ddpm.data.images import Preprocessing
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
+from ddpm.interop.layouts import is_checkpoint, model_folder
 from ddpm.networks.inference import InferenceNetworks, count_flops, weights_state
 from ddpm.networks.unet import UNet
 from ddpm.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SamplerSpec, find_sampler
@@ -387,15 +388,18 @@ def load(name: str | Path, *, device: torch.device | str | None = None) -> Model
     return model.to(device or default_device())
 
 
+def names_model(path: Path) -> bool:
+    """Whether an existing path is a model, a run, or a part of one that `load` opens."""
+    return is_run(path) or is_model(path) or model_folder(path) != path or is_checkpoint(path)
+
+
 def find_model(name: str | Path) -> Path:
     """The folder that holds the model called `name`."""
     if isinstance(name, str) and name in BUNDLED:
         return BUNDLED[name]
     path = user_path(name)
-    if (path / "model").is_dir():
-        return path / "model"
     if path.exists():
-        return path
+        return model_folder(path)
     if hub.looks_like_id(str(name)):
         return hub.download(str(name))
     raise UserError(f"no model at {name}: give a run directory, a Diffusers folder, a Hub id (user/name), or 'digits'")

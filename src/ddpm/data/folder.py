@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ddpm.common.errors import UserError
+from ddpm.common.files import is_run
 from ddpm.data.datasets import EncodedSource, classes_from_paths, file_state
 from ddpm.data.images import ENDINGS, MOST_FILE_BYTES, UNREAD, UNREAD_FORMAT, BrokenFile, printable
 
@@ -13,7 +14,6 @@ SPLIT_FOLDERS = {name for names in SPLITS.values() for name in names}
 UNPACKED_MACOSX = "__MACOSX"  # beside what a Mac has packed: files of the same names, none of them an image
 LINKED_FOLDER = "it is a link to a folder, which is not followed"
 RUN_FOLDER = "it is a training run, whose pictures are no data"
-RUN_FILES = ("config.yaml", "metrics.jsonl")  # what every run has
 
 
 def open_folder(folder: Path, split: str | None) -> EncodedSource:
@@ -67,7 +67,7 @@ def _folder_trouble(path: str) -> str | None:
     """Why nothing in a folder is of the set."""
     if os.path.islink(path):
         return LINKED_FOLDER
-    return RUN_FOLDER if all(os.path.exists(os.path.join(path, name)) for name in RUN_FILES) else None
+    return RUN_FOLDER if is_run(Path(path)) else None
 
 
 def _check_inside(path: str, root: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ddpm.common.errors import UserError
+from ddpm.common.files import user_path
 from ddpm.data import open_dataset
 from ddpm.data.config import data_section
 from ddpm.data.datasets import ArraySource, EncodedSource, ImageSource
@@ -17,18 +18,16 @@ from ddpm.data.images import FORMATS, BrokenFile
 from ddpm.data.sources import find_stored, split_of
 from ddpm.evaluation.distances import Moments, load_moments
 from ddpm.evaluation.images import DatasetImages
-from ddpm.model import BUNDLED, Model, load
+from ddpm.model import BUNDLED, Model, load, names_model
 
-MODEL_FILES = ("model_index.json", "model", "unet", "config.json", "config.yaml")
 SAMPLED = 32  # images looked at before a set is called grey
 GREY = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
 
 
 def open_judged(source: str) -> Model | DatasetImages:
     """A model by any name `ddpm.load` knows, or a folder or file of images."""
-    path = Path(source).expanduser()
-    is_model = source in BUNDLED or (path.is_dir() and any((path / name).exists() for name in MODEL_FILES))
-    if path.exists() and not is_model:
+    path = user_path(source)
+    if path.exists() and source not in BUNDLED and not names_model(path):
         if is_moments(path):
             raise UserError(f"{source} holds moments, which go with --data; judge a model, a folder or .npz of images")
         return open_images(source)
@@ -41,7 +40,7 @@ def open_reference(source: str, judged: Model | DatasetImages) -> DatasetImages 
     Beside a model, images are brought to its size as its training data was; images that were drawn before must have the
     reference's own size, since whoever drew them chose how.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     moments = load_moments(path) if {"mu", "sigma"} & arrays_in(path) else None
     if moments is not None and is_moments(path):
         return moments

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import NO_SPACE, atomic_write, sync
+from ddpm.common.files import NO_SPACE, atomic_write, is_run, sync
 from ddpm.interop.folder import read_json, save_tensors
 
 
@@ -78,11 +78,6 @@ def claim(out: Path, resume: bool, overwrite: bool) -> RunLock:
         return RunLock(out)
     except OSError as error:
         raise UserError(f"cannot write in {out}: {error.strerror or error}") from error
-
-
-def is_run(out: Path) -> bool:
-    """Whether a run wrote here. A config.yaml alone does not tell: other programs call theirs so too."""
-    return (out / "metrics.jsonl").exists() or (out / "checkpoints").exists()
 
 
 def empty(out: Path) -> None:
