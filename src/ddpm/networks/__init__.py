@@ -1,4 +1,4 @@
-"""Networks that predict the noise: the U-Net and its cost."""
+"""Networks that predict the noise: the U-Net, its configuration and its cost."""
 
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.inference import count_flops
