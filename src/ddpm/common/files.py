@@ -107,6 +107,23 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a training run wrote in this folder.
+
+    A config.yaml alone is no sign: other programs use the name too. metrics.jsonl is the first file of a run and the
+    last that is removed.
+    """
+    return (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
+
+
+def is_model(folder: Path) -> bool:
+    """Whether this folder has the layout of a model: Diffusers' pipeline folder of any age, or its network alone."""
+    names = ("model_index.json", "ddpm.json", "unet/config.json")
+    return any((folder / name).is_file() for name in names) or (
+        (folder / "config.json").is_file() and any(folder.glob("diffusion_pytorch_model*"))
+    )
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise UserError if `path` exists and may not be replaced."""
     if path.exists() and not overwrite:

@@ -18,9 +18,8 @@ from ddpm.data.sources import find_stored, split_of
 from ddpm.data.stored import ArraySource, EncodedSource, ImageSource
 from ddpm.evaluation.distances import Moments, load_moments
 from ddpm.evaluation.images import DatasetImages
-from ddpm.model import BUNDLED, Model, load
+from ddpm.model import BUNDLED, Model, load, names_model
 
-MODEL_FILES = ("model_index.json", "model", "unet", "config.json", "config.yaml")
 GREY_SAMPLE = 32  # images that must all be grey before a set counts as grey
 GREY_MODES = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
 FITS = ("crop", "pad")
@@ -29,8 +28,7 @@ FITS = ("crop", "pad")
 def open_candidate(source: str) -> Model | DatasetImages:
     """Open a model by any name that `ddpm.load` knows, or a folder or file of images."""
     path = user_path(source)
-    is_model = source in BUNDLED or (path.is_dir() and any((path / name).exists() for name in MODEL_FILES))
-    if path.exists() and not is_model:
+    if path.exists() and source not in BUNDLED and not names_model(path):
         if is_moments(path):
             raise UserError(f"{source} holds moments, which go with --data: name a model, a folder or .npz of images")
         return open_images(source)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import NO_SPACE, atomic_write, file_lock, sync
+from ddpm.common.files import NO_SPACE, atomic_write, file_lock, is_run, sync
 from ddpm.interop.folder import read_json, save_tensors
 from ddpm.model import Model
 
@@ -73,11 +73,6 @@ def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
             if list(out.iterdir()) == [path]:
                 path.unlink()
                 out.rmdir()
-
-
-def is_run(out: Path) -> bool:
-    """Whether a run wrote here. A config.yaml alone is no sign: other programs use that name too."""
-    return (out / "metrics.jsonl").exists() or (out / "checkpoints").exists()
 
 
 def empty(out: Path) -> None:
