@@ -192,6 +192,26 @@ def test_files_that_are_no_images(tmp_path):
             read_image(path)
 
 
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500)
+AVIF = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(500)
+JXL = b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.jpg", HEIC, "it is a HEIC picture under the name .jpg: convert it to JPEG or PNG"),
+        ("b.PNG", AVIF, "it is an AVIF picture under the name .png: convert it to JPEG or PNG"),
+        ("c.webp", JXL, "it is a JPEG XL picture under the name .webp: convert it to JPEG or PNG"),
+        ("d.heic", HEIC, "it is a HEIC picture: convert it to JPEG or PNG"),
+    ],
+)
+def test_read_image_names_a_format_that_is_not_read(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name} cannot be used as an image: {message}$"):
+        read_image(tmp_path / name)
+
+
 def test_a_huge_file_is_not_read_to_its_end():
     with pytest.raises(BrokenFile, match="larger"):
         decode(bytes(MOST_FILE_BYTES + 1), 3)

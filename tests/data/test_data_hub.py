@@ -1,5 +1,6 @@
 """Sets that are read through the datasets library: columns, filters, classes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,8 @@ def test_row_filter(tmp_path, pixels, query, rows, class_names, streaming):
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("labl=dog", "no column 'labl'; it has label"),
-        ("label=dgo", "label is never 'dgo'; it can be dog"),
+        ("labl=dog", "no column 'labl'; did you mean label"),
+        ("label=dgo", "label is never 'dgo'; did you mean dog"),
         ("coarse=c7", "no row has coarse c7"),
         ("label", "a row filter reads"),
         ("label=", "a row filter reads"),
@@ -108,6 +109,58 @@ def test_the_column_whose_classes_are_chosen_is_the_one_of_the_classes(tmp_path,
     table.to_parquet(tmp_path / "hub" / "train-0.parquet")
     dataset = opened(f"hf:{tmp_path / 'hub'}" + f"?{query}" * bool(query), labels=True)
     assert dataset.class_names == class_names
+
+
+def saved_table(pixels, count=6):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [Image.fromarray(pixels(seed)) for seed in range(count)], "label": [n % 2 for n in range(count)]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+def test_saved_dataset_is_opened(tmp_path, pixels, prefix):
+    saved_table(pixels).save_to_disk(tmp_path / "saved")
+    dataset = opened(f"{prefix}{tmp_path / 'saved'}", labels=True)
+    assert dataset.class_names == ["cat", "dog"]
+    assert dataset.labels.tolist() == [0, 1] * 3
+    assert (as_array(dataset) == np.stack([pixels(seed) for seed in range(6)])).all()
+    with pytest.raises(UserError, match="has no splits: leave out :test"):
+        opened(f"{prefix}{tmp_path / 'saved'}:test")
+
+
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+def test_saved_dataset_dict_gives_the_split(tmp_path, pixels, prefix):
+    splits = {"train": saved_table(pixels), "test": saved_table(pixels, 4)}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    assert len(opened(f"{prefix}{tmp_path / 'saved'}")) == 6
+    assert len(opened(f"{prefix}{tmp_path / 'saved'}:test")) == 4
+    with pytest.raises(UserError, match="has no split 'dev': use :train or :test"):
+        opened(f"{prefix}{tmp_path / 'saved'}:dev")
+
+
+def test_saved_dataset_takes_row_filters(tmp_path, pixels):
+    saved_table(pixels).save_to_disk(tmp_path / "saved")
+    assert len(opened(f"hf:{tmp_path / 'saved'}?label=dog")) == 3
+
+
+def test_saved_dataset_does_not_follow_paths_in_its_rows(tmp_path, image_folder):
+    """Neither if its description claims that the library found the paths."""
+    folder = image_folder(["cat/1.png"])
+    features = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    rows = {"image": [{"bytes": None, "path": str(folder / "cat" / "1.png")}]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    info = json.loads((tmp_path / "saved" / "dataset_info.json").read_text())
+    (tmp_path / "saved" / "dataset_info.json").write_text(json.dumps({**info, "builder_name": "imagefolder"}))
+    with pytest.raises(UserError, match="the row holds no image"):
+        opened(tmp_path / "saved")
+
+
+def test_damaged_saved_dataset_is_one_line(tmp_path, pixels):
+    saved_table(pixels).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "state.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be opened through the datasets library") as error:
+        opened(tmp_path / "saved")
+    assert "\n" not in str(error.value)
 
 
 def test_hub_set_of_loose_files(image_folder):

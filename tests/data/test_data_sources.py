@@ -58,6 +58,20 @@ def test_cifar10_under_either_folder_name(tmp_path, monkeypatch, name):
     assert len(opened("cifar10:test", image_size=32)) == 4
 
 
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_mnist_as_torchvision_keeps_it(tmp_path, monkeypatch, write_idx, name, folder):
+    for count, split in ((5, "train"), (3, "t10k")):
+        images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        write_idx(tmp_path / folder / "raw" / f"{split}-images-idx3-ubyte", images)
+        write_idx(tmp_path / folder / "raw" / f"{split}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8))
+    monkeypatch.setenv("DDPM_DATA", str(tmp_path))
+    options = {"image_size": 28, "channels": 1, "labels": True}
+    for source in (name, tmp_path / folder, tmp_path / folder / "raw"):
+        assert opened(source, **options).labels.tolist() == [0, 1, 2, 3, 4]
+        assert (as_array(opened(f"{source}:test", **options))[..., 0] == images).all()
+    assert opened(name, **options).class_names[9] == {"mnist": "9", "fashion_mnist": "Ankle boot"}[name]
+
+
 def test_a_split_asked_of_what_has_none_is_refused(tmp_path, pixels, encode, write_tar, write_idx, image_folder):
     """Never the whole set in its place: it would be training images where held-out ones were meant."""
     np.savez(tmp_path / "x.npz", arr_0=np.stack([pixels(0), pixels(1)]))
@@ -89,9 +103,9 @@ def test_files_that_begin_with_a_split_are_of_that_split_alone(tmp_path, pixels,
     folder = tmp_path / "set"
     assert names(folder) == names(f"{folder}:train") == names(folder / "train*.tar") == 2
     assert names(f"{folder}:test") == names(f"{folder}:val") == names(folder / "TEST-0.tar") == 1
-    with pytest.raises(UserError, match="no split 'dev': take :"):
+    with pytest.raises(UserError, match="no split 'dev': use :"):
         names(f"{folder}:dev")
-    with pytest.raises(UserError, match="no split 'train': take :test or :val"):
+    with pytest.raises(UserError, match="no split 'train': use :test or :val"):
         names(folder / "[Tv]*.tar")
     write_tar(folder / "trainings.tar", {"x.png": encode(pixels(9))})  # another word
     with pytest.raises(UserError, match="which is of none"):

@@ -1,4 +1,4 @@
-"""`ddpm data`: what a source holds, and how its images look once they are ready for training."""
+"""`ddpm data`: count what a source holds, and show how its images look to a model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from ddpm.data import LazyDataset, MemoryDataset
 
 
-SHEET = 10  # images a row, and classes or rows at most
-SIZE = 64  # of images whose files may each have another size
+COLUMNS = 10  # images per row; also the most classes or rows
+DEFAULT_SIZE = 64  # pixels, for files that may differ in size
+CLASSES_SHOWN = 100
 
 
 def data(
@@ -28,18 +29,24 @@ def data(
     ] = None,
     channels: Annotated[int | None, typer.Option(min=1, max=4, help="1 to 4; default: as stored, or 3")] = None,
     fit: Annotated[str, typer.Option(help="crop or pad")] = "crop",
-    out: Annotated[Path, typer.Option(**PATH, help="the contact sheet")] = Path("contact_sheet.png"),
+    out: Annotated[
+        Path | None,
+        typer.Option(**PATH, help="the contact sheet; default: contact_sheet.png, which is replaced"),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Count a source's images, sizes, classes and broken files, and draw a contact sheet."""
     from ddpm.common.pixels import save_grid, to_float
     from ddpm.data.datasets import make_ready
+    from ddpm.data.folder import CONTACT_SHEET
+    from ddpm.data.notes import data_notes
     from ddpm.data.sources import find_stored
     from ddpm.data.stored import ArraySource
 
-    refuse_existing(out, overwrite)
+    sheet = out or Path(CONTACT_SHEET)
+    refuse_existing(sheet, overwrite or out is None)
     stored = find_stored(source)
-    stored_size = stored.images.shape[1:3] if isinstance(stored, ArraySource) else (SIZE, SIZE)
+    stored_size = stored.images.shape[1:3] if isinstance(stored, ArraySource) else (DEFAULT_SIZE, DEFAULT_SIZE)
     stored_channels = stored.images.shape[3] if isinstance(stored, ArraySource) else 3
     config = checked_config(
         source,
@@ -50,12 +57,12 @@ def data(
     )
     dataset = make_ready(stored, config)
     images, _ = dataset.batch(_shown(dataset))
-    save_grid(to_float(images), out, columns=SHEET, overwrite=overwrite)
+    save_grid(to_float(images), sheet, columns=COLUMNS, overwrite=overwrite or out is None)
     for name, value in _facts(source, dataset).items():
         print(f"{name:<12}{value}")
-    print(f"{'sheet':<12}{out}")
-    if dataset.report.skipped:
-        print(dataset.report.summary())
+    print(f"{'sheet':<12}{sheet}")
+    for note in data_notes(dataset):
+        print(note)
 
 
 def _facts(source: str, dataset: MemoryDataset | LazyDataset) -> dict[str, str]:
@@ -68,25 +75,26 @@ def _facts(source: str, dataset: MemoryDataset | LazyDataset) -> dict[str, str]:
     facts = {
         "source": source,
         "images": f"{len(dataset):,}",
-        "stored as": (stored or "too many to look at each") + (f", and {more:,} other sizes" if more else ""),
+        "stored as": (stored or "unknown: too many to look at each") + (f", and {more:,} other sizes" if more else ""),
         "ready as": f"{width}x{height}, {channels} channel{'s' * (channels > 1)}",
         "fingerprint": dataset.fingerprint,
     }
     if dataset.class_names is not None and dataset.labels is not None:
         counts = torch.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist()
         named = [f"{name} {count:,}" for name, count in zip(dataset.class_names, counts, strict=True)]
-        facts["classes"] = f"{len(named)}: " + ", ".join(named[:100]) + (", ..." if len(named) > 100 else "")
+        shown = ", ".join(named[:CLASSES_SHOWN]) + (", ..." if len(named) > CLASSES_SHOWN else "")
+        facts["classes"] = f"{len(named)}: {shown}"
     return facts
 
 
 def _shown(dataset: MemoryDataset | LazyDataset) -> Tensor:
-    """Images spread evenly over the set: a row for each of the first classes, or a square."""
+    """Choose images spread evenly over the data set: one row for each of the first classes, or a square."""
     import torch
 
     if dataset.labels is None:
-        return _spread(torch.arange(len(dataset)), min(SHEET * SHEET, len(dataset)))
-    classes = torch.unique(dataset.labels)[:SHEET].tolist()
-    return torch.cat([_spread(torch.nonzero(dataset.labels == number)[:, 0], SHEET) for number in classes])
+        return _spread(torch.arange(len(dataset)), min(COLUMNS * COLUMNS, len(dataset)))
+    classes = torch.unique(dataset.labels)[:COLUMNS].tolist()
+    return torch.cat([_spread(torch.nonzero(dataset.labels == number)[:, 0], COLUMNS) for number in classes])
 
 
 def _spread(indices: Tensor, count: int) -> Tensor:

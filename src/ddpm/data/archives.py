@@ -1,4 +1,4 @@
-"""Images inside a .zip, or inside tar shards as WebDataset writes them. Nothing is ever unpacked onto the disk."""
+"""Images in a .zip file, or in tar shards as WebDataset writes them. Nothing is unpacked onto the disk."""
 
 import glob
 import os
@@ -13,24 +13,30 @@ import numpy as np
 
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
-from ddpm.data.folder import SPLIT_FOLDERS, is_hidden, is_image
+from ddpm.data.folder import MANIFEST, SPLIT_FOLDERS, is_hidden, is_image
 from ddpm.data.images import MOST_FILE_BYTES, UNREAD, UNREAD_FORMAT, BrokenFile, printable, read_bounded
-from ddpm.data.stored import EncodedSource, classes_from_paths, file_state
+from ddpm.data.stored import EncodedSource, classes_from_paths, classes_of, file_state
 
-MOST_LABEL_BYTES = 20  # of a .cls file
+MOST_LABEL_BYTES = 20  # in a .cls file
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_SHARDS = 100_000
 
 
 def open_zip(path: Path) -> EncodedSource:
-    """Every image in a zip, in the order of their names; folders are classes, below a folder that all share."""
+    """Open every image in a zip file, in the order of their names.
+
+    The classes are those in a `dataset.json`, or else the folders, below a folder that all images share.
+
+    Raises:
+        UserError: the file is damaged, has overlapping entries, or holds several splits.
+    """
     try:
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # zipfile raises half a dozen kinds on a damaged archive
+    except Exception as error:  # zipfile raises many kinds of errors on a damaged archive
         raise UserError(f"{path} is not a readable .zip file: {error}") from error
     members = [member for member in archive.infolist() if _is_image(member.filename) and not member.is_dir()]
     if sum(member.compress_size for member in members) > path.stat().st_size:
-        raise UserError(f"{path} is refused: its entries overlap, as those of a zip bomb do")
+        raise UserError(f"{path} is refused: its entries overlap, as in a zip bomb")
     members.sort(key=lambda member: member.filename)
     skipped = [(printable(m.filename), reason) for m in members if (reason := _zip_trouble(m))]
     members = [member for member in members if not _zip_trouble(member)]
@@ -42,15 +48,34 @@ def open_zip(path: Path) -> EncodedSource:
         except Exception as error:
             raise BrokenFile(str(error) or type(error).__name__) from error
 
-    def identify(index: int) -> str:
+    def metadata(index: int) -> str:
         return f"{members[index].CRC} {members[index].file_size}"
 
     names = [printable(member.filename) for member in members]
-    return EncodedSource(names, read, identify, *classes_from_paths(_undivided(names, path)), skipped)
+    folder, manifest = _zip_manifest(archive)
+    below = [name.removeprefix(folder) for name in names]
+    return EncodedSource(names, read, metadata, *classes_of(below, manifest, _undivided(names, path)), skipped)
+
+
+def _zip_manifest(archive: zipfile.ZipFile) -> tuple[str, bytes | None]:
+    """Return the outermost `dataset.json` of an archive: its folder as a prefix, and its content."""
+    found = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == MANIFEST]
+    if not found:
+        return "", None
+    name = min(found, key=lambda name: name.count("/"))
+    try:
+        with archive.open(name) as file:
+            return name.removesuffix(MANIFEST), bytes(read_bounded(file, MOST_FILE_BYTES))
+    except Exception:  # it is damaged: the folders are the classes
+        return "", None
 
 
 def shard_paths(source: str, ending: str = ".tar") -> list[Path]:
-    """The files that `set.tar`, `set-{000..099}.tar`, `set-*.tar` or a folder of them names, in order."""
+    """Return the files that `set.tar`, `set-{000..099}.tar`, `set-*.tar` or a folder of them names, in order.
+
+    Raises:
+        UserError: more than MOST_SHARDS.
+    """
     path = user_path(source)
     if path.is_dir():
         return sorted(path.glob(f"*{ending}"))
@@ -67,7 +92,7 @@ def shard_paths(source: str, ending: str = ".tar") -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class TarImage:
-    """Where in a shard an image lies, and its class where a .cls file beside it gives one."""
+    """The place of an image in a shard, in bytes, and its class if there is a .cls file for it."""
 
     name: str
     offset: int
@@ -76,10 +101,13 @@ class TarImage:
 
 
 def open_tar(shards: list[Path]) -> EncodedSource:
-    """Index plain tar shards, so that any image is one read away.
+    """Index plain tar shards, so that each image is read directly.
 
-    Members that share a name up to the first dot are one sample (WebDataset): `0001.jpg` and its class `0001.cls`.
-    Without .cls files, folders are classes.
+    Members with the same name up to the first dot are one sample (WebDataset): `0001.jpg` and its class `0001.cls`.
+    Without .cls files, the folders are the classes.
+
+    Raises:
+        UserError: a shard is missing, or the shards hold several splits.
     """
     skipped: list[tuple[str, str]] = []
     names, labels = [], []
@@ -90,24 +118,24 @@ def open_tar(shards: list[Path]) -> EncodedSource:
             labels.append(image.label)
             where.append((number, image.offset, image.size))
     states = [file_state(shard) for shard in shards]
-    table = np.array(where, np.int64).reshape(-1, 3)  # 24 bytes an image, where tuples would take 150
+    table = np.array(where, np.int64).reshape(-1, 3)  # 24 bytes per image; tuples would take 150
 
     def read(index: int) -> bytes:
         number, offset, size = table[index].tolist()
         return read_tar_image(shards[number], offset, size)
 
-    def identify(index: int) -> str:
+    def metadata(index: int) -> str:
         number, offset, size = table[index].tolist()
         return f"{states[number]} {offset} {size}"
 
     below = _undivided(names, shards[0])
     if names and None not in labels:
-        return EncodedSource(names, read, identify, np.array(labels, np.int64), None, skipped)
-    return EncodedSource(names, read, identify, *classes_from_paths(below), skipped)
+        return EncodedSource(names, read, metadata, np.array(labels, np.int64), None, skipped)
+    return EncodedSource(names, read, metadata, *classes_from_paths(below), skipped)
 
 
 def scan_tar(shard: Path, skip: Callable[[str, str], None]) -> Iterator[TarImage]:
-    """The images of one shard in their order, from the headers; `skip(name, reason)` is told of what is damaged."""
+    """Yield the images of one shard in order, from the headers alone. Call `skip(name, reason)` for damaged ones."""
     sample: list[tuple[str, int, int]] = []
     key, label = None, None
     for member in _members(shard, skip):
@@ -127,7 +155,7 @@ def scan_tar(shard: Path, skip: Callable[[str, str], None]) -> Iterator[TarImage
 
 
 def read_tar_image(shard: Path, offset: int, size: int) -> bytes:
-    """The bytes of one indexed image."""
+    """Return the encoded bytes of one indexed image. Raises BrokenFile."""
     try:
         with shard.open("rb") as file:
             file.seek(offset)
@@ -141,24 +169,24 @@ def _members(shard: Path, skip: Callable[[str, str], None]) -> Iterator[tarfile.
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
                 if member.offset <= last:
-                    raise tarfile.ReadError("its headers run in a circle")
+                    raise tarfile.ReadError("its headers are cyclic")
                 last = member.offset
                 yield member
             file.seek(archive.offset)
             end = file.read(tarfile.BLOCKSIZE)
-            if not end or any(end):  # a whole archive ends in blocks of zeros
+            if not end or any(end):  # an undamaged archive ends in blocks of zeros
                 skip(shard.name, f"it is damaged or cut off at byte {archive.offset:,}")
     except FileNotFoundError as error:
         raise UserError(f"there is no shard {shard}") from error
-    except Exception as error:  # damaged headers raise anything at all
+    except Exception as error:  # damaged headers raise many kinds of errors
         reason = str(error) or type(error).__name__
-        skip(shard.name, "it is not a plain .tar file; a compressed one is decompressed first" if last < 0 else reason)
+        skip(shard.name, "it is not a plain .tar file; decompress it first if it is compressed" if last < 0 else reason)
 
 
 def _is_image(name: str) -> bool:
-    """By its name, and neither hidden nor in a hidden folder; `..` is no such one, but refused with a reason."""
+    """Whether a path is that of an image and no part of it is hidden. `..` is refused later, with a reason."""
     hidden = any(is_hidden(part) and part != ".." for part in PurePosixPath(name).parts)
     return is_image(name.rsplit("/", 1)[-1]) and not hidden
 
@@ -207,9 +235,9 @@ def _key(name: str) -> str:
 
 
 def _undivided(names: list[str], archive: Path) -> list[str]:
-    """Names without the folder that all are in: an archive of `flowers/` has `flowers/rose/`, `flowers/lily/`.
+    """Remove the folder that all names share: an archive of `flowers/` has `flowers/rose/` and `flowers/lily/`.
 
-    Raises UserError where train/, test/ and the like are left: they would pass for classes of one set.
+    Raises UserError if train/, test/ and the like are left: they would be read as classes.
     """
     names = [name.removeprefix("./") for name in names]
     while names and all("/" in name for name in names) and len(_tops(names)) == 1:
@@ -222,5 +250,5 @@ def _undivided(names: list[str], archive: Path) -> list[str]:
 
 
 def _tops(names: list[str]) -> set[str]:
-    """The first folders of the paths, or the names of files in none."""
+    """Return the first part of every path: a folder, or the name of a file that is in none."""
     return {name.split("/", 1)[0] for name in names}

@@ -1,32 +1,31 @@
 """Find the data set that a SOURCE names.
 
-A SOURCE is a name (`digits` is built in; others are looked for under $DDPM_DATA, then on the Hub), `hf:user/set`, or
+A SOURCE is a name (`digits` is built in; others are searched for under $DDPM_DATA, then on the Hub), `hf:user/set`, or
 a path. `:test` at the end selects a split.
 """
 
-import difflib
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddpm.common.errors import UserError
+from ddpm.common.errors import UserError, nearest
 from ddpm.common.files import user_path
 from ddpm.data.archives import open_tar, open_zip, shard_paths
 from ddpm.data.arrays import find_idx, open_cifar, open_idx, open_npz
 from ddpm.data.config import DataConfig, checked_config
 from ddpm.data.datasets import ImageDataset, make_ready
 from ddpm.data.folder import list_images, open_folder
-from ddpm.data.hub import open_hub, open_parquet, stream_hub, stream_parquet
+from ddpm.data.hub import is_saved, open_hub, open_parquet, open_saved, stream_hub, stream_parquet
 from ddpm.data.stored import ArraySource, ImageSource
 from ddpm.data.stream import Shards, StreamDataset, TarShards
 
 
 def picture_names(paths: Sequence[Path]) -> list[str]:
-    """The paths without their endings; an ending stays where another picture would go by the same name."""
+    """Return the paths without their endings. The ending stays if another image would get the same name."""
     stems = [path.with_suffix("") for path in paths]
-    uses = Counter([*stems, *paths])  # the paths too: beside a.png, a.png.bmp cannot be called a.png
+    uses = Counter([*stems, *paths])  # a.png.bmp may not become a.png if that exists too
     return [str(stem if uses[stem] == 1 else path) for stem, path in zip(stems, paths, strict=True)]
 
 
@@ -44,9 +43,11 @@ FASHION_NAMES = [
     "Bag",
     "Ankle boot",
 ]
-SPLIT_NAME = re.compile("(train|test|validation|valid|val|dev)(?![a-z])")  # where the name of a file begins with it
+SPLIT_NAME = re.compile("(train|test|validation|valid|val|dev)(?![a-z])")  # at the start of a file name
 CLASS_NAMES = {"mnist": DIGIT_NAMES, "fashion_mnist": FASHION_NAMES}
-FOLDERS = {  # under $DDPM_DATA, where it is not the name itself
+FOLDERS = {  # under $DDPM_DATA, if it is not the name itself
+    "mnist": ("mnist", "MNIST"),
+    "fashion_mnist": ("fashion_mnist", "FashionMNIST"),
     "cifar10": ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-py"),
     "cifar100": ("cifar100", "cifar-100-binary", "cifar-100-python"),
 }
@@ -62,10 +63,11 @@ def open_dataset(source: str | DataConfig, **options) -> ImageDataset:
     """Open a SOURCE, or the `data` section of a configuration.
 
     Args:
-        source: a name, `hf:user/set`, a path, or a DataConfig that says everything.
+        source: a name, `hf:user/set`, a path, or a whole DataConfig.
         options: the other fields of DataConfig: image_size, channels, labels, fit, background, streaming.
 
-    Raises UserError for anything missing, empty or unreadable as a whole; single broken files are in `.report`.
+    Raises:
+        UserError: the source is missing, empty or cannot be read. Single broken files are listed in `.report`.
     """
     config = source if isinstance(source, DataConfig) else checked_config(source, **options)
     if config.streaming:
@@ -74,13 +76,13 @@ def open_dataset(source: str | DataConfig, **options) -> ImageDataset:
 
 
 def find_stored(source: str) -> ImageSource:
-    """The set a SOURCE names, as it is stored."""
+    """Find the images of a SOURCE as they are stored. Raises UserError as `open_dataset`."""
     if source.startswith("hf:"):
         return open_hub(source)
     name, split = split_of(source)
     if name == "digits":
         if split not in (None, "train"):
-            raise UserError("digits has only a train split; mnist:test holds digits that are not among them")
+            raise UserError("digits has only a train split; mnist:test holds other digits")
         arrays = open_npz(DIGITS)
         return ArraySource(arrays.images, arrays.labels, DIGIT_NAMES)
     try:
@@ -94,7 +96,11 @@ def find_stored(source: str) -> ImageSource:
 
 
 def find_shards(source: str) -> Shards:
-    """The same for streaming: Hub sets, parquet files and tar shards."""
+    """Find the shards of a SOURCE for streaming: a data set of the Hub, parquet files or tar shards.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
     if source.startswith("hf:"):
         return stream_hub(source)
     name, split = split_of(source)
@@ -104,14 +110,16 @@ def find_shards(source: str) -> Shards:
     if paths := _shards_of(place, ".parquet"):
         return stream_parquet(_of_split(paths, name, split))
     if _place(name) or name == "digits":
-        raise UserError(f"{source} is not streamed: tar shards, parquet files and hf: are; set streaming: false")
+        raise UserError(
+            f"{source} is not streamed: only tar shards, parquet files and hf: are; set --data.streaming false"
+        )
     return stream_hub(_hub_source(name, split))
 
 
 def split_of(source: str) -> tuple[str, str | None]:
-    """`mnist:test` is ("mnist", "test"); a path that exists as it is written is left whole."""
+    """Split `mnist:test` into ("mnist", "test"). A path that exists as it is written is not split."""
     if "\0" in source:
-        raise UserError(f"{source!r} is no data source: it holds a null byte")
+        raise UserError(f"{source!r} is not a data source: it holds a null byte")
     head, colon, tail = source.rpartition(":")
     if colon and head and tail.isidentifier() and not user_path(source).exists():
         return head, tail
@@ -119,7 +127,7 @@ def split_of(source: str) -> tuple[str, str | None]:
 
 
 def _place(name: str) -> Path | None:
-    """Where a name or path lies on this machine, or None."""
+    """Return where a name or path is on this machine, or None."""
     try:
         if (data := os.environ.get("DDPM_DATA")) and Path(name).name == name != "..":
             for folder in FOLDERS.get(name, (name,)):
@@ -128,7 +136,7 @@ def _place(name: str) -> Path | None:
         path = user_path(name)
         return path if path.exists() else None
     except OSError as error:  # the name is too long
-        raise UserError(f"{name[:80]!r} is no data source: {error}") from error
+        raise UserError(f"{name[:80]!r} is not a data source: {error}") from error
 
 
 def _open_path(path: Path, split: str | None, class_names: list[str] | None) -> ImageSource:
@@ -152,22 +160,24 @@ def _open_path(path: Path, split: str | None, class_names: list[str] | None) -> 
 
 
 def _open_directory(folder: Path, split: str | None, class_names: list[str] | None) -> ImageSource:
-    """What a folder holds: MNIST's files, CIFAR's, tar shards, parquet files, or images."""
+    """Open a folder by what it holds: MNIST's or CIFAR's files, a saved data set, tar shards, parquet, or images."""
     if images := find_idx(folder, split or "train"):
         return open_idx(images, class_names)
     if arrays := open_cifar(folder, split or "train"):
         return arrays
+    if is_saved(folder):
+        return open_saved(folder, split)
     if shards := shard_paths(str(folder), ".tar"):
         return open_tar(_of_split(_alone(shards), str(folder), split))
     if files := shard_paths(str(folder), ".parquet"):
         return open_parquet(_of_split(_alone(files), str(folder), split))
     if (folder / "data.mdb").is_file():
-        raise UserError(f"{folder} is an LMDB database, which is not read: export its images to a folder first")
+        raise UserError(f"{folder} is an LMDB database, which cannot be read: export its images to a folder first")
     return open_folder(folder, split)
 
 
 def _alone(shards: list[Path]) -> list[Path]:
-    """The shards of a folder, where no images lie beside them: which is meant could not be told."""
+    """Return the shards of a folder. Refuse if it holds images too: it is not clear which is meant."""
     folder = shards[0].parent
     if list_images(folder)[0]:
         raise UserError(f"{folder} holds images and {shards[0].name}: name that file, or move it away")
@@ -175,9 +185,10 @@ def _alone(shards: list[Path]) -> list[Path]:
 
 
 def _of_split(files: list[Path], name: str, split: str | None) -> list[Path]:
-    """The files whose names begin with the split (`test-00000.parquet`), by default train; all, where none says one.
+    """Return the files whose names begin with the split (`test-00000.parquet`), by default train.
 
-    Never more than was asked for: it would be training images where held-out ones were meant, or the other way round.
+    If no name begins with a split, return all. Never return files of another split: training images would pass for
+    held-out ones, or the other way round.
     """
     divided: dict[str, list[Path]] = {}
     for file in files:
@@ -189,13 +200,13 @@ def _of_split(files: list[Path], name: str, split: str | None) -> list[Path]:
         return files
     if "" in divided:
         raise UserError(
-            f"{name} holds files of splits and {divided[''][0].name}, which is of none: name those you mean"
+            f"{name} mixes files of splits with {divided[''][0].name}, which is of none: give the names of the files"
         )
     if split is None and len(divided) == 1:
         return files
     if (split or "train") not in divided:
         raise UserError(
-            f"{name} has no split {split or 'train'!r}: take {' or '.join(f':{found}' for found in divided)}"
+            f"{name} has no split {split or 'train'!r}: use {' or '.join(f':{found}' for found in divided)}"
         )
     return divided[split or "train"]
 
@@ -205,13 +216,12 @@ def _shards_of(name: str, ending: str) -> list[Path]:
 
 
 def _hub_source(name: str, split: str | None) -> str:
-    """`hf:…` for a name known to be on the Hub; any other name is an error that names what is near."""
+    """Return `hf:…` for a known name. Raise UserError with the nearest name for any other."""
     if name in ON_THE_HUB:
         return f"hf:{ON_THE_HUB[name]}:{split or 'train'}"
     if os.sep in name:
         raise UserError(f"there is no file or folder {name}")
     data = os.environ.get("DDPM_DATA")
     where = f"nothing by that name under DDPM_DATA={data}" if data else "DDPM_DATA is not set"
-    near = difflib.get_close_matches(name, ["digits", *ON_THE_HUB], 1)
-    hint = f"did you mean {near[0]}?" if near else "give a folder of images: --data FOLDER"
-    raise UserError(f"there is no data source {name!r}: no such path, and {where}; {hint}")
+    hint = nearest(name, ["digits", *ON_THE_HUB])
+    raise UserError(f"there is no data source {name!r}: no such path, and {where}; {hint}, or give a folder of images")

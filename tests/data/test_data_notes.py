@@ -1,0 +1,62 @@
+"""The notes about a data set: what should be told, and silence for ordinary sets."""
+
+import numpy as np
+import pytest
+from data_cases import opened
+from PIL import Image
+
+from ddpm.data import datasets as datasets_module
+from ddpm.data import open_dataset
+from ddpm.data.notes import data_notes
+
+
+def test_data_notes_are_empty_for_an_ordinary_set(image_folder):
+    assert data_notes(opened(image_folder(["cat/1.png", "dog/2.png"]), labels=True)) == []
+    assert data_notes(open_dataset("digits", image_size=28, channels=1, labels=True)) == []
+
+
+def test_data_notes_name_the_files_that_are_not_read(image_folder):
+    folder = image_folder(["1.png"])
+    (folder / "2.png").write_bytes(b"x")
+    (note,) = data_notes(opened(folder))
+    assert note.splitlines() == [f"skipped 1 file of {folder}:", "  2.png: it is not an image"]
+
+
+def test_data_notes_name_classes_whose_images_are_all_broken(image_folder):
+    folder = image_folder(["ape/1.png", "bee/2.png", "bee/3.png", "cat/4.png"])
+    for name in ("2.png", "3.png"):
+        (folder / "bee" / name).write_bytes(b"x")
+    dataset = opened(folder, labels=True)
+    assert dataset.class_names == ["ape", "cat"]
+    assert dataset.labels.tolist() == [0, 1]
+    assert data_notes(dataset)[1] == "left out, because none of their images can be read: class bee"
+
+
+def test_data_notes_name_declared_classes_without_images(tmp_path):
+    (tmp_path / "fine_label_names.txt").write_text("\n".join(f"kind{number}" for number in range(100)))
+    rows = [bytes([0, number]) + bytes([200]) * 3072 for number in range(98)]
+    (tmp_path / "train.bin").write_bytes(b"".join(rows))
+    dataset = opened(tmp_path, image_size=32, labels=True)
+    assert len(dataset.class_names) == 100
+    assert data_notes(dataset) == ["no image has classes kind98, kind99: a model cannot learn to sample them"]
+
+
+def test_data_notes_name_numbers_in_the_order_of_text(image_folder):
+    dataset = opened(image_folder([f"{number}/1.png" for number in range(12)]), labels=True)
+    assert dataset.class_names[:4] == ["0", "1", "10", "11"]
+    (note,) = data_notes(dataset)
+    assert note.startswith("the class names are numbers in the order of text: 0, 1, 10, 11, ...")
+    padded = opened(image_folder([f"{number:02}/1.png" for number in range(12)], where="padded"), labels=True)
+    assert data_notes(padded) == []
+
+
+@pytest.mark.parametrize("limit", [2**32, 100])  # in memory, and decoded when needed
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_data_notes_tell_of_12_bit_data_in_16_bit_files(tmp_path, monkeypatch, limit, channels):
+    monkeypatch.setattr(datasets_module, "MOST_MEMORY_BYTES", limit)
+    for seed in range(3):
+        values = np.random.default_rng(seed).integers(0, 4096, (32, 32)).astype(np.uint16)
+        values[0, 0] = 4095  # of 65535: level 15.9
+        Image.fromarray(values).save(tmp_path / f"{seed}.png")
+    (note,) = data_notes(opened(tmp_path, channels=channels, image_size=32))
+    assert note.startswith("no pixel is above 6% of the range (level 16 of 255)")
