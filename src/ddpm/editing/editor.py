@@ -78,7 +78,7 @@ class Editor:
         return x_0.clamp(-1, 1)
 
 
-def _sampler_options(options: SamplingOptions) -> dict[str, float | str]:
+def _sampler_options(options: SamplingOptions) -> dict[str, Any]:
     """The sampler's own options that were given; the others keep the sampler's defaults."""
     given = {"eta": options.eta, "variant": options.variant}
     return {name: value for name, value in given.items() if value is not None}
