@@ -32,13 +32,13 @@ from tqdm import tqdm
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import to_uint8
 from ddpm.data.sources import open_dataset
-from ddpm.evaluation.classifier import matched, read_digits, spread
+from ddpm.evaluation.classifier import read_digits
 from ddpm.evaluation.distances import Moments, frechet_distance
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.features import BATCH, TORCHSCRIPT_FILE, FeatureNetwork, extract, load_features
-from ddpm.evaluation.images import DatasetImages
+from ddpm.evaluation.images import DatasetImages, subset_rows
 from ddpm.evaluation.likelihood import Likelihood, evaluate_likelihood, plot_likelihood
-from ddpm.evaluation.sources import open_images, trained_with
+from ddpm.evaluation.sources import data_options, open_images
 from ddpm.model import Model, load
 from ddpm.networks.unet import UNet
 from ddpm.samplers import DEFAULT_SAMPLER
@@ -93,9 +93,9 @@ def bits_per_dim(
     """Code `num` images of `source` with every model and plot the terms of the last; return the JSON's content."""
     rows = []
     for name, model in models.items():
-        images = open_images(source, trained_with(model))
-        chosen = spread(len(images), num)
-        labels = matched(images, model.class_names)[chosen] if model.class_names else None
+        images = open_images(source, data_options(model))
+        chosen = subset_rows(len(images), num)
+        labels = images.labels_in(model.class_names)[chosen] if model.class_names else None
         found = evaluate_likelihood(model, images[chosen.numpy()], labels, budget=len(chosen) * timesteps)
         rows.append({"model": name, "weights": model.weights_hash, **likelihood_figures(found)})
         print(f"{name}: {found.bits_per_dim:.4f} ± {found.standard_error:.4f} bits/dim", flush=True)

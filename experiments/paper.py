@@ -18,11 +18,11 @@ from ddpm.common.pixels import to_float
 from ddpm.data import open_dataset
 from ddpm.editing import Editor, coarse_to_fine, interpolate
 from ddpm.evaluation.likelihood import evaluate_likelihood, plot_likelihood
-from ddpm.evaluation.progressive import Sheet, progressive_coding, progressive_generation, save_sheet, shared_latents
-from ddpm.evaluation.sources import trained_with
+from ddpm.evaluation.sources import data_options
 from ddpm.model import Model, load
 from experiments.evaluation import likelihood_figures
 from experiments.lib import PICTURES, RESULTS, about, add_folders, command_line, launch, save_result
+from experiments.progressive import Sheet, progressive_coding, progressive_generation, save_sheet, shared_latents
 
 LAMBDAS = [i / 8 for i in range(9)]
 LAMBDA_TITLES = ["source", *(f"λ = {value:g}" for value in LAMBDAS), "source"]
@@ -36,7 +36,7 @@ class Figures:
 
     def __init__(self, model: Model, data: str, steps: int, rows: int):
         self.model, self.steps, self.rows = model, min(steps, model.diffusion.schedule.timesteps), rows
-        options = trained_with(model) | {"source": data, "labels": model.num_classes is not None}
+        options = data_options(model) | {"source": data, "labels": model.num_classes is not None}
         self.dataset = open_dataset(**options)
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0))
         pixels, self.labels = self.dataset.batch(order[: max(2 * rows, LIKELIHOOD_IMAGES)])

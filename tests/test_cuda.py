@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from ddpm.data import open_dataset
 from ddpm.data.config import DataConfig
+from ddpm.diffusion.timestep_samplers import UniformSampler
 from ddpm.networks import NetworkConfig, UNet
 from ddpm.networks.inference import SHAPES, CudaGraphed
 from ddpm.restoration import Inpainting, as_deepinv, restore
 from ddpm.training import load_config, train
-from ddpm.training.batches import Loader
-from ddpm.training.processes import launch
-from ddpm.training.trainer import Run
+from ddpm.training.batches import BatchSource, place_dataset
+from ddpm.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
 CUDA = torch.device("cuda")
@@ -149,11 +149,12 @@ def test_deepinvs_denoiser_answers_where_it_is_asked(exact_floats, model, sigma)
 def test_the_data_stay_on_the_card(configuration) -> None:
     config: DataConfig = configuration().data
     dataset = open_dataset(config)
-    loader = Loader(dataset, 8, 0, True, device=CUDA)
-    images, labels = loader.batch(0, range(8))
+    place_dataset(dataset, torch.device(CUDA))
+    options = {"batch_size": 8, "seed": 0, "random_flip": True}
+    images, labels = BatchSource(dataset, UniformSampler(10), **options).images(0, range(8))
     assert dataset.images.is_cuda
     assert images.is_cuda
-    elsewhere, same = Loader(open_dataset(config), 8, 0, True).batch(0, range(8))
+    elsewhere, same = BatchSource(open_dataset(config), UniformSampler(10), **options).images(0, range(8))
     assert torch.allclose(images.cpu(), elsewhere, atol=1e-6)  # a card divides by multiplying
     assert torch.equal(labels.cpu(), same)
 
@@ -161,8 +162,8 @@ def test_the_data_stay_on_the_card(configuration) -> None:
 def test_a_card_is_charged_for_the_data_that_lie_on_it(configuration, tmp_path: Path, monkeypatch) -> None:
     fixed = []
     for share in (0.0, 0.25):
-        monkeypatch.setattr("ddpm.training.batches.SHARE_OF_DEVICE", share)
-        run = Run(configuration(), tmp_path / "run", launch(), init=None, resume=False, evaluator=None)
+        monkeypatch.setattr("ddpm.training.batches.DATASET_FRACTION", share)
+        run = Trainer(configuration(), tmp_path / "run")
         fixed.append(run.memory.fixed)
     assert fixed[1] - fixed[0] == 40 * 16 * 16 * 3
 

@@ -95,7 +95,7 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
             if len(arguments) >= 2 and not any(isinstance(argument, ast.Starred) for argument in arguments[:2]):
                 yield _with(node, args=[arguments[1], arguments[0], *arguments[2:]])
             for keyword in keywords:
-                if keyword.arg:
+                if keyword.arg and keyword.arg not in ("description", "help", "desc"):
                     yield _with(node, keywords=[other for other in keywords if other is not keyword])
 
 

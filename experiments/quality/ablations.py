@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from ddpm.common.files import atomic_write
 from ddpm.training import Config, load_config
-from ddpm.training.dry_run import seconds_a_step
-from ddpm.training.trainer import Run
+from ddpm.training.dry_run import seconds_per_step
+from ddpm.training.trainer import Trainer
 from experiments.lib import PICTURES, RESULTS, about, add_folders, command_line, launch, save_result
 from experiments.quality import cells
 from experiments.quality.cells import Row, make_cells, save_samples, threads, train_and_evaluate
@@ -101,8 +100,7 @@ def measured_paces(folder: Path, budget: Budget, jobs: int) -> dict[str, float]:
     paces = {}
     for name in (BASE, *(name for name in budget.variants if name in EQUAL_TIME)):
         config = configuration(name, 0, budget, {})
-        run = Run(config, folder, Accelerator(), init=None, resume=False, evaluator=None)
-        paces[name] = seconds_a_step(run.loop)
+        paces[name] = seconds_per_step(Trainer(config, folder))
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(paces, indent=1).encode())
     return paces

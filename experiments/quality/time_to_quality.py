@@ -36,9 +36,8 @@ from ddpm.evaluation.evaluate import evaluate
 from ddpm.model import load
 from ddpm.plotting.plots import plot_images
 from ddpm.training import load_config, train
-from ddpm.training.dry_run import FEWEST, LEAST_SECONDS, WARM_UP, seconds_a_step
-from ddpm.training.processes import launch as launch_processes
-from ddpm.training.trainer import Run
+from ddpm.training.dry_run import FEWEST, LEAST_SECONDS, WARM_UP, seconds_per_step
+from ddpm.training.trainer import Trainer
 from experiments.lib import (
     PICTURES,
     RESULTS,
@@ -237,8 +236,7 @@ def peer_samples(name: str, match: Match, out: Path) -> Iterator[Tensor]:
 def train_ours(match: Match, seconds: float, out: Path) -> dict[str, Any]:
     """Train with our recipe for so many seconds; return facts about it. The learning rate decays within the time."""
     config = load_config(match.preset, match.overrides)
-    loop = Run(config, out, launch_processes(), init=None, resume=False, evaluator=None).loop
-    steps = max(2, round(seconds / seconds_a_step(loop)))
+    steps = max(2, round(seconds / seconds_per_step(Trainer(config, out))))
     fitted = {"training.steps": steps, "training.warmup": min(config.training.warmup, steps // 10)}
     train(load_config(match.preset, match.overrides | fitted), out / "run", overwrite=True)
     model = load(out / "run")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
@@ -22,8 +21,7 @@ from ddpm.interop.diffusers_config import to_unet2d
 from ddpm.networks import NetworkConfig, UNet
 from ddpm.training.compute import reproducible_kernels
 from ddpm.training.config import Config
-from ddpm.training.guards import StopRequest
-from ddpm.training.trainer import Run
+from ddpm.training.trainer import Trainer
 from experiments.lib import parameter_count
 
 IMAGES = 256  # random images of the training set
@@ -114,23 +112,18 @@ class Ours(Contestant):
             "network": problem.config.model_dump(),
             "training": {"batch_size": problem.training_batch, "micro_batch": problem.training_batch, "loggers": []},
         }
-        accelerator = Accelerator(cpu=device.type == "cpu")
-        folder = Path(tempfile.mkdtemp())
-        self.run = Run(Config(**config), folder, accelerator, init=None, resume=False, evaluator=None)  # type: ignore[arg-type]
-        self.loop, self.network = self.run.loop, self.run.network
-        self.batches = self.loop.batches.steps(0, device)
+        self.trainer = Trainer(Config(**config), Path(tempfile.mkdtemp()))  # type: ignore[arg-type]
+        self.network, self.batches = self.trainer.network, self.trainer.batches.steps(0)
         self.batch_size, self.device = problem.sampling_batch, device
 
     def train(self) -> None:
         self.network.train()
-        progress = self.loop.progress
         with reproducible_kernels(self.device):
-            self.loop.step(progress.step, next(self.batches), StopRequest()).read()
-        progress.step += 1
+            self.trainer.step(next(self.batches)).read()
 
     def sample(self, steps: int, sampler: str = "ancestral") -> Tensor:
         if not hasattr(self, "model"):
-            self.model = self.run.model()
+            self.model = self.trainer.model()
             self.model.compile_if_worthwhile(MANY_IMAGES)
         return self.model.sample(self.batch_size, steps=steps, sampler=sampler, batch_size=self.batch_size)
 

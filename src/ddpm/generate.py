@@ -49,6 +49,7 @@ def generate(
 
     Raises UserError if an option is wrong, or if `out` exists with other options and `overwrite` is False.
     """
+    out = user_path(out)
     if num < 1:
         raise UserError(f"the number of images must be at least 1, not {num}")
     out = user_path(out)

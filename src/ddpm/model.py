@@ -1,6 +1,7 @@
-"""Model: a trained network with its process, labels and provenance. Load it, draw from it, save it."""
+"""Model: a trained network with its diffusion process, labels and provenance. Load it, sample from it, save it."""
 
 import hashlib
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.common.errors import UserError, nearest
-from ddpm.common.files import content_key, user_path
+from ddpm.common.files import content_key, is_model, is_run, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
 from ddpm.common.randomness import ImageNoise
-from ddpm.data.config import data_section, preprocessing_of
-from ddpm.data.images import Preprocessing
+from ddpm.data.config import Preprocessing, data_section, preprocessing_of
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
+from ddpm.interop.layouts import is_checkpoint, model_folder
 from ddpm.networks.inference import InferenceNetworks, count_flops, first_non_finite, weights_state
 from ddpm.networks.unet import UNet
 from ddpm.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SamplerSpec, find_sampler
@@ -28,10 +29,8 @@ from ddpm.samplers.grid import Spacing
 
 BUNDLED = {"digits": Path(__file__).parent / "assets" / "digits_model"}
 
-SAMPLING_CODE_VERSION = (
-    2  # raised whenever a change to samplers or networks changes what they draw: what was kept is then not read
-)
-COMPILE_FLOPS = 1e16  # operations, in which a CUDA card wins back the half minute that compiling takes
+SAMPLING_CODE_VERSION = 2  # raise it if samplers or networks change their output: cached samples are then not used
+COMPILE_FLOPS = 1e16  # operations from which compiling, half a minute, saves time on a CUDA GPU
 
 Labels = int | str | Sequence[int | str] | None
 
@@ -96,7 +95,7 @@ class SamplingOptions:
             spacing=self.spacing or sampler.spacing,
             labels=labels,
             batch_size=size,
-            precision=precision_name(compute_dtype(self.precision, model.device)),
+            precision=precision_name(model.compute_dtype(self.precision)),
             **{**sampler.options, **given},
         )
         sampler.timesteps(model.diffusion.schedule, options.steps or 0, options.spacing)
@@ -130,20 +129,22 @@ class SamplingOptions:
 
 
 class Model:
-    """A network that is done training, and all it needs to be used.
+    """A trained network and everything that is needed to sample from it.
 
     Args:
-        network: module (x_t (N,C,H,W), t (N,), labels (N,) or None) -> prediction; taken over, set to eval mode.
-        process: schedule, prediction, variance.
+        network: the U-Net of this package, or any module (x_t (N, C, H, W), t (N,), labels (N,) or None) ->
+            prediction, (N, C, H, W), or (N, 2C, H, W) if the variance is learned. It is not copied; it is set to eval
+            mode. A module that is not this package's gets whole timesteps t as int64.
+        diffusion: schedule, prediction, variance.
         image_shape: (C, H, W).
-        class_names: one name a class for a class-conditional network, else None.
-        null_label: the label that means "no class" where classes were dropped in training, else None.
-        provenance: data, configuration, figures; travels in ddpm.json.
+        class_names: one name per class for a class-conditional network, else None.
+        null_label: the label that means "no class" if classes were dropped in training, else None.
+        provenance: data, configuration, metrics, as JSON values; saved in ddpm.json.
     """
 
     def __init__(
         self,
-        network: UNet,
+        network: nn.Module,
         diffusion: GaussianDiffusion,
         *,
         image_shape: tuple[int, int, int],
@@ -162,12 +163,19 @@ class Model:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes one may ask for; None for an unconditional model."""
+        """Number of classes, without the null class; None for an unconditional model."""
         return None if self.class_names is None else len(self.class_names)
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        """The device of the weights; the CPU if the network has none."""
+        tensor = next(itertools.chain(self.network.parameters(), self.network.buffers()), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    def compute_dtype(self, precision: Precision) -> torch.dtype:
+        """Return the number format of a forward pass; "auto" is float32 for networks not of this package."""
+        foreign = not isinstance(self.network, UNet)
+        return torch.float32 if foreign and precision == "auto" else compute_dtype(precision, self.device)
 
     def to(self, device: torch.device | str) -> "Model":
         """Move the network; returns the model."""
@@ -176,12 +184,12 @@ class Model:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How pictures are brought to its shape: as its training images were, where that is known."""
+        """How images are brought to the model's shape: as in its training, if that is known."""
         return preprocessing_of(data_section(self.provenance))
 
     @property
     def weights_hash(self) -> str:
-        """Twelve hexadecimal digits that name the weights."""
+        """Twelve hexadecimal digits that identify the weights."""
         state = weights_state(self.network)
         if self._weights_hash is None or self._weights_hash[0] != state:
             self._weights_hash = state, self._hashed_weights()
@@ -196,7 +204,7 @@ class Model:
 
     @property
     def cache_key(self) -> dict[str, str]:
-        """What names it where samples are kept: weights, all else that they depend on, the code too, and the device."""
+        """What samples depend on besides the options: weights, definition (schedule, network, code version), device."""
         diffusion, network = self.diffusion, self.network
         words = [
             SAMPLING_CODE_VERSION,
@@ -205,16 +213,16 @@ class Model:
             diffusion.variance,
             self.null_label,
         ]
-        config = getattr(network, "config", type(network).__name__)
+        config = getattr(network, "config", f"{type(network).__module__}.{network!r}")
         _, height, width = self.image_shape
-        if height != width or not getattr(config, "attention", None):  # else the sizes with attention say it
+        if height != width or not getattr(config, "attention", None):  # attention sizes imply the size of square images
             words.append(self.image_shape)
         definition = content_key({"words": words, "network": str(config)})[:8]
         return {"weights": self.weights_hash, "definition": definition, "device": self.device.type}
 
     @property
     def default_batch_size(self) -> int:
-        """Images a forward pass: 16 of 32×32 on a CPU, 16 times as many on an accelerator, fewer for larger images."""
+        """Images per forward pass: 16 of 32×32 on a CPU, 16 times as many on a GPU, fewer if images are larger."""
         _, height, width = self.image_shape
         per_device = 16 if self.device.type == "cpu" else 256
         return max(1, min(per_device, per_device * 1024 // (height * width)))
@@ -232,13 +240,13 @@ class Model:
             changes: fields of `SamplingOptions` that replace those of `options`.
         """
         options = SamplingOptions.of(options, **changes)
-        dtype, guidance = compute_dtype(options.precision, self.device), options.guidance
-        network: nn.Module = self._copies.of(dtype)
+        dtype, guidance = self.compute_dtype(options.precision), options.guidance
+        network: nn.Module = self._copies.get(dtype)
         if labels is None and self.class_names is not None:
             if self.null_label is None:
                 raise UserError("this model was trained with classes and without dropping them: it needs labels")
             network = _Unlabelled(network, self.null_label)
-            guidance = 1.0 if guidance == 0 else guidance  # guidance 0 asks for the null class, which this is
+            guidance = 1.0 if guidance == 0 else guidance  # this network already predicts for the null class
         return Denoiser(
             network,
             self.diffusion,
@@ -249,6 +257,7 @@ class Model:
             clip=options.clip,
             batch_size=options.batch_size,
             dtype=dtype,
+            integer_t=not isinstance(self.network, UNet),
         )
 
     def compile_if_worthwhile(self, num_images: int, steps: int = DEFAULT_STEPS) -> None:
@@ -256,8 +265,10 @@ class Model:
 
         A compiled network rounds differently. So pass the size of the whole set, also when it is sampled in parts.
         """
-        on_gpu = self.device.type == "cuda"
-        self._copies.compiled = on_gpu and num_images * steps * count_flops(self.network) >= COMPILE_FLOPS
+        network, on_gpu = self.network, self.device.type == "cuda"
+        self._copies.compiled = (
+            on_gpu and isinstance(network, UNet) and num_images * steps * count_flops(network) >= COMPILE_FLOPS
+        )
 
     def sample(
         self,
@@ -293,6 +304,8 @@ class Model:
             callback: called with a `Step` after every sampling step of every batch.
 
         Yields: (indices, float32 images (N, C, H, W) in [-1, 1] on the CPU) for each batch.
+
+        Raises UserError if an option is wrong or an image is not finite.
         """
         options = SamplingOptions.of(options, **changes).resolved(self)
         assert options.batch_size is not None
@@ -318,9 +331,10 @@ class Model:
         return images
 
     def resolve_labels(self, labels: Labels) -> list[int] | None:
-        """The list of classes that images take in turn, from a class, a list, or None: all of them.
+        """Return the classes that images take in turn, from one class, several, or None for all of them.
 
-        Text is the name of a class first, which may hold a comma or be "all"; then "all", or classes between commas.
+        Text is first taken for the name of a class, which may hold a comma or be "all"; then for "all", or for classes
+        between commas. Raises UserError if a class is unknown, or if the model has no classes.
         """
         if self.class_names is None:
             if labels is not None:
@@ -350,7 +364,18 @@ class Model:
         return torch.tensor(classes * (count if len(classes) == 1 else 1))
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write a Diffusers pipeline folder; `dtype` stores the weights in another format (e.g. torch.float16)."""
+        """Write a Diffusers pipeline folder, in place of a model folder that is there.
+
+        Args:
+            dtype: number format of the stored weights, e.g. torch.float16; default: the network's own.
+
+        Raises UserError if the network is not this package's U-Net, or if the folder holds something else.
+        """
+        if not isinstance(self.network, UNet):
+            raise UserError(
+                f"a {type(self.network).__name__} has no model folder format, only the U-Net of this package has: "
+                "save its state_dict() with safetensors instead"
+            )
         extra = {"class_names": self.class_names, "null_label": self.null_label, "provenance": self.provenance}
         diffusers_format.save_folder(
             folder, self.network, self.diffusion, image_shape=self.image_shape, extra=extra, dtype=dtype
@@ -358,7 +383,7 @@ class Model:
 
 
 def _label_index(label: Any, class_names: list[str]) -> int:
-    """The number of a class given by name or by number; text is a name first, for classes that are named by numbers."""
+    """Return the number of a class given by name or by number; text is first taken for a name."""
     if isinstance(label, str) and label in class_names:
         return class_names.index(label)
     try:
@@ -372,7 +397,7 @@ def _label_index(label: Any, class_names: list[str]) -> int:
 
 
 class _Unlabelled(nn.Module):
-    """A class-conditional network that is asked without labels: every image gets the null class."""
+    """A class-conditional network called without labels: every image gets the null class."""
 
     def __init__(self, network: nn.Module, null_label: int):
         super().__init__()
@@ -383,7 +408,7 @@ class _Unlabelled(nn.Module):
 
 
 def blocks(indices: Sequence[int], size: int) -> Iterator[list[int]]:
-    """`indices` cut where index // size changes, so that an image keeps its place in the batch whoever draws it."""
+    """Split `indices` where index // size changes, so that an image keeps its place in the batch."""
     block: list[int] = []
     for index in indices:
         if block and (index // size != block[0] // size):
@@ -395,9 +420,12 @@ def blocks(indices: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def load(name: str | Path, *, device: torch.device | str | None = None) -> Model:
-    """A model from a bundled name ("digits"), a run directory, a Diffusers folder, or a Hub id ("user/name").
+    """Load a model from a bundled name ("digits"), a run directory, a Diffusers folder, or a Hub id ("user/name").
 
-    A folder that has a bundled model's name is reached as "./digits". Device: the best there is, unless given.
+    Also opens a checkpoint (RUN/checkpoints/NNNNNN, or a checkpoint of Diffusers' training scripts): its averaged
+    weights. A folder with the name of a bundled model is "./digits". Default device: the best one available.
+
+    Raises UserError, in one line, if there is no such model, or if its files are damaged or cannot be expressed here.
     """
     parts = diffusers_format.load_folder(find_model(name))
     known = {key: parts.extra.get(key) for key in ("class_names", "null_label", "provenance")}
@@ -408,15 +436,18 @@ def load(name: str | Path, *, device: torch.device | str | None = None) -> Model
     return model.to(device or default_device())
 
 
+def names_model(path: Path) -> bool:
+    """Whether an existing path is a model, a run, or a part of one that `load` opens."""
+    return is_run(path) or is_model(path) or model_folder(path) != path or is_checkpoint(path)
+
+
 def find_model(name: str | Path) -> Path:
-    """The folder that holds the model called `name`."""
+    """Return the folder of the model called `name`; downloads it if it is a Hub id."""
     if isinstance(name, str) and name in BUNDLED:
         return BUNDLED[name]
     path = user_path(name)
-    if (path / "model").is_dir():
-        return path / "model"
     if path.exists():
-        return path
+        return model_folder(path)
     if hub.looks_like_id(str(name)):
         return hub.download(str(name))
     raise UserError(f"no model at {name}: give a run directory, a Diffusers folder, a Hub id (user/name), or 'digits'")

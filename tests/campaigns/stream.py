@@ -1,8 +1,8 @@
 """Stream a million images and watch the memory: `python tests/campaigns/stream.py [--images 1000000] [--processes 2]`.
 
-Tar shards and parquet files of 10,000 synthetic images each, linked as often as it takes, are read for one epoch by so
-many loaders as there would be processes, through the same code as in training. Printed: whether every image came once,
-how much memory grew between the first tenth and the end, and how fast it went.
+Tar shards and parquet files of 10,000 synthetic images each are hard-linked until there are enough, and read for one
+epoch by several processes, through the same code as in training. The campaign prints whether every image came once, how
+much memory grew between the first tenth and the end, and the speed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ BATCH = 1000
 
 
 def picture(number: int) -> bytes:
-    """8x8 pixels that say their number in red and green."""
+    """Return a PNG of 8x8 pixels that holds its number in red and green."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (number // 256, number % 256, 0)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -47,21 +47,24 @@ def write_parquet(path: Path) -> None:
 
 
 def read(folder: str, images: int, rank: int, processes: int, answers) -> None:
-    """One process's share of an epoch: how often it met each number, and its memory after a tenth and at the end."""
+    """Read one process's part of an epoch; answer how often each number came, and the memory early and late."""
     from ddpm.data import open_dataset
-    from ddpm.training.batches import Loader
+    from ddpm.diffusion.timestep_samplers import UniformSampler
+    from ddpm.training.batches import BatchSource
 
-    loader = Loader(open_dataset(folder, image_size=8, streaming=True), BATCH, seed=0)
+    dataset = open_dataset(folder, image_size=8, streaming=True)
     positions = range(rank * BATCH // processes, (rank + 1) * BATCH // processes)
+    source = BatchSource(dataset, UniformSampler(10), batch_size=BATCH, seed=0, positions=positions)
+    batches = source.steps(0)
     counts: Counter[int] = Counter()
     peaks = []
-    for step in range(images // BATCH):
-        x_0, _ = loader.batch(step, positions)
+    for _ in range(images // BATCH):
+        x_0 = next(batches).x_0
         pixels = ((x_0[:, :2, 0, 0] + 1) * 127.5).round().int()
         counts.update((pixels[:, 0] * 256 + pixels[:, 1]).tolist())
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     answers.put((counts, peaks[len(peaks) // 10], peaks[-1]))
-    os._exit(0)  # what is being read ahead is of no use any more
+    os._exit(0)  # without waiting for the thread that reads ahead
 
 
 def campaign(kind: str, images: int, processes: int, folder: Path) -> None:

@@ -1,10 +1,10 @@
 """Disturb training runs and compare what they end with: `python tests/campaigns/torture.py [--kills 100]`.
 
-One run is never disturbed. Others, of the same configuration, are killed (`kill -9`) at random moments and in the midst
-of checkpoint writes, terminated, given a full or read-only disk, a second run on their directory and damaged files,
-and go on each time. After each disturbance the newest good checkpoint must equal, bit for bit, that of the undisturbed
-run at the same step; and what a run ends with, its checkpoint, model, pictures and log, must equal the undisturbed
-run's. Disks are filled and made read-only in a small tmpfs, where mounting is allowed.
+One run is never disturbed. Others of the same configuration are killed (`kill -9`) at random moments and during
+checkpoint writes, and terminated. They get a full or read-only disk, a second run on their directory and damaged files.
+Each time they are resumed. After each disturbance the newest good checkpoint must equal, bit for bit, that of the
+undisturbed run at the same step. At the end of a run its checkpoint, model, previews and log must equal the undisturbed
+run's. Disks are filled and made read-only in a small tmpfs, if mounting is allowed.
 """
 
 import argparse
@@ -37,11 +37,11 @@ LOGGED = ("step", "images", "loss", "gradient_norm", "learning_rate", "weight_no
 INSIDE = "killed inside a checkpoint write"
 STEPS = 24
 DAMAGES = ("truncated", "bit flipped", "missing")
-PATIENCE = 600  # seconds that anything may take
+TIMEOUT = 600  # seconds, for any process
 
 
 def train_in_child(config: str, out: str, keep: int, log: str) -> None:
-    """What a subprocess does: the run in `out` from wherever it is, as `ddpm train` would; its words go to `log`."""
+    """Start or resume the run in `out`, as `ddpm train` would, in a subprocess; its output goes to `log`."""
     import torch
 
     from ddpm.cli import complain
@@ -63,11 +63,11 @@ def train_in_child(config: str, out: str, keep: int, log: str) -> None:
 
 
 class Mismatch(Exception):
-    """A disturbed run is not what the undisturbed one was."""
+    """A disturbed run differs from the undisturbed one."""
 
 
 class Campaign:
-    """A scratch folder with a configuration, an undisturbed run, and the counts of what was done."""
+    """A scratch folder with a configuration, an undisturbed run, and the counts of the disturbances."""
 
     def __init__(self, scratch: Path, seed: int):
         import numpy as np
@@ -95,13 +95,13 @@ class Campaign:
         return process
 
     def finish(self, process, code: int) -> None:
-        """Wait for a process, which must end with `code`."""
-        process.join(PATIENCE)
+        """Wait for a process and check its exit code."""
+        process.join(TIMEOUT)
         if process.exitcode != code:
             raise Mismatch(f"a process ended with {process.exitcode}, not {code}: {self.log.read_text()[-2000:]}")
 
     def check(self, run: Path) -> None:
-        """The newest good checkpoint equals the undisturbed run's of that step, and so does the log up to it."""
+        """Compare the newest good checkpoint, and the log up to it, with the undisturbed run's."""
         from ddpm.training.checkpoint import Checkpoints
 
         checkpoints = Checkpoints(run / "checkpoints", keep=2)
@@ -117,14 +117,14 @@ class Campaign:
 
     def check_end(self, run: Path) -> None:
         if end_of(run) != self.expected_end or log_of(run) != self.expected_log:
-            raise Mismatch("what the run ends with differs")
+            raise Mismatch("the end of the run differs")
         self.counts["runs that reached their end, bitwise equal"] += 1
 
     def disturb(self, run: Path, disturbance) -> None:
-        """Start or go on with a run, disturb it, and compare; a run that got to its end makes way for a new one."""
+        """Start or resume a run, disturb it, and compare; remove it if it has reached its end."""
         process = self.start(run)
         happened = disturbance(process, run)
-        process.join(PATIENCE)
+        process.join(TIMEOUT)
         if process.exitcode is None:
             raise Mismatch("a process hangs")
         if happened:
@@ -138,8 +138,10 @@ class Campaign:
             self.check(run)
 
     def somewhere(self, process, run: Path) -> bool:
-        """Wait until the run has logged a few steps, and a random moment more; False where it ended before."""
-        while process.is_alive() and "images/s" not in self.log.read_text():  # the bar: its logs are cut back by now
+        """Wait until the run has logged a few steps, and a random moment more; return whether it is still alive."""
+        while (
+            process.is_alive() and "images/s" not in self.log.read_text()
+        ):  # the bar is shown after the log is cut back
             time.sleep(0.002)
         target = min(last_step(run) + self.random.randint(1, 6), STEPS - 1)
         while process.is_alive() and last_step(run) < target:
@@ -155,7 +157,7 @@ class Campaign:
         return "killed at a random moment"
 
     def kill_while_writing(self, process, run: Path) -> str | None:
-        """Kill as soon as a checkpoint, or a little later, is seen half written (or half removed)."""
+        """Kill when a checkpoint is half written or half removed, or shortly after."""
         self.somewhere(process, run)
         while process.is_alive():
             if unfinished(run):
@@ -171,19 +173,19 @@ class Campaign:
         if not self.somewhere(process, run):
             return None
         process.terminate()
-        process.join(PATIENCE)
+        process.join(TIMEOUT)
         return "terminated (SIGTERM)" if process.exitcode == 128 + signal.SIGTERM else None
 
     def second_run(self, process, run: Path) -> str | None:
         if not self.somewhere(process, run):
             return None
-        os.kill(process.pid, signal.SIGSTOP)  # so that the first is there for as long as the second asks
+        os.kill(process.pid, signal.SIGSTOP)  # so that the first run does not end before the second has asked
         second = self.start(run)
-        second.join(PATIENCE)
+        second.join(TIMEOUT)
         os.kill(process.pid, signal.SIGCONT)
         if second.exitcode == 0:
-            process.join(PATIENCE)
-            if process.exitcode == 0:  # it had let go of the lock when it was stopped
+            process.join(TIMEOUT)
+            if process.exitcode == 0:  # it had released the lock before it was stopped
                 return None
         if second.exitcode != 2:
             raise Mismatch(f"a second run ended with {second.exitcode}")
@@ -192,14 +194,14 @@ class Campaign:
         return "a second run refused"
 
     def limit_files(self, process, run: Path) -> str | None:
-        """From a random moment on no file may grow beyond a random size: what a quota does."""
+        """Limit the size of files to a random number from a random moment on, as a quota does."""
         import resource
 
         if not self.somewhere(process, run):
             return None
         size = int(10 ** self.random.uniform(2, 5))
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
-        process.join(PATIENCE)
+        process.join(TIMEOUT)
         return "file size limited (quota)" if process.exitcode == 1 else None
 
     def fill_disk(self, process, run: Path) -> str | None:
@@ -209,12 +211,12 @@ class Campaign:
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as handle:
             while True:
                 handle.write(bytes(4096))
-        process.join(PATIENCE)
+        process.join(TIMEOUT)
         filler.unlink()
         return "disk full" if process.exitcode == 1 else None
 
     def damage(self, process, run: Path, damage: str) -> str | None:
-        """Kill, then spoil a file of the newest checkpoint."""
+        """Kill, then damage a file of the newest checkpoint."""
         self.somewhere(process, run)
         process.kill()
         process.join()
@@ -234,12 +236,12 @@ class Campaign:
         return f"newest checkpoint {damage}"
 
     def read_only(self, disk: Path) -> None:
-        """A disk that has become read-only refuses the run in one line, and the run goes on when it is writable."""
+        """Make the disk read-only: the run must end with one line, and resume when the disk is writable again."""
         run = disk / "run"
         self.disturb(run, self.kill)
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         process = self.start(run)
-        process.join(PATIENCE)
+        process.join(TIMEOUT)
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
         if process.exitcode not in (1, 2) or "Traceback" in self.log.read_text():
             raise Mismatch(f"on a read-only disk: {process.exitcode}, {self.log.read_text()[-2000:]}")
@@ -247,11 +249,11 @@ class Campaign:
         self.disturb(run, self.nothing)
 
     def nothing(self, process, run: Path) -> None:
-        """Let a run go on undisturbed."""
+        """Do not disturb."""
 
 
 def unfinished(run: Path) -> str | None:
-    """What is half done in a run: a checkpoint being written or removed, the model being replaced."""
+    """Return what is half done in a run: a checkpoint being written or removed, or the model being replaced."""
     names = {"writing": "writing", "removed": "removing", "replaced": "replacing", "model": "replacing the model"}
     with contextlib.suppress(OSError):
         for path in [*(run / "checkpoints").iterdir(), *run.glob(".model*")]:
@@ -262,13 +264,13 @@ def unfinished(run: Path) -> str | None:
 
 
 def last_step(run: Path) -> int:
-    """The step that the log has come to."""
+    """Return the last step of the log."""
     records = log_of(run) if (run / "metrics.jsonl").exists() else []
     return records[-1]["step"] if records else 0
 
 
 def contents(folder: Path) -> str:
-    """A hash of the tensors of a checkpoint. Its JSON holds times, which no two runs share."""
+    """Return a hash of the tensors of a checkpoint, without its JSON, which holds times."""
     return hashed(sorted(folder.glob("*.safetensors")))
 
 
@@ -288,7 +290,7 @@ def hashed(files: list[Path]) -> str:
 
 
 def log_of(run: Path) -> list[dict]:
-    """The whole records of metrics.jsonl, less what depends on the clock."""
+    """Return the complete records of metrics.jsonl, without the values that depend on the clock."""
     records = []
     for line in (run / "metrics.jsonl").read_text().splitlines():
         with contextlib.suppress(ValueError):  # a line that a kill cut short
@@ -298,7 +300,7 @@ def log_of(run: Path) -> list[dict]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int = 8):
-    """A tmpfs to fill, or None where this user may not mount one."""
+    """Mount a small tmpfs and give its folder, or None if this user may not mount one."""
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True
@@ -311,7 +313,7 @@ def small_disk(folder: Path, megabytes: int = 8):
 
 
 def run_campaign(scratch: Path, kills: int, faults: int, seed: int) -> dict:
-    """Disturb as asked; returns the figures."""
+    """Run the campaign; return its numbers."""
     begun = time.monotonic()
     campaign = Campaign(scratch, seed)
     run = scratch / "run"
@@ -338,7 +340,7 @@ def run_campaign(scratch: Path, kills: int, faults: int, seed: int) -> dict:
     return {
         "kills": killed(),
         "counts": dict(sorted(campaign.counts.items())),
-        "lost": 0,  # anything else ends the campaign
+        "lost": 0,  # a loss ends the campaign
         "steps_a_run": STEPS,
         "seconds": round(time.monotonic() - begun),
         "machine": processor(),
@@ -347,7 +349,7 @@ def run_campaign(scratch: Path, kills: int, faults: int, seed: int) -> dict:
 
 
 def processor() -> str:
-    """Its name and cores."""
+    """Return the name and cores of the processor."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

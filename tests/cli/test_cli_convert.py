@@ -34,7 +34,7 @@ def test_convert_then_sample(pickled, tmp_path, capsys):
     assert run(["sample", str(tmp_path / "new"), "--num", "2", "--steps", "2", "--out", str(tmp_path / "x.png")]) == 0
 
 
-def test_convert_complains_in_one_line(pickled, tmp_path, capsys):
+def test_convert_reports_a_wrong_argument_in_one_line(pickled, tmp_path, capsys):
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     (tmp_path / "taken").mkdir()
     for arguments, word in (
@@ -50,13 +50,13 @@ def test_convert_complains_in_one_line(pickled, tmp_path, capsys):
         assert word in error
 
 
-def test_a_file_of_weights_is_no_model_folder(tmp_path, capsys):
+def test_sample_refuses_a_file_of_weights(tmp_path, capsys):
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     assert run(["sample", str(tmp_path / "a.pt"), "--out", str(tmp_path / "x.png")]) == 2
     assert "ddpm convert" in capsys.readouterr().err
 
 
-def test_push_sends_a_whole_model_folder_with_its_picture(pickled, tmp_path, monkeypatch, capsys):
+def test_push_uploads_the_model_folder_with_an_image_of_samples(pickled, tmp_path, monkeypatch, capsys):
     run(["convert", str(pickled), str(tmp_path / "new")])
     (tmp_path / "new" / "secret.txt").write_text("not part of a model")
     sent = {}

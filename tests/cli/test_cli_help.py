@@ -1,16 +1,23 @@
 """Help is quick and complete: no command waits for PyTorch to explain itself, and every field is listed."""
 
+import dataclasses
+import os
 import subprocess
 import sys
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
 from ddpm.cli import app, run
 from ddpm.cli.evaluate import METRIC_NAMES
+from ddpm.cli.options import SAMPLING, sampling_flags
 from ddpm.common.names import SamplerName
 from ddpm.evaluation.metrics import METRICS
+from ddpm.model import SamplingOptions
 from ddpm.samplers import SAMPLERS
 from ddpm.training.config import Config, load_config, preset_names
 from ddpm.training.fields import annotated_yaml, fields, fields_help
@@ -54,14 +61,14 @@ def test_public_names_exist():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_an_unknown_name_of_a_package_is_an_attribute_error():
+def test_lazy_packages_raise_attribute_error_for_an_unknown_name():
     import ddpm.networks
 
     with pytest.raises(AttributeError, match=r"'ddpm\.networks' has no attribute 'VNet'"):
         ddpm.networks.VNet  # noqa: B018
 
 
-def test_every_field_is_explained():
+def test_fields_have_a_description_and_a_kind():
     listed = list(fields())
     assert len(listed) == sum(len(section.annotation.model_fields) for section in Config.model_fields.values())
     assert all(field.description and field.kind for field in listed)
@@ -98,7 +105,71 @@ def test_defaults_are_yaml_that_the_field_accepts(field):
     assert getattr(section.model_validate({field.name: value}), field.name) == getattr(section(), field.name)
 
 
-def test_version(capsys):
+def test_sampling_flags_have_the_defaults_of_sampling_options():
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplingOptions)}
+    del defaults["variant"]  # for experiments, in Python only
+    assert {name: default for name, (_, default) in SAMPLING.items()} == defaults
+
+
+def test_sampling_flags_hand_over_what_is_given():
+    received = []
+
+    def command(num: int = 3, *, sampling: dict[str, Any]) -> None:
+        received.append((num, sampling))
+
+    tool = typer.Typer()
+    tool.command()(sampling_flags(steps=7, without=["labels"], sampler="ddim")(command))
+    result = CliRunner().invoke(tool, ["--num", "5", "--clip", "none", "--eta", "0.5", "--guidance", "0"])
+    assert result.exit_code == 0, result.output
+    assert received == [
+        (
+            5,
+            {
+                "guidance": 0.0,
+                "guidance_rescale": 0.0,
+                "sampler": "ddim",
+                "eta": 0.5,
+                "clip": None,
+                "seed": 0,
+                "precision": "auto",
+            },
+        )
+    ]
+    assert "default: 7, or T" in " ".join(CliRunner().invoke(tool, ["--help"]).output.split())
+    assert CliRunner().invoke(tool, ["--labels", "3"]).exit_code == 2
+
+
+SAMPLING_COMMANDS = {
+    "sample": [],
+    "trace": ["batch_size"],
+    "plot classes": ["labels"],
+    "plot neighbours": [],
+    "plot compare": [],
+}
+
+
+@pytest.mark.parametrize(("name", "lacks"), SAMPLING_COMMANDS.items())
+def test_commands_that_sample_have_the_same_flags(name, lacks):
+    part: Any = typer.main.get_command(app)
+    for word in name.split():
+        part = part.commands[word]
+    flags = {parameter.name: parameter for parameter in part.params}
+    assert set(SAMPLING) - set(flags) == set(lacks)
+    reference: Any = typer.main.get_command(app).commands["sample"]
+    for parameter in reference.params:
+        if parameter.name in set(SAMPLING) & set(flags) - {"steps"}:
+            assert flags[parameter.name].help == parameter.help
+            assert flags[parameter.name].opts == parameter.opts
+
+
+def test_references_are_current():
+    """Write them with `python tools/make_reference.py`."""
+    tool = Path(__file__).parents[2] / "tools" / "make_reference.py"
+    done = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_version_is_printed(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.count(".") == 2
 
@@ -121,3 +192,50 @@ def test_completion_offers_presets_and_samplers():
     from ddpm.cli.options import complete_preset
 
     assert complete_preset("dig") == ["digits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("ddpm ", {"train", "sample", "plot"}),
+        ("ddpm train di", {"digits"}),
+        ("ddpm train digits --", {"--out", "--training.steps", "--data.source"}),
+        ("ddpm train digits --training.lo", {"--training.log_every", "--training.loggers"}),
+        ("ddpm sample digits --sampler dpm", {"dpm++", "dpm++sde"}),
+        ("ddpm presets cifar10_", {"cifar10_fast", "cifar10_small"}),
+    ],
+)
+def test_completion_offers_commands_presets_samplers_and_fields(words, offered):
+    """As bash asks for it, without loading PyTorch."""
+    code = (
+        "import sys, atexit; from ddpm.cli import run; "
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); run([])"
+    )
+    request = {
+        "_DDPM_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | request)
+    assert offered <= set(done.stdout.split())
+    assert done.stderr.split() == ["False"]
+
+
+@pytest.mark.parametrize("when", ["importing", "running"])
+def test_ctrl_c_prints_one_line_and_exits_with_130(when, tmp_path):
+    """A package that interrupts its own import stands for a Ctrl-C in the seconds that PyTorch takes to load."""
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    if when == "importing":
+        (tmp_path / "torch.py").write_text(f"{interrupt}\nimport time; time.sleep(30)")
+        code = "from ddpm.cli import main; main()"
+    else:
+        code = f"import ddpm.model\ndef load(name):\n  {interrupt}\n"
+        code += "ddpm.model.load = load\nfrom ddpm.cli import main; main()"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, "sample", "digits", "--out", str(tmp_path / "x.png")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stderr) == (130, "ddpm: error: interrupted\n")

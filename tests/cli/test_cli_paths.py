@@ -45,6 +45,9 @@ def home(tmp_path, monkeypatch):
     mask = np.zeros((28, 28), np.uint8)
     mask[:14] = 255
     Image.fromarray(mask).save(home / "mask.png")
+    overrides = {name.removeprefix("--"): value for name, value in zip(TINY[::2], TINY[1::2], strict=True)}
+    config = load_config("digits", overrides | {"data.labels": "false"}).to_yaml()
+    (home / "config.yaml").write_text(config.replace("source: digits", "source: ~/photos"))
     ddpm.load("digits").save("~/model")
     return home
 
@@ -66,6 +69,10 @@ COMMANDS = {
     "evaluate": ["evaluate", "~/model", "--data=~/photos", "--features", "builtin", "--metrics", "kid", "--num", "8",
                  "--steps", "1", "--out=~/out.json"],
     "train": ["train", "digits", "--data=~/photos", *TINY, "--out=~/out"],
+    "train from a model": ["train", "digits", "--data=~/photos", "--data.labels=true", "--init=~/model", "--out=~/out",
+                           "--training.steps=1", "--training.batch-size=2", "--training.preview_every=0"],
+    "train from a file": ["train", "~/config.yaml", "--out=~/out"],
+    "plot of a model": ["plot", "compare", "one=~/model", "--columns", "1", "--steps", "1", "--out=~/out.png"],
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from ddpm.model import Model
 
 
 @pytest.mark.parametrize(("timesteps", "steps"), [(8, 8), (50, 20)])
-def test_a_model_of_few_timesteps_is_drawn_with_all_of_them(model, tmp_path, timesteps, steps):
+def test_sample_takes_20_steps_or_all_timesteps_if_there_are_fewer(model, tmp_path, timesteps, steps):
     process = GaussianDiffusion(NoiseSchedule(make_betas("linear", timesteps, 1e-3, 0.2)))
     Model(model.network, process, image_shape=model.image_shape).save(tmp_path / "model")
     assert run(["sample", str(tmp_path / "model"), "--num", "2", "--out", str(tmp_path / "drawn")]) == 0
@@ -19,7 +19,7 @@ def test_a_model_of_few_timesteps_is_drawn_with_all_of_them(model, tmp_path, tim
 
 
 @pytest.mark.parametrize("rescale", ["-0.1", "1.5", "2"])
-def test_a_rescale_is_a_share(capsys, rescale):
+def test_sample_refuses_a_guidance_rescale_outside_0_to_1(capsys, rescale):
     assert run(["sample", "not looked at yet", "--guidance-rescale", rescale]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ddpm: error: ")

@@ -38,7 +38,7 @@ def frames_of(path) -> int:
         return image.n_frames
 
 
-def test_the_reverse_process(folder, tmp_path, capsys):
+def test_trace_animates_the_reverse_process(folder, tmp_path, capsys):
     out = tmp_path / "a.gif"
     assert run(["trace", folder, "--steps", "5", "--num", "2", "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
@@ -48,20 +48,20 @@ def test_the_reverse_process(folder, tmp_path, capsys):
         assert frames_of(out) == 4
 
 
-def test_the_forward_process_of_an_image(photograph, tmp_path):
+def test_trace_animates_the_forward_process_of_an_image(photograph, tmp_path):
     out = tmp_path / "a.gif"
     assert run(["trace", "--forward", photograph, "--timesteps", "30", "--frames", "7", "--out", str(out)]) == 0
     assert frames_of(out) == 7
 
 
-def test_both_joined_in_a_strip(folder, photograph, tmp_path):
+def test_trace_joins_both_processes_in_a_strip(folder, photograph, tmp_path):
     out = tmp_path / "a.png"
     assert run(["trace", folder, "--forward", photograph, "--steps", "4", "--frames", "8", "--out", str(out)]) == 0
     with Image.open(out) as strip:
         assert strip.width > 4 * strip.height / 2
 
 
-def test_without_ffmpeg_an_mp4_says_what_to_install_and_a_gif_works(folder, tmp_path, monkeypatch, capsys):
+def test_trace_without_ffmpeg_names_the_extra_for_mp4_and_writes_gif(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     assert run(["trace", folder, "--steps", "2", "--out", str(tmp_path / "a.mp4")]) == 2
     said = "an .mp4 needs ffmpeg: run pip install '.[video]' in ddpm's folder; a .gif does without"
@@ -93,7 +93,9 @@ def test_without_ffmpeg_an_mp4_says_what_to_install_and_a_gif_works(folder, tmp_
         (["--forward", "photograph.png", "--schedule", "cosin"], "cosin"),
     ],
 )
-def test_bad_input_is_one_line_and_loses_nothing(folder, photograph, tmp_path, monkeypatch, capsys, arguments, word):
+def test_trace_reports_bad_input_in_one_line_and_keeps_files(
+    folder, photograph, tmp_path, monkeypatch, capsys, arguments, word
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.gif").write_text("mine")
     assert run(["trace", *(folder if argument == "MODEL" else argument for argument in arguments)]) == 2

@@ -16,8 +16,13 @@ from PIL import Image
 
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import DataConfig, Report, StreamDataset, open_dataset
-from ddpm.data.stream import BlockReader, Encoded, Place
-from ddpm.training.batches import Loader
+from ddpm.data.stream import BlockReader, Encoded, StreamPosition
+from ddpm.diffusion.timestep_samplers import UniformSampler
+from ddpm.training.batches import BatchSource
+
+
+def loader_of(dataset: StreamDataset, batch_size: int, seed: int) -> BatchSource:
+    return BatchSource(dataset, UniformSampler(10), batch_size=batch_size, seed=seed)
 
 
 def png_of(number: int) -> bytes:
@@ -86,7 +91,7 @@ def test_blocks_hold_every_image_once_an_epoch(sizes, buffer, seed):
     total = sum(sizes)
     if total == 0:
         return
-    reader, place, seen = BlockReader(Numbered(sizes), buffer, Report("numbered")), Place(), []
+    reader, place, seen = BlockReader(Numbered(sizes), buffer, Report("numbered")), StreamPosition(), []
     while len(seen) < 3 * total:
         block = reader.block(seed, place)
         assert block.place.first == len(seen)
@@ -104,59 +109,58 @@ def test_blocks_hold_every_image_once_an_epoch(sizes, buffer, seed):
 )
 @settings(max_examples=40, deadline=None)
 def test_going_on_from_a_saved_place_is_exact(sizes, buffer, batch, stop):
-    straight = Loader(stream(sizes, buffer), batch, 5)
-    expected = [straight.batch(step, range(batch))[0] for step in range(stop + 6)]
-    first = Loader(stream(sizes, buffer), batch, 5)
+    straight = loader_of(stream(sizes, buffer), batch, 5)
+    expected = [straight.images(step, range(batch))[0] for step in range(stop + 6)]
+    first = loader_of(stream(sizes, buffer), batch, 5)
     for step in range(stop):
-        first.batch(step, range(batch))
+        first.images(step, range(batch))
     state = json.loads(json.dumps(first.state_dict(stop)))  # it survives a JSON checkpoint
-    second = Loader(stream(sizes, buffer), batch, 5)
+    second = loader_of(stream(sizes, buffer), batch, 5)
     second.load_state_dict(state)
     for step in range(stop, stop + 6):
-        assert torch.equal(second.batch(step, range(batch))[0], expected[step])
+        assert torch.equal(second.images(step, range(batch))[0], expected[step])
 
 
 def test_going_on_does_not_replay():
     sizes, steps = [100] * 20, 200
-    first = Loader(stream(sizes, buffer=50), 8, 0)
+    first = loader_of(stream(sizes, buffer=50), 8, 0)
     for step in range(steps):
-        first.batch(step, range(8))
+        first.images(step, range(8))
     second = stream(sizes, buffer=50)
-    loader = Loader(second, 8, 0)
+    loader = loader_of(second, 8, 0)
     loader.load_state_dict(first.state_dict(steps))
-    loader.batch(steps, range(8))
-    loader._ahead.forget()
+    loader.images(steps, range(8))
     assert second.shards.read < 300  # of the 1,600 that had gone by
 
 
 def test_going_on_with_another_batch_leaves_nothing_out():
-    first, whole = Loader(stream([9, 30, 17, 2]), 8, 1), Loader(stream([9, 30, 17, 2]), 1, 1)
+    first, whole = loader_of(stream([9, 30, 17, 2]), 8, 1), loader_of(stream([9, 30, 17, 2]), 1, 1)
     for step in range(3):
-        first.batch(step, range(8))
-    second = Loader(stream([9, 30, 17, 2]), 5, 1)
+        first.images(step, range(8))
+    second = loader_of(stream([9, 30, 17, 2]), 5, 1)
     second.load_state_dict(first.state_dict(3))
-    second.go_on(3, 24)
-    following = torch.cat([second.batch(step, range(5))[0] for step in range(3, 6)])
-    assert torch.equal(following, torch.cat([whole.batch(step, range(1))[0] for step in range(24, 39)]))
+    second.resume_at(3, 24)
+    following = torch.cat([second.images(step, range(5))[0] for step in range(3, 6)])
+    assert torch.equal(following, torch.cat([whole.images(step, range(1))[0] for step in range(24, 39)]))
     assert second.state_dict(6)["place"] == second.dataset.state_dict(39)["place"]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_share_out_one_and_the_same_order(processes):
     """And a run stopped on 4 goes on on 2, from the place that any of them saved."""
-    whole = Loader(stream([9, 30, 17, 2]), 8, 1)
-    expected = [whole.batch(step, range(8))[0] for step in range(33)]
+    whole = loader_of(stream([9, 30, 17, 2]), 8, 1)
+    expected = [whole.images(step, range(8))[0] for step in range(33)]
 
     def check(loaders, steps):
         share = 8 // len(loaders)
         for step in steps:
-            parts = [one.batch(step, range(rank * share, (rank + 1) * share))[0] for rank, one in enumerate(loaders)]
+            parts = [one.images(step, range(rank * share, (rank + 1) * share))[0] for rank, one in enumerate(loaders)]
             assert torch.equal(torch.cat(parts), expected[step])
 
-    loaders = [Loader(stream([9, 30, 17, 2]), 8, 1) for _ in range(processes)]
+    loaders = [loader_of(stream([9, 30, 17, 2]), 8, 1) for _ in range(processes)]
     check(loaders, range(30))
     for state in [loader.state_dict(30) for loader in loaders]:
-        others = [Loader(stream([9, 30, 17, 2]), 8, 1) for _ in range(2)]
+        others = [loader_of(stream([9, 30, 17, 2]), 8, 1) for _ in range(2)]
         for other in others:
             other.load_state_dict(state)
         check(others, range(30, 33))

@@ -1,4 +1,4 @@
-"""What every test of evaluation begins with."""
+"""Fixtures of the evaluation tests."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from ddpm.networks.config import NetworkConfig
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache of the test's own, and one process."""
+    """A cache for this test alone, and one process."""
     monkeypatch.setenv("DDPM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "WORLD_SIZE"):
@@ -36,7 +36,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def model():
-    """A class-conditional model of 8x8 images that has learned nothing."""
+    """A class-conditional model of 8x8 images that is not trained."""
     torch.manual_seed(0)
     config = NetworkConfig(channels=8, channel_mult=[1], blocks=1, attention=[], groups=4)
     unet = UNet(config, (8, 8), in_channels=3, out_channels=3, num_classes=4)

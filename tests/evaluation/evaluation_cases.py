@@ -1,4 +1,4 @@
-"""What several tests of evaluation say alike."""
+"""Helpers of several evaluation tests."""
 
 import numpy as np
 

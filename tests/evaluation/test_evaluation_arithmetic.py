@@ -20,7 +20,7 @@ from ddpm.evaluation.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,
-    level_shares,
+    level_fractions,
     load_moments,
     manifold_metrics,
     misplaced_levels,
@@ -40,7 +40,7 @@ def moments(x: np.ndarray, block: int = 37) -> Moments:
     return moments_of(x[start : start + block] for start in range(0, len(x), block))
 
 
-def test_moments_in_blocks_are_numpys_mean_and_covariance():
+def test_moments_of_blocks_are_numpys_mean_and_covariance():
     x = features(301) + 1000  # a large mean is where sums of squares cancel
     found = moments(x)
     assert found.n == 301
@@ -77,7 +77,7 @@ def test_frechet_distance_of_axis_aligned_gaussians_is_the_closed_form(mean, var
     assert frechet_distance(b, a) == pytest.approx(expected, abs=1e-9)
 
 
-def test_moments_survive_their_file(tmp_path):
+def test_moments_are_the_same_after_saving(tmp_path):
     found = moments(features(50))
     found.save(tmp_path / "m.npz")
     again = load_moments(tmp_path / "m.npz")
@@ -93,13 +93,13 @@ def test_moments_survive_their_file(tmp_path):
         ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not finite"),
     ],
 )
-def test_moments_that_are_none_are_refused(tmp_path, arrays, complaint):
+def test_load_moments_refuses_wrong_files(tmp_path, arrays, complaint):
     np.savez(tmp_path / "m.npz", **arrays)
     with pytest.raises(UserError, match=complaint):
         load_moments(tmp_path / "m.npz")
 
 
-def test_features_of_two_networks_are_not_compared():
+def test_frechet_distance_refuses_features_of_two_networks():
     with pytest.raises(UserError, match="same feature network"):
         frechet_distance(moments(features(50, d=8)), moments(features(50, d=9)))
 
@@ -114,7 +114,7 @@ def test_kernel_distance_is_torch_fidelitys_on_the_same_subsets():
     assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-10)
 
 
-def test_kernel_distance_is_unbiased_where_frechet_is_not():
+def test_kernel_distance_is_unbiased_and_frechet_is_not():
     """Two draws of one distribution: KID averages to zero at any n, the Fréchet distance only as n grows."""
     small = [squared_discrepancy(features(20, seed=s), features(20, seed=1000 + s)) for s in range(300)]
     assert abs(np.mean(small)) < 4 * np.std(small) / np.sqrt(300)
@@ -127,7 +127,7 @@ def test_kernel_subsets_shrink_to_the_smaller_set():
     assert found.std > 0
 
 
-def test_kernel_distance_of_one_subset_has_no_spread():
+def test_kernel_distance_of_one_subset_has_no_deviation():
     a, b = features(50), features(50, seed=1)
     found = kernel_distance(a, b)
     assert (found.subsets, found.subset_size, found.std) == (1, 50, None)
@@ -145,14 +145,14 @@ def test_precision_and_recall_are_torch_fidelitys():
     assert 0.05 < ours.precision < 0.95
 
 
-def test_all_four_are_prdcs():
+def test_manifold_metrics_are_prdcs():
     real, generated = features(230), features(190, seed=1, shift=0.15)
     ours = manifold_metrics(real, generated, k_precision=5, k_density=5)
     theirs = compute_prdc(real, generated, nearest_k=5)
     assert {name: getattr(ours, name) for name in theirs} == pytest.approx(theirs)
 
 
-def test_manifold_ticks_as_often_as_it_says():
+def test_manifold_metrics_tick_as_often_as_blocks_needed():
     from ddpm.evaluation.distances import blocks_needed
 
     ticks = []
@@ -173,7 +173,7 @@ def test_inception_score_is_torch_fidelitys_and_torchmetrics():
     assert inception_score(logits, splits=1).mean == pytest.approx(torchmetrics.compute()[0].item(), rel=1e-9)
 
 
-def test_drift_finds_a_tint_and_its_error_covers_no_tint():
+def test_channel_drift_finds_a_tint_beyond_its_error():
     real = np.random.default_rng(0).normal(128, 30, (400, 3))
     same = np.random.default_rng(1).normal(128, 30, (400, 3))
     drift = channel_drift(same, real)
@@ -183,14 +183,14 @@ def test_drift_finds_a_tint_and_its_error_covers_no_tint():
     assert tinted.levels[0] - drift.levels[0] == pytest.approx(12)
 
 
-def test_misplaced_levels_are_the_pixels_that_were_changed():
+def test_misplaced_levels_are_the_changed_pixels():
     real = np.random.default_rng(0).choice([0, 128, 255], (50, 3, 6, 6), p=[0.8, 0.1, 0.1]).astype(np.uint8)
     blocks = np.array_split(real, 7)
-    assert misplaced_levels(level_shares(blocks), level_shares([real])) == 0
-    np.testing.assert_allclose(level_shares(blocks).sum(1), 1)
+    assert misplaced_levels(level_fractions(blocks), level_fractions([real])) == 0
+    np.testing.assert_allclose(level_fractions(blocks).sum(1), 1)
     changed = real.copy()
     changed[:, 1][real[:, 1] == 0] = 1  # a ground that is a level too bright, in one of three channels
     expected = (real[:, 1] == 0).mean() / 3
-    assert misplaced_levels(level_shares([changed]), level_shares(blocks)) == pytest.approx(expected)
+    assert misplaced_levels(level_fractions([changed]), level_fractions(blocks)) == pytest.approx(expected)
     moved = np.roll(real, 3, axis=-1)  # the same levels elsewhere
-    assert misplaced_levels(level_shares([moved]), level_shares(blocks)) == 0
+    assert misplaced_levels(level_fractions([moved]), level_fractions(blocks)) == 0

@@ -1,24 +1,19 @@
-"""The cache: where it is, how many files are open, what is damaged, whom a process that waits takes for dead."""
+"""The cache on disk: its folder, open files, damaged chunks, and sharing between processes."""
 
 import os
 import resource
-import time
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from ddpm.common.errors import RunStopped
-from ddpm.evaluation import cache as cache_module
-from ddpm.evaluation.cache import Chunks, cache_folder, sign_of_life
-from ddpm.evaluation.features import Columns, extract, load_features
-from ddpm.evaluation.images import GeneratedImages
-from ddpm.evaluation.likelihood import evaluate_likelihood
+from ddpm.evaluation.cache import Chunks, cache_folder
+from ddpm.evaluation.features import Columns
 
 
-def test_more_chunks_are_read_than_files_may_be_open():
+def test_chunks_read_more_files_than_may_be_open():
     chunks = Chunks("features", {"of": "a test"}, total=600, chunk=2)
     for start in chunks.starts:
         chunks.write(start, np.arange(start, start + 2))
@@ -32,7 +27,7 @@ def test_more_chunks_are_read_than_files_may_be_open():
         resource.setrlimit(resource.RLIMIT_NOFILE, most)
 
 
-def test_columns_take_no_memory_for_the_others():
+def test_columns_load_only_their_own_values():
     """The three channel means beside 2,048 features."""
     chunks = Chunks("features", {"of": "a test"}, total=4000, chunk=500)
     for start in chunks.starts:
@@ -48,8 +43,8 @@ def test_columns_take_no_memory_for_the_others():
     assert found.base is None
 
 
-def test_the_place_of_the_cache(monkeypatch):
-    """What is set to nothing would be the folder one happens to be in."""
+def test_cache_folder_ignores_empty_variables(monkeypatch):
+    """Otherwise an empty variable would mean the current folder."""
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("XDG_CACHE_HOME", "~/elsewhere")
     monkeypatch.setenv("DDPM_CACHE", "~/mine")
@@ -61,8 +56,8 @@ def test_the_place_of_the_cache(monkeypatch):
 
 
 @pytest.mark.parametrize("left", [0, 60, 200])
-def test_a_damaged_chunk_is_removed_and_made_anew(left):
-    """Nothing of the file is left, a part of its header, or a part of its rows."""
+def test_chunks_remove_a_damaged_file(left):
+    """`left` bytes: none, part of the header, or part of the rows."""
     settings = {"of": "a test"}
     chunks = Chunks("features", settings, total=40, chunk=20)
     for start in chunks.starts:
@@ -74,7 +69,7 @@ def test_a_damaged_chunk_is_removed_and_made_anew(left):
     assert chunks.missing() == [20]
 
 
-def test_a_chunk_is_on_the_disk_before_it_has_its_name(monkeypatch):
+def test_chunks_write_flushes_before_it_renames(monkeypatch):
     chunks = Chunks("features", {"of": "a test"}, total=1, chunk=1)
     flushed, fsync = [], os.fsync
 
@@ -87,7 +82,7 @@ def test_a_chunk_is_on_the_disk_before_it_has_its_name(monkeypatch):
     assert (chunks.path(0).stat().st_size, False) in flushed
 
 
-def test_a_full_disk_leaves_nothing_half_written():
+def test_chunks_write_leaves_nothing_on_a_full_disk():
     chunks = Chunks("features", {"of": "a test"}, total=1, chunk=1)
     before = sorted(chunks.folder.iterdir())
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -100,63 +95,23 @@ def test_a_full_disk_leaves_nothing_half_written():
     assert sorted(chunks.folder.iterdir()) == before
 
 
-class Timer:
-    """Stands for `time`: every sleep takes half an hour, and then `happens` is told how many there were."""
-
-    def __init__(self, happens):
-        self.happens, self.sleeps = happens, 0
-
-    def monotonic(self):
-        return 1800.0 * self.sleeps
-
-    def sleep(self, seconds):
-        self.sleeps += 1
-        time.sleep(0.02)  # the dates of files are coarse
-        self.happens(self.sleeps)
-
-
-def test_who_gives_signs_of_life_is_waited_for(monkeypatch):
-    chunks = Chunks("features", {"of": "a test"}, total=1, chunk=1)
-    monkeypatch.setattr(
-        cache_module, "time", Timer(lambda n: sign_of_life() if n < 10 else chunks.write(0, np.zeros(1)))
-    )
-    chunks.wait()
-    assert cache_module.time.sleeps == 10
-
-
-def test_who_gives_none_is_taken_for_dead(monkeypatch):
-    chunks = Chunks("features", {"of": "a test"}, total=1, chunk=1)
-    sign_of_life()
-    monkeypatch.setattr(cache_module, "time", Timer(lambda n: None))
-    with pytest.raises(RunStopped, match="run the command again"):
+def test_chunks_wait_stops_if_chunks_are_missing_after_all_processes_finished():
+    chunks = Chunks("features", {"of": "a test"}, total=3, chunk=1)
+    chunks.write(1, np.zeros(1))
+    with pytest.raises(RunStopped, match=r"2 chunks of .* are missing: .* run the command again"):
         chunks.wait()
+    for start in chunks.missing():
+        chunks.write(start, np.zeros(1))
+    chunks.wait()
 
 
-def test_drawing_extracting_and_coding_give_signs_of_life(model, cache):
-    """More often than once a chunk."""
-    seen = []
-
-    def watch(network, *_):
-        alive = cache / "evaluation" / "alive"
-        seen.append(alive.stat().st_mtime_ns if alive.exists() else 0)
-        time.sleep(0.02)
-
-    def changes():
-        found = len(set(seen))
-        seen.clear()
-        return found
-
-    model.network.register_forward_hook(watch)
-    images = GeneratedImages(model, 2, steps=4, precision="fp32")
-    images.prepare(progress=False)
-    assert changes() > 2
-    evaluate_likelihood(model, images[:], budget=20, progress=False)
-    assert changes() > 2
-    many = GeneratedImages(model, 70, steps=1)
-    many.prepare(progress=False)
-    network = load_features("builtin", torch.device("cpu"))
-    compute = network.compute
-    object.__setattr__(network, "compute", lambda batch: (watch(None), compute(batch))[1])
-    seen.clear()
-    extract(many, network, progress=False)
-    assert changes() > 2
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_chunks_my_missing_divides_the_missing_chunks_among_processes(monkeypatch, world):
+    chunks = Chunks("features", {"of": "a test"}, total=10, chunk=2)
+    chunks.write(4, np.zeros(2))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    shares = []
+    for rank in range(world):
+        monkeypatch.setenv("RANK", str(rank))
+        shares += chunks.my_missing()
+    assert shares == [0, 2, 6, 8]

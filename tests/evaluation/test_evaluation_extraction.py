@@ -1,4 +1,4 @@
-"""Images and features are made once, shared, gone on with, and never taken for others."""
+"""Images and features are computed once, divided among processes, resumed, and never confused with others."""
 
 import os
 import tracemalloc
@@ -10,7 +10,7 @@ import torch
 from evaluation_cases import save
 from PIL import Image
 
-from ddpm.common.errors import RunStopped
+from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.pixels import to_uint8
 from ddpm.data import LazyDataset
 from ddpm.data import datasets as opening
@@ -20,6 +20,7 @@ from ddpm.evaluation.cache import Chunks
 from ddpm.evaluation.distances import kernel_distance, load_moments
 from ddpm.evaluation.features import extract
 from ddpm.evaluation.images import GeneratedImages
+from ddpm.evaluation.likelihood import evaluate_likelihood
 from ddpm.evaluation.sources import open_images
 from ddpm.model import SAMPLING_CODE_VERSION, Model
 from ddpm.networks import UNet
@@ -37,7 +38,7 @@ def counting(network):
     return replace(network, compute=compute), calls
 
 
-def test_what_was_extracted_is_not_extracted_again(digits, network, tmp_path):
+def test_extract_uses_the_cache(digits, network, tmp_path):
     source = open_images(save(tmp_path / "a.npz", digits[0][:1300]))
     counted, calls = counting(network)
     first = extract(source, counted, progress=False).features[:]
@@ -52,7 +53,7 @@ def test_what_was_extracted_is_not_extracted_again(digits, network, tmp_path):
 
 
 @pytest.mark.parametrize("left", [0, 600])
-def test_damaged_moments_are_computed_anew(digits, network, tmp_path, left):
+def test_features_moments_recompute_a_damaged_file(digits, network, tmp_path, left):
     found = extract(open_images(save(tmp_path / "a.npz", digits[0][:100])), network, progress=False)
     first = found.moments()
     (kept,) = found.chunks.folder.glob("moments-*.npz")
@@ -61,7 +62,7 @@ def test_damaged_moments_are_computed_anew(digits, network, tmp_path, left):
     assert load_moments(kept).n == 100
 
 
-def test_a_killed_extraction_goes_on(digits, network, tmp_path):
+def test_extract_resumes_after_a_kill(digits, network, tmp_path):
     source = open_images(save(tmp_path / "a.npz", digits[0][:1300]))
     counted, calls = counting(network)
 
@@ -80,9 +81,10 @@ def test_a_killed_extraction_goes_on(digits, network, tmp_path):
     np.testing.assert_allclose(found.channel_means[:], source[:].float().mean((2, 3)), atol=1e-4)
 
 
-def test_processes_share_without_meeting(digits, network, tmp_path, monkeypatch):
+def test_extract_divides_the_work_among_processes(digits, network, tmp_path, monkeypatch):
     source = open_images(save(tmp_path / "a.npz", digits[0][:1300]))
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(Chunks, "wait", lambda chunks: None)  # the two processes run one after the other
     shares = []
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
@@ -93,8 +95,8 @@ def test_processes_share_without_meeting(digits, network, tmp_path, monkeypatch)
     np.testing.assert_allclose(found.features[:], network(source[:])[0], atol=1e-4)
 
 
-def test_memory_does_not_grow_with_the_number_of_images(network, tmp_path):
-    """What Python holds while features are extracted, summed up and compared; maps of files do not count."""
+def test_extract_needs_constant_memory(network, tmp_path):
+    """Memory held by Python while features are extracted and compared; mapped files do not count."""
     stub = replace(network, compute=lambda images: images.flatten(1)[:, :64].numpy().astype(np.float32))
     peaks = []
     for size in (1024, 8192):
@@ -109,8 +111,8 @@ def test_memory_does_not_grow_with_the_number_of_images(network, tmp_path):
     assert peaks[1] < 1.2 * peaks[0]
 
 
-def test_labels_of_a_set_too_large_for_memory_are_asked_for_in_chunks(digits, tmp_path, monkeypatch):
-    """When they are needed, and never all its images at once; a broken image has the class of what replaces it."""
+def test_dataset_images_read_labels_of_a_large_set_in_chunks(digits, tmp_path, monkeypatch):
+    """Only on demand, never all images at once; a broken image has the class of its replacement."""
     for number, image in enumerate(digits[0][:10]):
         path = tmp_path / "set" / f"{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ def test_labels_of_a_set_too_large_for_memory_are_asked_for_in_chunks(digits, tm
     assert max(asked) == 4
 
 
-def test_cache_of_other_settings_is_never_read(digits, network, tmp_path, cache):
+def test_extract_refuses_a_cache_with_other_settings(digits, network, tmp_path, cache):
     source = open_images(save(tmp_path / "a.npz", digits[0][:100]))
     extract(source, network, progress=False)
     (note,) = cache.glob("evaluation/features-*/settings.json")
@@ -136,7 +138,7 @@ def test_cache_of_other_settings_is_never_read(digits, network, tmp_path, cache)
         extract(source, network, progress=False)
 
 
-def test_generated_images_are_the_models_and_extend(model):
+def test_generated_images_are_those_of_the_model_and_extend(model):
     options = {"steps": 3, "seed": 5, "batch_size": 4, "precision": "fp32"}
     images = GeneratedImages(model, 10, **options)
     images.prepare(progress=False)
@@ -155,8 +157,8 @@ def test_generated_images_are_the_models_and_extend(model):
 
 
 @pytest.mark.parametrize(("sizes", "attention"), [([(8, 8), (16, 16)], []), ([(8, 16), (8, 32)], [4])])
-def test_images_of_another_size_are_not_read(sizes, attention):
-    """The same weights draw them, where no attention ties these to a size."""
+def test_generated_images_differ_for_another_image_size(sizes, attention):
+    """Without attention at a fixed size, the same weights sample images of several sizes."""
     config = NetworkConfig(channels=8, channel_mult=[1, 1], blocks=1, attention=attention, groups=4)
     weights = UNet(config, (8, 16), in_channels=3, out_channels=3).state_dict()
     found = []
@@ -169,13 +171,46 @@ def test_images_of_another_size_are_not_read(sizes, attention):
     assert found[0].fingerprint != found[1].fingerprint
 
 
-def test_images_of_earlier_samplers_are_not_read(model, monkeypatch):
+def test_generated_images_differ_for_another_code_version(model, monkeypatch):
     before = GeneratedImages(model, 10).fingerprint
     monkeypatch.setattr("ddpm.model.SAMPLING_CODE_VERSION", SAMPLING_CODE_VERSION + 1)
     assert GeneratedImages(model, 10).fingerprint != before
 
 
-def test_a_share_is_read_while_another_process_still_makes_the_first():
+def test_chunks_read_a_part_while_the_first_chunk_is_missing():
     chunks = Chunks("features", {"of": "a test"}, total=10, chunk=4)
     chunks.write(4, np.arange(4, 8))
     assert chunks[[5, 7]].tolist() == [5, 7]
+
+
+def test_extract_refuses_features_that_are_not_finite(digits, network, tmp_path, cache):
+    source = open_images(save(tmp_path / "a.npz", digits[0][:600]))
+
+    def compute(images):
+        found = network.compute(images)
+        found[images.flatten(1).float().mean(1) == source[550:551].float().mean()] = np.inf
+        return found
+
+    with pytest.raises(UserError, match=r"builtin features of image \d+ of .*a.npz are not finite"):
+        extract(source, replace(network, compute=compute), progress=False)
+    assert len(list(cache.glob("evaluation/features-*/*.npy"))) <= 1
+
+
+def test_generated_images_refuse_a_model_with_damaged_weights(cache):
+    config = NetworkConfig(channels=8, channel_mult=[1], blocks=1, attention=[], groups=4)
+    unet = UNet(config, (8, 8), in_channels=3, out_channels=3)
+    with torch.no_grad():
+        next(unet.parameters()).fill_(torch.nan)
+    damaged = Model(unet, DiffusionConfig(timesteps=8).build(), image_shape=(3, 8, 8))
+    with pytest.raises(UserError, match="images that are not finite: its weights are damaged"):
+        GeneratedImages(damaged, 4).prepare(progress=False)
+    assert not list(cache.glob("evaluation/images-*/*.npy"))
+    with pytest.raises(UserError, match="likelihood at timestep 0 is not finite"):
+        evaluate_likelihood(damaged, torch.zeros(4, 3, 8, 8, dtype=torch.uint8), progress=False)
+
+
+def test_generated_images_default_options_are_those_left_at_their_default(model):
+    images = GeneratedImages(model, 4, sampler="ddim", steps=3, guidance=1.5, seed=0, labels="all", clip=None)
+    assert {"spacing", "labels", "seed", "eta", "guidance_rescale", "batch_size", "precision"} == set(
+        images.default_options
+    )

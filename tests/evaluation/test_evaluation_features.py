@@ -1,4 +1,4 @@
-"""The feature networks: the resize bit for bit, the input contract, the engines, what is refused."""
+"""The feature networks: the resize bit for bit, preprocessing, engines, and refusals."""
 
 import os
 import subprocess
@@ -83,7 +83,7 @@ def test_inception_with_logits_is_torch_fidelitys_own_forward(monkeypatch, tmp_p
     assert torch.equal(ours, theirs)
 
 
-def test_torchscript_features_go_through_the_contract(tmp_path):
+def test_load_features_preprocesses_for_torchscript(tmp_path):
     path = scripted(Tiny(), tmp_path / "tiny.pt")
     network = load_features(path, CPU)
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
@@ -96,8 +96,8 @@ def test_torchscript_features_go_through_the_contract(tmp_path):
     assert not network.standard
 
 
-def test_a_file_among_the_data_is_found_by_its_name(monkeypatch, tmp_path):
-    """As the commands in docs/reports/results.md name it, which know no folder of this machine."""
+def test_load_features_finds_a_file_in_the_data_folder(monkeypatch, tmp_path):
+    """As in the commands of docs/reports/results.md, which contain no path of one machine."""
     (tmp_path / "inception").mkdir()
     path = scripted(Tiny(), tmp_path / "inception" / "tiny.pt")
     with pytest.raises(UserError, match=r"no feature network 'tiny\.pt'"):
@@ -108,7 +108,7 @@ def test_a_file_among_the_data_is_found_by_its_name(monkeypatch, tmp_path):
         load_features("elsewhere/tiny.pt", CPU)
 
 
-def test_engines_agree(monkeypatch):
+def test_compile_network_engines_agree(monkeypatch):
     pytest.importorskip("openvino")
     module = Tiny().eval()
     x = torch.randn(3, 3, 299, 299)
@@ -119,8 +119,8 @@ def test_engines_agree(monkeypatch):
     np.testing.assert_allclose(fast(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_told_of_a_conversion(tmp_path):
-    """OpenVINO's telemetry would keep a number for this user in the home folder."""
+def test_compile_network_sends_no_telemetry(tmp_path):
+    """OpenVINO's telemetry would write a user number into the home folder."""
     pytest.importorskip("openvino")
     script = """if True:
         import torch
@@ -134,13 +134,13 @@ def test_nothing_is_told_of_a_conversion(tmp_path):
 
 
 class Orthogonal(nn.Module):
-    """Nothing that OpenVINO has an operation for."""
+    """An operation that OpenVINO does not have."""
 
     def forward(self, x):
         return torch.linalg.qr(x[:, 0])[0].mean(1)
 
 
-def test_what_openvino_cannot_compute_pytorch_does(tmp_path):
+def test_compile_network_falls_back_to_pytorch(tmp_path):
     pytest.importorskip("openvino")
     path = scripted(Orthogonal(), tmp_path / "orthogonal.pt")
     with pytest.warns(UserWarning, match="OpenVINO cannot compute this network") as said:
@@ -150,7 +150,7 @@ def test_what_openvino_cannot_compute_pytorch_does(tmp_path):
     assert network(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))[0].shape == (2, 299)
 
 
-def test_an_openvino_that_cannot_be_loaded_is_as_good_as_none(monkeypatch, recwarn):
+def test_compile_network_ignores_an_openvino_that_does_not_load(monkeypatch, recwarn):
     def broken(*_):
         raise ImportError("libopenvino.so: cannot open shared object file")
 
@@ -159,8 +159,8 @@ def test_an_openvino_that_cannot_be_loaded_is_as_good_as_none(monkeypatch, recwa
     assert not recwarn.list
 
 
-def test_signals_are_answered_after_networks_have_gone():
-    """As Ctrl-C in a run that has evaluated."""
+def test_compile_network_leaves_signals_working():
+    """Ctrl-C works after an evaluation."""
     pytest.importorskip("openvino")
     script = """if True:
         import signal, torch
@@ -174,7 +174,7 @@ def test_signals_are_answered_after_networks_have_gone():
     assert (answer.returncode, answer.stdout) == (0, "answered\n"), answer.stderr
 
 
-def test_a_feature_file_of_the_wrong_shape_is_refused(tmp_path):
+def test_load_features_refuses_a_network_of_the_wrong_shape(tmp_path):
     with pytest.raises(UserError, match="features are N x D"):
         load_features(scripted(TwoOutputs(), tmp_path / "two.pt"), CPU)
     with pytest.raises(UserError, match=r"\(2, 3, 299, 299\); features are N x D"):
@@ -183,15 +183,15 @@ def test_a_feature_file_of_the_wrong_shape_is_refused(tmp_path):
         load_features(scripted(nn.Linear(7, 2), tmp_path / "linear.pt"), CPU)
 
 
-def test_a_file_that_is_no_torchscript_is_refused(tmp_path):
+def test_load_features_refuses_other_files(tmp_path):
     (tmp_path / "text.pt").write_text("weights, they said")
-    with pytest.raises(UserError, match="no TorchScript file"):
+    with pytest.raises(UserError, match="not a TorchScript file"):
         load_features(tmp_path / "text.pt", CPU)
     with pytest.raises(UserError, match="no feature network 'inceptoin'"):
         load_features("inceptoin", CPU)
 
 
-def test_no_network_names_the_file_and_where_to_put_it(monkeypatch, tmp_path):
+def test_load_features_names_the_file_and_its_folder_without_internet(monkeypatch, tmp_path):
     def unreachable(*arguments, **options):
         raise URLError("no route")
 
@@ -204,7 +204,7 @@ def test_no_network_names_the_file_and_where_to_put_it(monkeypatch, tmp_path):
     assert str(tmp_path / "checkpoints") in str(caught.value)
 
 
-def test_alpha_is_refused():
+def test_feature_network_refuses_alpha():
     with pytest.raises(UserError, match="grey or colour"):
         load_features("builtin", CPU)(torch.zeros(1, 4, 32, 32, dtype=torch.uint8))
 
@@ -231,14 +231,14 @@ def test_builtin_reads_mnists_test_images():
     assert (read_digits(images) == labels).double().mean() >= 0.985
 
 
-def test_builtin_gives_the_same_whatever_it_is_batched_with():
+def test_builtin_features_do_not_depend_on_the_batch():
     model, _ = builtin_classifier()
     x = torch.randn(6, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(model(x)[2:4], model(x[2:4]), rtol=1e-4, atol=1e-4)
 
 
-def test_everybody_may_read_builtin_weights_that_are_made_anew(tmp_path, monkeypatch):
+def test_make_writes_weights_with_default_permissions(tmp_path, monkeypatch):
     for number, place in enumerate(f"{source}/{split}/{kind}" for source in SOURCES for split in ("train", "test")
                                    for kind in "ab"):  # fmt: skip
         (tmp_path / place).mkdir(parents=True)

@@ -63,7 +63,7 @@ def evaluate(model, images, labels=None, **options):
     return evaluate_likelihood(model, images, labels, progress=False, **options)
 
 
-def test_all_timesteps_reach_the_exact_likelihood():
+def test_likelihood_of_all_timesteps_is_exact():
     images = pixels(60)
     result = evaluate(model_of(), images, budget=60 * T)
     assert result.timesteps_per_image == T
@@ -71,13 +71,13 @@ def test_all_timesteps_reach_the_exact_likelihood():
     assert result.dims == 64
     exact = exact_bits(images)
     assert result.bits_per_dim == pytest.approx(exact.mean().item(), abs=0.03)
-    least = exact.std().item() / 60**0.5  # what the images alone spread; the noise in x_t adds to it
+    least = exact.std().item() / 60**0.5  # due to the images alone; the noise in x_t adds to it
     assert least < result.standard_error < 2 * least
     assert result.bits_per_dim == pytest.approx(result.prior + sum(term.bits for term in result.terms))
 
 
-def test_stratified_timesteps_are_unbiased_and_know_their_error():
-    """Other seeds, same images: what is left of the difference is the timesteps' and noise's own spread."""
+def test_likelihood_of_stratified_timesteps_is_unbiased():
+    """Other seeds, same images: only timesteps and noise differ."""
     images = pixels(100)
     full = evaluate(model_of(), images, budget=100 * T)
     parts = [evaluate(model_of(), images, budget=1000, seed=seed) for seed in range(8)]
@@ -89,15 +89,15 @@ def test_stratified_timesteps_are_unbiased_and_know_their_error():
     assert evaluate(model_of(), images, budget=1000, seed=3) == parts[3]
 
 
-def test_the_batch_size_changes_nothing():
+def test_likelihood_does_not_depend_on_the_batch_size():
     images = pixels(20)
     one, other = (evaluate(model_of(), images, budget=200, batch_size=size) for size in (3, 64))
     assert one.bits_per_dim == pytest.approx(other.bits_per_dim, abs=1e-5)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_a_worse_model_has_a_higher_bound(variance):
-    """Fixed variances are worse than the exact one, and a network that knows nothing is worse still."""
+def test_likelihood_bound_is_higher_for_a_worse_model(variance):
+    """Fixed variances are worse than the exact one, and a constant network is worse still."""
 
     class Blind(nn.Module):
         def __init__(self):
@@ -120,7 +120,7 @@ def test_a_worse_model_has_a_higher_bound(variance):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Chunks of 256 pairs; how many pairs each network call had, and `seen.most` after which the evaluation dies."""
+    """The pairs of each network call, in chunks of 256; after `seen.most` pairs the evaluation dies."""
 
     class Seen(list):
         most = math.inf
@@ -139,8 +139,8 @@ def seen(monkeypatch):
     return seen
 
 
-def test_a_killed_evaluation_goes_on(cache, seen):
-    """What was computed before the kill is not computed again, and nothing of other settings is taken for it."""
+def test_likelihood_resumes_after_a_kill(cache, seen):
+    """Chunks computed before the kill are not computed again, and other settings do not use them."""
     images = pixels(40)
     expected = evaluate(model_of(), images)
     assert sum(seen) == 40 * T
@@ -160,17 +160,17 @@ def test_a_killed_evaluation_goes_on(cache, seen):
         assert sum(seen) == other.get("budget", 40 * T)
 
 
-def test_processes_share_the_pairs(cache, seen, monkeypatch):
-    whole, images = Chunks.wait, pixels(40)
+def test_likelihood_divides_the_work_among_processes(cache, seen, monkeypatch):
+    images = pixels(40)
     expected = evaluate(model_of(), images)
     shutil.rmtree(cache)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(Chunks, "wait", lambda chunks: pytest.fail("waits") if chunks.missing() else whole(chunks))
+    monkeypatch.setattr(Chunks, "wait", lambda chunks: pytest.fail("waits") if chunks.missing() else None)
     shares = []
     for rank in ("1", "0"):
         seen.clear()
         monkeypatch.setenv("RANK", rank)
-        if rank == "1":  # has done its share, and would wait for the first
+        if rank == "1":  # has computed its share, and waits for the first
             with pytest.raises(pytest.fail.Exception, match="waits"):
                 evaluate(model_of(), images)
         else:
@@ -179,15 +179,15 @@ def test_processes_share_the_pairs(cache, seen, monkeypatch):
     assert shares == [40 * T - 3 * 256, 3 * 256]
 
 
-def test_a_network_compiled_to_draw_many_images_is_not_compiled_for_every_size_of_batch(monkeypatch):
+def test_likelihood_does_not_compile_for_every_batch_size(monkeypatch):
     model, compiled = model_of(), []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(self))
-    model._compiles = True  # as a large sampling on a CUDA card leaves it
+    model._copies.compiled = True  # as after sampling many images on a GPU
     evaluate(model, pixels(4))
     assert not compiled
 
 
-def test_labels_reach_the_network():
+def test_likelihood_passes_labels_to_the_network():
     model = model_of(ExactNetwork((0.5, -0.5)), class_names=["light", "dark"])
     labels = torch.arange(20) // 10
     images = torch.cat([pixels(1, mean=0.5 - label, seed=i) for i, label in enumerate(labels.tolist())])
@@ -200,7 +200,7 @@ def test_labels_reach_the_network():
         evaluate(model, images)
 
 
-def test_grey_in_colour_and_padding_count_the_original_s_dimensions():
+def test_likelihood_counts_the_dimensions_of_the_original():
     grey = pixels(20)
     colour = model_of(shape=(3, 8, 8))
     tripled = evaluate(colour, grey.expand(-1, 3, -1, -1))
@@ -215,7 +215,7 @@ def test_grey_in_colour_and_padding_count_the_original_s_dimensions():
     assert padded.bits_per_dim == pytest.approx(padded.prior + sum(term.bits for term in padded.terms))
 
 
-def test_rate_distortion_is_the_posterior_s_spread():
+def test_rate_distortion_is_the_posterior_standard_deviation():
     images = pixels(200)
     result = evaluate(model_of(), images, budget=200 * T)
     curve = result.rate_distortion
@@ -231,7 +231,7 @@ def test_rate_distortion_is_the_posterior_s_spread():
     assert result.terms[0].bits == pytest.approx(remaining, abs=0.05)
 
 
-def test_a_wide_stratum_lies_on_the_same_curve():
+def test_rate_distortion_of_wide_strata_is_on_the_same_curve():
     images = pixels(200)
     rates, distortions = zip(*evaluate(model_of(), images, budget=200 * T).rate_distortion, strict=True)
     coarse = evaluate(model_of(), images, budget=2000)
@@ -243,7 +243,7 @@ def test_a_wide_stratum_lies_on_the_same_curve():
 
 @given(st.integers(2, 1200), st.data())
 @settings(deadline=None)
-def test_strata_partition_the_timesteps(timesteps, data):
+def test_make_strata_partitions_the_timesteps(timesteps, data):
     count = data.draw(st.integers(1 if timesteps == 2 else 2, timesteps))
     strata = make_strata(timesteps, count)
     assert len(strata) == count
@@ -252,7 +252,7 @@ def test_strata_partition_the_timesteps(timesteps, data):
         assert strata[0] == range(1)
 
 
-def test_the_plot_is_a_picture(tmp_path):
+def test_plot_likelihood_saves_a_picture(tmp_path):
     from PIL import Image
 
     plot_likelihood(evaluate(model_of(), pixels(4)), tmp_path / "nll.png")
@@ -261,7 +261,7 @@ def test_the_plot_is_a_picture(tmp_path):
         assert len(picture.convert("L").getcolors()) > 10
 
 
-def test_what_does_not_fit_is_refused():
+def test_likelihood_refuses_other_shapes_and_single_images():
     with pytest.raises(UserError, match="1×6×8"):
         evaluate(model_of(), pixels(4, (1, 6, 8)))
     with pytest.raises(UserError, match="two images"):

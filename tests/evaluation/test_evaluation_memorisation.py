@@ -1,4 +1,4 @@
-"""The search for copies: it finds the nearest, and looks at no more of a set at once than it must."""
+"""The search for nearest training images: correct, and in blocks of bounded size."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from ddpm.evaluation.sources import open_images
 
 
 class LargestMatrix(TorchDispatchMode):
-    """How many floating point numbers the largest matrix held that was made within."""
+    """The number of elements of the largest floating-point matrix created in the block."""
 
     most = 0
 
@@ -23,8 +23,8 @@ class LargestMatrix(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("values", [2**25, 192 * 10])
-def test_the_nearest_is_found_a_block_at_a_time(tmp_path, monkeypatch, values):
-    """By pixels, mirrored too, of images of which 40, or ten, are compared at once."""
+def test_pixel_neighbours_are_found_in_blocks(tmp_path, monkeypatch, values):
+    """Also mirrored; 40 images, or ten, are compared at once."""
     monkeypatch.setattr(memorisation, "VALUES", values)
     monkeypatch.setattr(memorisation, "BLOCK", 40)
     random = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def test_the_nearest_is_found_a_block_at_a_time(tmp_path, monkeypatch, values):
     assert found.index.tolist() == np.minimum(*distances).argmin(1).tolist()
 
 
-def test_features_are_looked_up_alike(monkeypatch):
+def test_feature_neighbours_are_the_nearest(monkeypatch):
     monkeypatch.setattr(memorisation, "BLOCK", 7)
     random = np.random.default_rng(0)
     asked, base = (random.normal(size=(n, 5)).astype(np.float32) for n in (20, 30))

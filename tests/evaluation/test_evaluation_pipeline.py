@@ -1,4 +1,4 @@
-"""Evaluation end to end on tiny sets: what is judged, what is refused, the command."""
+"""Evaluation end to end on tiny sets: the report, refusals, the command line, several processes."""
 
 import json
 import os
@@ -10,21 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from evaluation_cases import save
 from PIL import Image
 
 from ddpm.cli import run
 from ddpm.common.errors import UserError
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.evaluation.distances import moments_of
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.features import load_features
 from ddpm.evaluation.images import DatasetImages
 from ddpm.evaluation.metrics import METRICS
-from ddpm.evaluation.sources import open_images, open_judged, open_test
+from ddpm.evaluation.sources import open_candidate, open_images, open_test
 from ddpm.model import Model
+from ddpm.networks import UNet
+from ddpm.networks.config import NetworkConfig
 
 
-def test_a_model_is_judged_with_all_that_makes_it_comparable(model, network, tmp_path):
+def test_evaluate_reports_everything_that_numbers_depend_on(model, network, tmp_path):
     random = np.random.default_rng(0)
     real = save(tmp_path / "real.npz", random.integers(0, 256, (80, 8, 8, 3), dtype=np.uint8), np.arange(80) % 3)
     report = evaluate(
@@ -55,14 +59,14 @@ def test_a_model_is_judged_with_all_that_makes_it_comparable(model, network, tmp
     [
         ([20, 20, 20], None, ""),
         ([23, 20, 17], None, ""),
-        ([40, 10, 10], None, "the reference holds 3 of 3 in another share"),
-        ([30, 20, 10], None, "the reference holds 2 of 3 in another share"),
+        ([40, 10, 10], None, "3 of 3 classes are more or less frequent in the reference"),
+        ([30, 20, 10], None, "2 of 3 classes are more or less frequent in the reference"),
         ([30, 20, 10], [0, 0, 0, 1, 1, 2], ""),
-        ([20, 20, 20], [0], "the reference holds 3 of 3 in another share"),
+        ([20, 20, 20], [0], "3 of 3 classes are more or less frequent in the reference"),
     ],
 )
-def test_classes_in_other_shares_are_told_of(model, network, tmp_path, held, labels, said):
-    """Beside the figures that are of all classes together, and no others."""
+def test_evaluate_notes_other_class_proportions(model, network, tmp_path, held, labels, said):
+    """In the numbers that compare all classes at once, and in no others."""
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     real = save(tmp_path / "real.npz", pixels, np.repeat(np.arange(3), held))
     options = {} if labels is None else {"labels": labels}
@@ -73,12 +77,12 @@ def test_classes_in_other_shares_are_told_of(model, network, tmp_path, held, lab
     notes = {figure.key: figure.note for figure in report.figures}
     for key in ("frechet_distance", "kid", "drift_red", "drift_blue", "levels"):
         assert said in notes[key]
-        assert ("--labels draws others" in notes[key]) == bool(said)
+        assert ("--labels changes the proportions" in notes[key]) == bool(said)
     assert "--labels" not in notes["precision"]
-    assert notes["levels"].startswith("share of the pixels")
+    assert notes["levels"].startswith("fraction of the pixels")
 
 
-def test_ready_moments_give_the_same_distance(digits, network, tmp_path):
+def test_evaluate_gives_the_same_distance_with_precomputed_moments(digits, network, tmp_path):
     judged, real = save(tmp_path / "a.npz", digits[0][:300]), save(tmp_path / "b.npz", digits[0][300:700])
     moments_of([network(open_images(real)[:])[0]]).save(tmp_path / "moments.npz")
     ready = evaluate(judged, str(tmp_path / "moments.npz"), features=network, progress=False)
@@ -88,7 +92,7 @@ def test_ready_moments_give_the_same_distance(digits, network, tmp_path):
     assert ready.settings["reference_n"] == 400
 
 
-def test_what_cannot_be_is_refused(digits, network, model, tmp_path):
+def test_evaluate_refuses_what_is_not_possible(digits, network, model, tmp_path):
     grey = save(tmp_path / "grey.npz", digits[0][:50])
     large = save(tmp_path / "large.npz", np.zeros((100, 32, 32, 1), np.uint8))
     colour = save(tmp_path / "colour.npz", np.zeros((100, 28, 28, 3), np.uint8))
@@ -113,12 +117,12 @@ def test_what_cannot_be_is_refused(digits, network, model, tmp_path):
     refused("no image", str(empty), grey)
     refused("moments, which go with --data", moments, grey)
     refused("are for a model", grey, grey, num=5)
-    refused("holds grey images, and the model draws colour", model, grey, num=70)
+    refused("holds grey images, and the images to evaluate are colour", model, grey, num=70)
     forced = evaluate(grey, grey, metrics=["fid"], features=network, force=True, progress=False)
     assert "BIASED" in forced.table()
 
 
-def test_a_colour_model_of_a_grey_set_takes_its_other_split(model, tmp_path, digits):
+def test_open_test_converts_the_other_split_of_the_training_data(model, tmp_path, digits):
     for split in ("train", "test"):
         (tmp_path / "set" / split).mkdir(parents=True)
         Image.fromarray(digits[0][0][..., 0]).save(tmp_path / "set" / split / "0.png")
@@ -130,8 +134,8 @@ def test_a_colour_model_of_a_grey_set_takes_its_other_split(model, tmp_path, dig
         open_test(f"{tmp_path}/set/test", source, judged)
 
 
-def test_held_out_images_of_a_hub_set_keep_its_row_filter(model, tmp_path, monkeypatch):
-    """Never training images, and grey ones for a colour model that was trained on them."""
+def test_open_test_keeps_the_row_filter_of_a_hub_set(model, tmp_path, monkeypatch):
+    """Never training images; grey images are converted for a colour model that was trained on them."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
     datasets.disable_progress_bars()
@@ -149,15 +153,15 @@ def test_held_out_images_of_a_hub_set_keep_its_row_filter(model, tmp_path, monke
         assert open_test(None, f"{source}:{split}?style=a,b", judged) is None
 
 
-def test_a_bundled_model_comes_before_a_folder_of_its_name(tmp_path):
-    """As everywhere else; the folder is reached as ./digits."""
+def test_open_candidate_prefers_a_bundled_model_to_a_folder(tmp_path):
+    """As in `ddpm.load`; the folder is ./digits."""
     (tmp_path / "digits").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "digits" / "0.png")
-    assert isinstance(open_judged("digits"), Model)
-    assert isinstance(open_judged("./digits"), DatasetImages)
+    assert isinstance(open_candidate("digits"), Model)
+    assert isinstance(open_candidate("./digits"), DatasetImages)
 
 
-def test_the_figures_of_a_model_folder_go_into_its_card(model, tmp_path, capsys):
+def test_cli_evaluate_writes_results_to_the_model_card(model, tmp_path, capsys):
     random = np.random.default_rng(0)
     real = save(tmp_path / "real.npz", random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     model.save(tmp_path / "model")
@@ -170,8 +174,8 @@ def test_the_figures_of_a_model_folder_go_into_its_card(model, tmp_path, capsys)
     assert f"| {value:.6g} |" in line
 
 
-def test_a_model_folder_that_cannot_be_written_is_judged_all_the_same(model, tmp_path, capsys):
-    """Here since a folder has the name that a file is first written under; elsewhere since it is somebody else's."""
+def test_cli_evaluate_succeeds_if_the_card_cannot_be_written(model, tmp_path, capsys):
+    """A folder blocks the name of the temporary file, as missing permissions would."""
     real = save(tmp_path / "real.npz", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     model.save(tmp_path / "model")
     (tmp_path / "model" / f".ddpm.json.{os.getpid()}").mkdir()
@@ -181,8 +185,8 @@ def test_a_model_folder_that_cannot_be_written_is_judged_all_the_same(model, tmp
     assert (tmp_path / "e.json").exists()
 
 
-def test_the_card_keeps_figures_apart_that_were_made_in_other_ways(model, tmp_path, monkeypatch):
-    """Each is a line of its own, and the same call a second time is none."""
+def test_cli_evaluate_keeps_one_card_line_per_set_of_options(model, tmp_path, monkeypatch):
+    """A repeated call adds no line."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     real = save(tmp_path / "real.npz", pixels)
@@ -206,7 +210,7 @@ def test_the_card_keeps_figures_apart_that_were_made_in_other_ways(model, tmp_pa
         assert sum(f"copies by {name} features: {how}, against" in line for line in lines) == 1
 
 
-def test_command_line(digits, tmp_path, capsys):
+def test_cli_evaluate_prints_and_saves_the_report(digits, tmp_path, capsys):
     judged, real = save(tmp_path / "a.npz", digits[0][:90]), save(tmp_path / "b.npz", digits[0][100:200])
     words = ["evaluate", judged, "--data", real, "--features", "builtin"]
     assert run([*words, "--metrics", "fid,kid"]) == 0
@@ -224,8 +228,8 @@ def test_command_line(digits, tmp_path, capsys):
         assert "\n" not in error
 
 
-def test_two_launched_processes_find_what_one_does(model, tmp_path):
-    """As the documentation launches them, to the last digit."""
+def test_cli_evaluate_gives_the_same_numbers_with_two_processes(model, tmp_path):
+    """To the last digit, with the launcher of the documentation."""
     model.save(tmp_path / "model")
     random = np.random.default_rng(0)
     pixels, labels = random.integers(0, 256, (600, 8, 8, 3), dtype=np.uint8), np.arange(600) % 3
@@ -248,7 +252,7 @@ def test_two_launched_processes_find_what_one_does(model, tmp_path):
     ]
 
 
-def test_command_line_sweep_draws_a_picture(model, tmp_path, capsys):
+def test_cli_evaluate_sweep_saves_a_plot(model, tmp_path, capsys):
     model.save(tmp_path / "model")
     random = np.random.default_rng(0)
     real = save(tmp_path / "real.npz", random.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
@@ -261,7 +265,7 @@ def test_command_line_sweep_draws_a_picture(model, tmp_path, capsys):
     assert Image.open(tmp_path / "sweep.png").size[0] > 300
 
 
-def test_a_sweep_s_files_are_named_after_out(model, tmp_path):
+def test_cli_evaluate_sweep_names_its_files_after_out(model, tmp_path):
     model.save(tmp_path / "model")
     random = np.random.default_rng(0)
     real = save(tmp_path / "real.npz", random.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
@@ -275,6 +279,56 @@ def test_a_sweep_s_files_are_named_after_out(model, tmp_path):
     assert Path("evaluation-closest-pairs.png").read_text() == "mine"
 
 
-def test_every_metric_is_documented():
+def test_docs_name_every_metric():
     text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     assert not [name for name in METRICS if f"`{name}`" not in text]
+
+
+def test_evaluate_leaves_out_default_metrics_that_the_data_do_not_support(digits, network, tmp_path):
+    few, real = save(tmp_path / "few.npz", digits[0][:50]), save(tmp_path / "real.npz", digits[0][100:200])
+    report = evaluate(few, real, features=network, progress=False)
+    assert list(report.left_out) == ["fid", "is"]
+    assert "as many images as feature dimensions, 64, and" in report.left_out["fid"]
+    assert {"kid", "precision", "drift_grey", "levels"} <= {figure.key for figure in report.figures}
+    assert "not computed: fid needs as many images as feature dimensions" in report.table()
+    assert report.as_dict()["left_out"] == report.left_out
+    with pytest.raises(UserError, match="fid needs as many images"):
+        evaluate(few, real, metrics=["kid", "fid"], features=network, progress=False)
+    assert "fid" not in evaluate(few, real, features=network, force=True, progress=False).left_out
+
+
+def test_evaluate_refuses_if_no_default_metric_is_possible(digits, network, tmp_path):
+    few = save(tmp_path / "few.npz", digits[0][:50])
+    moments_of([np.random.default_rng(0).normal(size=(99, 7))]).save(tmp_path / "moments.npz")
+    with pytest.raises(UserError, match="fid needs features of the reference's 7 dimensions"):
+        evaluate(few, str(tmp_path / "moments.npz"), features=network, progress=False)
+
+
+def test_metric_figures_refuse_numbers_that_are_not_finite(digits, network, tmp_path, monkeypatch):
+    real = save(tmp_path / "real.npz", digits[0][:100])
+    monkeypatch.setattr("ddpm.evaluation.metrics.frechet_distance", lambda a, b: float("nan"))
+    with pytest.raises(UserError, match=r"Fréchet distance \(builtin features\) is not finite"):
+        evaluate(real, real, metrics=["fid"], features=network, progress=False)
+
+
+def test_cli_evaluate_keeps_numbers_that_are_not_finite_out_of_the_card(tmp_path, digits, capsys):
+    config = NetworkConfig(channels=8, channel_mult=[1], blocks=1, attention=[], groups=4)
+    unet = UNet(config, (28, 28), in_channels=1, out_channels=1)
+    with torch.no_grad():
+        next(unet.parameters()).fill_(torch.nan)
+    Model(unet, DiffusionConfig(timesteps=8).build(), image_shape=(1, 28, 28)).save(tmp_path / "model")
+    before = (tmp_path / "model" / "README.md").read_text()
+    words = ["evaluate", str(tmp_path / "model"), "--data", save(tmp_path / "real.npz", digits[0][:70])]
+    assert run([*words, "--features", "builtin", "--num", "8", "--metrics", "kid"]) == 2
+    assert "images that are not finite" in capsys.readouterr().err
+    assert (tmp_path / "model" / "README.md").read_text() == before
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_report_table_shows_only_sampling_options_that_differ_from_their_defaults(model, network, tmp_path):
+    real = save(tmp_path / "real.npz", np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
+    options = {"features": network, "num": 8, "metrics": ["kid"], "progress": False}
+    names = {line.split()[0] for line in evaluate(model, real, steps=2, guidance=1.5, **options).table().splitlines()
+             if line}  # fmt: skip
+    assert {"sampler", "steps", "guidance", "weights"} <= names
+    assert not {"seed", "labels", "clip", "spacing", "precision"} & names

@@ -1,4 +1,4 @@
-"""Planted failures move the metrics that are there for them."""
+"""Planted failures change the metrics that should detect them."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def blurred(images, radius):
     return np.stack([np.asarray(Image.fromarray(x[..., 0]).filter(ImageFilter.GaussianBlur(radius))) for x in images])
 
 
-def test_planted_failures_move_their_metrics(digits, network, tmp_path):
+def test_metrics_detect_planted_failures(digits, network, tmp_path):
     images, labels = digits
     real = save(tmp_path / "real.npz", images[:800], labels[:800])
     names = ["fid", "kid", "prdc", "drift", "levels"]
@@ -37,15 +37,15 @@ def test_planted_failures_move_their_metrics(digits, network, tmp_path):
     assert speckled.value("levels") > 0.4  # two of three black pixels
     assert speckled.value("frechet_distance") < 2 * sound.value("frechet_distance")  # which does not see it
     assert smeared.value("precision") < sound.value("precision") - 0.1
-    for spoiled in (smeared, narrow):
-        assert spoiled.value("frechet_distance") > 5 * sound.value("frechet_distance")
-        assert spoiled.value("kid") > 5 * abs(sound.value("kid"))
+    for degraded in (smeared, narrow):
+        assert degraded.value("frechet_distance") > 5 * sound.value("frechet_distance")
+        assert degraded.value("kid") > 5 * abs(sound.value("kid"))
     assert narrow.value("recall") < sound.value("recall") - 0.3
     assert narrow.value("coverage") < sound.value("coverage") - 0.3
     assert narrow.value("precision") > 0.9 * sound.value("precision")  # what is drawn looks right
 
 
-def test_copied_training_images_are_found_mirrored_too(digits, network, tmp_path):
+def test_memorisation_finds_copies_also_mirrored(digits, network, tmp_path):
     images, _ = digits
     training, test = save(tmp_path / "training.npz", images[:800]), save(tmp_path / "test.npz", images[800:1200])
     copied = images[1200:1500].copy()
@@ -72,20 +72,20 @@ def test_copied_training_images_are_found_mirrored_too(digits, network, tmp_path
     assert Image.open(tmp_path / "copied-closest-pairs.png").size[1] > 4 * 28
 
 
-def test_class_kid_names_the_class_that_went_wrong(digits, network, tmp_path):
+def test_class_kid_names_the_worst_class(digits, network, tmp_path):
     images, labels = digits
     real = save(tmp_path / "real.npz", images[:1000], labels[:1000])
-    spoiled = images[1000:2000].copy()
+    degraded = images[1000:2000].copy()
     of_seven = labels[1000:2000] == 7
-    spoiled[of_seven] = blurred(spoiled[of_seven], 2)[..., None]
-    judged = save(tmp_path / "judged.npz", spoiled, labels[1000:2000])
+    degraded[of_seven] = blurred(degraded[of_seven], 2)[..., None]
+    judged = save(tmp_path / "judged.npz", degraded, labels[1000:2000])
     report = evaluate(judged, real, metrics=["class_kid"], features=network, progress=False)
     assert report.figures[0].note.startswith("class 7")
     assert len(report.figures[0].detail) == 10
 
 
-def test_accuracy_score_falls_with_wrong_labels(digits, monkeypatch, tmp_path):
-    """Noughts and ones only, so that a very short training is enough."""
+def test_accuracy_score_is_low_for_wrong_labels(digits, monkeypatch, tmp_path):
+    """Only zeros and ones, so a very short training is enough."""
     monkeypatch.setattr(accuracy_score, "SEEN", 600)
     images, labels = (part[digits[1] < 2] for part in digits)
     training = open_images(save(tmp_path / "training.npz", images[:100], labels[:100]))
@@ -96,8 +96,8 @@ def test_accuracy_score_falls_with_wrong_labels(digits, monkeypatch, tmp_path):
     assert score.real > 0.8
 
 
-def test_both_classifiers_see_equally_many_images(digits, monkeypatch, tmp_path):
-    """Where there are more samples than real images, too."""
+def test_accuracy_score_trains_both_classifiers_on_equally_many_images(digits, monkeypatch, tmp_path):
+    """Also if there are more samples than real images."""
     monkeypatch.setattr(accuracy_score, "SEEN", 100)
     images, labels = digits
     fewer = open_images(save(tmp_path / "fewer.npz", images[:60], labels[:60]))
@@ -116,10 +116,10 @@ def test_both_classifiers_see_equally_many_images(digits, monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("by_text", ["images", "names"])
-def test_classes_named_by_numbers_are_matched_by_name_in_whatever_order(tmp_path, by_text):
+def test_labels_in_matches_numeric_class_names_in_any_order(tmp_path, by_text):
     numbers = [str(number) for number in range(12)]
     images = open_images(save(tmp_path / "a.npz", np.zeros((12, 8, 8, 3), np.uint8)))
     images.class_names, images.labels = sorted(numbers) if by_text == "images" else numbers, torch.arange(12)
     names = numbers if by_text == "images" else sorted(numbers)
-    found = accuracy_score.matched(images, names)
+    found = images.labels_in(names)
     assert [names[label] for label in found] == images.class_names

@@ -1,4 +1,4 @@
-"""Quality against network evaluations, and the judge that runs beside training."""
+"""Quality against network evaluations, and the evaluation during training."""
 
 import tarfile
 
@@ -45,7 +45,7 @@ def test_sweep_compares_samplers_at_equal_evaluations(model, network, tmp_path, 
         (["ddim", "heun"], [2], {"eta": 0.5}, "heun takes no option 'eta'"),
     ],
 )
-def test_a_sweep_says_what_is_wrong_before_it_draws(model, tmp_path, cache, samplers, evaluations, more, match):
+def test_sweep_checks_all_options_before_sampling(model, tmp_path, cache, samplers, evaluations, more, match):
     random = np.random.default_rng(0)
     real = save(tmp_path / "real.npz", random.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
     common = {"metric": "kid", "features": "builtin", "num": 12, "progress": False}
@@ -54,22 +54,22 @@ def test_a_sweep_says_what_is_wrong_before_it_draws(model, tmp_path, cache, samp
     assert not list(cache.glob("evaluation/images-*/*.npy"))
 
 
-def test_a_sweep_asks_for_no_more_steps_than_the_process_has(model, tmp_path):
-    """The eight of this one, unless it is told."""
+def test_sweep_default_budgets_do_not_exceed_the_timesteps(model, tmp_path):
+    """There are eight."""
     random = np.random.default_rng(0)
     real = save(tmp_path / "real.npz", random.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
     points = sweep(model, real, samplers=["ddim"], metric="kid", features="builtin", num=12, progress=False)
     assert [point.evaluations for point in points] == [5]
 
 
-def test_the_training_evaluator_repeats_itself(model, tmp_path):
+def test_training_evaluator_is_deterministic(model, tmp_path):
     random = np.random.default_rng(0)
     real = save(tmp_path / "real.npz", random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     evaluator = training_evaluator(DataConfig(source=real, image_size=8), num=12, steps=2)
     first, second = evaluator(model), evaluator(model)
     assert first == second
     assert next(iter(first)) == "kid_builtin"
-    assert set(first) == {"kid_builtin", "distance_builtin"}
+    assert set(first) == {"kid_builtin", "frechet_builtin"}
 
 
 def photographs(folder, count):
@@ -77,7 +77,7 @@ def photographs(folder, count):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number:03}.png")
 
 
-def test_the_training_evaluator_decodes_no_more_images_than_it_compares_with(tmp_path, monkeypatch):
+def test_real_images_decodes_no_more_images_than_needed(tmp_path, monkeypatch):
     photographs(tmp_path, 40)
     (tmp_path / "007.png").write_bytes(b"broken")
     data = DataConfig(source=str(tmp_path), image_size=8)
@@ -91,7 +91,7 @@ def test_the_training_evaluator_decodes_no_more_images_than_it_compares_with(tmp
     assert torch.equal(real_images(data, 500).flatten(1).unique(dim=0), expected)
 
 
-def test_the_training_evaluator_repeats_no_image_of_a_short_stream(tmp_path):
+def test_real_images_repeats_no_image_of_a_short_stream(tmp_path):
     photographs(tmp_path, 5)
     with tarfile.open(tmp_path / "set.tar", "w") as tar:
         for path in sorted(tmp_path.glob("*.png")):
@@ -101,12 +101,12 @@ def test_the_training_evaluator_repeats_no_image_of_a_short_stream(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_what_the_training_evaluator_cannot_judge_is_refused_before_training(channels):
+def test_training_evaluator_refuses_unsupported_channels(channels):
     with pytest.raises(UserError, match="evaluate_every 0"):
         training_evaluator(DataConfig(source="digits", channels=channels))
 
 
-def test_the_training_evaluator_takes_no_more_steps_than_the_process_has(model, tmp_path):
+def test_training_evaluator_steps_do_not_exceed_the_timesteps(model, tmp_path):
     random = np.random.default_rng(0)
     real = save(tmp_path / "real.npz", random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     given = DataConfig(source=real, image_size=8)

@@ -89,3 +89,35 @@ def test_limits_can_be_told():
     extra = {"provenance": {"limits": "Only daisies."}}
     text = model_card(small_network(), DiffusionConfig().build(), extra, diffusers=True)
     assert text.rstrip().endswith("Only daisies.")
+
+
+def test_the_hub_reads_the_metrics(folder):
+    card = ModelCard.load(folder / "README.md")
+    assert {result.metric_name: result.metric_value for result in card.data.eval_results} == {"fid": 12.3456789}
+    add_metrics(folder, {"KID: 100 images": 0.25, "fid": 3.5})
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert {(result.metric_type, result.metric_name): result.metric_value for result in results} == {
+        ("fid", "fid"): 3.5,
+        ("kid", "KID: 100 images"): 0.25,
+    }
+    assert {result.dataset_name for result in results} == {"flowers"}
+
+
+def test_the_text_of_the_owner_is_kept(folder, tmp_path):
+    card = ModelCard.load(folder / "README.md")
+    card.data.license = "mit"
+    story = "Mine.\n\n## Story\n\nHow `## Metrics` came about.\n\n### Why\n\n```python\n# a\n## b\n```\n\n## Data"
+    card.text = card.text.replace("## Data", story)
+    card.save(folder / "README.md")
+    (tmp_path / "grid.png").write_bytes(b"png")
+    add_metrics(folder, {"kid": 0.25})
+    add_samples(folder, tmp_path / "grid.png", "Chosen.")
+    found = ModelCard.load(folder / "README.md")
+    assert found.data.license == "mit"
+    text = (folder / "README.md").read_text()
+    assert story in text
+    assert "| kid | 0.25 |" in text
+    (folder / "README.md").write_text("My own card, without any heading.\n")
+    add_metrics(folder, {"fid": 1.5})
+    assert (folder / "README.md").read_text().count("My own card, without any heading.") == 1
+    assert "| fid | 1.5 |" in (folder / "README.md").read_text()

@@ -108,8 +108,8 @@ def test_guidance_that_is_no_number_is_refused(network):
 
 
 @pytest.mark.parametrize("rescale", [float("nan"), 15.0, -0.1])
-def test_a_rescale_that_is_no_share_is_refused(network, rescale):
-    with pytest.raises(UserError, match="share from 0 to 1"):
+def test_a_rescale_outside_0_to_1_is_refused(network, rescale):
+    with pytest.raises(UserError, match="fraction from 0 to 1"):
         Denoiser(network, GaussianDiffusion(SCHEDULE), guidance_rescale=rescale)
 
 

@@ -30,7 +30,7 @@ def fill_with_zeros(path):
     path.write_bytes(bytes(path.stat().st_size))
 
 
-def test_what_is_saved_is_read_back(tmp_path):
+def test_checkpoints_read_back_what_was_saved(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     checkpoints.save(3, PARTS, {"note": [1, 2.5]})
     found = checkpoints.newest()
@@ -39,12 +39,12 @@ def test_what_is_saved_is_read_back(tmp_path):
     assert {path.suffix for path in found.path.iterdir()} == {".safetensors", ".json"}
 
 
-def test_others_may_read_the_tensors_as_they_may_the_rest(tmp_path):
+def test_checkpoints_give_all_files_the_same_permissions(tmp_path):
     path = Checkpoints(tmp_path, keep=1).save(1, PARTS, {})
     assert len({file.stat().st_mode for file in path.iterdir()}) == 1
 
 
-def test_the_newest_are_kept_and_one_is_spared(tmp_path):
+def test_checkpoints_keep_the_newest_and_the_spared_one(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2, 30, 400, 1_000_000):
         checkpoints.save(step, PARTS, {}, spare=2)
@@ -52,7 +52,7 @@ def test_the_newest_are_kept_and_one_is_spared(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000002", "000400", "1000000"]
 
 
-def test_what_is_saved_behind_a_damaged_checkpoint_is_kept(tmp_path):
+def test_checkpoints_keep_one_saved_before_a_damaged_one(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step in (2, 4):
         checkpoints.save(step, PARTS, {}, spare=2)
@@ -61,7 +61,7 @@ def test_what_is_saved_behind_a_damaged_checkpoint_is_kept(tmp_path):
     assert checkpoints.steps() == [3]
 
 
-def test_a_failure_while_writing_leaves_the_others_alone(tmp_path):
+def test_checkpoints_survive_a_failed_save(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, PARTS, {})
     with pytest.raises(TypeError):
@@ -71,7 +71,7 @@ def test_a_failure_while_writing_leaves_the_others_alone(tmp_path):
 
 @pytest.mark.parametrize("name", ["network.safetensors", "state.json", "checksums.json"])
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove, fill_with_zeros])
-def test_damage_is_noticed_and_said(tmp_path, name, damage):
+def test_newest_passes_over_a_damaged_checkpoint(tmp_path, name, damage):
     checkpoints = Checkpoints(tmp_path, keep=3)
     checkpoints.save(1, PARTS, {})
     checkpoints.save(2, PARTS, {})
@@ -82,7 +82,7 @@ def test_damage_is_noticed_and_said(tmp_path, name, damage):
     assert "000002" in said[0]
 
 
-def test_nothing_good_left_is_one_line(tmp_path):
+def test_newest_without_a_usable_checkpoint_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoints.newest()
@@ -92,8 +92,38 @@ def test_nothing_good_left_is_one_line(tmp_path):
         checkpoints.newest(lambda line: None)
 
 
+def saved_as_nonfinite(checkpoints: Checkpoints, step: int, monkeypatch) -> None:
+    """Write a checkpoint as a version without the check would have done it."""
+    with monkeypatch.context() as patch:
+        patch.setattr("ddpm.training.checkpoint.first_nonfinite", lambda parts: None)
+        checkpoints.save(step, PARTS | {"ema": {"w": torch.tensor([1.0, torch.nan, 3.0])}}, {})
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_save_refuses_nonfinite_values(tmp_path, value):
+    with pytest.raises(ValueError, match="ema: w is not finite"):
+        Checkpoints(tmp_path / "checkpoints", 2).save(1, PARTS | {"ema": {"w": torch.tensor([1.0, value])}}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_newest_passes_over_nonfinite_values(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(1, PARTS, {})
+    saved_as_nonfinite(checkpoints, 2, monkeypatch)
+    said = []
+    assert checkpoints.newest(said.append).path.name == "000001"
+    assert said == ["checkpoint 000002 holds values that are not finite (ema: w); taking the one before"]
+
+
+def test_resume_from_nonfinite_values_is_refused(tiny, tmp_path, monkeypatch):
+    run = train(tiny(steps=1), tmp_path / "run")
+    saved_as_nonfinite(Checkpoints(run / "checkpoints", 1), 2, monkeypatch)
+    with pytest.raises(UserError, match=r"unusable; .*checkpoint 000002 holds values that are not finite \(ema: w\)"):
+        train(tiny(steps=3), run, resume=True)
+
+
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, remove])
-def test_a_run_goes_back_behind_a_damaged_checkpoint(tiny, files, tmp_path, capsys, damage):
+def test_resume_rolls_back_past_a_damaged_checkpoint(tiny, files, tmp_path, capsys, damage):
     config = tiny(steps=4, checkpoint_every=2)
     undisturbed = train(config, tmp_path / "undisturbed")
     run = tmp_path / "run"
@@ -105,7 +135,7 @@ def test_a_run_goes_back_behind_a_damaged_checkpoint(tiny, files, tmp_path, caps
     assert files.records(run, "step", "loss") == files.records(undisturbed, "step", "loss")
 
 
-def test_a_checkpoint_of_another_shape_is_refused_in_a_line(tiny, tmp_path):
+def test_resume_with_another_architecture_is_refused(tiny, tmp_path):
     run = train(tiny(steps=1), tmp_path / "run")
     with pytest.raises(UserError, match="another configuration"):
         train(tiny(steps=2, **{"network.channels": 16}), run, resume=True)

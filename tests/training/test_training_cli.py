@@ -1,4 +1,4 @@
-"""`ddpm train` and `ddpm presets` as they are typed: exit codes, one-line errors, what is printed."""
+"""`ddpm train` and `ddpm presets` as commands: exit codes, one-line errors and output."""
 
 import re
 import tarfile
@@ -25,7 +25,7 @@ def command(tiny_yaml, tmp_path, monkeypatch, capsys):
     return command
 
 
-def test_a_run_goes_where_its_preset_says_and_can_be_gone_on_with(command, tmp_path):
+def test_train_names_the_run_after_its_preset_and_resumes_it(command, tmp_path):
     code, output, _ = command("train", "tiny.yaml", "--training.steps", 2)
     assert code == 0
     assert output.splitlines()[-1] == "runs/tiny"
@@ -33,7 +33,8 @@ def test_a_run_goes_where_its_preset_says_and_can_be_gone_on_with(command, tmp_p
     code, _, error = command("train", "tiny.yaml", "--training.steps", 2)
     assert code == 2
     assert error == (
-        "ddpm: error: runs/tiny holds a run already: go on with --resume runs/tiny, give another --out, or --overwrite"
+        "ddpm: error: runs/tiny holds a run already: resume it with --resume runs/tiny, give another --out, "
+        "or --overwrite"
     )
     assert command("train", "--resume", "runs/tiny", "--training.steps", 3)[0] == 0
     assert (tmp_path / "runs/tiny/checkpoints/000003").is_dir()
@@ -41,7 +42,7 @@ def test_a_run_goes_where_its_preset_says_and_can_be_gone_on_with(command, tmp_p
     assert [path.name for path in (tmp_path / "runs/tiny/checkpoints").iterdir()] == ["000001"]
 
 
-def test_a_dry_run_says_what_it_costs_and_writes_nothing(command, tmp_path):
+def test_train_dry_run_prints_the_cost_and_writes_nothing(command, tmp_path):
     code, output, _ = command("train", "tiny.yaml", "--dry-run")
     assert code == 0
     figures = dict(re.findall(r"^(\S.*?)  +(.*)$", output, re.MULTILINE))
@@ -51,7 +52,7 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(command, tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.yaml"]
 
 
-def test_a_dry_run_on_streamed_data_knows_no_epochs(command, tmp_path, monkeypatch):
+def test_train_dry_run_on_streamed_data_counts_no_epochs(command, tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
     Image.new("L", (8, 8)).save(tmp_path / "photo.png")
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
@@ -65,7 +66,22 @@ def test_a_dry_run_on_streamed_data_knows_no_epochs(command, tmp_path, monkeypat
     assert re.search(r"^training +8 steps, 8 images$", output, re.MULTILINE)
 
 
-def test_fine_tuning_from_a_run(command):
+def test_train_reads_a_hyphen_as_an_underscore(command):
+    words = ["--training.batch-size", 4, "--training.learning-rate=1e-2", "--training.steps", "1e1", "--dry-run"]
+    code, output, error = command("train", "tiny.yaml", *words)
+    assert (code, error) == (0, "")
+    assert re.search(r"^training +10 steps, 40 images", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_train_prints_the_notes_of_the_configuration(command, dry):
+    code, output, _ = command("train", "tiny.yaml", "--training.steps", 1, *(["--dry-run"] if dry else []))
+    assert code == 0
+    assert output.startswith("note: training.warmup (3) is longer than the run (1 steps)")
+    assert "\nnote: x_T keeps 11% of the image's variance" in output
+
+
+def test_train_init_accepts_a_run(command):
     assert command("train", "tiny.yaml", "--out", "first", "--training.steps", 1)[0] == 0
     assert command("train", "tiny.yaml", "--out", "second", "--init", "first", "--training.steps", 1)[0] == 0
 
@@ -79,6 +95,12 @@ def test_fine_tuning_from_a_run(command):
         (["tiny.yaml", "--training.steps"], "--training.steps needs a value"),
         (["tiny.yaml", "--training.steps", "--overwrite"], "--training.steps"),
         (["tiny.yaml", "--step", "3"], "--step"),
+        (["tiny.yaml", "--steps", "3"], r"there is no option --steps; did you mean --training\.steps\?"),
+        (["tiny.yaml", "--batch-size=3"], r"did you mean --training\.batch_size\?"),
+        (["tiny.yaml", "--channels", "3"], r"did you mean --data\.channels or --network\.channels\?"),
+        (["tiny.yaml", "--overwritten"], r"did you mean --overwrite\?"),
+        (["tiny.yaml", "--qqq"], "`ddpm train --help` lists all options"),
+        (["--steps", "3"], r"did you mean --training\.steps\?"),
         (["tiny.yaml", "other.yaml"], "'other.yaml' is not understood"),
         (["tiny.yaml", "--data", "nowhere"], "nowhere"),
         (["tiny.yaml", "--data.image_size", "28", "--network.channel_mult", "[1, 1, 1, 1]"], "divide"),
@@ -89,7 +111,7 @@ def test_fine_tuning_from_a_run(command):
         (["--resume", "tiny.yaml", "--network.channels", "3"], "--network.channels cannot change"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_code_2(command, tmp_path, words, said):
+def test_train_reports_a_wrong_option_in_one_line(command, tmp_path, words, said):
     code, _, error = command("train", *words)
     assert code == 2
     assert error.startswith("ddpm: error: ")
@@ -97,14 +119,14 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(command, tmp_path, words, sai
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.yaml"]
 
 
-def test_numbers_that_are_not_finite_are_exit_code_1(command):
+def test_train_exits_with_1_if_the_gradient_is_not_finite(command):
     code, _, error = command("train", "tiny.yaml", "--training.learning_rate", "1e30", "--training.max_bad_steps", 1)
     assert code == 1
     assert "not finite" in error
     assert "learning rate" in error
 
 
-def test_presets_lists_and_prints(command):
+def test_presets_lists_all_and_prints_one(command):
     code, output, _ = command("presets")
     assert code == 0
     assert re.search(r"^  cifar10 +CIFAR-10 as Ho et al", output, re.MULTILINE)

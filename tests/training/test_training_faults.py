@@ -19,7 +19,7 @@ from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import StreamDataset
 from ddpm.model import Model, load
 from ddpm.training import train
-from ddpm.training.checkpoint import RunLock
+from ddpm.training.checkpoint import claimed
 from ddpm.training.tracking import draw_preview
 
 DDPM = [sys.executable, "-m", "ddpm"]
@@ -33,16 +33,14 @@ def start(*words: str | Path, **options) -> subprocess.Popen:
     )
 
 
-def test_a_second_run_on_the_same_directory_is_refused(tiny, tmp_path):
-    (tmp_path / "run").mkdir()
-    lock = RunLock(tmp_path / "run")
-    with pytest.raises(UserError, match=f"trained by process {os.getpid()}"):
+def test_train_refuses_a_directory_in_use(tiny, tmp_path):
+    first = claimed(tmp_path / "run", resume=False, overwrite=False)
+    with first, pytest.raises(UserError, match=f"trained by process {os.getpid()}"):
         train(tiny(steps=1), tmp_path / "run")
-    lock.release()
     train(tiny(steps=1), tmp_path / "run")
 
 
-def test_a_run_that_is_there_is_kept_unless_told_otherwise(tiny, files, tmp_path, monkeypatch):
+def test_train_keeps_an_existing_run_without_overwrite(tiny, files, tmp_path, monkeypatch):
     run = train(tiny(steps=1), tmp_path / "run")
     before = files.tensors(run, 1)
     with pytest.raises(UserError, match="--overwrite"):
@@ -56,7 +54,7 @@ def test_a_run_that_is_there_is_kept_unless_told_otherwise(tiny, files, tmp_path
     assert files.tensors(run, 1) != before
 
 
-def test_a_directory_that_is_no_run_is_left_alone(tiny, tmp_path):
+def test_train_refuses_a_directory_with_other_files(tiny, tmp_path):
     (tmp_path / "thesis.tex").write_text("important")
     for options in ({}, {"overwrite": True}):
         with pytest.raises(UserError, match="not a run"):
@@ -68,14 +66,14 @@ def test_a_directory_that_is_no_run_is_left_alone(tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_configuration_alone_makes_no_run(tiny, tmp_path):
+def test_train_does_not_take_a_configuration_file_for_a_run(tiny, tmp_path):
     (tmp_path / "config.yaml").write_text("of another program")
     with pytest.raises(UserError, match="not a run"):
         train(tiny(steps=1), tmp_path, overwrite=True)
     assert (tmp_path / "config.yaml").read_text() == "of another program"
 
 
-def test_only_what_a_run_wrote_makes_way_for_another(tiny, files, tmp_path):
+def test_overwrite_removes_only_files_of_a_run(tiny, files, tmp_path):
     run = train(tiny(steps=1), tmp_path / "run")
     (run / "photos").mkdir()
     (run / ".git").write_text("important")
@@ -90,14 +88,14 @@ def test_only_what_a_run_wrote_makes_way_for_another(tiny, files, tmp_path):
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["000002"]
 
 
-def test_nothing_is_left_behind_by_a_run_that_could_not_begin(tiny, tmp_path):
+def test_train_leaves_nothing_behind_if_it_cannot_start(tiny, tmp_path):
     with pytest.raises(UserError):
         train(tiny(**{"data.source": "nowhere"}), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_signal_saves_and_leaves(tiny, tiny_yaml, files, tmp_path, number, code):
+def test_train_survives_signals(tiny, tiny_yaml, files, tmp_path, number, code):
     """SIGKILL saves nothing, but what it leaves is gone on with: the lock of a dead process holds nobody up."""
     run = tmp_path / "run"
     options = ["--training.lr_schedule", "constant", "--training.steps", 100_000, "--training.checkpoint_every", 2]
@@ -131,7 +129,7 @@ def largest_file(size: int):
 
 
 @pytest.mark.parametrize("room", [10, 1000, 0.999])
-def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(tiny, files, tmp_path, capsys, room):
+def test_train_survives_a_full_disk(tiny, files, tmp_path, capsys, room):
     """`room`: bytes a file may have, or the share of a checkpoint's largest file."""
     config = tiny(steps=4, checkpoint_every=2)
     undisturbed = train(config, tmp_path / "undisturbed")
@@ -148,7 +146,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(tiny, files, tmp_pat
     assert files.records(run, "step", "loss") == files.records(undisturbed, "step", "loss")
 
 
-def test_a_full_disk_is_told_of_by_the_run_and_not_by_tensorboard(tiny, tmp_path, monkeypatch):
+def test_full_disk_is_reported_once_with_tensorboard(tiny, tmp_path, monkeypatch):
     """Whose events are in a file of the same disk, and are written once more when it is closed."""
     pytest.importorskip("tensorboard")
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # its thread has a traceback of its own
@@ -157,7 +155,7 @@ def test_a_full_disk_is_told_of_by_the_run_and_not_by_tensorboard(tiny, tmp_path
 
 
 @pytest.mark.parametrize("what", ["evaluation", "preview"])
-def test_what_fails_between_two_steps_costs_none_of_them(tiny, files, tmp_path, monkeypatch, capsys, what):
+def test_failed_preview_or_evaluation_loses_no_steps(tiny, files, tmp_path, monkeypatch, capsys, what):
     """Nor does the run fail there again; the best and the figures are those that were found before."""
     config = tiny(steps=4, checkpoint_every=4, evaluate_every=1, preview_every=1, preview_images=1, preview_steps=2)
     undisturbed = train(config, tmp_path / "undisturbed", evaluator=lambda model: {"figure": 1.0})
@@ -184,7 +182,7 @@ def test_what_fails_between_two_steps_costs_none_of_them(tiny, files, tmp_path, 
     assert files.tensors(run, 4) == files.tensors(undisturbed, 4)
 
 
-def test_a_better_model_that_could_not_be_kept_is_not_the_best(tiny, tmp_path, monkeypatch):
+def test_best_model_that_could_not_be_written_is_not_best(tiny, tmp_path, monkeypatch):
     save = Model.save
 
     def save_but_the_best(model: Model, folder: Path) -> None:
@@ -202,7 +200,7 @@ def test_a_better_model_that_could_not_be_kept_is_not_the_best(tiny, tmp_path, m
     assert load(tmp_path / "run" / "best").provenance["metrics"] == {"step": 3, "figure": 1.5}
 
 
-def test_whoever_asks_a_run_to_stop_is_answered_at_once(tiny, tmp_path, capfd):
+def test_first_signal_is_acknowledged_at_once(tiny, tmp_path, capfd):
     said = []
 
     def evaluator(model):
@@ -212,11 +210,11 @@ def test_whoever_asks_a_run_to_stop_is_answered_at_once(tiny, tmp_path, capfd):
 
     with pytest.raises(KeyboardInterrupt):
         train(tiny(steps=4, checkpoint_every=4, evaluate_every=2), tmp_path / "run", evaluator=evaluator)
-    assert "stopping after this step" in said[0]
+    assert "Stopping after this step" in said[0]
     assert (tmp_path / "run" / "checkpoints" / "000002").is_dir()
 
 
-def test_a_model_that_could_not_be_written_is_written_on_resume(tiny, tmp_path, monkeypatch):
+def test_resume_writes_a_missing_model(tiny, tmp_path, monkeypatch):
     """The checkpoint named as kept is the new one, for which the old has gone."""
     config = tiny(steps=4, checkpoint_every=2, keep_checkpoints=1, evaluate_every=3, preview_every=2, preview_images=1)
     save = Model.save
@@ -236,7 +234,7 @@ def test_a_model_that_could_not_be_written_is_written_on_resume(tiny, tmp_path, 
     assert "After 4 steps" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
-def test_a_model_without_checkpoints_is_not_begun_again(tiny, tmp_path):
+def test_resume_of_a_model_without_checkpoints_is_refused(tiny, tmp_path):
     run = train(tiny(steps=2), tmp_path / "run")
     shutil.rmtree(run / "checkpoints")
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -246,7 +244,7 @@ def test_a_model_without_checkpoints_is_not_begun_again(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["model", "best"])
-def test_what_somebody_has_put_beside_a_model_does_not_end_the_run(tiny, tmp_path, capsys, folder):
+def test_foreign_files_in_a_model_folder_do_not_end_the_run(tiny, tmp_path, capsys, folder):
     figures = iter([2.0, 1.0])
 
     def evaluator(model):
@@ -262,7 +260,7 @@ def test_what_somebody_has_put_beside_a_model_does_not_end_the_run(tiny, tmp_pat
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_what_turns_out_broken_during_a_run_is_named_once(tiny, tmp_path, monkeypatch, capsys, broken_tar, streamed):
+def test_broken_files_are_named_once(tiny, tmp_path, monkeypatch, capsys, broken_tar, streamed):
     monkeypatch.setattr("ddpm.data.datasets.MOST_MEMORY_BYTES", 100)  # decoded as it is drawn, each epoch again
     options = {"data.source": str(broken_tar(12, broken=[3, 7])), "data.streaming": streamed, "data.labels": False}
     train(tiny(steps=8, checkpoint_every=4, batch_size=12, **options), tmp_path / "run")
@@ -271,7 +269,7 @@ def test_what_turns_out_broken_during_a_run_is_named_once(tiny, tmp_path, monkey
     assert said.count("3.png") == said.count("7.png") == 1
 
 
-def test_a_run_that_has_ended_reads_no_further(tiny, tmp_path, monkeypatch, broken_tar):
+def test_train_closes_a_streamed_dataset(tiny, tmp_path, monkeypatch, broken_tar):
     closed = []
     monkeypatch.setattr(StreamDataset, "close", lambda dataset: closed.append(dataset.config.source))
     source = str(broken_tar(12, broken=[]))
@@ -279,6 +277,21 @@ def test_a_run_that_has_ended_reads_no_further(tiny, tmp_path, monkeypatch, brok
     assert closed == [source]
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tiny):
+def test_train_refuses_a_directory_that_cannot_be_written(tiny):
     with pytest.raises(UserError, match="cannot write in /proc/run"):
         train(tiny(), "/proc/run")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_train_expands_the_home_folder(tiny, tmp_path, monkeypatch, resume):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = train(tiny(steps=1), tmp_path / "run") if resume else tmp_path / "run"
+    assert train(tiny(steps=2), "~/run", resume=resume) == run
+    assert load(run).provenance["steps"] == 2
+    assert not (tmp_path / "~").exists()
+
+
+def test_train_refuses_the_home_folder_of_no_user(tiny):
+    with pytest.raises(UserError, match="~nobody-of-that-name"):
+        train(tiny(steps=1), "~nobody-of-that-name/run")

@@ -122,7 +122,7 @@ def alone(tiny_yaml, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
-def test_many_processes_learn_what_one_does(start, alone, tiny, files, tmp_path, processes):
+def test_many_processes_give_the_losses_of_one(start, alone, tiny, files, tmp_path, processes):
     """Same images, noise, dropout and timesteps; only the order of summation differs. Three share unequally."""
     run = tmp_path / "run"
     assert ends(start(processes, tiny(**LONG), run), run) == ["finished"] * processes
@@ -132,7 +132,7 @@ def test_many_processes_learn_what_one_does(start, alone, tiny, files, tmp_path,
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
-def test_a_run_stopped_on_four_goes_on_on_two(start, alone, tiny, files, tmp_path):
+def test_run_stopped_on_four_processes_resumes_on_two(start, alone, tiny, files, tmp_path):
     run = tmp_path / "run"
     four = start(4, tiny(**LONG), run)
     files.wait_for_step(run, 3, lambda: all(process.is_alive() for process in four))
@@ -146,7 +146,7 @@ def test_a_run_stopped_on_four_goes_on_on_two(start, alone, tiny, files, tmp_pat
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
-def test_a_killed_process_ends_the_others_with_a_message(start, tiny, files, tmp_path):
+def test_killed_process_ends_the_others_with_a_message(start, tiny, files, tmp_path):
     run = tmp_path / "run"
     three = start(3, tiny(steps=100_000, batch_size=6, checkpoint_every=2, lr_schedule="constant"), run)
     files.wait_for_step(run, 5, lambda: all(process.is_alive() for process in three))
@@ -160,7 +160,7 @@ def test_a_killed_process_ends_the_others_with_a_message(start, tiny, files, tmp
     train(tiny(steps=saved + 2, batch_size=6, lr_schedule="constant"), run, resume=True)
 
 
-def test_an_error_in_the_first_process_ends_all(start, tiny, tmp_path):
+def test_error_in_the_first_process_ends_all(start, tiny, tmp_path):
     run = tmp_path / "run"
     train(tiny(steps=1), run)
     said = ends(start(2, tiny(steps=1), run), run)
@@ -169,7 +169,7 @@ def test_an_error_in_the_first_process_ends_all(start, tiny, tmp_path):
     assert said[1] == "SystemExit: 2"
 
 
-def test_the_first_process_names_what_another_skipped(start, tiny, tmp_path, broken_tar):
+def test_first_process_names_files_that_another_skipped(start, tiny, tmp_path, broken_tar):
     options = {"data.source": str(broken_tar(40, broken=[])), "data.labels": False, "data.streaming": True}
     config = tiny(steps=1, batch_size=20, **options)
     images, _ = open_dataset(config.data).draw(config.training.seed, range(10, 11))  # the second process's first
@@ -179,7 +179,7 @@ def test_the_first_process_names_what_another_skipped(start, tiny, tmp_path, bro
     assert "skipped" not in second
 
 
-def test_a_dry_run_takes_as_many_steps_everywhere_and_is_printed_once(start, tiny, tmp_path):
+def test_dry_run_on_two_processes_is_printed_once(start, tiny, tmp_path):
     first, second = ends(start(2, tiny(), tmp_path / "run", target=measure), tmp_path / "run")
     assert "images/s" in first
     assert second == ""

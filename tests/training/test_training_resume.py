@@ -12,8 +12,7 @@ from ddpm.data.datasets import epoch_order
 from ddpm.model import load
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
-from ddpm.training.processes import launch
-from ddpm.training.trainer import Run
+from ddpm.training.trainer import Trainer
 
 STEPS = 4
 VARIANTS = {
@@ -30,16 +29,16 @@ VARIANTS = {
 @pytest.fixture
 def cut_off(monkeypatch):
     """cut_off(config, run, step): train, resuming what is there, and be told to stop by SIGTERM after `step`."""
-    after_step = Run.after_step
+    on_step = Trainer.on_step
 
     def cut(config, run, step):
-        def told_to_stop(self, done):
-            after_step(self, done)
-            if done == step:
+        def told_to_stop(self, due):
+            on_step(self, due)
+            if self.progress.step == step:
                 signal.raise_signal(signal.SIGTERM)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Run, "after_step", told_to_stop)
+            patch.setattr(Trainer, "on_step", told_to_stop)
             with pytest.raises(SystemExit) as left:
                 train(config, run, resume=run.exists())
         assert left.value.code == 128 + signal.SIGTERM
@@ -61,7 +60,7 @@ def test_resume_is_bitwise_from_every_step(tiny, files, tmp_path, cut_off, varia
     assert files.records(run, *keys) == files.records(undisturbed, *keys)
 
 
-def test_resume_goes_back_to_the_checkpoint_and_cuts_the_log(tiny, files, tmp_path):
+def test_resume_cuts_the_log_back_to_the_checkpoint(tiny, files, tmp_path):
     """A killed run has logged more than it saved."""
     config = tiny(steps=5, checkpoint_every=2, log_every=1)
     undisturbed = train(config, tmp_path / "undisturbed")
@@ -74,7 +73,7 @@ def test_resume_goes_back_to_the_checkpoint_and_cuts_the_log(tiny, files, tmp_pa
     assert files.tensors(run, 5) == files.tensors(undisturbed, 5)
 
 
-def test_the_sums_of_a_log_line_survive_a_resume_in_its_middle(tiny, files, tmp_path, cut_off):
+def test_resume_keeps_the_sums_of_an_unfinished_log_line(tiny, files, tmp_path, cut_off):
     config = tiny(steps=6, checkpoint_every=2, log_every=3)
     undisturbed = train(config, tmp_path / "undisturbed")
     cut_off(config, tmp_path / "run", 4)
@@ -84,7 +83,7 @@ def test_the_sums_of_a_log_line_survive_a_resume_in_its_middle(tiny, files, tmp_
     )
 
 
-def test_a_finished_run_goes_on_when_given_more_steps(tiny, files, tmp_path):
+def test_finished_run_resumes_with_more_steps(tiny, files, tmp_path):
     run = train(tiny(steps=3, lr_schedule="constant"), tmp_path / "run")
     train(tiny(steps=5, lr_schedule="constant"), run, resume=True)
     at_once = train(tiny(steps=5, lr_schedule="constant"), tmp_path / "at_once")
@@ -92,13 +91,13 @@ def test_a_finished_run_goes_on_when_given_more_steps(tiny, files, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [4, 12])
-def test_another_batch_goes_on_at_the_same_place_of_the_data(tiny, files, tmp_path, batch_size):
+def test_resume_with_another_batch_size_continues_in_the_data(tiny, files, tmp_path, batch_size):
     """No image of the epoch is left out or drawn twice, and images are counted as they were drawn."""
     run = train(tiny(steps=2, lr_schedule="constant"), tmp_path / "run")
     config = tiny(steps=4, lr_schedule="constant", batch_size=batch_size)
-    going_on = Run(config, run, launch(), init=None, resume=True, evaluator=None)
+    going_on = Trainer(config, run, resume=True)
     expected, _ = going_on.dataset.batch(epoch_order(30, 0, range(16, 16 + batch_size)))
-    x_0, _ = going_on.loader.batch(2, range(batch_size))
+    x_0, _ = going_on.batches.images(2, range(batch_size))
     assert torch.equal(x_0.sort(-1).values, (expected / 127.5 - 1).sort(-1).values)  # some are mirrored
     train(config, run, resume=True)
     drawn = [8, 16, 16 + batch_size, 16 + 2 * batch_size]
@@ -108,7 +107,7 @@ def test_another_batch_goes_on_at_the_same_place_of_the_data(tiny, files, tmp_pa
     assert load(run).provenance["images"] == drawn[-1] + 8
 
 
-def test_a_checkpoint_that_says_less_is_gone_on_with(tiny, files, tmp_path):
+def test_resume_accepts_a_checkpoint_without_newer_fields(tiny, files, tmp_path):
     """As the first ones were written."""
     config = tiny(steps=4, checkpoint_every=2)
     undisturbed = train(config, tmp_path / "undisturbed")
@@ -130,7 +129,7 @@ def test_a_checkpoint_that_says_less_is_gone_on_with(tiny, files, tmp_path):
         (["cat"], "class 1 of .* was dog and is now none"),
     ],
 )
-def test_classes_with_other_numbers_are_refused(tiny, tmp_path, names, said):
+def test_resume_with_renumbered_classes_is_refused(tiny, tmp_path, names, said):
     """A folder that was renamed changes the order of the classes."""
 
     def photos(folder, names):
@@ -145,10 +144,10 @@ def test_classes_with_other_numbers_are_refused(tiny, tmp_path, names, said):
     train(tiny(steps=2, **photos("moved", ["cat", "dog"])), run, resume=True)
 
 
-def test_a_run_does_not_end_before_its_checkpoint(tiny, tmp_path, capsys):
+def test_resume_with_fewer_steps_is_refused(tiny, tmp_path, capsys):
     run = train(tiny(steps=3), tmp_path / "run")
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"has done 3 steps: --training\.steps 2 lies behind; ask for more"):
+    with pytest.raises(UserError, match=r"has done 3 steps; --training\.steps must be larger \(got 2\)"):
         train(tiny(steps=2), run, resume=True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
     capsys.readouterr()
@@ -157,7 +156,7 @@ def test_a_run_does_not_end_before_its_checkpoint(tiny, tmp_path, capsys):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
 
 
-def test_a_run_among_its_own_photographs_is_none_of_them(tiny, tmp_path, capsys):
+def test_run_inside_its_dataset_is_not_trained_on(tiny, tmp_path, capsys):
     """As `cd photos; ddpm train PRESET --data .` makes it: the previews must not be trained on."""
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
@@ -172,7 +171,7 @@ def test_a_run_among_its_own_photographs_is_none_of_them(tiny, tmp_path, capsys)
     assert "runs/tiny: it is a training run, whose pictures are no data" in capsys.readouterr().out
 
 
-def test_same_seed_same_bytes(tiny, tmp_path):
+def test_same_seed_gives_the_same_bytes(tiny, tmp_path):
     """Weights and pictures of two runs of one configuration on one machine."""
     config = tiny(steps=3, preview_every=3, preview_images=4, preview_steps=3)
     one, two = train(config, tmp_path / "one"), train(config, tmp_path / "two")

@@ -9,7 +9,7 @@ from pathlib import Path
 CAMPAIGN = Path(__file__).parent.parent / "campaigns" / "torture.py"
 
 
-def test_killed_runs_end_bitwise_equal(tmp_path):
+def test_torture_campaign_loses_nothing(tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(CAMPAIGN), "--kills", "4", "--faults", "3", "--out", str(figures)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -11,7 +11,7 @@ from ddpm.training import train
 from ddpm.training.tracking import cut_back
 
 
-def test_cut_back_keeps_what_the_checkpoint_knows(tmp_path):
+def test_cut_back_keeps_records_up_to_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2}\n\n{"loss": 1}\n{"step": 3}\n{"step": 2, "fid": 1}\n{"st')
     cut_back(path, 2)
@@ -20,14 +20,14 @@ def test_cut_back_keeps_what_the_checkpoint_knows(tmp_path):
     assert not (tmp_path / "none.jsonl").exists()
 
 
-def test_a_spoilt_line_of_the_log_goes(tmp_path):
+def test_cut_back_removes_damaged_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2, "lo\xf3s": 1}\n\x00\x00\x00\n{"step": 3}\n')
     cut_back(path, 3)
     assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
-def test_tensorboard_shows_the_same_numbers_and_forgets_what_was_cut_back(tiny, files, tmp_path):
+def test_tensorboard_matches_metrics_after_a_resume(tiny, files, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = train(tiny(steps=2, lr_schedule="constant", loggers=["tensorboard"]), tmp_path / "run")
     time.sleep(1)  # event files are read in the order of their names, which begin with the second
@@ -38,7 +38,7 @@ def test_tensorboard_shows_the_same_numbers_and_forgets_what_was_cut_back(tiny, 
     assert shown == pytest.approx({record["step"]: record["loss"] for record in files.records(run, "step", "loss")})
 
 
-def test_the_best_checkpoint_is_kept(tiny, files, tmp_path):
+def test_best_checkpoint_is_kept(tiny, files, tmp_path):
     figures = iter([3.0, 1.0, 2.0, 2.5, 0.5])
     seen: list[bytes] = []
 
@@ -57,7 +57,7 @@ def test_the_best_checkpoint_is_kept(tiny, files, tmp_path):
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [10]
 
 
-def test_the_model_that_a_run_leaves(tiny, tmp_path):
+def test_final_model_has_its_classes_and_provenance(tiny, tmp_path):
     """It knows what it was made of, and holds the averaged weights."""
     run = train(tiny(steps=3), tmp_path / "run")
     model = load(run)
@@ -73,7 +73,7 @@ def test_the_model_that_a_run_leaves(tiny, tmp_path):
     assert plain.network.num_classes == 2
 
 
-def test_only_previews_are_shown_in_the_card(tiny, tmp_path):
+def test_model_card_shows_only_previews(tiny, tmp_path):
     """Whatever else lies beside them, such as a copy of one."""
     options = {"preview_every": 1, "preview_images": 1, "preview_steps": 2, "lr_schedule": "constant"}
     run = train(tiny(steps=1, **options), tmp_path / "run")
@@ -82,7 +82,7 @@ def test_only_previews_are_shown_in_the_card(tiny, tmp_path):
     assert "After 2 steps" in (run / "model" / "README.md").read_text()
 
 
-def test_the_card_shows_no_preview_of_a_later_step(tiny, tmp_path):
+def test_model_card_shows_no_preview_of_a_later_step(tiny, tmp_path):
     """As they are there once a run has gone back behind a damaged checkpoint."""
     options = {
         "preview_every": 2,
@@ -99,7 +99,7 @@ def test_the_card_shows_no_preview_of_a_later_step(tiny, tmp_path):
     assert "After 3 steps" in (run / "model" / "README.md").read_text()
 
 
-def test_the_average_is_the_mean_that_its_formula_gives(tiny, files, tmp_path):
+def test_ema_matches_its_formula_over_a_resume(tiny, files, tmp_path):
     """EMA_n = Σ (1-d) d^(n-i) θ_i + d^n θ_0, over the weights of every step, kept over a resume."""
     import numpy as np
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.pixels import to_float, to_pillow
-from ddpm.data.images import BrokenFile, Preprocessing, decode, fit, to_tensor
+from ddpm.data.config import Preprocessing
+from ddpm.data.images import BrokenFile, decode, resize_to, to_tensor
 from ddpm.model import Model
 from ddpm.restoration.tasks import marked
 from ddpm.samplers.algorithms import Callback, Step
@@ -117,7 +118,7 @@ def read_fitted(
     channels, height, width = shape
     how, background = preprocessing or Preprocessing()
     image = read_upload(source, channels, what, background)
-    return to_float(to_tensor(fit(image, (height, width), how, background)))
+    return to_float(to_tensor(resize_to(image, (height, width), how, background)))
 
 
 def read_mask(layers: Sequence[str | bytes], size: tuple[int, int]) -> Tensor:

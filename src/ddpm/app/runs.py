@@ -12,6 +12,7 @@ from PIL import Image
 from ddpm.app.components import TempImages, read_upload, show_user_errors
 from ddpm.app.explore import as_svg
 from ddpm.common.errors import UserError
+from ddpm.common.files import is_run
 from ddpm.common.pixels import numbered
 from ddpm.plotting.plots import COLOURS, DASHES, figure, plain
 
@@ -28,11 +29,11 @@ AXES = ("step", "images", "epoch", "seconds")
 
 def find_runs(folder: Path) -> list[str]:
     """List the run directories in `folder`, or `folder` itself if it is one; the latest change first."""
-    if (folder / CONFIG).is_file():
+    if is_run(folder):
         return [folder.resolve().name]  # resolved, because "." has no name
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if (path / CONFIG).is_file()]
+    found = [path for path in folder.iterdir() if is_run(path)]
     return [path.name for path in sorted(found, key=_changed, reverse=True)[:MOST_RUNS]]
 
 
@@ -40,7 +41,7 @@ def run_path(folder: Path, name: str) -> Path:
     """Return the directory of a run that `find_runs` lists; refuse any other name."""
     if name not in find_runs(folder):
         raise UserError(f"no run {name!r} in {folder}")
-    return folder if (folder / CONFIG).is_file() else folder / name
+    return folder if is_run(folder) else folder / name
 
 
 def fingerprint(folder: Path) -> list[list[str | float]]:

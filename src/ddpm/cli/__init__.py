@@ -23,6 +23,7 @@ from ddpm.cli.train import CONTEXT, TrainCommand, train
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import NO_SPACE
 
+INTERRUPTED = 130  # exit code of a process that Ctrl-C has ended; Typer returns it, too
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
@@ -67,9 +68,10 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; print an error as one line to stderr."""
     command = typer.main.get_command(app)
     try:
-        return command.main(arguments or ["--help"], prog_name="ddpm", standalone_mode=False, obj=arguments) or 0
+        code = command.main(arguments or ["--help"], prog_name="ddpm", standalone_mode=False, obj=arguments) or 0
+        return complain("interrupted", code) if code == INTERRUPTED else code
     except (typer.Abort, KeyboardInterrupt):
-        return complain("interrupted", 130)
+        return complain("interrupted", INTERRUPTED)
     except typer.Exit as exit_request:
         return exit_request.exit_code
     except UsageError as error:

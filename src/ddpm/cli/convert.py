@@ -1,4 +1,4 @@
-"""`ddpm convert`: make a model folder of weights of another age or maker."""
+"""`ddpm convert`: write a model folder from weights of another library or an older version."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from ddpm.cli.options import PATH
+from ddpm.common.files import user_path
 
 
 class Format(StrEnum):
-    """Formats that can be written: Diffusers' pipeline folder, which is ours too."""
+    """Formats that can be written. The pipeline folder of Diffusers is also the format of ddpm."""
 
     diffusers = "diffusers"
 
@@ -27,38 +28,38 @@ def convert(
     to: Annotated[Format, typer.Option(help="what to write")] = Format.diffusers,
     flags: Annotated[
         str | None,
-        typer.Option(help="improved-/guided-diffusion: their script's flags, '--image_size 64 --num_head_channels 64'"),
+        typer.Option(help="flags of an improved-/guided-diffusion script: '--image_size 64 --num_head_channels 64'"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace the model folder that is there")] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace an existing model folder")] = False,
 ) -> None:
-    """Convert a model to a Diffusers pipeline folder (safetensors), which ddpm opens as well."""
+    """Convert a model to a Diffusers pipeline folder (safetensors), which ddpm opens, too."""
     from ddpm.interop import convert as conversion
     from ddpm.interop.diffusers_config import obstacle
 
     found = locate(source)
-    origin = source if on_the_hub(source) else None  # where a folder lies here says nothing elsewhere
+    origin = source if on_the_hub(source) else None  # a path on this machine means nothing on another
     parts = conversion.convert(found, destination, origin=origin, flags=flags, overwrite=overwrite)
     parameters = sum(parameter.numel() for parameter in parts.network.parameters())
     channels, height, width = parts.image_shape
     print(f"{destination}: {parameters:,} parameters, {height}×{width} images of {channels} channels")
     reason = obstacle(parts.network)
     if reason:
-        print(f"UNet2DModel cannot express it ({reason}): only ddpm opens it")
+        print(f"Diffusers cannot open it, only ddpm can: UNet2DModel has no equivalent ({reason})")
 
 
 def locate(source: str) -> Path:
-    """Where the weights lie: as for `ddpm.load`, but a file will do, and the Hub's pickled weights."""
+    """Return the place of the weights. Unlike `ddpm.load`, this accepts a file, and pickled weights on the Hub."""
     from ddpm.interop import hub
     from ddpm.model import find_model
 
-    if Path(source).is_file():
-        return Path(source)
+    if user_path(source).is_file():
+        return user_path(source)
     return hub.download(source, pickled=True) if on_the_hub(source) else find_model(source)
 
 
 def on_the_hub(source: str) -> bool:
-    """Whether `source` names a model of the Hub, and nothing that is here."""
+    """Whether `source` names a model on the Hub, and no local file or bundled model."""
     from ddpm.interop import hub
     from ddpm.model import BUNDLED
 
-    return not Path(source).exists() and source not in BUNDLED and hub.looks_like_id(source)
+    return not user_path(source).exists() and source not in BUNDLED and hub.looks_like_id(source)

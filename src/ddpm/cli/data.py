@@ -33,8 +33,9 @@ def data(
 ) -> None:
     """Count a source's images, sizes, classes and broken files, and draw a contact sheet."""
     from ddpm.common.pixels import save_grid, to_float
-    from ddpm.data.datasets import ArraySource, make_ready
+    from ddpm.data.datasets import make_ready
     from ddpm.data.sources import find_stored
+    from ddpm.data.stored import ArraySource
 
     refuse_existing(out, overwrite)
     stored = find_stored(source)

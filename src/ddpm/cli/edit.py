@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, PrecisionName, Sampler
+from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite, PrecisionName, Sampler
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
@@ -31,7 +31,7 @@ def edit(
     ] = False,
     to: Annotated[str | None, typer.Option(help="translate INPUT to this class by inversion")] = None,
     labels: Annotated[str | None, typer.Option(help="class of INPUT; default: no class")] = None,
-    guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off")] = 1.0,
+    guidance: Guidance = 1.0,
     sampler: Sampler = "ancestral",
     steps: Annotated[int, typer.Option(help="steps of a full SDEdit run; strength S uses S × steps")] = 100,
     evaluations: Annotated[
@@ -40,7 +40,7 @@ def edit(
     order: Annotated[int, typer.Option(help="order of the inversion: 1 is DDIM, 2 is midpoint")] = 2,
     depth: Annotated[float, typer.Option(help="fraction of the timesteps that a translation inverts")] = 1.0,
     seed: Annotated[int, typer.Option(help="picture i of a seed always gets the same noise")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="images per forward pass")] = None,
+    batch_size: BatchSize = None,
     precision: PrecisionName = "auto",
     out: Annotated[
         Path | None, typer.Option(**PATH, help="a .png; a folder if INPUT is a folder; or the file of a plot")

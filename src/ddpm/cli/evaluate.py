@@ -1,4 +1,4 @@
-"""`ddpm evaluate`: judge a model, or images drawn before, against real images."""
+"""`ddpm evaluate`: compare a model, or a set of images, with real images."""
 
 from __future__ import annotations
 
@@ -7,143 +7,172 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm.cli.options import PATH, Eta, Overwrite, parse_clip
+from ddpm.cli.options import (
+    PATH,
+    BatchSize,
+    ClipName,
+    Eta,
+    Guidance,
+    GuidanceRescale,
+    Labels,
+    Overwrite,
+    PrecisionName,
+    Seed,
+    Spacing,
+    parse_clip,
+)
 from ddpm.common.errors import UserError
 from ddpm.common.files import refuse_existing, user_path
-from ddpm.common.names import DEFAULT_SAMPLER
+from ddpm.common.names import DEFAULT_SAMPLER, DEFAULT_STEPS
 
 if TYPE_CHECKING:
     from ddpm.evaluation.evaluate import Report
+    from ddpm.model import SamplingOptions
+
 
 METRIC_NAMES = ("fid", "kid", "class_kid", "prdc", "is", "drift", "levels", "cas", "nll", "memorisation")
+QUICK_METRICS = ("fid", "kid", "prdc", "is", "drift", "levels")
 
 
 def evaluate(
-    judged: Annotated[str, typer.Argument(metavar="MODEL", help="a model, or a folder or .npz of images")],
-    data: Annotated[str, typer.Option(help="real images: SOURCE; or an .npz of ready moments: mu, sigma, n")],
+    candidate: Annotated[str, typer.Argument(metavar="MODEL", help="a model, or a folder or .npz of images")],
+    data: Annotated[str, typer.Option(help="real images: a SOURCE, or an .npz of precomputed mu, sigma, n")],
     metrics: Annotated[
         str | None,
-        typer.Option(help=f"some of {', '.join(METRIC_NAMES)}; default: the quick ones"),
+        typer.Option(
+            help=f"some of {','.join(METRIC_NAMES)}; default: {','.join(QUICK_METRICS)} (as far as the data allow)"
+        ),
     ] = None,
     features: Annotated[str, typer.Option(help="inception, builtin, or a TorchScript file")] = "inception",
-    num: Annotated[int | None, typer.Option(help="images the model draws; default 10,000")] = None,
+    num: Annotated[int | None, typer.Option(help="images to sample from a model; default 10,000")] = None,
     test: Annotated[str | None, typer.Option(help="real images not trained on; default: the data's test split")] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help=f"default {DEFAULT_SAMPLER}; several, with commas, for --sweep")
+    fit: Annotated[
+        str | None, typer.Option(help="resize real images: crop or pad; default: as the model's training data")
     ] = None,
-    steps: Annotated[str | None, typer.Option(help="default 20; for --sweep evaluations an image, with commas")] = None,
-    spacing: Annotated[str | None, typer.Option(help="trailing, leading, uniform, quadratic or log_snr")] = None,
+    labels: Labels = None,
+    guidance: Guidance = 1.0,
+    guidance_rescale: GuidanceRescale = 0.0,
+    sampler: Annotated[
+        str | None, typer.Option(help=f"default {DEFAULT_SAMPLER}; with --sweep several, separated by commas")
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(help=f"default {DEFAULT_STEPS}; with --sweep network evaluations per image, separated by commas"),
+    ] = None,
+    spacing: Spacing = None,
     eta: Eta = None,
-    labels: Annotated[str | None, typer.Option(help="classes taken in turn: 3, or 0,1,2, or all")] = None,
-    guidance: Annotated[float | None, typer.Option(help="classifier-free guidance; 1, the default, is off")] = None,
-    clip: Annotated[str | None, typer.Option(help="predicted x_0: static (default), dynamic or none")] = None,
-    seed: Annotated[int | None, typer.Option(help="default 0")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="images a forward pass")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16 or fp32")] = None,
-    force: Annotated[bool, typer.Option(help="compute a biased FID and label it")] = False,
-    sweep: Annotated[bool, typer.Option("--sweep", help="quality against network evaluations")] = False,
-    out: Annotated[Path, typer.Option(**PATH, help="JSON; pictures take its name")] = Path("evaluation.json"),
+    clip: ClipName = "static",
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    precision: PrecisionName = "auto",
+    force: Annotated[bool, typer.Option(help="compute FID on too few images and mark it as biased")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="plot quality against network evaluations")] = False,
+    out: Annotated[Path, typer.Option(**PATH, help="report file (.json); plots are saved as NAME-*.png")] = Path(
+        "evaluation.json"
+    ),
     overwrite: Overwrite = False,
 ) -> None:
-    """Judge a model, or images drawn before, against real images. A model's card takes the figures up."""
+    """Compare a model, or existing images, with real images. Results are also written to the model card."""
     from ddpm.evaluation.evaluate import evaluate as run_evaluation
     from ddpm.evaluation.metrics import pictures_of
+    from ddpm.model import SamplingOptions
 
     if out.suffix != ".json":
         raise UserError(f"cannot write {out.name}: give a name ending in .json")
-    sampling = {
-        "spacing": spacing,
-        "eta": eta,
-        "labels": labels,
-        "guidance": guidance,
-        "seed": seed,
-        "batch_size": batch_size,
-        "precision": precision,
-    }
-    sampling = {name: value for name, value in sampling.items() if value is not None}
-    if clip is not None:
-        sampling["clip"] = parse_clip(clip)
-    options = {"features": features, "num": num, "test": test, "force": force, **sampling}
+    options = SamplingOptions(
+        spacing=spacing,
+        labels=labels,
+        guidance=guidance,
+        guidance_rescale=guidance_rescale,
+        clip=parse_clip(clip),
+        eta=eta,
+        seed=seed,
+        batch_size=batch_size,
+        precision=precision,
+    )
+    common = {"features": features, "num": num, "test": test, "fit": fit, "force": force}
     names = None if metrics is None else split(metrics)
     if sweep:
-        draw_sweep(judged, data, out, overwrite, names, sampler, steps, options)
+        save_sweep(candidate, data, options, out, overwrite, names, sampler, steps, common)
         return
     pictures = out.with_suffix("")
     for path in (out, *pictures_of(names, pictures)):
         refuse_existing(path, overwrite)
-    one = {"sampler": sampler, "steps": None if steps is None else number("--steps", steps)}
-    options |= {name: value for name, value in one.items() if value is not None}
-    report = run_evaluation(judged, data, metrics=names, pictures=pictures, **options)
+    given = {"sampler": sampler, "steps": None if steps is None else number("--steps", steps)}
+    options = SamplingOptions.of(options, **{name: value for name, value in given.items() if value is not None})
+    chosen = None if options == SamplingOptions() else options  # existing images take no sampling options
+    report = run_evaluation(candidate, data, chosen, metrics=names, pictures=pictures, **common)
     if report is not None:
         report.save(out)
         print(report.table())
         print(f"written to {out}")
-        add_to_card(judged, report)
+        add_to_card(candidate, report)
 
 
-def add_to_card(judged: str, report: Report) -> None:
-    """Put the figures into the card of a model folder: neither the package's own, nor one of the Hub's cache."""
+def add_to_card(candidate: str, report: Report) -> None:
+    """Write the results into the card of a model folder, unless it is a bundled one or in the Hub's cache."""
     from ddpm.interop.card import add_metrics
     from ddpm.model import BUNDLED, find_model, load
 
-    if judged in BUNDLED or not user_path(judged).is_dir():
+    if candidate in BUNDLED or not user_path(candidate).is_dir():
         return
-    folder = find_model(judged)
+    folder = find_model(candidate)
     if not (folder / "ddpm.json").is_file() or load(folder).weights_hash != report.settings.get("weights"):
-        return  # images, or a model that training has replaced meanwhile
+        return  # images, or a model that training has replaced in the meantime
     try:
         add_metrics(folder, report.for_card())
-    except OSError as error:  # the evaluation is done and kept: a model of somebody else's is no reason to fail
+    except OSError as error:  # the report is saved; the folder may belong to somebody else
         print(f"but its card, {folder / 'README.md'}, could not be updated: {error.strerror or error}")
     else:
         print(f"and to {folder / 'README.md'}")
 
 
-def draw_sweep(
-    judged: str,
+def save_sweep(
+    candidate: str,
     data: str,
+    options: SamplingOptions,
     out: Path,
     overwrite: bool,
     metrics: list[str] | None,
     sampler: str | None,
     steps: str | None,
-    options: dict[str, Any],
+    common: dict[str, Any],
 ) -> None:
-    """One figure for every sampler at every number of evaluations: a table, JSON and a picture."""
+    """Evaluate one metric for every sampler and number of evaluations: a table, a JSON file and a plot."""
     from ddpm.evaluation.metrics import pictures_of
-    from ddpm.evaluation.sources import open_judged
-    from ddpm.evaluation.sweep import draw_points, point_pictures, save_points, table, usual_budgets
+    from ddpm.evaluation.sources import open_candidate
+    from ddpm.evaluation.sweep import default_budgets, plot_points, point_pictures, save_points, table
     from ddpm.evaluation.sweep import sweep as run_sweep
     from ddpm.model import Model
     from ddpm.samplers import SAMPLERS
 
     if metrics is not None and len(metrics) != 1:
         raise UserError("--sweep takes one metric, e.g. --metrics kid")
-    model = open_judged(judged)
+    model = open_candidate(candidate)
     if not isinstance(model, Model):
-        raise UserError(f"--sweep draws with a model, and {judged} holds images")
+        raise UserError(f"--sweep samples from a model, and {candidate} holds images")
     samplers = list(SAMPLERS) if sampler is None else split(sampler)
-    evaluations = usual_budgets(model) if steps is None else [number("--steps", word) for word in split(steps)]
-    pictures, curves = out.with_suffix(""), out.with_suffix(".png")
-    of_points = [point_pictures(pictures, name, budget) for name in samplers for budget in evaluations]
-    for path in (out, curves, *(path for point in of_points for path in pictures_of(metrics, point))):
+    budgets = default_budgets(model) if steps is None else [number("--steps", word) for word in split(steps)]
+    pictures, plot = out.with_suffix(""), out.with_suffix(".png")
+    of_points = [point_pictures(pictures, name, budget) for name in samplers for budget in budgets]
+    for path in (out, plot, *(path for point in of_points for path in pictures_of(metrics, point))):
         refuse_existing(path, overwrite)
-    chosen: dict[str, Any] = {"metric": metrics[0]} if metrics else {}
-    points = run_sweep(model, data, samplers=samplers, evaluations=evaluations, pictures=pictures, **chosen, **options)
+    chosen = common | ({"metric": metrics[0]} if metrics else {})
+    points = run_sweep(model, data, options, samplers=samplers, evaluations=budgets, pictures=pictures, **chosen)
     if points:
         save_points(points, out)
-        draw_points(points, curves, overwrite=True)
+        plot_points(points, plot, overwrite=True)
         print(table(points))
-        print(f"written to {out} and {curves}")
+        print(f"written to {out} and {plot}")
 
 
 def split(text: str) -> list[str]:
-    """`a, b` as ["a", "b"]."""
+    """Split `a, b` into ["a", "b"]."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def number(flag: str, text: str) -> int:
-    """A count that is at least 1."""
+    """Parse a whole number that is at least 1; UserError otherwise."""
     if not text.isdigit() or int(text) < 1:
         raise UserError(f"{flag} takes whole numbers from 1, not {text!r}; several, with commas, go with --sweep")
     return int(text)

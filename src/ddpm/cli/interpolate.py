@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, PrecisionName, Sampler
+from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite, PrecisionName, Sampler
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
@@ -21,9 +21,9 @@ def interpolate(
     sampler: Sampler = "ancestral",
     steps: Annotated[int, typer.Option(help="steps of a full run; depth D uses D × steps")] = 100,
     labels: Annotated[str | None, typer.Option(help="class of all images; default: no class")] = None,
-    guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off")] = 1.0,
+    guidance: Guidance = 1.0,
     seed: Annotated[int, typer.Option(help="the noise is the same for all images of a row")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="images per forward pass")] = None,
+    batch_size: BatchSize = None,
     precision: PrecisionName = "auto",
     out: Annotated[Path, typer.Option(**PATH, help="NAME.png: each row is A, the images between, and B")] = Path(
         "interpolation.png"

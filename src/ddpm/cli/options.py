@@ -1,13 +1,15 @@
 """The options that several commands share. Command modules import PyTorch only when they run."""
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
-from ddpm.common.names import Precision, SamplerName
+from ddpm.common.names import DEFAULT_SAMPLER, DEFAULT_STEPS, Precision, SamplerName
 from ddpm.common.names import Spacing as SpacingName
 
 
@@ -25,23 +27,76 @@ def _presets() -> list[str]:
 complete_preset = complete(_presets)
 
 MODEL_HELP = "'digits', a run directory, a Diffusers folder, or a Hub id"
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 # For every parameter that is a path. Shells leave the tilde in --out=~/run, and it must not create a folder called ~.
 PATH: dict[str, Any] = {"parser": user_path, "metavar": "PATH"}
 
 Labels = Annotated[str | None, typer.Option(help="classes that images take in turn: 3, or 0,1,2, or names, or all")]
+GuidanceRescale = Annotated[float, typer.Option(min=0, max=1, help="0 to 1: undo guidance's contrast")]
 Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 is unconditional")]
 Sampler = Annotated[
     str,
     typer.Option(help=", ".join(get_args(SamplerName)), autocompletion=complete(lambda: list(get_args(SamplerName)))),
 ]
-Steps = Annotated[int, typer.Option(help="sampling steps")]
 Spacing = Annotated[str | None, typer.Option(help=f"{', '.join(get_args(SpacingName))}; default: the sampler's own")]
 Eta = Annotated[float | None, typer.Option(min=0, max=1, help="ddim only: 0 is deterministic, 1 as noisy as ancestral")]
 ClipName = Annotated[str, typer.Option(help="clipping of the predicted x_0: static, dynamic or none")]
 Seed = Annotated[int, typer.Option(help="image i of a seed is always the same image")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="images per forward pass")]
+BatchSize = Annotated[int | None, typer.Option(help="images per forward pass")]
 PrecisionName = Annotated[str, typer.Option(help=f"number format: {', '.join(get_args(Precision))}")]
 Overwrite = Annotated[bool, typer.Option(help="replace existing output")]
+
+SAMPLING: dict[str, tuple[Any, Any]] = {  # the fields of `ddpm.SamplingOptions` that are flags, with type and default
+    "labels": (Labels, None),
+    "guidance": (Guidance, 1.0),
+    "guidance_rescale": (GuidanceRescale, 0.0),
+    "sampler": (Sampler, DEFAULT_SAMPLER),
+    "steps": (int | None, None),
+    "spacing": (Spacing, None),
+    "eta": (Eta, None),
+    "clip": (ClipName, "static"),
+    "seed": (Seed, 0),
+    "batch_size": (BatchSize, None),
+    "precision": (PrecisionName, "auto"),
+}
+
+
+def sampling_flags(*, steps: int = DEFAULT_STEPS, without: Collection[str] = (), **defaults: Any) -> Callable:
+    """Replace the parameter `sampling` of a command by a flag for each sampling option.
+
+    The command gets the options as a dictionary for `SamplingOptions`, without those that are None.
+
+    Args:
+        steps: the default that the help shows; the command itself fills it in.
+        without: options that the command does not have.
+        defaults: defaults that differ from those of `SamplingOptions`.
+    """
+    count = typer.Option(help=f"sampling steps; default: {steps}, or T if that is less")
+    types = {name: kind for name, (kind, _) in SAMPLING.items()} | {"steps": Annotated[int | None, count]}
+    flags = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=types[name], default=default)
+        for name, default in ({name: default for name, (_, default) in SAMPLING.items()} | defaults).items()
+        if name not in without
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_flags(**given: Any) -> None:
+            sampling = {flag.name: given.pop(flag.name) for flag in flags}
+            sampling = {name: value for name, value in sampling.items() if value is not None}
+            if "clip" in sampling:
+                sampling["clip"] = parse_clip(sampling["clip"])
+            command(**given, sampling=sampling)
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in signature.parameters.values()]
+        place = list(signature.parameters).index("sampling")
+        parameters[place : place + 1] = flags
+        with_flags.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return with_flags
+
+    return decorate
 
 
 def parse_clip(text: str) -> Literal["static", "dynamic"] | None:

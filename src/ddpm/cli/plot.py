@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from ddpm.cli.options import PATH, Guidance, Labels, Overwrite, Sampler, Seed, Steps
+from ddpm.cli.options import PATH, Labels, ModelName, Overwrite, Seed, sampling_flags
 from ddpm.common.errors import UserError
-from ddpm.common.names import DEFAULT_SAMPLER
+from ddpm.common.files import user_path
+from ddpm.common.names import ScheduleName
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ddpm.model import Model
 
+plot = typer.Typer(name="plot", help="Plot a figure: PDF, SVG or PNG.", no_args_is_help=True, rich_markup_mode=None)
 
-plot = typer.Typer(name="plot", help="Draw a figure: PDF, SVG or PNG.", no_args_is_help=True, rich_markup_mode=None)
-
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="'digits', a run, a Diffusers folder, or a Hub id")]
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="one or more, as NAME or TITLE=NAME")]
 Source = Annotated[str, typer.Option("--data", help="a name, hf:user/set, or a path; NAME:test is a split")]
 Rows = Annotated[int, typer.Option(min=1, help="rows of images")]
@@ -27,59 +28,51 @@ Out = Annotated[Path | None, typer.Option(**PATH, help="NAME.pdf, NAME.svg or NA
 
 @plot.command()
 def schedule(
-    names: Annotated[str, typer.Option(help="linear, quadratic, cosine, sigmoid, constant")] = "linear,cosine,sigmoid",
+    names: Annotated[str, typer.Option(help=", ".join(get_args(ScheduleName)))] = "linear,cosine,sigmoid",
     timesteps: Annotated[int, typer.Option(min=2, help="T")] = 1000,
-    zero_terminal_snr: Annotated[bool, typer.Option(help="rescaled to end without any signal")] = False,
+    zero_terminal_snr: Annotated[bool, typer.Option(help="rescale to zero terminal SNR")] = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
     """β, ᾱ and SNR over t."""
-    from ddpm.plotting import plots as figures
-    from ddpm.plotting.plots import save_figure
-
     target = _target(out, "schedule", overwrite)
-    drawn = figures.schedules(_words(names), timesteps, zero_terminal_snr=zero_terminal_snr)
-    print(save_figure(drawn, target, overwrite=overwrite))
+    from ddpm.plotting.plots import schedules
+
+    chosen = [word.strip() for word in names.split(",") if word.strip()]
+    _save(schedules(chosen, timesteps, zero_terminal_snr=zero_terminal_snr), target, overwrite)
 
 
 @plot.command()
 def loss(
     models: Models,
     data: Source,
-    num: Annotated[int, typer.Option(min=1, help="images the loss is averaged over")] = 64,
+    num: Annotated[int, typer.Option(min=1, help="images to average the loss over")] = 64,
     seed: Seed = 0,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
     """The loss over the timestep."""
-    from ddpm.plotting import plots as figures
-    from ddpm.plotting.plots import save_figure
-
     target = _target(out, "loss", overwrite)
-    print(save_figure(figures.loss_by_timestep(_titled(models), data, num=num, seed=seed), target, overwrite=overwrite))
+    from ddpm.plotting.plots import loss_by_timestep
+
+    _save(loss_by_timestep(_titled(models), data, num=num, seed=seed), target, overwrite)
 
 
 @plot.command()
+@sampling_flags(without=["labels"])
 def classes(
     model: ModelName,
+    sampling: dict[str, Any],
     columns: Columns = 10,
-    sampler: Sampler = DEFAULT_SAMPLER,
-    steps: Steps = 20,
-    guidance: Guidance = 1.0,
-    seed: Seed = 0,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """A row of samples for each class."""
-    from ddpm.model import load
-    from ddpm.plotting import plots as figures
-    from ddpm.plotting.plots import save_figure
-
+    """A row of samples per class."""
     target = _target(out, "classes", overwrite)
-    drawn = figures.samples_by_class(
-        load(model), columns=columns, sampler=sampler, steps=steps, guidance=guidance, seed=seed
-    )
-    print(save_figure(drawn, target, overwrite=overwrite))
+    from ddpm.model import load
+    from ddpm.plotting.plots import samples_by_class
+
+    _save(samples_by_class(load(model), columns=columns, **sampling), target, overwrite)
 
 
 @plot.command()
@@ -87,44 +80,38 @@ def interpolation(
     model: ModelName,
     rows: Rows = 4,
     columns: Columns = 9,
-    steps: Steps = 50,
+    steps: Annotated[int, typer.Option(help="DDIM steps")] = 50,
     labels: Labels = None,
     seed: Seed = 0,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
     """From one sample to another, between their x_T."""
-    from ddpm.model import load
-    from ddpm.plotting import plots as figures
-    from ddpm.plotting.plots import save_figure
-
     target = _target(out, "interpolation", overwrite)
-    drawn = figures.interpolation(load(model), rows=rows, columns=columns, steps=steps, labels=labels, seed=seed)
-    print(save_figure(drawn, target, overwrite=overwrite))
+    from ddpm.model import load
+    from ddpm.plotting import plots
+
+    drawn = plots.interpolation(load(model), rows=rows, columns=columns, steps=steps, labels=labels, seed=seed)
+    _save(drawn, target, overwrite)
 
 
 @plot.command()
+@sampling_flags()
 def neighbours(
     model: ModelName,
     data: Source,
-    num: Annotated[int, typer.Option(min=1, help="samples, a row each")] = 6,
-    neighbours: Annotated[int, typer.Option(min=1, help="training images beside each")] = 6,
-    sampler: Sampler = DEFAULT_SAMPLER,
-    steps: Steps = 20,
-    labels: Labels = None,
-    seed: Seed = 0,
+    sampling: dict[str, Any],
+    num: Annotated[int, typer.Option(min=1, help="number of samples, one row each")] = 6,
+    neighbours: Annotated[int, typer.Option(min=1, help="training images per sample")] = 6,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Samples beside the training images nearest to them."""
-    from ddpm.model import load
-    from ddpm.plotting import plots as figures
-    from ddpm.plotting.plots import save_figure
-
+    """Samples next to the most similar training images."""
     target = _target(out, "neighbours", overwrite)
-    options = {"sampler": sampler, "steps": steps, "labels": labels, "seed": seed}
-    drawn = figures.nearest_neighbours(load(model), data, num=num, neighbours=neighbours, **options)
-    print(save_figure(drawn, target, overwrite=overwrite))
+    from ddpm.model import load
+    from ddpm.plotting.plots import nearest_neighbours
+
+    _save(nearest_neighbours(load(model), data, num=num, neighbours=neighbours, **sampling), target, overwrite)
 
 
 @plot.command()
@@ -133,12 +120,11 @@ def quality(
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Quality against network evaluations, a curve a sampler."""
-    from ddpm.plotting import plots as figures
-    from ddpm.plotting.plots import save_figure
-
+    """Quality against network evaluations, one curve per sampler."""
     target = _target(out, "quality", overwrite)
-    print(save_figure(figures.quality(points), target, overwrite=overwrite))
+    from ddpm.plotting import plots
+
+    _save(plots.quality(points), target, overwrite)
 
 
 @plot.command()
@@ -149,56 +135,56 @@ def progress(
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """The same seeds as training went on."""
-    from ddpm.plotting import plots as figures
-    from ddpm.plotting.plots import save_figure
-
+    """Previews of the same seeds over training."""
     target = _target(out, "progress", overwrite)
-    print(save_figure(figures.training_progress(run, rows=rows, columns=columns), target, overwrite=overwrite))
+    from ddpm.plotting.plots import training_progress
+
+    _save(training_progress(run, rows=rows, columns=columns), target, overwrite)
 
 
 @plot.command()
+@sampling_flags()
 def compare(
     models: Models,
+    sampling: dict[str, Any],
     columns: Columns = 8,
-    sampler: Sampler = DEFAULT_SAMPLER,
-    steps: Steps = 20,
-    labels: Labels = None,
-    seed: Seed = 0,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Several models at the same seeds."""
-    from ddpm.plotting import plots as figures
-    from ddpm.plotting.plots import save_figure
-
     target = _target(out, "compare", overwrite)
-    options = {"sampler": sampler, "steps": steps, "labels": labels, "seed": seed}
-    print(save_figure(figures.comparison(_titled(models), columns=columns, **options), target, overwrite=overwrite))
+    from ddpm.plotting.plots import comparison
+
+    _save(comparison(_titled(models), columns=columns, **sampling), target, overwrite)
 
 
 def _target(out: Path | None, kind: str, overwrite: bool) -> Path:
-    """Where the figure will go, seen to be free before anything is computed."""
+    """Return the file to write, checked before anything is computed."""
     from ddpm.plotting.plots import check_figure
 
     return check_figure(out or Path(f"{kind}.pdf"), overwrite=overwrite)
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _save(drawn: Figure, target: Path, overwrite: bool) -> None:
+    from ddpm.plotting.plots import save_figure
+
+    print(save_figure(drawn, target, overwrite=overwrite))
 
 
 def _titled(names: list[str]) -> dict[str, Model]:
-    """Models by their title in the figure: TITLE=NAME, or the last part of NAME; a path that is there is all NAME."""
+    """Load the models of TITLE=NAME or NAME words; the default title is the last part of NAME.
+
+    A word that is an existing path is a NAME, even if it holds an equals sign.
+    """
     from ddpm.model import load
 
     found: dict[str, Model] = {}
     for name in names:
         title, equals, place = name.partition("=")
-        if not equals or Path(name).exists():
+        if not equals or user_path(name).exists():
             title, place = "", name
         title = title or Path(place).name
         if title in found:
-            raise UserError(f"two models would be called {title!r}: give titles, as TITLE=MODEL")
+            raise UserError(f"two models have the title {title!r}: give titles, as TITLE=MODEL")
         found[title] = load(place)
     return found

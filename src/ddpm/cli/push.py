@@ -1,4 +1,4 @@
-"""`ddpm push`: put a model folder, with its card and a picture of its samples, on the Hub."""
+"""`ddpm push`: upload a model folder to the Hub, with its card and an image of its samples."""
 
 import tempfile
 from pathlib import Path
@@ -9,12 +9,12 @@ import typer
 
 def push(
     model: Annotated[str, typer.Argument(help="a run directory or a model folder")],
-    name: Annotated[str, typer.Argument(help="user/name on the Hub; made where there is none")],
-    private: Annotated[bool, typer.Option(help="make a new repository private")] = False,
-    num: Annotated[int, typer.Option(help="images in the card's picture; 0 for none")] = 16,
-    seed: Annotated[int, typer.Option(help="of the picture")] = 0,
+    name: Annotated[str, typer.Argument(help="user/name on the Hub; created if needed")],
+    private: Annotated[bool, typer.Option(help="create the repository as private")] = False,
+    num: Annotated[int, typer.Option(help="number of samples on the card; 0 for none")] = 16,
+    seed: Annotated[int, typer.Option(help="seed of the samples")] = 0,
 ) -> None:
-    """Upload a model to the Hub, with the card in its folder as it stands there."""
+    """Upload a model to the Hub, with the card in its folder."""
     from ddpm.common.pixels import save_grid
     from ddpm.interop import hub
     from ddpm.interop.card import add_samples, address_card, keep_card
@@ -26,7 +26,7 @@ def push(
     trained = load(source)
     with tempfile.TemporaryDirectory() as scratch:
         folder, picture = Path(scratch) / "model", Path(scratch) / "samples.png"
-        trained.save(folder)  # what a model folder holds, and nothing else that lies beside it
+        trained.save(folder)  # copies the model only, not other files in its folder
         keep_card(source, folder)
         if num:
             options = SamplingOptions(seed=seed).resolved(trained)

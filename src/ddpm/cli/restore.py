@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, PrecisionName
+from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite, PrecisionName
 from ddpm.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def restore(
         typer.Option(help="NAME=NUMBER: an option of the method, e.g. eta=0.5, jump_repeats=5 or scale=0.3"),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="class of all images; default: no class")] = None,
-    guidance: Annotated[float, typer.Option(help="classifier-free guidance; 1 is off")] = 1.0,
+    guidance: Guidance = 1.0,
     seed: Annotated[int, typer.Option(help="a picture's result depends only on the seed and its name")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="images per forward pass")] = None,
+    batch_size: BatchSize = None,
     precision: PrecisionName = "auto",
     out: Annotated[Path | None, typer.Option(**PATH, help="a .png, or a folder if INPUT is a folder")] = None,
     overwrite: Overwrite = False,

@@ -1,5 +1,6 @@
 """`ddpm train`: train or fine-tune a model, or resume a run."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +11,19 @@ from typer.core import TyperCommand
 
 from ddpm.cli.options import PATH, complete_preset
 from ddpm.common.errors import UserError
-from ddpm.training.config import Config, load_config, preset_names, read_yaml
+from ddpm.training.config import Config, config_notes, load_config, preset_names, read_yaml
 from ddpm.training.config import find_file as find_configuration
-from ddpm.training.fields import fields_help
+from ddpm.training.fields import fields, fields_help
+
+try:
+    from typer._click.shell_completion import CompletionItem
+except ImportError:  # Typer before 0.20 has no copy of Click
+    from click.shell_completion import CompletionItem  # type: ignore[assignment]
 
 # Every field of a configuration is a flag. Click passes on those that it does not know, and `parse_words` reads them.
 # Pydantic-settings and tyro would list them in --help too, but they know no presets and refuse [16, 8] without quotes.
 CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True}
+OPTIONS = ["data", "out", "init", "resume", "dry_run", "overwrite"]
 
 
 class TrainCommand(TyperCommand):
@@ -30,6 +37,13 @@ class TrainCommand(TyperCommand):
                 values = read_yaml(find_configuration(word))
         formatter.write("\nEvery field of the configuration is a flag:\n\n")
         formatter.write(fields_help(values, formatter.width))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete the flags of the configuration as well as those of the command."""
+        flags = [CompletionItem(field.flag, help=field.description) for field in fields()]
+        return super().shell_complete(ctx, incomplete) + [
+            flag for flag in flags if incomplete.startswith("-") and flag.value.startswith(incomplete)
+        ]
 
 
 def train(
@@ -66,6 +80,9 @@ def train(
     from ddpm.training.trainer import train as run_training
 
     first = process_rank()[0] == 0
+    if first:
+        for note in config_notes(config):
+            print(f"note: {note}", flush=True)
     if dry:
         summary = dry_run(config, init=init)
         if first:
@@ -88,19 +105,24 @@ def resumed(run: Path, overrides: dict[str, Any]) -> Config:
 
 
 def parse_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the preset (if any) and the overrides `--section.field VALUE` or `--section.field=VALUE`, in any order."""
+    """Return the preset (if any) and the overrides `--section.field VALUE` or `--section.field=VALUE`, in any order.
+
+    A hyphen in a name is read as an underscore.
+    """
     positional: list[str] = []
     overrides: dict[str, str] = {}
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        match = re.fullmatch(r"--([A-Za-z_]\w*\.\w+)(?:=(.*))?", word, re.DOTALL)
+        match = re.fullmatch(r"--([A-Za-z_][\w-]*\.[\w-]+)(?:=(.*))?", word, re.DOTALL)
         if match is None:
-            if word.startswith("-") or positional:
+            if word.startswith("-"):
+                raise UserError(f"there is no option {word}; {suggestion(word)}")
+            if positional:
                 raise UserError(f"{word!r} is not understood: give one preset, and flags as --section.field VALUE")
             positional.append(word)
             continue
-        name, value = match.groups()
+        name, value = match[1].replace("-", "_"), match[2]
         if value is None:
             if not rest or _is_flag(rest[0]):
                 raise UserError(f"--{name} needs a value, as in --training.steps 1000")
@@ -109,6 +131,16 @@ def parse_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
                 value += " " + rest.pop(0)
         overrides[name] = value
     return positional, overrides
+
+
+def suggestion(word: str) -> str:
+    """Return the flags that an unknown one may stand for: `--training.steps` for `--steps`."""
+    name = word.lstrip("-").partition("=")[0].replace("-", "_")
+    known = [*OPTIONS, *(field.name for field in fields())]
+    meant = difflib.get_close_matches(name, known, 1)
+    flags = [f"--{option.replace('_', '-')}" for option in OPTIONS if option in meant]
+    flags += [field.flag for field in fields() if field.name in meant]
+    return f"did you mean {' or '.join(flags)}?" if flags else "`ddpm train --help` lists all options"
 
 
 def _is_flag(word: str) -> bool:

@@ -81,18 +81,47 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time into a block.
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file or folder inside a block; a missing file is created.
 
-    `flock` on the folder itself leaves no lock file behind, and the kernel releases it if the process dies.
+    The lock is `flock`'s, which the kernel releases if the process dies, however it dies. A file that is left over
+    locks nothing.
+
+    Args:
+        path: what to lock.
+        wait: until another process has released the lock; otherwise raise BlockingIOError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time into a block; the folder is created if needed, and no lock file is left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder):
+        yield
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a training run wrote in this folder.
+
+    A config.yaml alone is no sign: other programs use the name too. metrics.jsonl is the first file of a run and the
+    last that is removed.
+    """
+    return (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
+
+
+def is_model(folder: Path) -> bool:
+    """Whether this folder has the layout of a model: Diffusers' pipeline folder of any age, or its network alone."""
+    names = ("model_index.json", "ddpm.json", "unet/config.json")
+    return any((folder / name).is_file() for name in names) or (
+        (folder / "config.json").is_file() and any(folder.glob("diffusion_pytorch_model*"))
+    )
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

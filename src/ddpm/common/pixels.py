@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm.common.errors import UserError
 from ddpm.common.files import atomic_path, check_output
 
 
@@ -15,9 +16,33 @@ def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return images.to(dtype) / 127.5 - 1
 
 
+NOT_FINITE = (
+    "the images hold numbers that are not finite (NaN or infinity): try precision fp32, less guidance or another "
+    "sampler; if that does not help, use an earlier checkpoint"
+)
+
+
+def check_finite(images: Tensor) -> Tensor:
+    """Return the images; raise UserError if a value is NaN or infinite. Waits for the device, so once per batch."""
+    if not bool(torch.isfinite(images).all()):
+        raise UserError(NOT_FINITE)
+    return images
+
+
+def final_images(x_0: Tensor) -> Tensor:
+    """Return samples as the user gets them: float32 on the CPU, clipped to [-1, 1].
+
+    Raises UserError if a value is not finite.
+    """
+    return check_finite(x_0.float()).clamp(-1, 1).cpu()
+
+
 def to_uint8(images: Tensor) -> Tensor:
-    """Float in [-1, 1] to round(127.5·(x+1)), clipped to 0..255."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    """Convert float images in [-1, 1] to round(127.5·(x + 1)), clipped to 0..255.
+
+    Raises UserError if a value is not finite: as uint8 it would look like a black pixel.
+    """
+    return ((check_finite(images).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B in grey (ITU-R BT.601), as in Pillow's conversion

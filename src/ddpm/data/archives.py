@@ -13,9 +13,9 @@ import numpy as np
 
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
-from ddpm.data.datasets import EncodedSource, classes_from_paths, file_state
 from ddpm.data.folder import SPLIT_FOLDERS, is_hidden, is_image
 from ddpm.data.images import MOST_FILE_BYTES, UNREAD, UNREAD_FORMAT, BrokenFile, printable, read_bounded
+from ddpm.data.stored import EncodedSource, classes_from_paths, file_state
 
 MOST_LABEL_BYTES = 20  # of a .cls file
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")

@@ -1,6 +1,9 @@
 """Array files as data sets: IDX (MNIST), .npz, and CIFAR's binary and Python batches."""
 
 import gzip
+import io
+import itertools
+import pickle
 import pickletools
 import struct
 import zipfile
@@ -11,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from ddpm.common.errors import UserError
-from ddpm.data.datasets import ArraySource
 from ddpm.data.images import check_array, read_bounded
+from ddpm.data.stored import ArraySource
 
 UINT8 = 8
 PREFIX = {"train": "train", "test": "t10k"}
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array in an IDX file; a plain one is memory-mapped.
+    """Read the array in an IDX file, uint8. An uncompressed file is memory-mapped.
 
-    Raises UserError where the header and the length of the file do not agree.
+    Raises:
+        UserError: the file cannot be read, or its length is not what its header announces.
     """
     zipped = path.suffix == ".gz"
     try:
@@ -44,22 +48,24 @@ def read_idx(path: Path) -> np.ndarray:
         raise UserError(f"{path} cannot be read: {error}") from error
     header = 4 + 4 * len(shape)
     if stored != header + size:
-        raise UserError(f"{path} holds {stored - header:,} bytes where its header announces {size:,}")
+        raise UserError(f"{path} holds {stored - header:,} bytes, but its header announces {size:,}")
     return np.memmap(path, np.uint8, "r", header, shape)
 
 
 def find_idx(folder: Path, split: str) -> Path | None:
-    """The images of a split in a folder laid out like MNIST, or None."""
-    for separator in "-.":
-        for ending in ("", ".gz"):
-            path = folder / f"{PREFIX.get(split, split)}-images{separator}idx3-ubyte{ending}"
-            if path.is_file():
-                return path
-    return None
+    """Find the file of a split in a folder of MNIST's layout, or in `raw/` in it, where torchvision keeps the files."""
+    prefix = PREFIX.get(split, split)
+    names = [f"{prefix}-images{separator}idx3-ubyte{ending}" for separator in "-." for ending in ("", ".gz")]
+    paths = [place / name for place in (folder, folder / "raw") for name in names]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def open_idx(images_path: Path, class_names: list[str] | None = None) -> ArraySource:
-    """Images (N, H, W) or (N, H, W, C) and, where the matching labels file lies beside them, their classes."""
+    """Open an IDX file of images (N, H, W) or (N, H, W, C), with the classes if the labels file is in the same folder.
+
+    Raises:
+        UserError: the files cannot be read, or do not hold images and one label per image.
+    """
     images = read_idx(images_path)
     if images.ndim == 3:
         images = images[..., None]
@@ -85,7 +91,13 @@ MOST_HEADER_BYTES = 10_000
 
 
 def open_npz(path: Path) -> ArraySource:
-    """Read `arr_0` and `arr_1`; nothing in the file is ever unpickled."""
+    """Open an .npz file: images `arr_0`, uint8 (N, H, W, C), and classes `arr_1`, integers (N,), if there are any.
+
+    Nothing in the file is unpickled.
+
+    Raises:
+        UserError: the file cannot be read, or holds other arrays.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -96,7 +108,7 @@ def open_npz(path: Path) -> ArraySource:
             labels = _read_member(path, archive, "arr_1.npy") if "arr_1.npy" in names else None
     except UserError:
         raise
-    except Exception as error:  # zipfile and numpy raise half a dozen kinds on a damaged archive
+    except Exception as error:  # zipfile and numpy raise many kinds of errors on a damaged archive
         raise UserError(f"{path} is not a readable .npz file: {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise UserError(f"{path}: arr_0 is {images.dtype} with {images.ndim} dimensions; it should be uint8 N,H,W,C")
@@ -108,7 +120,7 @@ def open_npz(path: Path) -> ArraySource:
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One array, after its header, its size in the archive and what deflate can do have been found to agree."""
+    """Read one array. Its header is first checked against its size in the archive."""
     info = archive.getinfo(name)
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
@@ -117,7 +129,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         elif version == (2, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file, max_header_size=MOST_HEADER_BYTES)
         else:
-            raise UserError(f"{path}: {name} is of .npy version {version}; 1.0 and 2.0 are read")
+            raise UserError(f"{path}: {name} has .npy version {version}; 1.0 and 2.0 can be read")
         if dtype.kind not in "iufb":
             raise UserError(f"{path}: {name} holds {dtype}, not numbers")
         size = check_array(path, shape, dtype.itemsize, min(info.compress_size, path.stat().st_size), zipped=True)
@@ -128,150 +140,96 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 MOST_INSTRUCTIONS = 3_000_000  # CIFAR-100's training file, the longest, has fewer than 400,000
-ARRAY = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
-ENCODE = {"_codecs encode"}
-DTYPE = {"numpy dtype"}
 
 
-class _Mark:
-    """Where a tuple, list or dictionary begins on the stack."""
+class _PickledArray:
+    """Stands for a numpy array in a pickle. numpy never sees the pickle's data before they are checked."""
+
+    def __setstate__(self, state) -> None:
+        _, shape, dtype, fortran, data = state  # (version, shape, dtype, column-major, bytes)
+        if dtype.code not in (b"u1", b"|u1", "u1", "|u1") or not isinstance(data, bytes):
+            raise pickle.UnpicklingError("its array is not of bytes")
+        self.array = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-class _Named:
-    """A global the pickle names; it stays a name."""
+class _PickledDtype:
+    """Stands for a numpy data type in a pickle."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, code, *_):
+        self.code = code
+
+    def __setstate__(self, state) -> None:
+        """The state holds the byte order, which single bytes do not have."""
 
 
-class _Made:
-    """What the pickle would have a global build: its name, its arguments and, later, its state."""
+class _BatchUnpickler(pickle._Unpickler):
+    """Unpickles plain data and uint8 arrays; see "Restricting Globals" in the documentation of `pickle`.
 
-    def __init__(self, name: str, arguments: tuple):
-        self.name, self.arguments, self.state = name, arguments, None
+    It is the reader in Python: the one in C allocates gigabytes for a large memo index.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in of a global. Raise UnpicklingError for any but the five that CIFAR batches name."""
+        match module, name:
+            case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
+                return lambda *_: _PickledArray()
+            case "numpy", "ndarray":
+                return None  # an argument of _reconstruct
+            case "numpy", "dtype":
+                return lambda *arguments: _PickledDtype(*arguments)
+            case "_codecs", "encode":  # how Python 3 writes bytes in protocol 2
+                return lambda text, _: text.encode("latin-1")
+        raise pickle.UnpicklingError(f"it would call {module}.{name}")
 
 
 def read_batch(data: bytes, path) -> dict[bytes, Any]:
-    """The dictionary in a pickled CIFAR batch: numbers, bytes, lists, and uint8 arrays. Strings come back as bytes.
+    """Read the dictionary in a pickled CIFAR batch. No code in the pickle is run.
 
-    Raises UserError for a file that is no such pickle, or wants anything beyond plain data.
+    Args:
+        data: the pickle, of any protocol.
+        path: for messages.
+
+    Returns: numbers, strings (as bytes), lists, and uint8 arrays, by keys as bytes.
+
+    Raises:
+        UserError: it is not such a pickle, or it holds anything but plain data.
     """
     try:
-        found = _follow(data)
-        if not isinstance(found, dict):
-            raise ValueError("it holds no dictionary")
-        return {key: _array(value) if isinstance(value, _Made) else value for key, value in found.items()}
-    except Exception as error:
+        instructions = itertools.islice(pickletools.genops(data), MOST_INSTRUCTIONS + 1)
+        if sum(1 for _ in instructions) > MOST_INSTRUCTIONS:
+            raise ValueError("it is far longer than any CIFAR batch")
+        found = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
+        if not isinstance(found, dict) or not all(isinstance(key, str | bytes) for key in found):
+            raise ValueError("it holds no dictionary of strings")
+        return {_as_bytes(key): _plain(value) for key, value in found.items()}
+    except Exception as error:  # a damaged pickle raises anything at all
         raise UserError(f"{path} is not a CIFAR batch of plain data: {error}") from error
 
 
-def _follow(data: bytes) -> Any:
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-
-    def from_mark() -> list[Any]:
-        place = next(index for index in range(len(stack) - 1, -1, -1) if isinstance(stack[index], _Mark))
-        items = stack[place + 1 :]
-        del stack[place:]
-        return items
-
-    def call(name: Any, arguments: Any) -> Any:
-        if isinstance(name, _Named) and isinstance(arguments, tuple):
-            if name.name in ENCODE:
-                return arguments[0]  # how Python 3 writes bytes in old protocols; strings are bytes here anyway
-            if name.name in ARRAY | DTYPE:
-                return _Made(name.name, arguments)
-        raise ValueError(f"it would call {getattr(name, 'name', 'something')}")
-
-    argument: Any
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if count > MOST_INSTRUCTIONS:
-            raise ValueError("it is far longer than any CIFAR batch")
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                return stack.pop()
-            case "MARK":
-                stack.append(_Mark())
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
-            case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG1":
-                stack.append(argument)
-            case "BINSTRING" | "SHORT_BINSTRING" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINBYTES" | "SHORT_BINBYTES":
-                stack.append(argument if isinstance(argument, bytes) else argument.encode("latin-1"))
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                size = int(opcode.name[-1])
-                stack[-size:] = [tuple(stack[-size:])]
-            case "TUPLE":
-                stack.append(tuple(from_mark()))
-            case "APPEND":
-                item = stack.pop()
-                stack[-1].append(item)
-            case "APPENDS":
-                items = from_mark()
-                stack[-1].extend(items)
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                _set(stack[-1], key, value)
-            case "SETITEMS":
-                items = from_mark()
-                for key, value in zip(items[::2], items[1::2], strict=True):
-                    _set(stack[-1], key, value)
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "GLOBAL":
-                stack.append(_Named(argument))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(_Named(f"{module.decode()} {name.decode()}"))
-            case "REDUCE":
-                arguments = stack.pop()
-                stack.append(call(stack.pop(), arguments))
-            case "BUILD":
-                state = stack.pop()
-                stack[-1].state = state
-            case other:
-                raise ValueError(f"it uses the instruction {other}")
-    raise ValueError("it does not end")
+def _plain(value: Any) -> Any:
+    if isinstance(value, _PickledArray):
+        return value.array
+    return [_as_bytes(item) for item in value] if isinstance(value, list) else _as_bytes(value)
 
 
-def _set(dictionary: Any, key: Any, value: Any) -> None:
-    if not isinstance(dictionary, dict) or not isinstance(key, bytes):
-        raise ValueError("its keys are not strings")
-    dictionary[key] = value
-
-
-def _array(made: _Made) -> np.ndarray:
-    """A pickled uint8 array, from the state numpy would have been given: (version, shape, dtype, fortran, bytes)."""
-    if made.name not in ARRAY or not isinstance(made.state, tuple) or len(made.state) != 5:
-        raise ValueError("it holds an object that is no array")
-    _, shape, dtype, fortran, data = made.state
-    if not isinstance(dtype, _Made) or dtype.name not in DTYPE or dtype.arguments[0] not in (b"u1", b"|u1"):
-        raise ValueError("its array is not of bytes")
-    return np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
+def _as_bytes(value: Any) -> Any:
+    return value.encode("latin-1", "replace") if isinstance(value, str) else value
 
 
 CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PIXELS = 3 * 32 * 32
 MOST_BATCH_BYTES = 2**28  # CIFAR-100's training file has 155 million
-# The files of a split, and how many label bytes a row begins with; CIFAR-100 has a coarse label, then the fine one.
+# The files of a split, and the number of label bytes in each row. CIFAR-100 has a coarse label, then a fine one.
 BINARY = {"train": {"data_batch_*.bin": 1, "train.bin": 2}, "test": {"test_batch.bin": 1, "test.bin": 2}}
 PYTHON = {"train": ["data_batch_[0-9]", "train"], "test": ["test_batch", "test"]}
 
 
 def open_cifar(folder: Path, split: str) -> ArraySource | None:
-    """The batches of a split in a folder laid out as they are distributed, or None where there are none."""
+    """Open the batches of a split in a folder as CIFAR is distributed. Return None if there are none.
+
+    Raises:
+        UserError: a batch cannot be read.
+    """
     for pattern, label_bytes in BINARY.get(split, {}).items():
         if paths := sorted(folder.glob(pattern)):
             batches = [_read_binary(path, label_bytes) for path in paths]

@@ -1,20 +1,16 @@
-"""Data sets ready for use: from images as they are stored to uint8 tensors of one shape, with labels."""
+"""Data sets ready for use: uint8 images of one shape with labels, in memory or decoded when needed."""
 
 import functools
 import hashlib
-import json
 import os
-from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,172 +18,26 @@ from ddpm.common.errors import UserError
 from ddpm.common.randomness import derive_seed
 from ddpm.data.config import DataConfig
 from ddpm.data.images import (
-    MOST_CLASSES,
     MOST_MEMORY_BYTES,
     BrokenFile,
-    check_size,
-    decode,
-    fit,
-    in_mode,
     printable,
+    resize_to,
     to_tensor,
 )
-
-
-class ImageSource(ABC):
-    """Images by number, with their classes where they have any.
-
-    labels: int64 (N,) or None; class_names: one a class, or None; skipped: (name, reason) of what was refused while
-    listing.
-    """
-
-    labels: np.ndarray | None
-    class_names: list[str] | None
-    skipped: list[tuple[str, str]]
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """How image `index` is called in a message."""
-
-    @abstractmethod
-    def image(self, index: int, channels: int, background) -> Image.Image:
-        """Image `index` at its own size, in the mode of so many channels. Raises BrokenFile."""
-
-    @abstractmethod
-    def stamp(self, index: int) -> bytes:
-        """What is another when image `index` is: its content, or what its storage cheaply says of that."""
-
-    def classes(self, source: str) -> tuple[np.ndarray, list[str]]:
-        """The labels and the name of every class. Raises UserError where there are none, or impossible ones."""
-        if self.labels is None:
-            raise UserError(f"{source} has no classes: put its images in one sub-folder a class, or set labels: false")
-        highest = len(self.class_names) if self.class_names else MOST_CLASSES
-        if self.labels.min() < 0 or self.labels.max() >= highest:
-            raise UserError(
-                f"{source} holds labels from {self.labels.min()} to {self.labels.max()}, not 0..{highest - 1}"
-            )
-        if self.class_names:
-            return self.labels, self.class_names
-        numbers, labels = np.unique(self.labels, return_inverse=True)  # numbers may start at 1, or leave some out
-        return labels.astype(np.int64), [str(number) for number in numbers]
-
-
-@dataclass
-class ArraySource(ImageSource):
-    """One array: `images` uint8 (N, H, W, C), possibly memory-mapped."""
-
-    images: np.ndarray
-    labels: np.ndarray | None = None
-    class_names: list[str] | None = None
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        return f"image {index}"
-
-    def image(self, index: int, channels: int, background) -> Image.Image:
-        pixels = self.images[index]
-        check_size(*pixels.shape[:2])
-        return in_mode(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels, background)
-
-    def stamp(self, index: int) -> bytes:
-        return self.images[index].tobytes()
-
-
-@dataclass
-class EncodedSource(ImageSource):
-    """Encoded images: `read(index)` gives the bytes of one, or raises BrokenFile, and may be called from any thread.
-
-    `identify(index)` reads none of them and still gives another answer for other bytes under the same name.
-    """
-
-    names: Sequence[str]
-    read: Callable[[int], bytes]
-    identify: Callable[[int], str]
-    labels: np.ndarray | None = None
-    class_names: list[str] | None = None
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
-    def image(self, index: int, channels: int, background) -> Image.Image:
-        return decode(self.read(index), channels, background)
-
-    def stamp(self, index: int) -> bytes:
-        return self.identify(index).encode()
-
-
-def file_state(path: str | Path) -> str:
-    """A file's size and when it was last written, which a move keeps."""
-    try:
-        found = os.stat(path)
-    except OSError:  # gone since it was listed: reading it says so
-        return "unreadable"
-    return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def matched_by_number(own: list[str], names: list[str]) -> bool:
-    """Whether classes of two sides are the same by number: one has only numbers for names, and the other has others."""
-    numbered = [str(number) for number in range(len(names))]
-    return set(own) != set(names) and len(own) == len(names) and numbered in (own, names)
-
-
-def classes_from_paths(names: Sequence[str]) -> tuple[np.ndarray | None, list[str] | None]:
-    """The first folder of each path is its class; None where any image lies outside a folder."""
-    tops = [name.split("/", 1) for name in names]
-    if not tops or any(len(parts) == 1 for parts in tops):
-        return None, None
-    class_names = sorted({parts[0] for parts in tops})
-    number = {name: index for index, name in enumerate(class_names)}
-    return np.array([number[parts[0]] for parts in tops], np.int64), class_names
-
-
-def classes_of(
-    names: Sequence[str], manifest: bytes | None, below: Sequence[str] | None = None
-) -> tuple[np.ndarray | None, list[str] | None]:
-    """Return the labels and class names of images by a `dataset.json`, or by their folders if there is none.
-
-    Such a file, as EDM's and StyleGAN's tools write it, holds {"labels": [[name, class], ...]}, or null if there are no
-    classes. The folders beside it hold a thousand images each and mean nothing.
-
-    Args:
-        names: paths relative to the `dataset.json`.
-        manifest: its content. None, or anything of another form: the first folders are the classes.
-        below: the paths whose first folders are the classes; by default `names`.
-    """
-    try:
-        entries = json.loads(manifest or b"")["labels"]
-        classes = dict(entries or {})
-        if entries is not None and classes.keys().isdisjoint(names):
-            raise ValueError("it is about other images")
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return classes_from_paths(names if below is None else below)
-    if not classes or not all(type(number) is int and 0 <= number < MOST_CLASSES for number in classes.values()):
-        return None, None
-    return np.array([classes.get(name, -1) for name in names], np.int64), None
-
+from ddpm.data.stored import ArraySource, ImageSource
 
 T = TypeVar("T")
-CHUNK = 16  # items a task
+CHUNK = 16  # items per task
 
 
 def workers() -> int:
-    """How many threads the machine gives this process."""
+    """Return how many threads to use: the cores this process may run on, at most 32."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 32)
 
 
 def in_parallel(function: Callable[[int], T], count: int) -> Iterator[T]:
-    """function(0), function(1), … in order, a few chunks ahead of whoever takes them, so that memory stays flat."""
+    """Yield function(0), function(1), … in order. Threads compute only a few chunks ahead, so memory stays flat."""
 
     def chunk(start: int) -> list[T]:
         return [function(index) for index in range(start, min(start + CHUNK, count))]
@@ -205,29 +55,33 @@ def in_parallel(function: Callable[[int], T], count: int) -> Iterator[T]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-NAMED = 10  # broken files named in a summary
+NAMED = 10  # skipped files named in a summary
 
 
 @dataclass
 class Report:
-    """What reading a source came to.
+    """What was found while reading a source.
 
-    sizes: how many images had which (height, width) as stored; skipped: (name, reason) of every file left out.
+    Attributes:
+        sizes: (height, width) as stored -> number of images.
+        skipped: (name, reason) of every file that is not used.
+        lost_classes: classes that are left out because none of their images can be read.
     """
 
     source: str
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    lost_classes: list[str] = field(default_factory=list)
     _names: set[str] = field(default_factory=set, repr=False)
 
     def skip(self, name: str, reason: str) -> None:
-        """Count a file once, however often it is met."""
+        """Add a skipped file, once."""
         if name not in self._names:
             self._names.add(name)
             self.skipped.append((name, reason))
 
     def summary(self) -> str:
-        """The skipped files in a few lines, or an empty string."""
+        """Name the skipped files in a few lines; return an empty string if there are none."""
         if not self.skipped:
             return ""
         lines = [f"skipped {len(self.skipped):,} file{'s' * (len(self.skipped) > 1)} of {self.source}:"]
@@ -238,9 +92,13 @@ class Report:
 
 
 class ImageDataset:
-    """Images by number.
+    """A data set of images of one shape, by number.
 
-    Attributes: image_shape (C, H, W); class_names, one a class, or None; fingerprint, a hash of the content; report.
+    Attributes:
+        image_shape: (C, H, W).
+        class_names: one per class, or None without labels.
+        fingerprint: a hash of the content.
+        report: sizes and skipped files.
     """
 
     image_shape: tuple[int, int, int]
@@ -252,31 +110,33 @@ class ImageDataset:
         raise NotImplementedError
 
     def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8 (n, C, H, W) and int64 labels (n,), or None where the set has none."""
+        """Return images uint8 (n, C, H, W) in 0..255, and labels int64 (n,) or None."""
         raise NotImplementedError
 
     def draw(self, seed: int, numbers: range) -> tuple[Tensor, Tensor | None]:
-        """The images that come at these places in the endless shuffled order of `seed`, as `batch` gives them.
+        """Return the images at these positions of the endless shuffled order of `seed`, in the form of `batch`.
 
-        Each epoch is a fresh permutation, a function of (seed, epoch) alone, so any place is found without replaying.
+        The permutation of an epoch depends on (seed, epoch) alone, so any position is found without a replay.
         """
         return self.batch(epoch_order(len(self), seed, numbers))
 
     def state_dict(self, number: int) -> dict[str, Any]:
-        """What it takes to go on from place `number` of the order; empty for a set whose order needs no memory."""
+        """Return the state to resume from position `number` of the order; empty if the seed is enough."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Resume where `state_dict` was taken."""
 
     def close(self) -> None:
-        """Read nothing ahead any more: no other image will be asked for."""
+        """Stop reading ahead: no other image will be needed."""
 
 
 class MemoryDataset(ImageDataset):
-    """A set that is decoded once and kept as uint8.
+    """A data set that is decoded once and kept in memory.
 
-    `images` (N, C, H, W) and `labels` (N,) or None may be moved to an accelerator; `batch` answers where they are.
+    Attributes:
+        images: uint8 (N, C, H, W) in 0..255.
+        labels: int64 (N,) or None. `batch` returns tensors on the device of these two.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None, class_names: list[str] | None, report: Report):
@@ -300,14 +160,14 @@ class MemoryDataset(ImageDataset):
 
 
 class LazyDataset(ImageDataset):
-    """A set too large for memory: an image is decoded each time it is asked for.
+    """A data set too large for memory: an image is decoded each time it is needed.
 
-    A file that turns out broken is replaced by the next one that is not, the same for everybody, and reported once.
+    A broken file is replaced by the next image that can be read, the same in every process, and reported once.
 
     Args:
-        load: index -> uint8 (C, H, W), or BrokenFile; called from several threads.
-        name: index -> how the image is called in a report.
-        count: how many there are.
+        load: index -> uint8 (C, H, W). Raises BrokenFile. Called from several threads.
+        name: index -> name of the image for the report.
+        count: number of images.
     """
 
     def __init__(
@@ -331,10 +191,10 @@ class LazyDataset(ImageDataset):
         return self.count
 
     def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
-        found, images = zip(*self._pool.map(self._next_whole, torch.as_tensor(indices).tolist()), strict=True)
+        found, images = zip(*self._pool.map(self._next_readable, torch.as_tensor(indices).tolist()), strict=True)
         return torch.stack(images), None if self.labels is None else self.labels[list(found)]
 
-    def _next_whole(self, index: int) -> tuple[int, Tensor]:
+    def _next_readable(self, index: int) -> tuple[int, Tensor]:
         for step in range(self.count):
             candidate = (index + step) % self.count
             if candidate in self._broken:
@@ -347,17 +207,30 @@ class LazyDataset(ImageDataset):
         raise UserError(f"{self.report.source} holds no image that can be used")
 
 
+def matched_by_number(own: list[str], names: list[str]) -> bool:
+    """Whether two lists of classes match by number: as long as each other, and one of them is just 0, 1, 2, …"""
+    numbered = [str(number) for number in range(len(names))]
+    return set(own) != set(names) and len(own) == len(names) and numbered in (own, names)
+
+
 def epoch_order(size: int, seed: int, numbers: range) -> Tensor:
-    """Which image comes at each place of the endless order: epoch g // size, its permutation at g % size."""
-    places = torch.arange(numbers.start, numbers.stop, numbers.step)
-    indices = torch.empty_like(places)
-    for epoch in torch.unique(places // size).tolist():
-        here = places // size == epoch
-        indices[here] = _permutation(size, seed, epoch)[places[here] % size]
+    """Return the image at each position g of the endless order: the permutation of epoch g // size, at g % size.
+
+    Args:
+        size: number of images, N.
+        numbers: n positions.
+
+    Returns: int64 (n,) in 0..N-1.
+    """
+    positions = torch.arange(numbers.start, numbers.stop, numbers.step)
+    indices = torch.empty_like(positions)
+    for epoch in torch.unique(positions // size).tolist():
+        here = positions // size == epoch
+        indices[here] = _permutation(size, seed, epoch)[positions[here] % size]
     return indices
 
 
-@functools.lru_cache(maxsize=2)  # this epoch's and the last one's: a batch may straddle both
+@functools.lru_cache(maxsize=2)  # a batch may contain the end of one epoch and the start of the next
 def _permutation(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch)))
 
@@ -371,9 +244,16 @@ def _content_hash(images: Tensor, labels: Tensor | None) -> str:
 
 
 def make_ready(stored: ImageSource, config: DataConfig) -> MemoryDataset | LazyDataset:
-    """Decode a set into memory, or, where it is larger than MOST_MEMORY_BYTES, arrange for that image by image."""
+    """Bring a source to the size and channels of `config`.
+
+    The images are decoded into memory, unless that takes more than MOST_MEMORY_BYTES: then each is decoded when it is
+    needed. A class whose images are all broken is left out.
+
+    Raises:
+        UserError: no image can be read, or labels are wanted and there are none.
+    """
     if isinstance(stored, ArraySource) and not 1 <= stored.images.shape[3] <= 4:
-        raise UserError(f"{config.source} holds images of {stored.images.shape[3]} channels; 1 to 4 are understood")
+        raise UserError(f"{config.source} holds images of {stored.images.shape[3]} channels; 1 to 4 can be read")
     report = Report(config.source, skipped=list(stored.skipped))
     if len(stored) == 0:
         raise UserError(_nothing_left(report))
@@ -388,19 +268,19 @@ def make_ready(stored: ImageSource, config: DataConfig) -> MemoryDataset | LazyD
         images = torch.from_numpy(np.array(stored.images.transpose(0, 3, 1, 2), order="C"))
         return MemoryDataset(images, labels, class_names, report)
     images, kept = _decode_all(stored, config, report)
-    if labels is not None and len(kept) < len(stored):
-        labels = labels[kept]
+    if labels is not None and class_names is not None and len(kept) < len(stored):
+        labels, class_names, report.lost_classes = _without_lost_classes(labels, labels[kept], class_names)
     return MemoryDataset(images, labels, class_names, report)
 
 
 def load_image(stored: ImageSource, config: DataConfig, index: int) -> tuple[Tensor, tuple[int, int]]:
-    """uint8 (C, H, W) as the configuration wants it, and the (height, width) it was stored at. Raises BrokenFile."""
+    """Return an image uint8 (C, H, W) in the form of `config`, and its stored (height, width). Raises BrokenFile."""
     image = stored.image(index, config.channels, config.background)
-    return to_tensor(fit(image, config.size, config.fit, config.background)), (image.height, image.width)
+    return to_tensor(resize_to(image, config.size, config.fit, config.background)), (image.height, image.width)
 
 
 def _decode_all(stored: ImageSource, config: DataConfig, report: Report) -> tuple[Tensor, list[int]]:
-    """Every usable image (n, C, H, W), and which they were; the others go into the report."""
+    """Return every image that can be read (n, C, H, W) and their indices; the others go into the report."""
 
     def load(index: int) -> tuple[Tensor, tuple[int, int]] | str:
         try:
@@ -423,15 +303,30 @@ def _decode_all(stored: ImageSource, config: DataConfig, report: Report) -> tupl
     return images[: len(kept)], kept
 
 
+def _without_lost_classes(
+    listed: Tensor, labels: Tensor, class_names: list[str]
+) -> tuple[Tensor, list[str], list[str]]:
+    """Leave out the classes that lost all of their images. Return the new labels and names, and the lost names."""
+    lost = set(listed.tolist()) - set(labels.tolist())
+    kept = [number for number in range(len(class_names)) if number not in lost]
+    renumbered = torch.full((len(class_names),), -1, dtype=torch.int64)
+    renumbered[kept] = torch.arange(len(kept))
+    return (
+        renumbered[labels],
+        [class_names[number] for number in kept],
+        [class_names[number] for number in sorted(lost)],
+    )
+
+
 def _lazy(
     stored: ImageSource, config: DataConfig, labels: Tensor | None, class_names: list[str] | None, report: Report
 ) -> LazyDataset:
     if isinstance(stored, ArraySource):
         report.sizes = Counter({stored.images.shape[1:3]: len(stored)})
-    settings = config.model_dump_json(exclude={"random_flip", "source"})  # a set that was moved is still the same
+    settings = config.model_dump_json(exclude={"random_flip", "source"})  # moving a set does not change it
     digest = hashlib.blake2b(settings.encode(), digest_size=16)
     for index in range(len(stored)):
-        digest.update(f"{stored.name(index)}\n".encode() + stored.stamp(index))
+        digest.update(f"{stored.name(index)}\n".encode() + stored.change_token(index))
     return LazyDataset(
         load=lambda index: load_image(stored, config, index)[0],
         name=stored.name,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
-from ddpm.data.datasets import EncodedSource, classes_of, file_state
 from ddpm.data.images import ENDINGS, MOST_FILE_BYTES, UNREAD, UNREAD_FORMAT, BrokenFile, printable
+from ddpm.data.stored import EncodedSource, classes_of, file_state
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 SPLIT_FOLDERS = {name for names in SPLITS.values() for name in names}
@@ -124,13 +124,13 @@ def _scan(root: Path, recursive: bool) -> tuple[list[str], Skipped]:
                 continue
             name = os.path.join(where, entry.name)
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
-                if reason := _folder_trouble(entry, root, seen) if recursive else SUB_FOLDER:
-                    skipped.append((name, reason))
+                if trouble := _folder_trouble(entry, root, seen) if recursive else SUB_FOLDER:
+                    skipped.append((name, trouble))
                 else:
                     below.append(name)
             elif is_image(entry.name):
-                if reason := _file_trouble(entry, siblings):
-                    skipped.append((name, reason))
+                if trouble := _file_trouble(entry, siblings):
+                    skipped.append((name, trouble))
                 else:
                     names.append(name)
         waiting += reversed(below)

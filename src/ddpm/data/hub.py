@@ -17,8 +17,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from ddpm.common.errors import RunStopped, UserError, first_line, require
-from ddpm.data.datasets import EncodedSource, file_state
 from ddpm.data.images import MOST_FILE_BYTES, BrokenFile
+from ddpm.data.stored import EncodedSource, file_state
 from ddpm.data.stream import Encoded
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")

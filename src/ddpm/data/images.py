@@ -1,4 +1,4 @@
-"""Image files to uint8 tensors: limits on what a file may cost, decoding, and resizing to one size."""
+"""From image files to uint8 tensors: size limits, decoding, and resizing to one size."""
 
 import io
 import math
@@ -13,22 +13,22 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.common.errors import UserError
-from ddpm.data.config import SMALLEST_SIDE, Preprocessing  # noqa: F401
+from ddpm.data.config import SMALLEST_SIDE
 
-MOST_PIXELS = 2**26  # of one image: 8192 x 8192
-MOST_FILE_BYTES = 2**28  # of one encoded image
-MOST_MEMORY_BYTES = 2**32  # a decoded set up to this size stays in memory, a larger one is decoded as it is used
-MOST_DEFLATE_RATIO = 1100  # deflate cannot pack tighter than about 1032 to 1
+MOST_PIXELS = 2**26  # in one image: 8192 x 8192
+MOST_FILE_BYTES = 2**28  # in one encoded image
+MOST_MEMORY_BYTES = 2**32  # a decoded set up to this size is kept in memory
+MOST_DEFLATE_RATIO = 1100  # deflate compresses at most about 1032 to 1
 MOST_CLASSES = 2**16
-TURNS_WRITING = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+DIRECTION_CONTROLS = {"\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 
 class BrokenFile(Exception):
-    """One file that cannot be used; the message says why. It is skipped, counted and named."""
+    """A file that cannot be used, and why. Data sets skip it, count it and name it."""
 
 
 def check_size(height: int, width: int, smallest: int = SMALLEST_SIDE) -> None:
-    """Refuse an image that is too small to be of use or too large to be decoded safely."""
+    """Raise BrokenFile if an image has a side below `smallest` pixels, or too many pixels to be decoded safely."""
     if min(height, width) < smallest:
         raise BrokenFile(f"{width}x{height} is smaller than {smallest} pixels")
     if height * width > MOST_PIXELS:
@@ -36,19 +36,25 @@ def check_size(height: int, width: int, smallest: int = SMALLEST_SIDE) -> None:
 
 
 def check_array(path: Path, shape: tuple[int, ...], itemsize: int, stored_bytes: int, zipped: bool) -> int:
-    """The bytes of the array that a header announces, refused where the file cannot hold them."""
+    """Return the size in bytes of the array that a header announces. Raise UserError if the file cannot hold it.
+
+    Args:
+        itemsize: bytes per value.
+        stored_bytes: size of the array in the file.
+        zipped: the array is compressed by deflate.
+    """
     size = math.prod(shape) * itemsize
     if not 0 < size <= stored_bytes * (MOST_DEFLATE_RATIO if zipped else 1):
         raise UserError(
             f"{path}: its header announces {'x'.join(map(str, shape))} values, which the file does not hold"
         )
     if zipped and size > MOST_MEMORY_BYTES:
-        raise UserError(f"{path} unpacks to {size:,} bytes; a set that large is read from plain files")
+        raise UserError(f"{path} unpacks to {size:,} bytes; store so large a set uncompressed")
     return size
 
 
 def read_bounded(file, size: int) -> bytearray:
-    """At most `size` bytes, taken piece by piece, so that only what is really there costs memory."""
+    """Read at most `size` bytes, in pieces, so that a header with a false size costs no memory."""
     data = bytearray()
     while len(data) < size and (piece := file.read(min(size - len(data), 1 << 20))):
         data += piece
@@ -56,27 +62,31 @@ def read_bounded(file, size: int) -> bytearray:
 
 
 def printable(name: str) -> str:
-    """A file's name as it may be shown and stored: valid UTF-8 and nothing that a terminal obeys.
+    """Return a file's name as valid UTF-8 without control characters, safe to print and to store.
 
-    What is not is spelled out, as in K\\xf6ln, and not all the same: names that differ may be those of two classes.
+    Other bytes are written as escapes, as in K\\xf6ln. Names that differ stay different: they may be two classes.
     """
     name = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(letter if _shown(letter) else letter.encode("unicode_escape").decode() for letter in name)
+    return "".join(letter if _is_safe(letter) else letter.encode("unicode_escape").decode() for letter in name)
 
 
-def _shown(letter: str) -> bool:
-    """Spaces of any width and joiners too, which names in many scripts have; but nothing that turns writing around."""
-    return letter.isprintable() or (unicodedata.category(letter) in ("Zs", "Cf") and letter not in TURNS_WRITING)
+def _is_safe(letter: str) -> bool:
+    """Whether a character may be printed: also spaces of any width and joiners, which many scripts need."""
+    return letter.isprintable() or (unicodedata.category(letter) in ("Zs", "Cf") and letter not in DIRECTION_CONTROLS)
 
 
-# Pillow warns of odd metadata; here the pixels decide. `catch_warnings` would silence one call, but not among threads.
+# Pillow warns about odd metadata, which does not matter here. `catch_warnings` does not work with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# What Pillow may be asked to open. Not EPS (runs Ghostscript), nor the formats nobody keeps photographs in.
+# The formats that Pillow may open. Not EPS, which runs Ghostscript, and no format that nobody uses for photographs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-UNREAD = (".heic", ".heif", ".avif", ".jxl")  # of photographs too, but not read: named, so that nobody misses them
+UNREAD = (".heic", ".heif", ".avif", ".jxl")  # photographs too, but Pillow alone cannot read them all
 UNREAD_FORMAT = "its format is not read: convert it to JPEG or PNG"
+BRANDS = {  # bytes 8..12 of an ISO base media file, ISO/IEC 14496-12 "ftyp" -> format
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {
@@ -91,29 +101,45 @@ TURNS = {
 
 
 def read_image(path: str | Path, channels: int = 3, background=255, smallest: int = SMALLEST_SIDE) -> Tensor:
-    """One image file as uint8 (channels, H, W), at its own size.
+    """Read one image file at its own size.
 
-    The first frame of an animation; turned as its EXIF says; alpha flattened on `background` (a grey level or
-    [r, g, b]) unless `channels` keeps it (2 or 4). 16-bit grey becomes the nearest of 256 levels; colour profiles are
-    not applied.
+    Of an animation, the first frame is read. The EXIF orientation is applied, colour profiles are not. 16-bit grey is
+    rounded to 256 levels.
 
-    Raises UserError where the file is missing, is no image, or is smaller (than `smallest`) or larger than
-    `ddpm.data.images` allow.
+    Args:
+        channels: 1 grey, 2 grey with alpha, 3 colour, 4 colour with alpha.
+        background: grey level or [r, g, b] in 0..255, behind transparent pixels if `channels` has no alpha.
+        smallest: least side in pixels.
+
+    Returns: uint8 (channels, H, W) in 0..255.
+
+    Raises:
+        UserError: the file is missing, is not an image, or is too small or too large.
     """
     try:
         with Path(path).open("rb") as file:
             data = file.read(MOST_FILE_BYTES + 1)
-        return to_tensor(decode(data, channels, background, smallest))
+        return to_tensor(decode(data, channels, background, smallest, name=str(path)))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except BrokenFile as error:
         raise UserError(f"{path} cannot be used as an image: {error}") from error
 
 
-def decode(data: bytes, channels: int, background=255, smallest: int = SMALLEST_SIDE) -> Image.Image:
-    """The encoded image as a Pillow image of mode L, LA, RGB or RGBA, at its own size.
+def decode(data: bytes, channels: int, background=255, smallest: int = SMALLEST_SIDE, *, name: str = "") -> Image.Image:
+    """Decode an image to a Pillow image of mode L, LA, RGB or RGBA, at its own size.
 
-    Raises BrokenFile, whatever is wrong. The header is judged before any pixel is decoded.
+    The size in the header is checked before any pixel is decoded.
+
+    Args:
+        data: the content of an image file.
+        channels: 1 to 4, see `read_image`.
+        background: see `read_image`.
+        smallest: least side in pixels.
+        name: of the file, for the message about a wrong ending.
+
+    Raises:
+        BrokenFile: the image cannot be used, for any reason.
     """
     if len(data) > MOST_FILE_BYTES:
         raise BrokenFile(f"the file is larger than {MOST_FILE_BYTES:,} bytes")
@@ -127,11 +153,11 @@ def decode(data: bytes, channels: int, background=255, smallest: int = SMALLEST_
     except Image.DecompressionBombError as error:
         raise BrokenFile("it would unpack to too many pixels") from error
     except Exception as error:  # decoders raise anything at all on damaged data
-        raise BrokenFile(_reason(error)) from error
+        raise BrokenFile(_unread_format(data, name) or _reason(error)) from error
 
 
 def in_mode(image: Image.Image, channels: int, background=255) -> Image.Image:
-    """A Pillow image of any mode as L, LA, RGB or RGBA; alpha without a channel of its own is flattened."""
+    """Convert a Pillow image of any mode to L, LA, RGB or RGBA. Alpha is flattened if `channels` has no alpha."""
     image = _eight_bits(image)
     mode = MODES[channels]
     if image.has_transparency_data or "A" in image.mode or "a" in image.mode:
@@ -143,13 +169,13 @@ def in_mode(image: Image.Image, channels: int, background=255) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """A Pillow image of mode L, LA, RGB or RGBA as uint8 (C, H, W)."""
+    """Convert a Pillow image of mode L, LA, RGB or RGBA to uint8 (C, H, W) in 0..255."""
     array = np.array(image)
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1).contiguous()
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey images of 16 bits, 32-bit integers and floats as mode L; Pillow's own conversion would clip them at 255."""
+    """Convert grey images of 16 bits, 32-bit integers and floats to mode L. Pillow would clip them at 255."""
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):  # false for NaN too
@@ -164,7 +190,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """The image the way up that its EXIF orientation says; damaged EXIF is as good as none."""
+    """Apply the EXIF orientation. Damaged EXIF data are ignored."""
     try:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:
@@ -178,6 +204,18 @@ def _colour(background) -> tuple[int, int, int, int]:
     return (red, green, blue, 255)
 
 
+def _unread_format(data: bytes, name: str) -> str | None:
+    """Recognise HEIC, AVIF and JPEG XL by their first bytes: phones and web pages use them under other endings."""
+    kind = BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        kind = "JPEG XL"
+    if kind is None:
+        return None
+    ending = Path(name).suffix.lower()
+    disguise = f" under the name {ending}" if ending in ENDINGS else ""
+    return f"it is a {kind} picture{disguise}: convert it to JPEG or PNG".replace("a AVIF", "an AVIF")
+
+
 def _reason(error: Exception) -> str:
     if "cannot identify image file" in str(error):
         return "it is not an image"
@@ -187,11 +225,14 @@ def _reason(error: Exception) -> str:
 RESAMPLING = Image.Resampling.BICUBIC  # Pillow's is antialiased: the kernel widens as the image shrinks
 
 
-def fit(image: Image.Image, size: tuple[int, int], how: str = "crop", background=255) -> Image.Image:
-    """The image at exactly `size` (height, width).
+def resize_to(image: Image.Image, size: tuple[int, int], how: str = "crop", background=255) -> Image.Image:
+    """Resize an image to exactly `size`, and keep its aspect ratio. An image of that size is returned as it is.
 
-    `crop`: the largest centred window of the right aspect. `pad`: the whole image, centred on `background`. An image
-    that has the size already is returned untouched.
+    Args:
+        size: (height, width) in pixels.
+        how: "crop" takes the largest centred window of the aspect ratio of `size`; "pad" takes the whole image and
+            centres it on the background.
+        background: grey level or [r, g, b] in 0..255. The padding of an image with alpha is transparent.
     """
     height, width = size
     if image.size == (width, height):
@@ -206,9 +247,9 @@ def fit(image: Image.Image, size: tuple[int, int], how: str = "crop", background
 
 
 def _window(image: Image.Image, height: int, width: int) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the largest centred window of the right aspect.
+    """Return left, top, right and bottom of the largest centred window of the aspect ratio height : width.
 
-    Rounding must not take it over the image's edge, not by 1e-15: Pillow refuses such a window.
+    Rounding must not move it over the image's edge, not even by 1e-15: Pillow refuses such a window.
     """
     scale = min(image.width / width, image.height / height)
     left, top = max(0, image.width - width * scale) / 2, max(0, image.height - height * scale) / 2
@@ -216,7 +257,7 @@ def _window(image: Image.Image, height: int, width: int) -> tuple[float, float, 
 
 
 def _fill(mode: str, background) -> tuple[int, ...]:
-    """The background in the image's mode; where the image keeps its alpha, padding is transparent."""
+    """Return the background in the image's mode. With alpha, it is transparent."""
     red, green, blue = (background,) * 3 if isinstance(background, int) else background
     grey = round(0.299 * red + 0.587 * green + 0.114 * blue)  # ITU-R 601, as Pillow's own conversion
     return {"L": (grey,), "LA": (grey, 0), "RGB": (red, green, blue), "RGBA": (red, green, blue, 0)}[mode]

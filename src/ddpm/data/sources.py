@@ -16,9 +16,10 @@ from ddpm.common.files import user_path
 from ddpm.data.archives import open_tar, open_zip, shard_paths
 from ddpm.data.arrays import find_idx, open_cifar, open_idx, open_npz
 from ddpm.data.config import DataConfig, checked_config
-from ddpm.data.datasets import ArraySource, ImageDataset, ImageSource, make_ready
+from ddpm.data.datasets import ImageDataset, make_ready
 from ddpm.data.folder import list_images, open_folder
 from ddpm.data.hub import open_hub, open_parquet, stream_hub, stream_parquet
+from ddpm.data.stored import ArraySource, ImageSource
 from ddpm.data.stream import Shards, StreamDataset, TarShards
 
 

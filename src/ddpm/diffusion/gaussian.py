@@ -84,13 +84,13 @@ class GaussianDiffusion:
         """(√ᾱ_t, √(1-ᾱ_t)), as floats for one t, or (N, 1, 1, 1) in `like`'s dtype and device for a tensor of them."""
         if not isinstance(t, Tensor):
             return self.schedule.alpha_sigma(t)
-        signal, sigma = self._alpha_sigma_table(t, like)
-        return signal, sigma
+        alpha, sigma = self._alpha_sigma_table(t, like)
+        return alpha, sigma
 
     def q_sample(self, x_0: Tensor, t: Timestep, noise: Tensor) -> Tensor:
         """x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε (eq. 4)."""
-        signal, sigma = self.alpha_sigma(t, x_0)
-        return signal * x_0 + sigma * noise
+        alpha, sigma = self.alpha_sigma(t, x_0)
+        return alpha * x_0 + sigma * noise
 
     def target(self, x_0: Tensor, t: Timestep, noise: Tensor) -> Tensor:
         """What the network should answer for q_sample(x_0, t, noise)."""
@@ -98,27 +98,27 @@ class GaussianDiffusion:
             return noise
         if self.prediction == "x_0":
             return x_0
-        signal, sigma = self.alpha_sigma(t, x_0)
-        return signal * noise - sigma * x_0
+        alpha, sigma = self.alpha_sigma(t, x_0)
+        return alpha * noise - sigma * x_0
 
     def predicted_x_0(self, output: Tensor, x_t: Tensor, t: Timestep) -> Tensor:
         """x_0 from what the network answered (its mean part, as many channels as x_t)."""
         if self.prediction == "x_0":
             return output
-        signal, sigma = self.alpha_sigma(t, x_t)
+        alpha, sigma = self.alpha_sigma(t, x_t)
         if self.prediction == "v":
-            return signal * x_t - sigma * output
-        return (x_t - sigma * output) / signal
+            return alpha * x_t - sigma * output
+        return (x_t - sigma * output) / alpha
 
     def epsilon_from_x_0(self, x_0: Tensor, x_t: Tensor, t: Timestep) -> Tensor:
         """The ε for which x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε."""
-        signal, sigma = self.alpha_sigma(t, x_t)
-        return (x_t - signal * x_0) / sigma
+        alpha, sigma = self.alpha_sigma(t, x_t)
+        return (x_t - alpha * x_0) / sigma
 
     def score(self, x_0: Tensor, x_t: Tensor, t: Timestep) -> Tensor:
         """∇ log q(x_t) ≈ -ε / √(1-ᾱ_t), for a predicted x_0."""
-        signal, sigma = self.alpha_sigma(t, x_t)
-        return (signal * x_0 - x_t) / sigma**2
+        alpha, sigma = self.alpha_sigma(t, x_t)
+        return (alpha * x_0 - x_t) / sigma**2
 
     def posterior(self, t: float, t_prev: float) -> "Posterior":
         """q(x_{t_prev} | x_t, x_0) for any t > t_prev ≥ -1; neighbouring steps give eq. 6 and 7."""

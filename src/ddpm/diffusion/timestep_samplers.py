@@ -17,14 +17,43 @@ UNIFORM_SHARE = 1e-3  # of the loss-aware draw, so that no timestep is ever forg
 
 
 class TimestepSampler(Protocol):
-    """A way to draw timesteps."""
+    """A way to draw timesteps; `adaptive` if the draws depend on the losses of earlier steps."""
+
+    adaptive: bool
 
     def draw(self, seed: int, step: int, positions: Tensor, global_batch: int) -> tuple[Tensor, Tensor]:
         """The timesteps t, int64 (n,), and loss weights, float32 (n,), of these positions in 0..global_batch-1."""
         ...
 
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Take note of the unweighted losses (B,) of the timesteps t (B,) of a whole global batch."""
+        ...
 
-class UniformSampler:
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what must be saved to resume; empty unless adaptive."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Resume where `state_dict` was taken."""
+        ...
+
+
+class _Fixed:
+    """A sampler that learns nothing from the losses."""
+
+    adaptive = False
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        pass
+
+
+class UniformSampler(_Fixed):
     """t uniform over 0..T-1, independent for each image (Ho et al. 2020, algorithm 1)."""
 
     def __init__(self, timesteps: int):
@@ -35,7 +64,7 @@ class UniformSampler:
         return _floor(u * self.timesteps, self.timesteps), torch.ones(len(positions))
 
 
-class StratifiedSampler:
+class StratifiedSampler(_Fixed):
     """Low-discrepancy: the global batch of B covers the timesteps evenly, one image in each of B equal strata.
 
     One uniform offset is shared by all strata (Kingma et al. 2021, appendix I.1), and strata are dealt to positions
@@ -59,6 +88,8 @@ class LossAwareSampler:
     It makes the gradient of L_vlb less noisy. Uniform until every timestep has been seen ten times. `update` must be
     given the losses of the whole global batch in position order, so that every process keeps the same history.
     """
+
+    adaptive = True
 
     def __init__(self, timesteps: int):
         self.timesteps = timesteps

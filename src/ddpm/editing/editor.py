@@ -69,7 +69,7 @@ class Editor:
             noise = ImageNoise.of_seed(options.seed, streams, model.image_shape, device=model.device)
             batch = [part[start : start + size].to(model.device) for part in (images, *more)]
             results.append(work(denoiser, noise, *batch).cpu())
-        return torch.cat(results)
+        return model.check_finite(torch.cat(results))
 
     def denoise(self, denoiser: Denoiser, x_t: Tensor, timesteps: Sequence[float], noise: Noise) -> Tensor:
         """Sample x_0 (N, C, H, W) in [-1, 1] from x_t at the first of the timesteps, with the editor's sampler."""

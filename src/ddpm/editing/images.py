@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import make_grid, to_float, to_pillow
 from ddpm.data.folder import list_images
-from ddpm.data.images import ENDINGS, fit, read_image, to_tensor
+from ddpm.data.images import ENDINGS, read_image, resize_to, to_tensor
 from ddpm.data.sources import picture_names
 from ddpm.editing.editor import CurvePoint
 from ddpm.editing.inversion import RoundTrip
@@ -31,7 +31,7 @@ def read_fitted(path: Path, model: Model) -> Tensor:
     channels, height, width = model.image_shape
     how, background = model.preprocessing
     picture = to_pillow(read_image(path, channels, background, smallest=1))
-    return to_float(to_tensor(fit(picture, (height, width), how, background)))[None]
+    return to_float(to_tensor(resize_to(picture, (height, width), how, background)))[None]
 
 
 def read_folder(source: Path, model: Model) -> tuple[list[str], Tensor, list[str]]:

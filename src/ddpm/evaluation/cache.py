@@ -1,29 +1,28 @@
-"""Where evaluations keep what is dear to compute: rows in chunks, named by the content that they were made from.
+"""On-disk cache of expensive evaluation results: arrays in chunks, in folders named by a hash of their settings.
 
-A chunk is written beside its name, flushed and renamed, so what is there is whole: a killed evaluation goes on with the
-chunks that are missing, and processes that share the folder need no other word between them.
+A chunk is written under a temporary name, flushed and renamed. So every chunk that exists is complete, and a killed
+evaluation resumes with the chunks that are missing. Several processes share the work: each computes its own chunks,
+all wait at a barrier, then any of them reads the whole array.
 """
 
 import io
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from ddpm.common.distributed import barrier, my_share
 from ddpm.common.errors import RunStopped
 from ddpm.common.files import as_json, atomic_write, content_key, user_path
-from ddpm.common.hardware import process_rank
 
 SETTINGS = "settings.json"
-PATIENCE = 3600.0  # seconds without a sign of life after which the other processes are taken for dead
-MAPPED = 16  # files of one array that are kept open, fewer by far than a process may have
+MAX_MAPPED = 16  # files of one array that stay open, far fewer than a process may have
 
 
 class Rows(Protocol):
-    """Rows by number, in memory or on the disk; a slice or an index array gives an array."""
+    """Rows by number, in memory or on disk; a slice or an index array returns an array."""
 
     def __len__(self) -> int: ...
 
@@ -31,25 +30,22 @@ class Rows(Protocol):
 
 
 def cache_folder() -> Path:
-    """$DDPM_CACHE, else $XDG_CACHE_HOME/ddpm, else ~/.cache/ddpm; what is set to nothing counts as not set."""
+    """Return $DDPM_CACHE, else $XDG_CACHE_HOME/ddpm, else ~/.cache/ddpm. An empty variable counts as not set."""
     if folder := os.environ.get("DDPM_CACHE"):
         return user_path(folder)
     return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ddpm"
 
 
-def sign_of_life() -> None:
-    """Tell the processes that wait that part of a chunk is done: a whole one may take hours."""
-    _life().touch()
-
-
-def _life() -> Path:
-    return cache_folder() / "evaluation" / "alive"
-
-
 class Chunks:
-    """An array of `total` rows that is computed in chunks of `chunk`, each in a file of its own.
+    """An array of `total` rows, computed in chunks of `chunk` rows, one file per chunk.
 
     Reading maps the files into memory: `rows[3:700]` and `rows[[5, 9]]` load no more than they return.
+
+    Args:
+        kind: what the rows are, e.g. "features"; the folder's name starts with it.
+        settings: everything that the rows depend on, as JSON values; the folder's name ends with their hash.
+
+    Raises RunStopped if the folder exists with other settings.
     """
 
     def __init__(self, kind: str, settings: dict[str, Any], total: int, chunk: int):
@@ -59,12 +55,12 @@ class Chunks:
         self._claim(settings)
 
     def _claim(self, settings: dict[str, Any]) -> None:
-        """Note what the folder belongs to; one of other settings would mean wrong figures, so it ends the run."""
+        """Write the settings into the folder, or compare with those that are there."""
         note = self.folder / SETTINGS
         self.folder.mkdir(parents=True, exist_ok=True)
         if not note.exists():
-            atomic_write(note, as_json(settings).encode(), durable=True)
-        elif note.read_text() != as_json(settings):
+            atomic_write(note, as_json(settings), durable=True)
+        elif note.read_text(encoding="utf-8") != as_json(settings):
             raise RunStopped(f"{self.folder} was made with other settings than its name says: remove it")
 
     def __len__(self) -> int:
@@ -72,48 +68,51 @@ class Chunks:
 
     @property
     def starts(self) -> list[int]:
+        """The first row of every chunk."""
         return list(range(0, self.total, self.chunk))
 
     def bounds(self, start: int) -> range:
-        """The rows of the chunk that begins at `start`."""
+        """Return the rows of the chunk that begins at `start`."""
         return range(start, min(start + self.chunk, self.total))
 
     def path(self, start: int) -> Path:
+        """Return the file of the chunk that begins at `start`."""
         rows = self.bounds(start)
         return self.folder / f"{rows.start:08d}-{rows.stop:08d}.npy"
 
     def write(self, start: int, rows: np.ndarray) -> None:
+        """Store one chunk."""
         buffer = io.BytesIO()
         np.save(buffer, rows)
         atomic_write(self.path(start), buffer.getvalue(), durable=True)
 
-    def missing(self, starts: list[int] | None = None) -> list[int]:
-        return [start for start in (self.starts if starts is None else starts) if not self.path(start).exists()]
+    def missing(self) -> list[int]:
+        """Return the first rows of the chunks that are not stored."""
+        return [start for start in self.starts if not self.path(start).exists()]
 
-    def mine(self) -> list[int]:
-        """This process's chunks: a contiguous share."""
-        rank, processes = process_rank()
+    def my_missing(self) -> list[int]:
+        """Return the missing chunks that this process has to compute."""
         starts = self.starts
-        return starts[rank * len(starts) // processes : (rank + 1) * len(starts) // processes]
+        mine = {starts[index] for index in my_share(len(starts))}
+        return [start for start in self.missing() if start in mine]
 
     def wait(self) -> None:
-        """Return when every chunk is there, whoever makes it."""
-        seen, since = None, time.monotonic()
-        while missing := len(self.missing()):
-            life = missing, _life().stat().st_mtime_ns if _life().exists() else 0  # seen to change: clocks may differ
-            if life != seen:
-                seen, since = life, time.monotonic()
-            elif time.monotonic() - since > PATIENCE:
-                raise RunStopped(
-                    f"other processes left {missing} chunks of {self.folder} unmade: run the command again"
-                )
-            time.sleep(0.5)
+        """Wait until every process has computed its chunks; call it in every process.
+
+        Raises RunStopped if chunks are missing afterwards: the processes do not share the folder.
+        """
+        barrier()
+        if missing := self.missing():
+            raise RunStopped(
+                f"{len(missing)} chunks of {self.folder} are missing: put $DDPM_CACHE on a disk that all processes "
+                "share, and run the command again"
+            )
 
     def __getitem__(self, rows: slice | np.ndarray | list[int]) -> np.ndarray:
         return self.take(rows)
 
     def take(self, rows: slice | np.ndarray | list[int], columns: slice | None = None) -> np.ndarray:
-        """These rows, or of rows that have columns some of these, which alone take memory then."""
+        """Return these rows; only the given columns of them take memory."""
 
         def block(number: int) -> np.ndarray:
             return self._map(number) if columns is None else self._map(number)[:, columns]
@@ -121,7 +120,7 @@ class Chunks:
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(self.total))
         rows = np.asarray(rows)
-        first = block(int(rows[0]) // self.chunk if len(rows) else 0)  # chunk 0 may still be another process's work
+        first = block(int(rows[0]) // self.chunk if len(rows) else 0)  # chunk 0 may not be there yet
         found = np.empty((len(rows), *first.shape[1:]), first.dtype)
         for number in np.unique(rows // self.chunk).tolist():
             here = rows // self.chunk == number
@@ -129,20 +128,21 @@ class Chunks:
         return found
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The chunks in order."""
+        """Yield the chunks in order."""
         for start in self.starts:
             yield self._map(start // self.chunk)
 
     def _map(self, number: int) -> np.ndarray:
+        """Map a chunk's file into memory; the least recently used of MAX_MAPPED files is closed."""
         found = self._maps.pop(number, None)
         if found is None:
             path = self.path(number * self.chunk)
             try:
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (ValueError, EOFError) as error:  # left by a disk that lost what it had taken
+            except (ValueError, EOFError) as error:  # truncated, e.g. by a power cut
                 path.unlink(missing_ok=True)
                 raise RunStopped(f"{path} was damaged and is removed: run the command again") from error
-        self._maps[number] = found  # the newest stands last
-        if len(self._maps) > MAPPED:
+        self._maps[number] = found
+        if len(self._maps) > MAX_MAPPED:
             del self._maps[next(iter(self._maps))]
         return found

@@ -17,20 +17,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddpm.common.errors import UserError
 from ddpm.common.hardware import default_device
 from ddpm.common.pixels import to_uint8
-from ddpm.data.datasets import matched_by_number
-from ddpm.evaluation.images import ImageSet
+from ddpm.evaluation.images import ImageSet, subset_rows
 from ddpm.evaluation.sources import open_images
 from ddpm.interop.folder import save_tensors
 
-SIDE = 32  # every image is brought to SIDE x SIDE
+SIDE = 32  # every image is resized to SIDE x SIDE
 FEATURES = 64
 
 
-def prepare(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W), C 1 or 3 -> float32 (N, 3, 32, 32) in [-1, 1]; grey becomes three equal channels."""
+def normalise(images: Tensor) -> Tensor:
+    """Convert uint8 (N, C, H, W), C 1 or 3, to float32 (N, 3, 32, 32) in [-1, 1]; grey becomes three channels."""
     x = images.float() / 127.5 - 1
     if x.shape[-2:] != (SIDE, SIDE):
         x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
@@ -52,7 +50,7 @@ class Residual(nn.Module):
 
 
 class Classifier(nn.Module):
-    """120,000 weights. `features` (N, 64) is what the last layer sees; `forward` gives logits (N, num_classes)."""
+    """A network with 114,000 weights. `features` (N, 64) is the input of the last layer, `forward` its output."""
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -85,9 +83,10 @@ def train_classifier(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> Classifier:
-    """Train on uint8 images (N, C, H, W) and their classes (N,); shifts by up to two pixels are the only augmentation.
+    """Train on uint8 images (N, C, H, W) and their classes (N,), with AdamW and a one-cycle learning rate.
 
-    AdamW on a one-cycle rate; the same seed gives the same classifier on the same machine. `progress` names a bar.
+    The only augmentation is a shift by up to two pixels. The same seed gives the same classifier on the same machine.
+    `progress` is the title of a progress bar.
     """
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -100,8 +99,8 @@ def train_classifier(
     for _ in range(epochs):
         for index in torch.randperm(len(images), generator=order).split(batch_size):
             if len(index) == 1:
-                continue  # batch normalisation needs two
-            x = _shifted(prepare(images[index]), order).to(device)
+                continue  # batch normalisation needs two images
+            x = _shifted(normalise(images[index]), order).to(device)
             loss = F.cross_entropy(model(x), labels[index].to(device), label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -119,24 +118,24 @@ def _shifted(x: Tensor, generator: torch.Generator, reach: int = 2) -> Tensor:
 
 @torch.inference_mode()
 def predict(model: Classifier, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Classes (N,) that the classifier reads in uint8 images (N, C, H, W)."""
+    """Return the predicted classes (N,) of uint8 images (N, C, H, W)."""
     device = next(model.parameters()).device
-    return torch.cat([model(prepare(chunk).to(device)).argmax(1).cpu() for chunk in images.split(batch_size)])
+    return torch.cat([model(normalise(chunk).to(device)).argmax(1).cpu() for chunk in images.split(batch_size)])
 
 
 def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
-    """Share of images whose class is read rightly."""
+    """Return the fraction of images whose class is predicted correctly."""
     return (predict(model, images) == labels).double().mean().item()
 
 
-SEEN, EPOCHS = 400_000, 40  # images a classifier is shown, and how often it sees one at most
+SEEN, EPOCHS = 400_000, 40  # a classifier sees this many images in total, and each at most so often
 
 
 @dataclass(frozen=True)
 class AccuracyScore:
-    """Accuracy on real test images after training on samples, and after training on as many real training images.
+    """Accuracy on real test images after training on samples, and after training on real images.
 
-    `images`: how many each of the two classifiers was trained on.
+    `images`: how many images each of the two classifiers was trained on.
     """
 
     generated: float
@@ -147,9 +146,9 @@ class AccuracyScore:
 def classification_accuracy_score(
     generated: ImageSet, training: ImageSet, test: ImageSet, progress: bool = True
 ) -> AccuracyScore:
-    """Train on `generated`, and on as many of `training` for comparison; read `test`. All three have labels.
+    """Train one classifier on `generated` and one on `training`, and classify `test`. All three have labels.
 
-    As many of both as the smaller set has: more images alone make a better classifier.
+    Both use as many images as the smaller set has, since more images alone make a better classifier.
     """
     test_labels, names = test.classes()
     test_images = small(test)
@@ -158,10 +157,10 @@ def classification_accuracy_score(
     batch_size = min(128, max(16, count // 50))
     scores = []
     for images, title in ((generated, "samples"), (training, "real images")):
-        rows = spread(len(images), count)
+        rows = subset_rows(len(images), count)
         classifier = train_classifier(
             small(images, rows),
-            matched(images, names)[rows],
+            images.labels_in(names)[rows],
             len(names),
             epochs=epochs,
             batch_size=batch_size,
@@ -173,30 +172,10 @@ def classification_accuracy_score(
     return AccuracyScore(of_generated, of_real, count)
 
 
-def spread(size: int, num: int) -> Tensor:
-    """At most `num` of `size` rows, in order, chosen so that a set sorted by class keeps its mixture."""
-    if num >= size:
-        return torch.arange(size)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:num].sort().values
-
-
 def small(images: ImageSet, rows: Tensor | None = None) -> Tensor:
-    """The images as the classifier sees them, uint8 (n, 3, 32, 32), read a chunk at a time."""
+    """Return the images as the classifier sees them, uint8 (n, 3, 32, 32), read one chunk at a time."""
     rows = torch.arange(len(images)) if rows is None else rows
-    return torch.cat([to_uint8(prepare(images[part.numpy()])) for part in rows.split(images.chunk)])
-
-
-def matched(images: ImageSet, names: list[str]) -> Tensor:
-    """The labels of `images` as numbers of `names`: by name, or by number where one side has numbers for names."""
-    labels, own = images.classes()
-    if matched_by_number(own, names):
-        return labels
-    if set(own) - set(names):
-        raise UserError(
-            f"the classes of {images.title} ({', '.join(own[:5])}, …) are not those of the real set "
-            f"({', '.join(names[:5])}, …)"
-        )
-    return torch.tensor([names.index(name) for name in own])[labels]
+    return torch.cat([to_uint8(normalise(images[part.numpy()])) for part in rows.split(images.chunk)])
 
 
 BUILTIN_EPOCHS = 8
@@ -205,7 +184,7 @@ SOURCES = ("mnist", "fashion_mnist", "cifar10")
 
 
 def builtin_classifier() -> tuple[Classifier, list[str]]:
-    """The classifier and its class names, "mnist/0" to "mnist/9" first."""
+    """Load the classifier and its class names, "mnist/0" to "mnist/9" first."""
     with safe_open(WEIGHTS, "pt") as weights:
         names = json.loads(weights.metadata()["class_names"])
     model = Classifier(len(names))
@@ -215,14 +194,14 @@ def builtin_classifier() -> tuple[Classifier, list[str]]:
 
 @torch.inference_mode()
 def read_digits(images: Tensor, batch_size: int = 500) -> Tensor:
-    """The digit 0..9 seen in each uint8 image (N, C, H, W), white ink on black as in MNIST."""
+    """Return the digit 0..9 in each uint8 image (N, C, H, W), which is white on black as in MNIST."""
     model, names = builtin_classifier()
     digits = [index for index, name in enumerate(names) if name.startswith("mnist/")]
-    return torch.cat([model(prepare(chunk))[:, digits].argmax(1) for chunk in images.split(batch_size)])
+    return torch.cat([model(normalise(chunk))[:, digits].argmax(1) for chunk in images.split(batch_size)])
 
 
 def make(path: Path = WEIGHTS) -> None:
-    """Train the classifier on all SOURCES at once, print its accuracy on their test sets, write it in float16."""
+    """Train the classifier on all SOURCES at once, print its accuracy on their test sets, and write it as float16."""
     images, labels, offsets = [], [], []
     names: list[str] = []
     for source in SOURCES:
@@ -242,7 +221,7 @@ def make(path: Path = WEIGHTS) -> None:
 
 
 def _labelled(source: str) -> tuple[Tensor, Tensor, list[str]]:
-    """Images (N, 3, 32, 32), labels and class names of a whole set."""
+    """Return images (N, 3, 32, 32), labels and class names of a whole set."""
     images = open_images(source)
     return small(images), *images.classes()
 

@@ -18,7 +18,7 @@ from ddpm.evaluation.cache import Rows
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (D,) and covariance (D, D; divided by n-1) of n features, float64. `n` is None where a file did not say."""
+    """Mean mu (D,) and covariance sigma (D, D; divided by n-1) of n features, float64. n is None if not known."""
 
     mu: np.ndarray
     sigma: np.ndarray
@@ -29,14 +29,15 @@ class Moments:
         return len(self.mu)
 
     def save(self, path: str | Path) -> None:
-        """Write .npz with mu, sigma and n, 0 where it is not known."""
+        """Write an .npz with mu, sigma and n; n is 0 if not known."""
         np.savez(path, mu=self.mu, sigma=self.sigma, n=np.array(self.n or 0))
 
 
 def moments_of(blocks: Iterable[np.ndarray]) -> Moments:
-    """Moments of features that come in blocks (n_i, D); only one block is in memory at a time.
+    """Return the moments of features that come in blocks (n_i, D); only one block is in memory at a time.
 
-    Blocks are merged by their own mean and scatter (Chan et al. 1979), which loses nothing to cancellation.
+    Blocks are merged by their mean and scatter (Chan et al. 1979), which avoids cancellation. Raises UserError for
+    fewer than two images.
     """
     n, mu, scatter = 0, np.zeros(()), np.zeros(())
     for features in blocks:
@@ -51,26 +52,28 @@ def moments_of(blocks: Iterable[np.ndarray]) -> Moments:
 
 
 def load_moments(path: str | Path) -> Moments:
-    """Read .npz with mu and sigma, and n where it was written."""
+    """Read an .npz with mu (D,), sigma (D, D) and possibly n.
+
+    Raises UserError if an array is missing, has the wrong shape, or holds numbers that are not finite.
+    """
     with np.load(path, allow_pickle=False) as file:
         if missing := {"mu", "sigma"} - set(file.files):
-            raise UserError(f"{path} has no {' and no '.join(sorted(missing))}: reference moments are mu, sigma and n")
+            raise UserError(f"{path} has no {' and no '.join(sorted(missing))}: statistics are mu, sigma and n")
         mu, sigma = np.float64(file["mu"]), np.float64(file["sigma"])
         n = (int(file["n"]) or None) if "n" in file.files else None
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise UserError(
-            f"{path}: mu {mu.shape} and sigma {sigma.shape} do not belong together; they are (D,) and (D, D)"
-        )
+        raise UserError(f"{path}: mu has the shape {mu.shape} and sigma {sigma.shape}; they must have (D,) and (D, D)")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise UserError(f"{path} holds numbers that are not finite")
     return Moments(mu, sigma, n)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|μ_a - μ_b|² + tr(Σ_a + Σ_b - 2(Σ_a Σ_b)^½).
+    """Return |μ_a - μ_b|² + tr(Σ_a + Σ_b - 2(Σ_a Σ_b)^½) (Heusel et al. 2017, eq. 6).
 
-    Σ_a Σ_b has the eigenvalues of the symmetric Σ_a^½ Σ_b Σ_a^½, so that no matrix square root of a product that is
-    barely not symmetric is needed (`sqrtm` returns complex numbers there when n is small).
+    Σ_a Σ_b has the same eigenvalues as the symmetric Σ_a^½ Σ_b Σ_a^½. So no matrix square root of a non-symmetric
+    product is needed, for which `sqrtm` returns complex numbers if n is small. Raises UserError if the two sides have
+    different dimensions.
     """
     if a.dimensions != b.dimensions:
         raise UserError(
@@ -85,14 +88,14 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return float(difference @ difference + np.trace(a.sigma) + np.trace(b.sigma) - 2 * cross)
 
 
-SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's, so that the same subsets are drawn
+SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020  # as in torch-fidelity, so the subsets are the same
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Mean over subsets, and their standard deviation. May be slightly negative when the sets are alike.
+    """Mean over subsets, and their standard deviation. The mean may be slightly negative if the sets are alike.
 
-    std is None where the only subset is the whole of both sets: it would be 0, whatever the error.
+    std is None if the only subset is both whole sets: it would be 0 and say nothing about the error.
     """
 
     mean: float
@@ -104,10 +107,10 @@ class KernelDistance:
 def kernel_distance(
     a: Rows, b: Rows, *, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = SEED
 ) -> KernelDistance:
-    """Squared maximum mean discrepancy of features (n_a, D) and (n_b, D) under k(x, y) = (x·y/D + 1)³.
+    """Return the squared maximum mean discrepancy of features (n_a, D) and (n_b, D) (Bińkowski et al. 2018).
 
-    Fewer images than `subset_size` on either side shrink the subsets to that many. Features may be memory-mapped:
-    only the subsets are read.
+    The kernel is k(x, y) = (x·y/D + 1)³. If a side has fewer than `subset_size` images, subsets have that size.
+    Features may be on disk: only the subsets are read.
     """
     size = min(subset_size, len(a), len(b))
     whole = size == len(a) == len(b)
@@ -122,7 +125,7 @@ def kernel_distance(
 
 
 def squared_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
-    """The unbiased estimate from m features each: pairs of an image with itself are left out."""
+    """Return the unbiased estimate from m features per side: pairs of an image with itself are left out."""
     m = len(x)
     within = sum((kernel.sum() - np.trace(kernel)) / (m * (m - 1)) for kernel in (_kernel(x, x), _kernel(y, y)))
     return float(within - 2 * _kernel(x, y).mean())
@@ -140,8 +143,12 @@ BLOCK = 1000
 
 @dataclass(frozen=True)
 class Manifold:
-    """precision: share of samples inside the real set; recall: share of real images inside the sampled set;
-    density: how many real balls hold a sample, over k (may exceed 1); coverage: share of real balls that hold one."""
+    """Four scores of overlap; a ball reaches from an image to its k-th neighbour of the same side.
+
+    precision: fraction of samples inside a real ball; recall: fraction of real images inside a ball of samples;
+    density: real balls that hold a sample, on average, over k (may exceed 1); coverage: fraction of real balls that
+    hold a sample.
+    """
 
     precision: float
     recall: float
@@ -157,9 +164,9 @@ def manifold_metrics(
     k_density: int = DENSITY_NEIGHBOURS,
     tick: Callable[[], object] = lambda: None,
 ) -> Manifold:
-    """All four from features (n_real, D) and (n_generated, D), in blocks of distances, in float64.
+    """Compute all four from features (n_real, D) and (n_generated, D), in float64, one block of distances at a time.
 
-    `tick` is called once a block, `blocks_needed` times in all.
+    `tick` is called once per block, `blocks_needed` times in total.
     """
     real, generated = np.asarray(real, dtype=np.float64), np.asarray(generated, dtype=np.float64)
     real_radius, real_radius_density = _radii(real, (k_precision, k_density), tick)
@@ -184,12 +191,12 @@ def manifold_metrics(
 
 
 def blocks_needed(n_real: int, n_generated: int) -> int:
-    """How often `manifold_metrics` will tick."""
+    """Return how often `manifold_metrics` calls `tick`."""
     return -(-n_real // BLOCK) + 2 * -(-n_generated // BLOCK)
 
 
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """|x_i - y_j|² (n, m); the products cancel to about 1e-13 of |x|² in float64."""
+    """Return |x_i - y_j|² (n, m), to about 1e-13 of |x|² in float64."""
     distances = x @ y.T
     distances *= -2
     distances += (x * x).sum(axis=1)[:, None]
@@ -198,7 +205,7 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _radii(features: np.ndarray, neighbours: tuple[int, ...], tick: Callable[[], object]) -> list[np.ndarray]:
-    """Squared distance of every feature to its k-th neighbour, itself not counted, for each k."""
+    """Return the squared distance of every feature to its k-th neighbour, not counting itself, for each k."""
     radii = [np.empty(len(features)) for _ in neighbours]
     for start in range(0, len(features), BLOCK):
         distances = squared_distances(features[start : start + BLOCK], features)
@@ -223,9 +230,9 @@ class InceptionScore:
 
 
 def inception_score(logits: Rows, *, splits: int = SPLITS, seed: int = SEED) -> InceptionScore:
-    """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016) of logits (n, K), shuffled and split as torch-fidelity does.
+    """Return exp E KL(p(y|x) || p(y)) (Salimans et al. 2016) of logits (n, K), shuffled and split as in torch-fidelity.
 
-    Logits may be on the disk: a split at a time is read.
+    Logits may be on disk: one split at a time is read.
     """
     order = np.random.RandomState(seed).permutation(len(logits))
     bounds = [i * len(logits) // splits for i in range(splits + 1)]
@@ -248,14 +255,14 @@ class Drift:
 
 
 def channel_drift(generated: np.ndarray, real: np.ndarray) -> Drift:
-    """From each image's channel means (n, C) in levels of 0..255."""
+    """Compare the channel means of images, (n, C) in levels of 0..255."""
     generated, real = generated.astype(np.float64), real.astype(np.float64)
     variance = generated.var(axis=0, ddof=1) / len(generated) + real.var(axis=0, ddof=1) / len(real)
     return Drift((generated.mean(axis=0) - real.mean(axis=0)).tolist(), np.sqrt(variance).tolist())
 
 
-def level_shares(blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """How often each level occurs in uint8 images that come in blocks (n, C, H, W): (C, 256), rows that sum to 1."""
+def level_fractions(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the histograms (C, 256), each summing to 1, of uint8 images that come in blocks (n, C, H, W)."""
     counts = sum(
         np.stack([np.bincount(channel.ravel(), minlength=256) for channel in block.swapaxes(0, 1)]) for block in blocks
     )
@@ -263,8 +270,8 @@ def level_shares(blocks: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def misplaced_levels(generated: np.ndarray, real: np.ndarray) -> float:
-    """Share of the pixels that would have to change for each level to be as frequent as it is among `real`.
+    """Return the fraction of pixels that would have to change for both histograms (C, 256) to be equal.
 
-    The total variation distance of two (C, 256) of `level_shares`, its mean over the channels.
+    This is the total variation distance, averaged over the channels.
     """
     return float(np.abs(generated - real).sum(axis=1).mean() / 2)

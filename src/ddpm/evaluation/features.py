@@ -2,7 +2,7 @@
 
 `inception` is the network behind every published FID. `builtin` is the classifier in this package. A path names any
 TorchScript file that maps float32 (N, 3, 299, 299) in [-1, 1) to (N, D). Features of a whole set are extracted in
-chunks, which are cached and shared between processes.
+chunks, which are cached on disk and divided among processes.
 """
 
 import functools
@@ -23,34 +23,35 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ddpm.common.distributed import is_main
 from ddpm.common.errors import UserError, require
 from ddpm.common.files import atomic_path, sync, user_path
-from ddpm.common.hardware import default_device, process_rank
-from ddpm.evaluation.cache import Chunks, sign_of_life
-from ddpm.evaluation.classifier import FEATURES, WEIGHTS, builtin_classifier, prepare
+from ddpm.common.hardware import default_device
+from ddpm.evaluation.cache import Chunks
+from ddpm.evaluation.classifier import FEATURES, WEIGHTS, builtin_classifier, normalise
 from ddpm.evaluation.distances import Moments, load_moments, moments_of
 from ddpm.evaluation.images import ImageSet
 
 
 def tf1_bilinear(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize float32 images (N, C, H, W): output pixel i reads source position i·in/out, past the edge the last pixel.
+    """Resize float32 images (N, C, H, W) as TensorFlow 1 does.
 
-    The order of operations is TensorFlow's (`resize_bilinear_op.cc`): along the rows first, then the columns. Every
-    other order rounds differently.
+    Output pixel i reads source position i·in/out; past the edge it reads the last pixel. The order of operations is
+    TensorFlow's too (`resize_bilinear_op.cc`): rows first, then columns. Any other order rounds differently.
     """
     rows = _interpolated(images, 3, width)
     return _interpolated(rows, 2, height)
 
 
 def _interpolated(images: Tensor, axis: int, size: int) -> Tensor:
-    """first + (second - first)·weight along one axis, without memory that is not needed: this runs for every image."""
+    """Compute first + (second - first)·weight along one axis, mostly in place, since this runs for every image."""
     first, second, weight = _taps(images.shape[axis], size, images.device)
     near, far = images.index_select(axis, first), images.index_select(axis, second)
     return far.sub_(near).mul_(weight if axis == 3 else weight[:, None]).add_(near)
 
 
 def _taps(size_in: int, size_out: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Both neighbours of every output pixel, and the weight of the second."""
+    """Return both neighbours of every output pixel, and the weight of the second."""
     scale = torch.tensor(size_in / size_out, dtype=torch.float32, device=device)
     position = torch.arange(size_out, dtype=torch.float32, device=device) * scale
     first = position.long()
@@ -58,8 +59,8 @@ def _taps(size_in: int, size_out: int, device: torch.device) -> tuple[Tensor, Te
 
 
 @dataclass(frozen=True)
-class Engine:
-    """float32 (N, ...) -> float32 (N, D) on the CPU."""
+class FeatureRunner:
+    """A network ready to run: float32 tensor (N, ...) to float32 array (N, D). `name`: the library that runs it."""
 
     name: str
     run: Callable[[Tensor], np.ndarray]
@@ -68,22 +69,27 @@ class Engine:
         return self.run(batch)
 
 
-def compile_network(network: nn.Module, shape: Sequence[int], device: torch.device) -> Engine:
-    """The fastest engine for a network of one input (N, *shape). Always float32: bf16 moves the features by 4%."""
+def compile_network(network: nn.Module, shape: Sequence[int], device: torch.device) -> FeatureRunner:
+    """Compile a network of one input (N, *shape): by OpenVINO on a CPU if it is installed, else by PyTorch.
+
+    Always in float32: bf16 moves the features by 4%.
+    """
     if device.type == "cpu":
         try:
             return _openvino(network, shape)
         except ImportError:
             pass
-        except Exception as error:  # what it cannot convert raises a kind of each of its layers
-            kind = type(error).__name__  # its message is pages of OpenVINO's own source files
-            warnings.warn(f"OpenVINO cannot compute this network ({kind}): PyTorch does, more slowly", stacklevel=2)
+        except Exception as error:  # each layer of OpenVINO raises its own kind of error
+            kind = type(error).__name__  # the message is pages long
+            warnings.warn(
+                f"OpenVINO cannot compute this network ({kind}): using PyTorch, which is slower", stacklevel=2
+            )
     return _torch(network, device)
 
 
-def _openvino(network: nn.Module, shape: Sequence[int]) -> Engine:
+def _openvino(network: nn.Module, shape: Sequence[int]) -> FeatureRunner:
     openvino = _library()
-    with warnings.catch_warnings():  # of the tracer, about PyTorch's own deprecations
+    with warnings.catch_warnings():  # the tracer warns of PyTorch's own deprecations
         warnings.simplefilter("ignore")
         model = openvino.convert_model(network, example_input=torch.zeros(1, *shape), input=[-1, *shape])
     settings = {
@@ -92,29 +98,29 @@ def _openvino(network: nn.Module, shape: Sequence[int]) -> Engine:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = _core().compile_model(model, "CPU", settings)
-    return Engine("openvino", lambda batch: compiled(np.ascontiguousarray(batch.numpy()))[0].copy())
+    return FeatureRunner("openvino", lambda batch: compiled(np.ascontiguousarray(batch.numpy()))[0].copy())
 
 
 @functools.cache
 def _core() -> Any:
-    """The one OpenVINO core of this process.
+    """Return the only OpenVINO core of this process.
 
-    Each core gives its thread another stack for signals. Of two, the one that goes last puts back the stack that the
-    first has freed already, and the next Ctrl-C would be a segmentation fault.
+    Each core installs its own signal stack and restores the previous one when it is destroyed. With two cores, the
+    second one restores a stack that the first has freed, and the next Ctrl-C crashes.
     """
     return _library().Core()
 
 
 def _library() -> Any:
-    """OpenVINO without openvino-telemetry, which would tell Google Analytics of every conversion, fork this process
-    for it and write into the home folder. Where that package is not to be had, OpenVINO does without."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # this is how an import is refused
+    """Import OpenVINO without openvino-telemetry, which reports every conversion to Google Analytics, forks this
+    process and writes into the home folder. OpenVINO works without it."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes its import fail
     import openvino
 
     return openvino
 
 
-def _torch(network: nn.Module, device: torch.device) -> Engine:
+def _torch(network: nn.Module, device: torch.device) -> FeatureRunner:
     network = network.to(device).to(memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()
@@ -123,7 +129,7 @@ def _torch(network: nn.Module, device: torch.device) -> Engine:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return network(batch).float().cpu().numpy()
 
-    return Engine("torch", run)
+    return FeatureRunner("torch", run)
 
 
 SIDE, POOL = 299, 2048
@@ -134,10 +140,10 @@ TORCHSCRIPT_HASH = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """What turns uint8 images (N, C, H, W), C 1 or 3, into float32 features (N, dimensions) and logits (N, classes).
+    """A function from uint8 images (N, C, H, W), C 1 or 3, to float32 features (N, dimensions) and logits (N, classes).
 
-    name: as the user wrote it; standard: whether its Fréchet distance is the FID of publications;
-    fingerprint: hash of the weights; transform: what is done to an image first; engine: what computes.
+    name: as the user wrote it; standard: whether its Fréchet distance is the FID of publications; fingerprint: hash of
+    the weights; transform: the preprocessing of an image, in words; engine: the library that runs it.
     """
 
     name: str
@@ -157,25 +163,28 @@ class FeatureNetwork:
 
     @property
     def distance_name(self) -> str:
-        """What its Fréchet distance is called, so that nobody takes another network's for the published FID."""
+        """The title of its Fréchet distance. Only that of the standard network is called FID."""
         return "FID" if self.standard else f"Fréchet distance ({self.name} features)"
 
 
 def load_features(name: str | Path, device: torch.device | None = None) -> FeatureNetwork:
-    """`inception`, `builtin`, or the path of a TorchScript file, or its name in $DDPM_DATA/inception."""
+    """Load `inception`, `builtin`, or a TorchScript file, given by its path or by its name in $DDPM_DATA/inception.
+
+    Raises UserError if there is no such network, or if the file is not a feature network.
+    """
     device = device or default_device()
     if name == "builtin":
         return _builtin(device)
     if name == "inception":
         return _inception(device)
     path = user_path(name)
-    if found := path if path.is_file() else _at_hand(str(name)):
+    if found := path if path.is_file() else _local_file(str(name)):
         return _torchscript(found, device)
     raise UserError(f"no feature network {str(name)!r}: give inception, builtin, or the path of a TorchScript file")
 
 
 def inception_input(images: Tensor) -> Tensor:
-    """uint8 (N, 1 or 3, H, W) -> float32 (N, 3, 299, 299) in [-1, 1), as TensorFlow's graph does it."""
+    """Convert uint8 (N, 1 or 3, H, W) to float32 (N, 3, 299, 299) in [-1, 1), as TensorFlow's graph does."""
     x = tf1_bilinear(images.float(), SIDE, SIDE)
     return x.sub_(128).div_(128).expand(-1, 3, -1, -1)
 
@@ -186,7 +195,7 @@ def _builtin(device: torch.device) -> FeatureNetwork:
 
     @torch.inference_mode()
     def compute(images: Tensor) -> np.ndarray:
-        return model.features(prepare(images.to(device))).cpu().numpy()
+        return model.features(normalise(images.to(device))).cpu().numpy()
 
     return FeatureNetwork(
         name="builtin",
@@ -201,20 +210,20 @@ def _builtin(device: torch.device) -> FeatureNetwork:
 
 
 def _inception(device: torch.device) -> FeatureNetwork:
-    """torch-fidelity's network, which has logits; the TorchScript file under $DDPM_DATA where only that is there."""
+    """Load torch-fidelity's network, which has logits; or the TorchScript file in $DDPM_DATA if only that exists."""
     cached = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS_FILE)
-    if not cached.exists() and (at_hand := _at_hand(TORCHSCRIPT_FILE)):
-        return _torchscript(at_hand, device, name="inception")
+    if not cached.exists() and (found := _local_file(TORCHSCRIPT_FILE)):
+        return _torchscript(found, device, name="inception")
     module = require("torch_fidelity.feature_extractor_inceptionv3", "eval")
     if not cached.exists():
         _download(module.URL_INCEPTION_V3, cached)
     extractor = module.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(cached))
-    engine = compile_network(WithLogits(extractor), (3, SIDE, SIDE), device)
-    return _on_299(engine, device, "inception", True, POOL, extractor.fc.out_features, _file_hash(cached))
+    runner = compile_network(WithLogits(extractor), (3, SIDE, SIDE), device)
+    return _on_299(runner, device, "inception", True, POOL, extractor.fc.out_features, _file_hash(cached))
 
 
 class WithLogits(nn.Module):
-    """torch-fidelity's Inception from prepared images: (N, 2048) pool features and (N, 1008) logits without bias."""
+    """torch-fidelity's Inception after preprocessing: (N, 2048) pool features and (N, 1008) logits without bias."""
 
     def __init__(self, extractor: nn.Module):
         super().__init__()
@@ -226,8 +235,8 @@ class WithLogits(nn.Module):
         return torch.cat([pool, pool @ self.head.weight.T], dim=1)
 
 
-def _at_hand(name: str) -> Path | None:
-    """The file of this name under $DDPM_DATA, where it is there."""
+def _local_file(name: str) -> Path | None:
+    """Return the file of this name in $DDPM_DATA/inception, or None."""
     path = user_path(os.environ.get("DDPM_DATA", "")) / "inception" / name
     return path if "DDPM_DATA" in os.environ and path.is_file() else None
 
@@ -245,7 +254,7 @@ def _download(url: str, path: Path) -> None:
 
 def _torchscript(path: Path, device: torch.device, name: str | None = None) -> FeatureNetwork:
     try:
-        with warnings.catch_warnings():  # TorchScript is deprecated, and is what feature networks are passed around as
+        with warnings.catch_warnings():  # TorchScript is deprecated, but feature networks are published in it
             warnings.simplefilter("ignore", FutureWarning)
             script = torch.jit.load(path, map_location=device).eval()
         with torch.inference_mode():
@@ -253,18 +262,18 @@ def _torchscript(path: Path, device: torch.device, name: str | None = None) -> F
     except (RuntimeError, ValueError, torch.jit.Error) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"{path} is no TorchScript file that takes float32 N x 3 x {SIDE} x {SIDE} in [-1, 1): {reason}"
+            f"{path} is not a TorchScript file that takes float32 N x 3 x {SIDE} x {SIDE} in [-1, 1): {reason}"
         ) from error
     if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != 2:
         shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise UserError(f"{path} answers two images with {shape}; features are N x D")
+        raise UserError(f"{path} maps two images to {shape}; features are N x D")
     digest = _file_hash(path)
-    engine = compile_network(script, (3, SIDE, SIDE), device)
-    return _on_299(engine, device, name or path.stem, digest == TORCHSCRIPT_HASH, answer.shape[1], 0, digest)
+    runner = compile_network(script, (3, SIDE, SIDE), device)
+    return _on_299(runner, device, name or path.stem, digest == TORCHSCRIPT_HASH, answer.shape[1], 0, digest)
 
 
 def _on_299(
-    engine: Engine, device: torch.device, name: str, standard: bool, dimensions: int, classes: int, digest: str
+    runner: FeatureRunner, device: torch.device, name: str, standard: bool, dimensions: int, classes: int, digest: str
 ) -> FeatureNetwork:
     return FeatureNetwork(
         name=name,
@@ -273,8 +282,8 @@ def _on_299(
         classes=classes,
         fingerprint=digest,
         transform=f"TF1 bilinear {SIDE}, (x-128)/128",
-        engine=engine.name,
-        compute=lambda images: engine(inception_input(images.to(device))),
+        engine=runner.name,
+        compute=lambda images: runner(inception_input(images.to(device))),
     )
 
 
@@ -287,7 +296,7 @@ BATCH = 32
 
 
 class Columns:
-    """Some columns of `Chunks`, still on the disk."""
+    """Some columns of `Chunks`, read from disk on demand."""
 
     def __init__(self, chunks: Chunks, columns: slice):
         self.chunks, self.columns = chunks, columns
@@ -304,7 +313,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Features:
-    """A set's features (n, D), logits (n, K) and channel means (n, C) in levels of 0..255, all on the disk."""
+    """The features (n, D), logits (n, K) and channel means (n, C; in levels of 0..255) of a set, all on disk."""
 
     chunks: Chunks
     features: Columns
@@ -313,9 +322,9 @@ class Features:
     dimensions: int
 
     def moments(self) -> Moments:
-        """Computed once; kept beside the features as mu, sigma and n."""
+        """Return the statistics of the features. They are computed once and stored in the same folder."""
         path = self.chunks.folder / f"moments-{len(self.chunks)}.npz"
-        with suppress(FileNotFoundError, ValueError, EOFError, BadZipFile, UserError):  # not there, or damaged
+        with suppress(FileNotFoundError, ValueError, EOFError, BadZipFile, UserError):  # missing or damaged
             return load_moments(path)
         moments = moments_of(block[:, : self.dimensions] for block in self.chunks.blocks())
         with atomic_path(path) as beside:
@@ -325,27 +334,33 @@ class Features:
 
 
 def extract(images: ImageSet, network: FeatureNetwork, progress: bool = True) -> Features:
-    """Features of all `images`; those that are in the cache are not computed again.
+    """Return the features of all `images`. Chunks in the cache are not computed again.
 
-    Every process computes its share; the first returns when all shares are there.
+    Every process must call it. Each computes its share, and all wait for each other.
+
+    Raises UserError if a feature is not finite.
     """
     settings = {"images": images.fingerprint, "network": network.fingerprint, "transform": network.transform}
     chunks = Chunks("features", settings, len(images), images.chunk)
-    missing = chunks.missing(chunks.mine())
+    missing = chunks.my_missing()
     rows = sum(len(chunks.bounds(start)) for start in missing)
-    shown = progress and process_rank()[0] == 0
-    with tqdm(total=rows, desc=images.title, unit="image", disable=not (shown and missing)) as bar:
+    with tqdm(total=rows, desc=images.title, unit="image", disable=not (progress and is_main() and missing)) as bar:
         for start in missing:
             parts = []
             bounds = chunks.bounds(start)
             for first in range(bounds.start, bounds.stop, BATCH):
                 batch = images[first : min(first + BATCH, bounds.stop)]
-                parts.append(np.hstack([*network(batch), batch.double().mean((2, 3)).numpy()]).astype(np.float32))
+                found = np.hstack([*network(batch), batch.double().mean((2, 3)).numpy()]).astype(np.float32)
+                if not np.isfinite(found).all():
+                    row = first + int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+                    raise UserError(
+                        f"the {network.name} features of image {row} of {images.title} are not finite: "
+                        "use another --features"
+                    )
+                parts.append(found)
                 bar.update(len(batch))
-                sign_of_life()
             chunks.write(start, np.concatenate(parts))
-    if process_rank()[0] == 0:
-        chunks.wait()
+    chunks.wait()
     d, k = network.dimensions, network.dimensions + network.classes
     features, logits, means = (Columns(chunks, part) for part in (slice(0, d), slice(d, k), slice(k, None)))
     return Features(chunks, features, logits, means, d)

@@ -1,4 +1,7 @@
-"""The images that are judged or compared with: a data set's, or a model's as they are drawn."""
+"""The images that metrics compare: those of a data set, or those that a model samples.
+
+Also the two operations on sets that several metrics need: labels under the other set's class names, and a subset.
+"""
 
 from functools import cached_property
 from typing import Any
@@ -8,25 +11,29 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm.common.distributed import is_main
 from ddpm.common.errors import UserError
 from ddpm.common.files import content_key
-from ddpm.common.hardware import compute_dtype, process_rank
 from ddpm.common.pixels import to_uint8
-from ddpm.data.datasets import ImageDataset
-from ddpm.evaluation.cache import Chunks, sign_of_life
+from ddpm.data.datasets import ImageDataset, matched_by_number
+from ddpm.evaluation.cache import Chunks
 from ddpm.evaluation.distances import Moments
-from ddpm.model import Model
-from ddpm.samplers import DEFAULT_SAMPLER, find_sampler
+from ddpm.model import Model, SamplingOptions
 
 CHUNK = 512
 
 
 class ImageSet:
-    """uint8 images by number, with what names them.
+    """uint8 images by number.
 
-    title: for tables; fingerprint: hash of the content; shape: (C, H, W); chunk: how many are worked on at once;
-    labels: int64 (N,) or None; class_names: one a class, or None; moments: ready ones that came with the images, of
-    the larger set that they stand for, or None.
+    Attributes:
+        title: name for tables and messages.
+        fingerprint: hash of the content.
+        shape: (C, H, W) of every image.
+        chunk: how many images are processed at once.
+        labels: int64 (N,), or None.
+        class_names: one name per class, or None.
+        moments: precomputed feature statistics that came with the images, or None.
     """
 
     title: str
@@ -40,7 +47,7 @@ class ImageSet:
         raise NotImplementedError
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
-        """uint8 (n, C, H, W)."""
+        """Return uint8 (n, C, H, W)."""
         raise NotImplementedError
 
     @cached_property
@@ -48,17 +55,43 @@ class ImageSet:
         return None
 
     def prepare(self, progress: bool) -> None:
-        """Make this process's share of what is not there yet; the first process returns when all of it is."""
+        """Make the images that do not exist yet. Every process calls it and makes its share."""
 
     def classes(self) -> tuple[Tensor, list[str]]:
-        """Labels and class names; UserError where there are none."""
+        """Return labels (N,) and class names; UserError if there are none."""
         if self.labels is None or self.class_names is None:
             raise UserError(f"needs classes, and {self.title} has none")
         return self.labels, self.class_names
 
+    def labels_in(self, names: list[str]) -> Tensor:
+        """Return the labels (N,) as indices into `names`, the class names of another set.
+
+        Classes are matched by name, or by number if one side only has numbers for names. Raises UserError if a class
+        is not in `names`.
+        """
+        labels, own = self.classes()
+        if matched_by_number(own, names):
+            return labels
+        if set(own) - set(names):
+            raise UserError(
+                f"needs the same classes on both sides: {self.title} has {', '.join(own[:5])}, … and the real images "
+                f"{', '.join(names[:5])}, …"
+            )
+        return torch.tensor([names.index(name) for name in own])[labels]
+
+
+def subset_rows(size: int, num: int) -> Tensor:
+    """Return at most `num` of the rows 0 … size-1, int64, sorted.
+
+    The choice is random but fixed, so a set that is sorted by class keeps its class proportions.
+    """
+    if num >= size:
+        return torch.arange(size)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:num].sort().values
+
 
 class DatasetImages(ImageSet):
-    """A data set, in its own order."""
+    """The images of a data set, in its own order."""
 
     def __init__(self, dataset: ImageDataset, title: str):
         self.dataset, self.title, self.shape = dataset, title, dataset.image_shape
@@ -67,9 +100,10 @@ class DatasetImages(ImageSet):
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """In chunks, and only when they are asked for: a set too large for memory decodes its images for them.
+        """Labels (N,), read through `batch` in chunks.
 
-        A broken image is replaced by its neighbour, whose class is then the right one, so `batch` has to say.
+        A broken image is replaced by its neighbour, and only `batch` knows whose class is then right. A set that does
+        not fit into memory decodes its images for this, so it happens only when labels are needed.
         """
         if self.class_names is None:
             return None
@@ -78,7 +112,7 @@ class DatasetImages(ImageSet):
 
     @property
     def stored_labels(self) -> Tensor | None:
-        """The same without a look at any image, and so without regard to those that are broken."""
+        """Labels (N,) as they are stored, without decoding an image; those of broken images are not corrected."""
         return getattr(self.dataset, "labels", None)
 
     def __len__(self) -> int:
@@ -89,70 +123,64 @@ class DatasetImages(ImageSet):
 
 
 class GeneratedImages(ImageSet):
-    """Images 0 … num-1 of a model's seed, drawn by `prepare` and kept on the disk.
+    """Images 0 … num-1 of a model's seed. `prepare` samples them into the cache.
 
-    `options` go to `Model.sample_batches`. More images of the same settings go on from those that are there.
+    A larger `num` with the same options reuses the images that exist.
+
+    Args:
+        options: see `SamplingOptions`; `changes` are fields that replace those of `options`. Resolved, they are the
+            cache key together with the model's.
     """
 
-    def __init__(self, model: Model, num: int, title: str | None = None, **options: Any):
+    def __init__(
+        self, model: Model, num: int, title: str | None = None, options: SamplingOptions | None = None, **changes: Any
+    ):
         if num < 1:
             raise UserError(f"the number of images must be at least 1, not {num}")
+        self.options = SamplingOptions.of(options, **changes).resolved(model)
+        assert self.options.steps is not None
+        assert self.options.batch_size is not None
         self.model, self.title, self.shape = model, title or f"model {model.weights_hash}", model.image_shape
-        size = options.pop("batch_size", None) or model.default_batch_size
-        self.chunk = -(-CHUNK // size) * size  # whole batches, so that no forward pass is padded but the last
-        usual = {
-            "sampler": DEFAULT_SAMPLER,
-            "steps": 20,
-            "seed": 0,
-            "guidance": 1.0,
-            "clip": "static",
-            "precision": "auto",
-        }
-        self.options = {**usual, **options}
-        self.options["spacing"] = self.options.get("spacing") or find_sampler(self.options["sampler"]).spacing
-        self.options["batch_size"] = size
-        chosen = model.resolve_labels(self.options.get("labels"))
-        self.labels = None if chosen is None else torch.tensor([chosen[i % len(chosen)] for i in range(num)])
+        size = self.options.batch_size
+        self.chunk = -(-CHUNK // size) * size  # whole batches, so that only the last forward pass is padded
+        self.labels = self.options.labels_of(range(num))
         self.class_names = model.class_names
-        self.settings = {
-            **model.cache_key,
-            **self.options,
-            "precision": str(compute_dtype(self.options["precision"], model.device)).removeprefix("torch."),
-            "labels": chosen,
-        }
+        self.settings = {**model.cache_key, **self.options.as_dict()}
         self.fingerprint = content_key(self.settings)
+        self.evaluations = self.options.spec.evaluations(self.options.steps)  # of the network, per image
         self.chunks = Chunks("images", self.settings, num, self.chunk)
 
     @property
-    def labels_told(self) -> list[int] | str | None:
-        """The classes that images take in turn, in a word where those are all there are."""
-        chosen = self.settings["labels"]
-        return "all" if chosen is not None and chosen == list(range(len(self.class_names or []))) else chosen
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations an image."""
-        return find_sampler(self.options["sampler"]).evaluations(self.options["steps"])
+    def default_options(self) -> list[str]:
+        """The sampling options that have their default value, given the sampler and its steps."""
+        usual = SamplingOptions(sampler=self.options.sampler, steps=self.options.steps).resolved(self.model).as_dict()
+        return [
+            name
+            for name, value in self.options.as_dict().items()
+            if name not in ("sampler", "steps") and value == usual.get(name)
+        ]
 
     def __len__(self) -> int:
         return len(self.chunks)
 
     def prepare(self, progress: bool) -> None:
-        missing, first = self.chunks.missing(self.chunks.mine()), process_rank()[0] == 0
+        missing = self.chunks.my_missing()
         num = sum(len(self.chunks.bounds(start)) for start in missing)
-        self.model.compile_if_worthwhile(len(self), self.options["steps"])
-        with tqdm(total=num, desc="sampling", unit="image", disable=not (progress and first and missing)) as bar:
+        assert self.options.steps is not None
+        self.model.compile_if_worthwhile(len(self), self.options.steps)
+        with tqdm(total=num, desc="sampling", unit="image", disable=not (progress and is_main() and missing)) as bar:
             for start in missing:
                 parts = []
-                batches = self.model.sample_batches(
-                    self.chunks.bounds(start), callback=lambda _: sign_of_life(), **self.options
-                )
-                for indices, images in batches:
+                for indices, images in self.model.sample_batches(self.chunks.bounds(start), self.options):
+                    if not images.isfinite().all():
+                        raise UserError(
+                            f"{self.title} samples images that are not finite: its weights are damaged, or "
+                            f"{self.options.precision} is too narrow (--precision fp32)"
+                        )
                     parts.append(to_uint8(images))
                     bar.update(len(indices))
                 self.chunks.write(start, torch.cat(parts).numpy())
-        if first:
-            self.chunks.wait()
+        self.chunks.wait()
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
         return torch.from_numpy(self.chunks[rows])

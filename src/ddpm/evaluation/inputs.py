@@ -1,63 +1,46 @@
-"""The inputs of a metric: candidate images, reference images, and the features of both."""
+"""The inputs of a metric: candidate images, reference images, the features of both, and what a metric may require."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ddpm.common.errors import UserError
-from ddpm.evaluation.classifier import matched, spread
 from ddpm.evaluation.distances import Moments
 from ddpm.evaluation.features import FeatureNetwork, Features, extract
-from ddpm.evaluation.images import DatasetImages, GeneratedImages, ImageSet
+from ddpm.evaluation.images import DatasetImages, GeneratedImages, ImageSet, subset_rows
 from ddpm.evaluation.likelihood import Likelihood, evaluate_likelihood
 from ddpm.model import Model
 
-SAMPLES, FEATURES, HELD_OUT_FEATURES, LIKELIHOOD = "samples", "features", "held-out features", "likelihood"
 LIKELIHOOD_IMAGES = 2000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of the report.
-
-    key: in the JSON; title: in the table; error: one standard error or deviation, as `note` says; detail: more for
-    the JSON (a value a class, a curve).
-    """
-
-    key: str
-    title: str
-    value: float
-    error: float | None = None
-    note: str = ""
-    detail: Any = None
+PROPORTIONS_DIFFER = 0.1  # total variation distance from which a note is given
+SAME_WITHIN = 0.1  # relative to the larger proportion of a class
 
 
 @dataclass
-class Comparison:
-    """Judged against real images.
+class EvaluationInputs:
+    """The candidate, the real images that it is compared with, and everything computed from them, each once.
 
     Args:
-        generated: what is judged.
-        reference: real images, or ready moments of them.
-        load_network: gives the feature network; called when first looked through.
-        pictures: the beginning of the names of pictures.
-        test: real images that were not trained on.
-        judged_model: what drew `generated`, if a model did.
-        force: give a biased FID a label instead of refusing it.
+        candidate: the images to evaluate.
+        reference: real images, or precomputed statistics of their features.
+        load_network: returns the feature network; called when features are first needed.
+        pictures: path prefix of the pictures that metrics draw.
+        held_out: real images that were not trained on, or None.
+        model: the model that samples `candidate`, or None.
+        force: compute FID on too few images, and mark it as biased.
 
-    `real`, `held_out`, `model` and `logits` are for metrics that cannot do without: a UserError says what is missing.
+    A metric uses only what it requires, see `REQUIREMENTS`; the rest may be missing.
     """
 
-    generated: ImageSet
+    candidate: ImageSet
     reference: ImageSet | Moments
     load_network: Callable[[], FeatureNetwork]
     pictures: Path
-    test: ImageSet | None = None
-    judged_model: Model | None = None
+    held_out: ImageSet | None = None
+    model: Model | None = None
     force: bool = False
     progress: bool = True
     drawn: list[Path] = field(default_factory=list)
@@ -68,48 +51,40 @@ class Comparison:
 
     @property
     def real(self) -> ImageSet:
-        """The reference's images."""
-        if isinstance(self.reference, Moments):
-            raise UserError("needs the reference's images; mu and sigma are enough for fid alone")
+        """The reference's images; for metrics that require real images."""
+        assert isinstance(self.reference, ImageSet)
         return self.reference
 
     @property
-    def held_out(self) -> ImageSet:
-        """Real images that were not trained on."""
-        if self.test is None:
-            raise UserError("needs held-out images: give --test SOURCE")
-        return self.test
-
-    @property
-    def model(self) -> Model:
-        """What drew the images."""
-        if self.judged_model is None:
-            raise UserError("needs a model, not images that were drawn before")
-        return self.judged_model
+    def test(self) -> ImageSet:
+        """The held-out images; for metrics that require them."""
+        assert self.held_out is not None
+        return self.held_out
 
     @cached_property
-    def generated_features(self) -> Features:
-        return extract(self.generated, self.network, self.progress)
+    def candidate_features(self) -> Features:
+        return extract(self.candidate, self.network, self.progress)
 
     @cached_property
     def real_features(self) -> Features:
         return extract(self.real, self.network, self.progress)
 
     @cached_property
-    def held_out_features(self) -> Features:
-        return extract(self.held_out, self.network, self.progress)
+    def test_features(self) -> Features:
+        return extract(self.test, self.network, self.progress)
 
     @cached_property
     def likelihood(self) -> Likelihood:
-        """Of at most LIKELIHOOD_IMAGES held-out images, each with its class where the model has classes."""
-        rows = spread(len(self.held_out), LIKELIHOOD_IMAGES)
+        """The bound for at most LIKELIHOOD_IMAGES held-out images, each with its class if the model has classes."""
+        assert self.model is not None
+        rows = subset_rows(len(self.test), LIKELIHOOD_IMAGES)
         names = self.model.class_names
-        labels = None if names is None else matched(self.held_out, names)[rows]
-        return evaluate_likelihood(self.model, self.held_out[rows.numpy()], labels, progress=self.progress)
+        labels = None if names is None else self.test.labels_in(names)[rows]
+        return evaluate_likelihood(self.model, self.test[rows.numpy()], labels, progress=self.progress)
 
     @property
-    def ready_moments(self) -> Moments | None:
-        """The reference's, where it is or has some; beside images those alone that are of this network."""
+    def precomputed_moments(self) -> Moments | None:
+        """The reference's precomputed statistics. Those stored beside images count if they fit the feature network."""
         if isinstance(self.reference, Moments):
             return self.reference
         found = self.reference.moments
@@ -117,88 +92,153 @@ class Comparison:
 
     @property
     def reference_moments(self) -> Moments:
-        return self.ready_moments or self.real_features.moments()
+        return self.precomputed_moments or self.real_features.moments()
 
     @property
     def reference_n(self) -> int | None:
-        """Images in the reference; None where ready moments do not say."""
+        """The number of images in the reference; None if precomputed statistics do not say."""
         return self.reference.n if isinstance(self.reference, Moments) else len(self.reference)
 
-    def prepare(self, uses: Iterable[str]) -> None:
-        """Draw, extract and code: each process its share, the first returns when all shares are there."""
-        if SAMPLES in uses:
-            self.generated.prepare(self.progress)
-        extracted = [self.generated] if FEATURES in uses else []
-        if FEATURES in uses and not isinstance(self.reference, Moments):
-            extracted.append(self.reference)
-        if HELD_OUT_FEATURES in uses:
-            extracted.append(self.held_out)
-        for images in extracted:
-            extract(images, self.network, self.progress)
-        if LIKELIHOOD in uses:
+    def prepare(self, requirements: Iterable[str]) -> None:
+        """Sample, extract features and compute the likelihood. Every process calls it and does its share."""
+        needed = set(requirements)
+        if needed & {"samples", "features"}:
+            self.candidate.prepare(self.progress)
+        if "features" in needed:
+            _ = self.candidate_features
+            if not isinstance(self.reference, Moments):
+                _ = self.real_features
+        if "held-out features" in needed:
+            _ = self.test_features
+        if "likelihood" in needed:
             _ = self.likelihood
 
     def picture(self, name: str) -> Path:
-        """Where a metric puts a picture of this name; the report lists it."""
+        """Return the path for a picture of this name, and list it in the report."""
         path = picture_path(self.pictures, name)
         self.drawn.append(path)
         return path
 
+    @cached_property
+    def proportions_note(self) -> str:
+        """A note if a model samples its classes in other proportions than the reference has, else an empty string."""
+        candidate, reference = self.candidate, self.reference
+        if not isinstance(candidate, GeneratedImages) or not isinstance(reference, DatasetImages):
+            return ""
+        labels, names = reference.stored_labels, reference.class_names
+        if candidate.labels is None or labels is None or names is None:
+            return ""
+        try:
+            sampled = candidate.labels_in(names)
+        except UserError:  # other classes than the reference's
+            return ""
+        ours, theirs = (numbers.bincount(minlength=len(names)) / len(numbers) for numbers in (sampled, labels))
+        difference = (ours - theirs).abs()
+        if difference.sum() / 2 <= PROPORTIONS_DIFFER:
+            return ""
+        others = int((difference > SAME_WITHIN * torch.maximum(ours, theirs)).sum())
+        return (
+            f"includes a difference in class proportions: {others} of {len(names)} classes are more or less frequent "
+            "in the reference; --labels changes the proportions"
+        )
+
 
 def picture_path(pictures: Path, name: str) -> Path:
-    """The picture NAME of an evaluation whose pictures begin with `pictures`."""
+    """Return the path of the picture NAME of an evaluation with the path prefix `pictures`."""
     return pictures.with_name(f"{pictures.name}-{name}.png")
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric.
-
-    compute: its function; needs: what it cannot do without, each a function that raises UserError where it is missing;
-    least: images that either side must have; uses: what has to be drawn and extracted first; mixture: whether it is of
-    all classes at once, in the shares that either side has them.
-    """
-
-    compute: Callable[[Comparison], list[Figure]]
-    needs: Sequence[Callable[[Comparison], Any]] = ()
-    least: int = 1
-    uses: Sequence[str] = (SAMPLES, FEATURES)
-    mixture: bool = False
-
-    def lacks(self, comparison: Comparison) -> str | None:
-        """What is missing for this metric, or None."""
-        try:
-            for need in self.needs:
-                need(comparison)
-        except UserError as missing:
-            return str(missing)
-        sides = {comparison.generated.title: len(comparison.generated), "the reference": comparison.reference_n}
-        few = next((f"{title} has {n}" for title, n in sides.items() if n is not None and n < self.least), None)
-        return f"needs at least {self.least} images, and {few}" if few else None
-
-
-TOLD_FROM = 0.1  # total variation: the share of the images that would have to be of another class
-SAME_WITHIN = 0.1  # of the larger share of a class
-
-
-def uneven_classes(c: Comparison) -> str:
-    """A note where a model draws its classes in other shares than the reference holds them, else an empty string."""
-    drawn, reference = c.generated, c.reference
-    if not isinstance(drawn, GeneratedImages) or drawn.labels is None or not isinstance(reference, DatasetImages):
+def _grey_or_colour(inputs: EvaluationInputs) -> str:
+    channels = inputs.candidate.shape[0]
+    if channels in (1, 3):
         return ""
-    held, names = reference.stored_labels, reference.class_names
-    if held is None or names is None:
-        return ""
-    try:
-        of_drawn = matched(drawn, names)
-    except UserError:  # other classes than the reference's
-        return ""
-    ours, theirs = (labels.bincount(minlength=len(names)) / len(labels) for labels in (of_drawn, held))
-    apart = (ours - theirs).abs()
-    if apart.sum() / 2 <= TOLD_FROM:
-        return ""
-    others = int((apart > SAME_WITHIN * torch.maximum(ours, theirs)).sum())
     return (
-        f"classes are drawn in turn, and the reference holds {others} of {len(names)} in another share: "
-        "this figure includes that; --labels draws others"
+        f"needs grey or colour images, and {inputs.candidate.title} has {channels} channels: take levels, nll, "
+        "which do not use features"
     )
+
+
+def _real_images(inputs: EvaluationInputs) -> str:
+    if isinstance(inputs.reference, ImageSet):
+        return ""
+    return "needs the reference's images; precomputed statistics are enough for fid alone"
+
+
+def _full_rank(inputs: EvaluationInputs) -> str:
+    """Fewer images than dimensions make the covariance singular and the distance far too large."""
+    reference, dimensions = inputs.reference, inputs.network.dimensions
+    if isinstance(reference, Moments) and reference.dimensions != dimensions:
+        return (
+            f"needs features of the reference's {reference.dimensions} dimensions; {inputs.network.name} has "
+            f"{dimensions}: both sides need the same network"
+        )
+    for title, n in (("the reference", inputs.reference_n), (inputs.candidate.title, len(inputs.candidate))):
+        if n is not None and n < dimensions and not inputs.force:
+            return (
+                f"needs as many images as feature dimensions, {dimensions:,}, and {title} has {n:,}: "
+                "use more images, or kid, which needs fewer; --force computes it and marks it as biased"
+            )
+    return ""
+
+
+def _logits(inputs: EvaluationInputs) -> str:
+    network = inputs.network
+    return "" if network.classes else f"needs class logits, and the {network.name} features have none"
+
+
+def _classes(inputs: EvaluationInputs) -> str:
+    return _class_problem(inputs.candidate, inputs.real)
+
+
+def _model(inputs: EvaluationInputs) -> str:
+    return "needs a model, not images that were sampled before" if inputs.model is None else ""
+
+
+def _held_out(inputs: EvaluationInputs) -> str:
+    return "needs held-out images: give --test SOURCE" if inputs.held_out is None else ""
+
+
+def _held_out_classes(inputs: EvaluationInputs) -> str:
+    return _class_problem(inputs.candidate, inputs.test)
+
+
+def _likelihood(inputs: EvaluationInputs) -> str:
+    """A model with classes gets those of the held-out images."""
+    assert inputs.model is not None
+    names = inputs.model.class_names
+    return "" if names is None else _class_problem(inputs.test, names)
+
+
+def _class_problem(images: ImageSet, others: ImageSet | list[str]) -> str:
+    """Return why `images` cannot be labelled with the classes of `others`, or an empty string."""
+    try:
+        images.labels_in(others if isinstance(others, list) else others.classes()[1])
+    except UserError as problem:
+        return str(problem)
+    return ""
+
+
+# What a metric may require: a check that returns what is missing, or an empty string. Checked in this order, so a
+# check may rely on those above it if the metric requires these too.
+REQUIREMENTS: dict[str, Callable[[EvaluationInputs], str]] = {
+    "samples": lambda inputs: "",  # there is always a candidate; the entry says that its images are needed
+    "features": _grey_or_colour,
+    "real images": _real_images,
+    "enough images": _full_rank,
+    "logits": _logits,
+    "classes": _classes,
+    "model": _model,
+    "held-out images": _held_out,
+    "held-out features": lambda inputs: "",
+    "held-out classes": _held_out_classes,
+    "likelihood": _likelihood,
+}
+
+
+def missing_requirement(requires: Iterable[str], inputs: EvaluationInputs) -> str:
+    """Return what the inputs lack for these requirements, or an empty string."""
+    required = set(requires)
+    if unknown := required - set(REQUIREMENTS):
+        raise ValueError(f"unknown requirements {sorted(unknown)}")
+    reasons = (check(inputs) for name, check in REQUIREMENTS.items() if name in required)
+    return next((reason for reason in reasons if reason), "")

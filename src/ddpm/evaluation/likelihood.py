@@ -1,11 +1,11 @@
 """Bits/dim by the variational bound, its terms by timestep, and the rate-distortion curve of progressive coding.
 
-The bound of Ho et al. 2020, eq. 5, on held-out images: a code of that length transmits them without loss. Few images
-get every timestep; many get some timesteps each, one from every stratum of neighbouring timesteps, weighted by the
-stratum's size. That is unbiased for each image, so the standard error is simply that of the images' mean.
+The bound of Ho et al. 2020, eq. 5, on held-out images: a code of that length transmits them without loss. A few images
+get every timestep. Many images get some timesteps each, one from every stratum of neighbouring timesteps, weighted by
+the stratum's size. That is unbiased for each image, so the standard error is that of the mean over images.
 
-Every pair of an image and a timestep is independent of the others, so the pairs are computed in chunks that are kept
-in the cache: a killed evaluation goes on, and processes share the chunks.
+Every pair of an image and a timestep is independent of the others. So the pairs are computed in chunks that are cached
+on disk and divided among processes, and a killed evaluation resumes.
 """
 
 import hashlib
@@ -18,25 +18,27 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm.common.distributed import is_main
 from ddpm.common.errors import UserError, require
 from ddpm.common.files import atomic_path
-from ddpm.common.hardware import Precision, compute_dtype, process_rank
+from ddpm.common.hardware import Precision, compute_dtype, precision_name
 from ddpm.common.pixels import to_float
 from ddpm.common.randomness import ImageNoise, derive_seed
 from ddpm.diffusion.likelihood import VariationalBound
 from ddpm.diffusion.timestep_samplers import StratifiedSampler
-from ddpm.evaluation.cache import Chunks, sign_of_life
+from ddpm.evaluation.cache import Chunks
 from ddpm.model import Model
 
-LEAST_TIMESTEPS = 10  # an image, however many images there are
+MIN_TIMESTEPS = 10  # per image, however many images there are
 CHUNK = 1024  # pairs of an image and a timestep
 
 
 @dataclass(frozen=True)
 class Term:
-    """What one stratum of timesteps contributes: all timesteps in first..last; a single one where first = last.
+    """The contribution of one stratum: all timesteps in first..last, which may be a single one.
 
-    `bits`: its sum of terms of the bound, bits/dim. `rmse`: of the predicted x_0 given x_t, on the 0..255 scale.
+    `bits`: the sum of its terms of the bound, in bits/dim. `rmse`: error of the predicted x_0 given x_t, in levels of
+    0..255.
     """
 
     first: int
@@ -49,9 +51,9 @@ class Term:
 class Likelihood:
     """The variational bound on the negative log-likelihood of `images` images.
 
-    `bits_per_dim` ± `standard_error`, over the images. `dims`: dimensions of one image as its data set has it; where
-    the model saw it padded or grey as colour, the bits are still counted per dimension of the original (an upper
-    bound, since the original is part of what is coded). `prior`: L_T. `terms`: from t = 0, which is L_0, upwards.
+    bits_per_dim ± standard_error: over the images. dims: dimensions of one image in its data set. If the model sees it
+    padded, or grey as colour, bits are still counted per dimension of the original; that is an upper bound, since the
+    code then describes more than the original. prior: L_T. terms: from t = 0, which is L_0, upwards.
     """
 
     bits_per_dim: float
@@ -64,10 +66,10 @@ class Likelihood:
 
     @property
     def rate_distortion(self) -> list[tuple[float, float]]:
-        """(bits/dim received, RMSE on the 0..255 scale) of progressive coding, from the first bit to lossless.
+        """(bits/dim received, RMSE in levels of 0..255) of progressive coding, from the first bit to lossless.
 
-        Whoever has received x_T … x_t predicts x_0 from x_t (Ho et al. 2020, section 4.3). A wide stratum counts as
-        received halfway.
+        After receiving x_T … x_t, the receiver predicts x_0 from x_t (Ho et al. 2020, section 4.3). A wide stratum
+        counts as half received.
         """
         curve, received = [], self.prior
         for term in reversed(self.terms):
@@ -89,18 +91,20 @@ def evaluate_likelihood(
     precision: Precision = "fp32",
     progress: bool = True,
 ) -> Likelihood:
-    """Bound the model's negative log-likelihood of held-out images.
+    """Bound the model's negative log-likelihood of held-out images (Ho et al. 2020, eq. 5).
 
     Args:
-        images: uint8 (N, C, H, W), of the model's height and width; grey ones for a colour model are repeated.
-        labels: int64 (N,) where the model is class-conditional and its class is to be told; else None.
-        seed: of timesteps and noise, which belong to an image's index here.
-        budget: network evaluations, one image at one timestep each. All T timesteps where N·T fit in, else budget/N
-            stratified ones an image, at least ten.
+        images: uint8 (N, C, H, W) of the model's height and width. For a colour model, grey images get three channels.
+        labels: int64 (N,), the class of each image for a class-conditional model; else None.
+        seed: of timesteps and noise, which depend on the seed and an image's index only.
+        budget: network evaluations, each of one image at one timestep. All T timesteps if N·T is within the budget,
+            else budget/N stratified timesteps per image, at least MIN_TIMESTEPS.
         data_dims: dimensions of an image before it was padded or made colour; by default those of `images`.
-        batch_size: images a forward pass; the model's own by default.
+        batch_size: images per forward pass; by default the model's.
 
-    Over several processes each computes its share, and all return the whole.
+    Every process must call it. Each computes its share, and all return the whole.
+
+    Raises UserError for fewer than two images, images of another shape, or terms that are not finite.
     """
     count = len(images)
     if count < 2:
@@ -108,9 +112,9 @@ def evaluate_likelihood(
     dims = data_dims or images[0].numel()
     images = _fit(images, model)
     timesteps = model.diffusion.schedule.timesteps
-    strata = make_strata(timesteps, min(timesteps, max(LEAST_TIMESTEPS, budget // count)))
+    strata = make_strata(timesteps, min(timesteps, max(MIN_TIMESTEPS, budget // count)))
     chosen = _draw_timesteps(strata, count, seed)  # (N, K)
-    pairs = chosen.flatten().argsort(stable=True)  # by timestep, which the network is told one of a batch
+    pairs = chosen.flatten().argsort(stable=True)  # by timestep, since a batch has one
     size = batch_size or model.default_batch_size
     settings = {
         **model.cache_key,
@@ -119,23 +123,22 @@ def evaluate_likelihood(
         "timesteps": len(strata),
         "seed": seed,
         "batch_size": size,
-        "precision": str(compute_dtype(precision, model.device)).removeprefix("torch."),
+        "precision": precision_name(compute_dtype(precision, model.device)),
     }
     chunks, bound = Chunks("likelihood", settings, len(pairs), CHUNK), VariationalBound(model.diffusion)
-    missing = chunks.missing(chunks.mine())
-    model.compile_if_worthwhile(
-        0
-    )  # batches here are of every size, and a network compiled to draw many images compiles for each
-    total, shown = sum(len(chunks.bounds(start)) for start in missing), progress and process_rank()[0] == 0
-    with tqdm(total=total, desc="likelihood", unit="image", disable=not (shown and missing)) as bar:
+    missing = chunks.my_missing()
+    model.compile_if_worthwhile(0)  # never: batches here have many sizes, and each would be compiled
+    total = sum(len(chunks.bounds(start)) for start in missing)
+    with tqdm(total=total, desc="likelihood", unit="image", disable=not (progress and is_main() and missing)) as bar:
         for start in missing:
             found = []
             for t, rows in _batches(chosen, pairs[start : start + CHUNK], size):
                 batch_labels = None if labels is None else labels[rows]
                 x_0 = to_float(images[rows]).to(model.device)
                 found.append(_term(model, bound, x_0, batch_labels, t, rows, seed, precision))
+                if not found[-1].isfinite().all():
+                    raise UserError(f"the likelihood at timestep {t} is not finite: the model's weights are damaged")
                 bar.update(len(rows))
-                sign_of_life()
             chunks.write(start, torch.cat(found).numpy())
     chunks.wait()
     terms = torch.empty(len(pairs), 2, dtype=torch.float64)
@@ -146,9 +149,10 @@ def evaluate_likelihood(
 
 
 def make_strata(timesteps: int, count: int) -> list[range]:
-    """`count` runs of neighbouring timesteps that together are 0..T-1, wider in proportion to t.
+    """Divide 0..T-1 into `count` runs of neighbouring timesteps, with widths in proportion to t.
 
-    The terms fall about as 1/t, so this gives strata of like weight. t = 0, the decoder's term, is always alone.
+    The terms of the bound fall about as 1/t, so the strata have similar weights. t = 0, the decoder's term, is always
+    alone.
     """
     strata, first = [], 0
     for left in range(count, 0, -1):
@@ -160,7 +164,7 @@ def make_strata(timesteps: int, count: int) -> list[range]:
 
 
 def plot_likelihood(result: Likelihood, path: str | Path) -> None:
-    """Three panels, after figure 5 of Ho et al. 2020: bits by timestep, RMSE by timestep, RMSE by bits received."""
+    """Plot bits by timestep, RMSE by timestep, and RMSE by bits received (figure 5 of Ho et al. 2020)."""
     figure = require("matplotlib.figure", "eval").Figure(figsize=(12, 3.6), layout="constrained")
     by_timestep, by_step, curve = figure.subplots(1, 3)
     middle = [(term.first + term.last) / 2 + 1 for term in result.terms]
@@ -190,7 +194,7 @@ def _fit(images: Tensor, model: Model) -> Tensor:
 
 
 def _draw_timesteps(strata: list[range], count: int, seed: int) -> Tensor:
-    """One timestep from every stratum for every image, int64 (N, K); over the images each stratum is covered evenly."""
+    """Choose one timestep per stratum for every image, int64 (N, K); the images cover each stratum evenly."""
     key, everyone = derive_seed(seed, "likelihood"), torch.arange(count)
     columns = [
         stratum.start + StratifiedSampler(len(stratum)).draw(key, k, everyone, count)[0]
@@ -200,7 +204,7 @@ def _draw_timesteps(strata: list[range], count: int, seed: int) -> Tensor:
 
 
 def _batches(chosen: Tensor, pairs: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    """(t, images) of pairs that are sorted by timestep, at most `size` images at a time."""
+    """Yield (t, images) of pairs that are sorted by timestep, at most `size` images at a time."""
     values, counts = chosen.flatten()[pairs].unique_consecutive(return_counts=True)
     for t, at_t in zip(values.tolist(), pairs.split(counts.tolist()), strict=True):
         for block in at_t.split(size):
@@ -222,7 +226,7 @@ def _term(
     seed: int,
     precision: Precision,
 ) -> Tensor:
-    """float64 (n, 2): each image's term of the bound at t in bits/dim, and the predicted x_0's mean squared error."""
+    """Return float64 (n, 2) per image: the term of the bound at t in bits/dim, and the mean squared error of x_0."""
     streams = [torch.Generator().manual_seed(derive_seed(seed, "likelihood", index, t)) for index in indices.tolist()]
     noise = ImageNoise(streams, x_0.shape[1:], device=x_0.device)()
     prediction = model.denoiser(labels, precision=precision)(model.diffusion.q_sample(x_0, t, noise), t)

@@ -14,20 +14,19 @@ from torch import Tensor
 
 from ddpm.common.pixels import save_grid, to_float
 from ddpm.evaluation.cache import Rows
-from ddpm.evaluation.classifier import spread
-from ddpm.evaluation.images import ImageSet
+from ddpm.evaluation.images import ImageSet, subset_rows
 
-QUANTILE = 0.01  # of the test images' distances; a model that copies nothing has about this share below it
-QUERIES = 10_000  # samples and test images looked up at most
+QUANTILE = 0.01  # of the test images' distances; a model that copies nothing has about this fraction below it
+QUERIES = 10_000  # at most this many samples, and as many test images
 PAIRS = 10
-BLOCK, VALUES = 2048, 2**25  # rows compared at once at most, and numbers in them
+BLOCK, VALUES = 2048, 2**25  # at most this many rows are compared at once, with this many numbers in total
 
 Blocks = Callable[[slice], Tensor]  # rows -> float32 (n, D)
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of each query its nearest training image (n,) and the Euclidean distance to it (n,)."""
+    """The nearest training image of each query (n,), and the Euclidean distance to it (n,)."""
 
     index: np.ndarray
     distance: np.ndarray
@@ -35,15 +34,15 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Audit:
-    """How near samples are to training images, beside how near real test images are.
+    """How near samples and real test images are to training images.
 
-    share_below: share of samples nearer than all but QUANTILE of the test images;
-    nearer_than_test: probability that a sample is nearer than a test image, 0.5 where they are alike.
+    fraction_below: fraction of samples that are nearer than the nearest QUANTILE of the test images;
+    nearer_than_test: probability that a sample is nearer than a test image; 0.5 if they are alike.
     """
 
     generated: Neighbours
     test: Neighbours
-    share_below: float
+    fraction_below: float
     nearer_than_test: float
 
 
@@ -56,15 +55,15 @@ def audit(generated: Neighbours, test: Neighbours) -> Audit:
     return Audit(
         generated,
         test,
-        share_below=float((generated.distance < bound).mean()),
+        fraction_below=float((generated.distance < bound).mean()),
         nearer_than_test=float(((farther + ties / 2) / len(ordered)).mean()),
     )
 
 
 def nearest(queries: Blocks, count: int, base: Blocks, size: int) -> Neighbours:
-    """The nearest of `size` base rows to each of `count` queries, by blocks.
+    """Return the nearest of `size` base rows to each of `count` queries, computed in blocks.
 
-    Its distance is good to about 1e-3 of |x|.
+    The distance is accurate to about 1e-3 of |x|.
     """
     best = torch.full((count,), torch.inf)
     index = torch.zeros(count, dtype=torch.long)
@@ -84,7 +83,7 @@ def nearest(queries: Blocks, count: int, base: Blocks, size: int) -> Neighbours:
 
 
 def exact(neighbours: Neighbours, queries: Blocks, base: Blocks) -> Neighbours:
-    """The same neighbours with distances taken from the differences: |x|² - 2xy + |y|² hides those of exact copies."""
+    """Recompute the distances from the differences, since |x|² - 2xy + |y|² is too inaccurate for near copies."""
     distance = [
         torch.linalg.vector_norm(queries(slice(row, row + 1))[0] - base(slice(index, index + 1))[0]).item()
         for row, index in enumerate(neighbours.index.tolist())
@@ -93,9 +92,9 @@ def exact(neighbours: Neighbours, queries: Blocks, base: Blocks) -> Neighbours:
 
 
 def pixel_neighbours(queries: ImageSet, training: ImageSet) -> tuple[Neighbours, np.ndarray]:
-    """Nearest training images by pixels in [0, 1], mirrored or not; also the rows of `queries` that were looked up."""
-    rows = spread(len(queries), QUERIES).numpy()
-    images = queries[rows]  # uint8; as floating point numbers a block at a time
+    """Find the nearest training images by pixels in [0, 1], mirrored or not; also return the rows of `queries` used."""
+    rows = subset_rows(len(queries), QUERIES).numpy()
+    images = queries[rows]  # uint8; converted to float one block at a time
 
     def pixels(part: Tensor) -> Tensor:
         return part.flatten(1).float() / 255
@@ -114,8 +113,8 @@ def pixel_neighbours(queries: ImageSet, training: ImageSet) -> tuple[Neighbours,
 
 
 def feature_neighbours(queries: Rows, training: Rows) -> Neighbours:
-    """Nearest training images by features (n, D); both may be on the disk."""
-    rows = spread(len(queries), QUERIES).numpy()
+    """Find the nearest training images by features (n, D); both may be on disk."""
+    rows = subset_rows(len(queries), QUERIES).numpy()
     wanted = torch.from_numpy(queries[rows])
 
     def base(part: slice) -> Tensor:
@@ -128,7 +127,7 @@ def feature_neighbours(queries: Rows, training: Rows) -> Neighbours:
 
 
 def save_pairs(path: Path, generated: ImageSet, training: ImageSet, *found: tuple[Neighbours, np.ndarray]) -> None:
-    """A picture of the closest pairs: for each of `found` a row of samples over a row of their nearest images."""
+    """Save the closest pairs: for each of `found`, a row of samples above a row of their nearest training images."""
     pictures = []
     for neighbours, rows in found:
         closest = np.argsort(neighbours.distance, kind="stable")[:PAIRS]

@@ -1,282 +1,333 @@
-"""The metrics by name. A new one is a function of a `Comparison` and one line at the end."""
+"""The metrics. To add one, write a class here and add a line to `METRICS` at the end."""
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
 
 from ddpm.common.errors import UserError, nearest
-from ddpm.evaluation.classifier import classification_accuracy_score, matched, spread
+from ddpm.evaluation.classifier import classification_accuracy_score
 from ddpm.evaluation.distances import (
     DENSITY_NEIGHBOURS,
     PRECISION_NEIGHBOURS,
     SPLITS,
     KernelDistance,
-    Moments,
     blocks_needed,
     channel_drift,
     frechet_distance,
     inception_score,
     kernel_distance,
-    level_shares,
+    level_fractions,
     manifold_metrics,
     misplaced_levels,
 )
-from ddpm.evaluation.images import ImageSet
-from ddpm.evaluation.inputs import (
-    FEATURES,
-    HELD_OUT_FEATURES,
-    LIKELIHOOD,
-    SAMPLES,
-    Comparison,
-    Figure,
-    Metric,
-    picture_path,
-)
+from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.inputs import EvaluationInputs, missing_requirement, picture_path
 from ddpm.evaluation.likelihood import plot_likelihood
 from ddpm.evaluation.memorisation import QUANTILE, audit, feature_neighbours, pixel_neighbours, save_pairs
 
 CLASS_SUBSETS = 20
-MANIFOLD_IMAGES = 10_000  # a side; the balls shrink as images are added, so this number belongs to the figure
-PICTURES = {"memorisation": "closest-pairs", "nll": "likelihood"}  # what a metric draws beside its figures
+MANIFOLD_IMAGES = 10_000  # per side; the values depend on this number, since neighbours get closer as images are added
 
 
-def fid(c: Comparison) -> list[Figure]:
-    """Fréchet distance of all generated images to the reference."""
-    value = frechet_distance(c.generated_features.moments(), c.reference_moments)
-    fewest = min(len(c.generated), c.reference_n or len(c.generated))
-    note = "" if fewest >= c.network.dimensions else f"BIASED: {fewest:,} images are too few"
-    return [Figure("fid" if c.network.standard else "frechet_distance", c.network.distance_name, value, note=note)]
+@dataclass(frozen=True)
+class Figure:
+    """One number of the report.
+
+    key: its name in the JSON file; title: its name in the table; error: one standard error or deviation, as `note`
+    says; detail: more for the JSON file (a value per class, a curve).
+    """
+
+    key: str
+    title: str
+    value: float
+    error: float | None = None
+    note: str = ""
+    detail: Any = None
 
 
-def kid(c: Comparison) -> list[Figure]:
-    """Kernel distance over random subsets."""
-    found = kernel_distance(c.generated_features.features, c.real_features.features)
-    return [Figure("kid", _titled(c, "KID"), found.mean, found.std, _subsets(found))]
+class Metric(ABC):
+    """A metric, declared once.
+
+    requires: what it cannot be computed without, names from `REQUIREMENTS`; min_images: for either side;
+    mixes_classes: whether it compares all classes at once, so that class proportions change it; draws: the name of the
+    picture that it draws, or "".
+    """
+
+    requires: ClassVar[frozenset[str]]
+    min_images: ClassVar[int] = 1
+    mixes_classes: ClassVar[bool] = False
+    draws: ClassVar[str] = ""
+
+    @abstractmethod
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        """Return the metric's numbers; the inputs have all that it requires."""
+
+    def missing(self, inputs: EvaluationInputs) -> str:
+        """Return what the inputs lack for this metric, or an empty string."""
+        if reason := missing_requirement(self.requires, inputs):
+            return reason
+        sides = {inputs.candidate.title: len(inputs.candidate), "the reference": inputs.reference_n}
+        few = next((f"{title} has {n}" for title, n in sides.items() if n is not None and n < self.min_images), "")
+        return f"needs at least {self.min_images} images, and {few}" if few else ""
+
+    def figures(self, inputs: EvaluationInputs) -> list[Figure]:
+        """Compute, check that every number is finite, and add the note on class proportions.
+
+        Raises UserError for a number that is not finite.
+        """
+        found = self.compute(inputs)
+        for figure in found:
+            if not math.isfinite(figure.value) or not math.isfinite(figure.error or 0):
+                raise UserError(f"{figure.title} is not finite: its features or images are damaged")
+        note = inputs.proportions_note if self.mixes_classes else ""
+        return [replace(figure, note="; ".join(filter(None, [figure.note, note]))) for figure in found]
 
 
-def class_kid(c: Comparison) -> list[Figure]:
-    """Kernel distance within every class that was generated; the figure is the worst class's."""
-    real_labels, names = c.real.classes()
-    labels = matched(c.generated, names)
-    found = {}
-    for number in labels.unique().tolist():
-        generated = c.generated_features.features[np.flatnonzero(labels.numpy() == number)]
-        real = c.real_features.features[np.flatnonzero(real_labels.numpy() == number)]
-        if min(len(generated), len(real)) < 2:
-            raise UserError(f"class_kid needs at least two images of class {names[number]} on both sides")
-        found[names[number]] = kernel_distance(generated, real, subsets=CLASS_SUBSETS)
-    worst = max(found, key=lambda name: found[name].mean)
-    detail = {name: {"kid": value.mean, "std": value.std} for name, value in found.items()}
-    note = f"class {worst}; all classes in the JSON"
-    return [
-        Figure("class_kid", f"worst class's {_titled(c, 'KID')}", found[worst].mean, found[worst].std, note, detail)
-    ]
+class Fid(Metric):
+    """Fréchet distance between the features of the candidate and of the reference (Heusel et al. 2017)."""
+
+    requires = frozenset({"samples", "features", "enough images"})
+    mixes_classes = True
+
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        value = frechet_distance(inputs.candidate_features.moments(), inputs.reference_moments)
+        fewest = min(len(inputs.candidate), inputs.reference_n or len(inputs.candidate))
+        note = "" if fewest >= inputs.network.dimensions else f"BIASED: {fewest:,} images are too few"
+        key = "fid" if inputs.network.standard else "frechet_distance"
+        return [Figure(key, inputs.network.distance_name, value, note=note)]
 
 
-def prdc(c: Comparison) -> list[Figure]:
-    """Precision, recall, density and coverage on at most MANIFOLD_IMAGES a side."""
-    sides = [features.features for features in (c.real_features, c.generated_features)]
-    real, generated = (side[spread(len(side), MANIFOLD_IMAGES).numpy()] for side in sides)
-    with tqdm(total=blocks_needed(len(real), len(generated)), desc="neighbours", disable=not c.progress) as bar:
-        found = manifold_metrics(real, generated, tick=bar.update)
-    counts = f"{len(generated):,} against {len(real):,}"
-    return [
-        Figure("precision", _titled(c, "precision"), found.precision, note=f"k = {PRECISION_NEIGHBOURS}, {counts}"),
-        Figure("recall", _titled(c, "recall"), found.recall, note=f"k = {PRECISION_NEIGHBOURS}, {counts}"),
-        Figure("density", _titled(c, "density"), found.density, note=f"k = {DENSITY_NEIGHBOURS}, {counts}"),
-        Figure("coverage", _titled(c, "coverage"), found.coverage, note=f"k = {DENSITY_NEIGHBOURS}, {counts}"),
-    ]
+class Kid(Metric):
+    """Kernel distance over random subsets (Bińkowski et al. 2018)."""
+
+    requires = frozenset({"samples", "features", "real images"})
+    min_images = 2
+    mixes_classes = True
+
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        found = kernel_distance(inputs.candidate_features.features, inputs.real_features.features)
+        return [Figure("kid", _titled(inputs, "KID"), found.mean, found.std, _subsets_note(found))]
 
 
-def inception(c: Comparison) -> list[Figure]:
-    """Inception Score of the generated images alone."""
-    found = inception_score(c.generated_features.logits)
-    return [Figure("inception_score", "Inception Score", found.mean, found.std, f"± over {SPLITS} splits")]
+class ClassKid(Metric):
+    """Kernel distance within each class of the candidate; the number is that of the worst class."""
+
+    requires = frozenset({"samples", "features", "real images", "classes"})
+    min_images = 2
+
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        real_labels, names = inputs.real.classes()
+        labels = inputs.candidate.labels_in(names)
+        found = {}
+        for number in labels.unique().tolist():
+            ours = inputs.candidate_features.features[np.flatnonzero(labels.numpy() == number)]
+            theirs = inputs.real_features.features[np.flatnonzero(real_labels.numpy() == number)]
+            if min(len(ours), len(theirs)) < 2:
+                raise UserError(f"class_kid needs at least two images of class {names[number]} on both sides")
+            found[names[number]] = kernel_distance(ours, theirs, subsets=CLASS_SUBSETS)
+        worst = max(found, key=lambda name: found[name].mean)
+        detail = {name: {"kid": value.mean, "std": value.std} for name, value in found.items()}
+        title, note = f"worst class's {_titled(inputs, 'KID')}", f"class {worst}; all classes are in the JSON file"
+        return [Figure("class_kid", title, found[worst].mean, found[worst].std, note, detail)]
 
 
-def drift(c: Comparison) -> list[Figure]:
-    """Mean colour of the generated images less the reference's."""
-    found = channel_drift(c.generated_features.channel_means[:], c.real_features.channel_means[:])
-    names = ["grey"] if len(found.levels) == 1 else ["red", "green", "blue"]
-    return [
-        Figure(f"drift_{name}", f"drift of {name}", level, error, "levels of 0..255")
-        for name, level, error in zip(names, found.levels, found.standard_errors, strict=True)
-    ]
+class PrecisionRecall(Metric):
+    """Precision, recall, density and coverage on at most MANIFOLD_IMAGES images per side."""
 
+    requires = frozenset({"samples", "features", "real images"})
+    min_images = DENSITY_NEIGHBOURS + 1
 
-def levels(c: Comparison) -> list[Figure]:
-    """Pixels whose level would have to change for the histograms to agree."""
-    shares = [level_shares(_pixels(images)) for images in (c.generated, c.real)]
-    return [Figure("levels", "misplaced levels", misplaced_levels(*shares), note="share of the pixels")]
-
-
-def cas(c: Comparison) -> list[Figure]:
-    """Classification accuracy score, and what real training images give the same classifier."""
-    found = classification_accuracy_score(c.generated, c.real, c.held_out, c.progress)
-    note = (
-        f"on {len(c.held_out):,} of {c.held_out.title}, after training on {found.images:,} samples; "
-        f"{found.real:.2%} after training on as many real images"
-    )
-    return [Figure("cas", "classification accuracy score", found.generated, note=note, detail={"real": found.real})]
-
-
-def memorisation(c: Comparison) -> list[Figure]:
-    """Nearest training images of samples and of test images, by pixels and by features, and the closest pairs."""
-    generated, rows = pixel_neighbours(c.generated, c.real)
-    by_pixels = audit(generated, pixel_neighbours(c.held_out, c.real)[0])
-    generated, test = (
-        feature_neighbours(features.features, c.real_features.features)
-        for features in (c.generated_features, c.held_out_features)
-    )
-    by_features = audit(generated, test)
-    pairs = ((by_pixels.generated, rows), (by_features.generated, rows))
-    save_pairs(c.picture(PICTURES["memorisation"]), c.generated, c.real, *pairs)
-    figures = []
-    features = "features" if c.network.standard else f"{c.network.name} features"
-    for how, by, found in (("pixels", "pixels", by_pixels), ("features", features, by_features)):
-        detail = {
-            "nearest_distance": float(found.generated.distance.min()),
-            "median_distance": float(np.median(found.generated.distance)),
-            "median_test_distance": float(np.median(found.test.distance)),
-        }
-        expected = f"{QUANTILE:.0%} if none is copied"
-        figures += [
-            Figure(f"copies_{how}", f"suspected copies by {by}", found.share_below, note=expected, detail=detail),
-            Figure(f"nearer_{how}", f"nearer than test images by {by}", found.nearer_than_test, note="0.5 if alike"),
-        ]
-    return figures
-
-
-def nll(c: Comparison) -> list[Figure]:
-    """Bits/dim of test images by the variational bound, its terms and progressive coding."""
-    found = c.likelihood
-    plot_likelihood(found, c.picture(PICTURES["nll"]))
-    channels, height, width = c.held_out.shape
-    note = (
-        f"± standard error over {found.images:,} of {c.held_out.title}, {found.timesteps_per_image} timesteps each; "
-        f"a dimension is one of {height}×{width}×{channels}, as the model sees them"
-    )
-    detail = {
-        "dims": found.dims,
-        "prior": found.prior,
-        "terms": [asdict(term) for term in found.terms],
-        "rate_distortion": found.rate_distortion,
-    }
-    return [Figure("nll", "bits/dim (bound)", found.bits_per_dim, found.standard_error, note, detail)]
-
-
-def _pixels(images: ImageSet) -> Iterator[np.ndarray]:
-    """uint8 (n, C, H, W) in chunks."""
-    for start in range(0, len(images), images.chunk):
-        yield images[slice(start, start + images.chunk)].numpy()
-
-
-def _titled(c: Comparison, name: str) -> str:
-    """What a figure is called, so that nobody takes that of another network for the published one."""
-    return name if c.network.standard else f"{name} ({c.network.name} features)"
-
-
-def _subsets(found: KernelDistance) -> str:
-    if found.std is None:
-        return f"no ±: all {found.subset_size:,} images of both sides are one subset"
-    return f"± over {found.subsets} subsets of {found.subset_size:,}"
-
-
-def enough_for_fid(c: Comparison) -> None:
-    """Fewer images than dimensions leave the covariance singular and the distance far too large."""
-    if isinstance(c.reference, Moments) and c.reference.dimensions != c.network.dimensions:
-        raise UserError(
-            f"needs features of the reference's {c.reference.dimensions} dimensions; {c.network.name} has "
-            f"{c.network.dimensions}: both sides need the same network"
-        )
-    for title, n in (("the reference", c.reference_n), (c.generated.title, len(c.generated))):
-        if n is not None and n < c.network.dimensions and not c.force:
-            raise UserError(
-                f"needs as many images as feature dimensions, {c.network.dimensions:,}, and {title} has {n:,}: "
-                "take more, or kid, which needs fewer; --force computes it and labels it biased"
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        sides = [features.features for features in (inputs.real_features, inputs.candidate_features)]
+        real, ours = (side[subset_rows(len(side), MANIFOLD_IMAGES).numpy()] for side in sides)
+        with tqdm(total=blocks_needed(len(real), len(ours)), desc="neighbours", disable=not inputs.progress) as bar:
+            found = manifold_metrics(real, ours, tick=bar.update)
+        return [
+            Figure(
+                name,
+                _titled(inputs, name),
+                getattr(found, name),
+                note=f"k = {neighbours}, {len(ours):,} against {len(real):,}",
             )
+            for name, neighbours in (
+                ("precision", PRECISION_NEIGHBOURS),
+                ("recall", PRECISION_NEIGHBOURS),
+                ("density", DENSITY_NEIGHBOURS),
+                ("coverage", DENSITY_NEIGHBOURS),
+            )
+        ]
 
 
-def grey_or_colour(c: Comparison) -> None:
-    """The networks that look at the images know no others."""
-    channels = c.generated.shape[0]
-    if channels not in (1, 3):
-        able = ", ".join(name for name, metric in METRICS.items() if grey_or_colour not in metric.needs)
-        raise UserError(f"needs grey or colour images, and {c.generated.title} has {channels} channels: take {able}")
+class InceptionScore(Metric):
+    """Inception Score of the candidate alone (Salimans et al. 2016)."""
+
+    requires = frozenset({"samples", "features", "logits"})
+    min_images = SPLITS
+
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        found = inception_score(inputs.candidate_features.logits)
+        return [Figure("inception_score", "Inception Score", found.mean, found.std, f"± over {SPLITS} splits")]
 
 
-def has_logits(c: Comparison) -> None:
-    """Only where the feature network is a whole classifier."""
-    if c.network.classes == 0:
-        raise UserError(f"needs class logits, and the {c.network.name} features have none")
+class Drift(Metric):
+    """Mean colour of the candidate minus that of the reference."""
+
+    requires = frozenset({"samples", "features", "real images"})
+    min_images = 2
+    mixes_classes = True
+
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        sides = (inputs.candidate_features, inputs.real_features)
+        found = channel_drift(*(features.channel_means[:] for features in sides))
+        names = ["grey"] if len(found.levels) == 1 else ["red", "green", "blue"]
+        return [
+            Figure(f"drift_{name}", f"drift of {name}", level, error, "levels of 0..255")
+            for name, level, error in zip(names, found.levels, found.standard_errors, strict=True)
+        ]
 
 
-def real_images(c: Comparison) -> None:
-    """Not ready moments alone."""
-    _ = c.real
+class Levels(Metric):
+    """Fraction of pixels whose level would have to change for both histograms to be equal."""
+
+    requires = frozenset({"samples", "real images"})
+    mixes_classes = True
+
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        fractions = [level_fractions(_pixels(images)) for images in (inputs.candidate, inputs.real)]
+        return [Figure("levels", "misplaced levels", misplaced_levels(*fractions), note="fraction of the pixels")]
 
 
-def classes(c: Comparison) -> None:
-    """On both sides, the same."""
-    matched(c.generated, c.real.classes()[1])
+class AccuracyScore(Metric):
+    """Classification accuracy score (Ravuri & Vinyals 2019), and the same after training on real images."""
+
+    requires = frozenset({"samples", "features", "real images", "classes", "held-out images", "held-out classes"})
+
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        found = classification_accuracy_score(inputs.candidate, inputs.real, inputs.test, inputs.progress)
+        note = (
+            f"on {len(inputs.test):,} of {inputs.test.title}, after training on {found.images:,} samples; "
+            f"{found.real:.2%} after training on as many real images"
+        )
+        title = "classification accuracy score"
+        return [Figure("cas", title, found.generated, note=note, detail={"real": found.real})]
 
 
-def held_out(c: Comparison) -> None:
-    """Images that were not trained on."""
-    _ = c.held_out
+class Memorisation(Metric):
+    """Distances from samples and from test images to their nearest training images, and the closest pairs."""
+
+    requires = frozenset({"samples", "features", "real images", "held-out images", "held-out features"})
+    draws = "closest-pairs"
+
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        ours, rows = pixel_neighbours(inputs.candidate, inputs.real)
+        by_pixels = audit(ours, pixel_neighbours(inputs.test, inputs.real)[0])
+        sides = (inputs.candidate_features, inputs.test_features)
+        by_features = audit(*(feature_neighbours(side.features, inputs.real_features.features) for side in sides))
+        pairs = ((by_pixels.generated, rows), (by_features.generated, rows))
+        save_pairs(inputs.picture(self.draws), inputs.candidate, inputs.real, *pairs)
+        network = inputs.network
+        features = "features" if network.standard else f"{network.name} features"
+        figures = []
+        for key, title, found in (("pixels", "pixels", by_pixels), ("features", features, by_features)):
+            detail = {
+                "nearest_distance": float(found.generated.distance.min()),
+                "median_distance": float(np.median(found.generated.distance)),
+                "median_test_distance": float(np.median(found.test.distance)),
+            }
+            expected, nearer = f"{QUANTILE:.0%} if none is copied", f"nearer than test images by {title}"
+            figures += [
+                Figure(f"copies_{key}", f"suspected copies by {title}", found.fraction_below, None, expected, detail),
+                Figure(f"nearer_{key}", nearer, found.nearer_than_test, note="0.5 if alike"),
+            ]
+        return figures
 
 
-def held_out_classes(c: Comparison) -> None:
-    """The held-out images are read by class."""
-    matched(c.generated, c.held_out.classes()[1])
+class LikelihoodBound(Metric):
+    """Bits/dim of the held-out images by the variational bound, its terms, and the rate-distortion curve."""
+
+    requires = frozenset({"model", "held-out images", "likelihood"})
+    draws = "likelihood"
+
+    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+        found = inputs.likelihood
+        plot_likelihood(found, inputs.picture(self.draws))
+        channels, height, width = inputs.test.shape
+        note = (
+            f"± standard error over {found.images:,} of {inputs.test.title}, {found.timesteps_per_image} timesteps "
+            f"each; per dimension of the {height}×{width}×{channels} images that the model sees"
+        )
+        detail = {
+            "dims": found.dims,
+            "prior": found.prior,
+            "terms": [asdict(term) for term in found.terms],
+            "rate_distortion": found.rate_distortion,
+        }
+        return [Figure("nll", "bits/dim (bound)", found.bits_per_dim, found.standard_error, note, detail)]
 
 
-def model_told_classes(c: Comparison) -> None:
-    """A model with classes is told those of the held-out images."""
-    if c.model.class_names is not None:
-        matched(c.held_out, c.model.class_names)
-
-
-METRICS = {
-    "fid": Metric(fid, needs=(grey_or_colour, enough_for_fid), mixture=True),
-    "kid": Metric(kid, needs=(grey_or_colour, real_images), least=2, mixture=True),
-    "class_kid": Metric(class_kid, needs=(grey_or_colour, classes), least=2),
-    "prdc": Metric(prdc, needs=(grey_or_colour, real_images), least=DENSITY_NEIGHBOURS + 1),
-    "is": Metric(inception, needs=(grey_or_colour, has_logits), least=SPLITS),
-    "drift": Metric(drift, needs=(grey_or_colour, real_images), least=2, mixture=True),
-    "levels": Metric(levels, needs=(real_images,), uses=(SAMPLES,), mixture=True),
-    "cas": Metric(cas, needs=(grey_or_colour, classes, held_out_classes), uses=(SAMPLES,)),
-    "nll": Metric(nll, needs=(model_told_classes, held_out), uses=(LIKELIHOOD,)),
-    "memorisation": Metric(
-        memorisation, needs=(grey_or_colour, real_images, held_out), uses=(SAMPLES, FEATURES, HELD_OUT_FEATURES)
-    ),
+METRICS: dict[str, Metric] = {
+    "fid": Fid(),
+    "kid": Kid(),
+    "class_kid": ClassKid(),
+    "prdc": PrecisionRecall(),
+    "is": InceptionScore(),
+    "drift": Drift(),
+    "levels": Levels(),
+    "cas": AccuracyScore(),
+    "nll": LikelihoodBound(),
+    "memorisation": Memorisation(),
 }
 DEFAULT = ("fid", "kid", "prdc", "is", "drift", "levels")
 
 
-def choose_metrics(c: Comparison, names: Sequence[str] | None) -> list[str]:
-    """The metrics asked for, each able to say something; without any, those of DEFAULT that data and features allow.
+def choose_metrics(inputs: EvaluationInputs, names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Return the metrics to compute, and the reason for each default metric that is left out.
 
-    UserError where one that was asked for lacks something, and where FID does: a default that is quietly left out
-    because of too few images would look like an oversight.
+    A metric that was asked for must be possible; the default ones are computed as far as data and features allow.
+
+    Raises UserError if a metric that was asked for lacks something, if no default metric is possible, and by default
+    also for images that have no features: one should then say what to compute instead.
     """
-    chosen = list(names or (name for name in DEFAULT if name == "fid" or METRICS[name].lacks(c) is None))
-    for name in chosen:
-        if reason := find_metric(name).lacks(c):
+    chosen = list(names or DEFAULT)
+    missing = {name: reason for name in chosen if (reason := find_metric(name).missing(inputs))}
+    channels = missing_requirement({"features"}, inputs)
+    for name, reason in missing.items():
+        if names or reason == channels or len(missing) == len(chosen):
             raise UserError(f"{name} {reason}")
-    return chosen
+    return [name for name in chosen if name not in missing], missing
 
 
 def pictures_of(names: Sequence[str] | None, pictures: Path) -> list[Path]:
-    """What the metrics asked for will draw."""
-    return [picture_path(pictures, PICTURES[name]) for name in names or DEFAULT if name in PICTURES]
+    """Return the paths of the pictures that these metrics draw, given their path prefix."""
+    drawn = (METRICS[name].draws for name in names or DEFAULT if name in METRICS)
+    return [picture_path(pictures, name) for name in drawn if name]
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of this name; UserError with the nearest one otherwise."""
+    """Return the metric of this name; UserError names the nearest one otherwise."""
     if name in METRICS:
         return METRICS[name]
     raise UserError(f"no metric {name!r}; {nearest(name, METRICS)}")
+
+
+def _pixels(images: ImageSet) -> Iterator[np.ndarray]:
+    """Yield uint8 (n, C, H, W) in chunks."""
+    for start in range(0, len(images), images.chunk):
+        yield images[slice(start, start + images.chunk)].numpy()
+
+
+def _titled(inputs: EvaluationInputs, name: str) -> str:
+    """Name the feature network in a title if it is not the standard one, whose values are those of publications."""
+    return name if inputs.network.standard else f"{name} ({inputs.network.name} features)"
+
+
+def _subsets_note(found: KernelDistance) -> str:
+    if found.std is None:
+        return f"no ±: all {found.subset_size:,} images of both sides are one subset"
+    return f"± over {found.subsets} subsets of {found.subset_size:,}"

@@ -1,4 +1,4 @@
-"""From what the user writes to the two sides of a comparison: a model, images, or ready moments."""
+"""Open the two sides of an evaluation: a model or images, and real images or precomputed statistics of them."""
 
 import io
 import zipfile
@@ -11,58 +11,68 @@ from PIL import Image
 
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
-from ddpm.data import open_dataset
-from ddpm.data.config import data_section
-from ddpm.data.datasets import ArraySource, EncodedSource, ImageSource
+from ddpm.data.config import checked_config, data_section
+from ddpm.data.datasets import make_ready
 from ddpm.data.images import FORMATS, BrokenFile
 from ddpm.data.sources import find_stored, split_of
+from ddpm.data.stored import ArraySource, EncodedSource, ImageSource
 from ddpm.evaluation.distances import Moments, load_moments
 from ddpm.evaluation.images import DatasetImages
-from ddpm.model import BUNDLED, Model, load
+from ddpm.model import BUNDLED, Model, load, names_model
 
-MODEL_FILES = ("model_index.json", "model", "unet", "config.json", "config.yaml")
-SAMPLED = 32  # images looked at before a set is called grey
-GREY = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
+GREY_SAMPLE = 32  # images that must all be grey before a set counts as grey
+GREY_MODES = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
+FITS = ("crop", "pad")
 
 
-def open_judged(source: str) -> Model | DatasetImages:
-    """A model by any name `ddpm.load` knows, or a folder or file of images."""
+def open_candidate(source: str) -> Model | DatasetImages:
+    """Open a model by any name that `ddpm.load` knows, or a folder or file of images."""
     path = user_path(source)
-    is_model = source in BUNDLED or (path.is_dir() and any((path / name).exists() for name in MODEL_FILES))
-    if path.exists() and not is_model:
+    if path.exists() and source not in BUNDLED and not names_model(path):
         if is_moments(path):
-            raise UserError(f"{source} holds moments, which go with --data; judge a model, a folder or .npz of images")
+            raise UserError(f"{source} holds moments, which go with --data: name a model, a folder or .npz of images")
         return open_images(source)
     return load(source)
 
 
-def open_reference(source: str, judged: Model | DatasetImages) -> DatasetImages | Moments:
-    """Ready moments, or real images of the size and channels that are judged; an .npz that has both gives both.
+def open_reference(source: str, candidate: Model | DatasetImages, fit: str | None = None) -> DatasetImages | Moments:
+    """Open precomputed statistics, or real images of the candidate's size and channels. An .npz may hold both.
 
-    Beside a model, images are brought to its size as its training data was; images that were drawn before must have the
-    reference's own size, since whoever drew them chose how.
+    For a model, images are preprocessed as its training data was. For images, the reference must have their size
+    already, unless `fit` ("crop" or "pad") says how to resize it. Raises UserError if the two sides do not match.
     """
+    if fit not in (None, *FITS):
+        raise UserError(f"--fit takes crop or pad, not {fit!r}")
     path = user_path(source)
     moments = load_moments(path) if {"mu", "sigma"} & arrays_in(path) else None
     if moments is not None and is_moments(path):
+        if fit is not None:
+            raise UserError(f"--fit resizes images, and {source} holds only precomputed statistics")
         return moments
-    reference = open_images(source, trained_with(judged) if isinstance(judged, Model) else None)
+    options = data_options(candidate) if isinstance(candidate, Model) else None
+    if fit is not None:
+        channels, height, width = candidate.image_shape if isinstance(candidate, Model) else candidate.shape
+        options = {"image_size": (height, width), "channels": channels, **(options or {}), "fit": fit}
+    reference = open_images(source, options)
     reference.moments = moments
-    if not isinstance(judged, Model) and reference.shape != judged.shape:
+    if not isinstance(candidate, Model) and reference.shape != candidate.shape:
         raise UserError(
-            f"{judged.title} holds {describe(judged.shape)} images and {source} {describe(reference.shape)} ones: "
-            "bring them to one size and kind first"
+            f"{candidate.title} holds {format_shape(candidate.shape)} images and {source} "
+            f"{format_shape(reference.shape)} ones: both sides need the same size and channels; --fit crop or "
+            "--fit pad resizes the real images"
         )
     return reference
 
 
-def open_test(source: str | None, data: str, judged: Model | DatasetImages) -> DatasetImages | None:
-    """Held-out images: what was asked for, else the test split of `data` where it has one, else none."""
-    name, split, rows = apart(data)
+def open_test(
+    source: str | None, data: str, candidate: Model | DatasetImages, fit: str | None = None
+) -> DatasetImages | None:
+    """Open the held-out images: `source`, else the test split of `data` if it has one, else None."""
+    name, split, rows = split_source(data)
     if source is None and split is not None:
         return None
     try:
-        opened = open_reference(source or f"{name}:test{rows}", judged)
+        opened = open_reference(source or f"{name}:test{rows}", candidate, fit)
     except UserError:
         if source is not None:
             raise
@@ -73,27 +83,35 @@ def open_test(source: str | None, data: str, judged: Model | DatasetImages) -> D
 
 
 def open_images(source: str, options: dict[str, Any] | None = None) -> DatasetImages:
-    """A data set with its classes, if it has any, at its own size unless `options` (of DataConfig) say otherwise."""
+    """Open a data set with its classes, if it has any.
+
+    Args:
+        options: fields of DataConfig, with image_size and channels; by default the images' own size and channels.
+            Images are converted to other channels only if `options["source"]`, a model's training data, is this set.
+
+    Raises UserError if the channels differ, or if the images have several sizes and `options` has no "fit".
+    """
     stored = find_stored(source)
     height, width, channels = native_shape(stored, source)
-    if options is None:
-        options = {"image_size": (height, width), "channels": channels}
-    elif channels != options["channels"] and apart(source)[0] != apart(options["source"] or "")[0]:
+    options = {"image_size": (height, width), "channels": channels} if options is None else options
+    if channels != options["channels"] and split_source(source)[0] != split_source(options.get("source") or "")[0]:
         raise UserError(
-            f"{source} holds {'grey' if channels == 1 else 'colour'} images, and the model draws "
-            f"{'grey' if options['channels'] == 1 else 'colour'} ones"
+            f"{source} holds {_colour(channels)} images, and the images to evaluate are {_colour(options['channels'])}"
         )
-    labels = stored.labels is not None
-    dataset = open_dataset(**{**options, "source": source, "labels": labels})
+    config = checked_config(**{**options, "source": source, "labels": stored.labels is not None})
+    dataset = make_ready(stored, config)
     if len(dataset.report.sizes) > 1 and "fit" not in options:
-        raise UserError(f"{source} holds images of {len(dataset.report.sizes)} sizes: bring them to one size first")
+        raise UserError(
+            f"{source} holds images of {len(dataset.report.sizes)} sizes: resize them to one size first, or give "
+            "--fit crop or --fit pad if they are the real images"
+        )
     if note := dataset.report.summary():
         print(note)
     return DatasetImages(dataset, source)
 
 
-def apart(source: str) -> tuple[str, str | None, str]:
-    """A SOURCE as its set, its split or None, and, of the Hub's, the row filter: `?column=value`, which comes last."""
+def split_source(source: str) -> tuple[str, str | None, str]:
+    """Split a SOURCE into its data set, its split or None, and the row filter of a Hub set (`?column=value`) or ""."""
     if not source.startswith("hf:"):
         return *split_of(source), ""
     head, mark, filters = source.partition("?")
@@ -101,29 +119,33 @@ def apart(source: str) -> tuple[str, str | None, str]:
     return f"hf:{name}", split or None, mark + filters
 
 
-def trained_with(model: Model) -> dict[str, Any]:
-    """How images are brought to the model's shape: as its training data was, where that is known."""
+def data_options(model: Model) -> dict[str, Any]:
+    """Return the fields of DataConfig that bring images to the model's shape as its training data was, if known."""
     source = data_section(model.provenance).get("source")
     channels, height, width = model.image_shape
     return {**model.preprocessing._asdict(), "source": source, "image_size": (height, width), "channels": channels}
 
 
 def native_shape(stored: ImageSource, source: str) -> tuple[int, int, int]:
-    """(height, width, channels): the size of an image that can be read, and grey only where dozens all over it are."""
+    """Return (height, width, channels) of the stored images.
+
+    The size is that of one readable image. The set counts as grey if dozens of randomly chosen images are grey.
+    Raises UserError if no image can be read.
+    """
     if isinstance(stored, ArraySource):
         return stored.images.shape[1:]
     if not isinstance(stored, EncodedSource):
-        raise UserError(f"{source} cannot be judged: its images are not asked for by number")
+        raise UserError(f"{source} cannot be evaluated: its images have no numbers")
     found: list[tuple[int, int, int]] = []
     for index in torch.randperm(len(stored), generator=torch.Generator().manual_seed(0)).tolist():
         try:
             with Image.open(io.BytesIO(stored.read(index)), formats=FORMATS) as image:
-                channels = 1 if image.mode in GREY else 3
+                channels = 1 if image.mode in GREY_MODES else 3
             size = stored.image(index, channels, 255)
         except (BrokenFile, OSError):
             continue
         found.append((size.height, size.width, channels))
-        if channels == 3 or len(found) == SAMPLED:
+        if channels == 3 or len(found) == GREY_SAMPLE:
             break
     if not found:
         raise UserError(f"{source} holds no image that can be read")
@@ -137,14 +159,18 @@ def is_moments(path: Path) -> bool:
 
 
 def arrays_in(path: Path) -> set[str]:
-    """The names of the arrays in an .npz; none of any other file."""
+    """Return the names of the arrays in an .npz; an empty set for any other file."""
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
         return set()
     with zipfile.ZipFile(path) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist()}
 
 
-def describe(shape: Sequence[int]) -> str:
-    """`32×32 colour`."""
+def format_shape(shape: Sequence[int]) -> str:
+    """Return (C, H, W) as `32×32 colour`."""
     channels, height, width = shape
-    return f"{height}×{width} {'grey' if channels == 1 else 'colour'}"
+    return f"{height}×{width} {_colour(channels)}"
+
+
+def _colour(channels: int) -> str:
+    return {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")

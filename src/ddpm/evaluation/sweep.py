@@ -1,4 +1,4 @@
-"""Quality against the number of network evaluations, for several samplers in one picture."""
+"""Quality against the number of network evaluations, for several samplers."""
 
 import json
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from typing import Any
 from ddpm.common.files import atomic_write
 from ddpm.evaluation.evaluate import Report, evaluate
 from ddpm.evaluation.features import load_features
-from ddpm.model import Model
+from ddpm.model import Model, SamplingOptions
 from ddpm.plotting.plots import Curve, plot_quality, save_figure
 from ddpm.samplers import SAMPLERS, find_sampler
 
-EVALUATIONS = (5, 10, 20, 50, 100)
+BUDGETS = (5, 10, 20, 50, 100)  # network evaluations per image
 
 
 @dataclass(frozen=True)
 class Point:
-    """One sampler at one budget."""
+    """The report of one sampler at one budget."""
 
     sampler: str
     steps: int
@@ -29,6 +29,7 @@ class Point:
 def sweep(
     model: Model,
     data: str,
+    options: SamplingOptions | None = None,
     *,
     samplers: Sequence[str] = tuple(SAMPLERS),
     evaluations: Sequence[int] | None = None,
@@ -36,76 +37,83 @@ def sweep(
     features: str = "inception",
     num: int | None = None,
     test: str | None = None,
+    fit: str | None = None,
     force: bool = False,
     pictures: Path = Path("evaluation"),
     progress: bool = True,
-    **sampling: Any,
+    **changes: Any,
 ) -> list[Point]:
-    """Evaluate `metric` for every sampler at every budget of network evaluations an image; the rest as for `evaluate`.
+    """Evaluate one metric for every sampler and every budget of network evaluations per image.
 
-    A sampler that asks the network twice a step takes half the steps, so that the budgets compare. The names of a
-    point's pictures go on from `pictures` with its sampler and budget.
+    A sampler that evaluates the network twice per step takes half the steps, so budgets are comparable. Options of
+    all points are checked before the first image is sampled.
+
+    Args:
+        evaluations: the budgets; by default `default_budgets`.
+        pictures: path prefix of pictures; the sampler and budget of each point are appended.
+
+    The other arguments are those of `evaluate`. Only the first of several processes gets points.
     """
-    budgets = usual_budgets(model) if evaluations is None else evaluations
+    budgets = default_budgets(model) if evaluations is None else evaluations
     planned = [(name, budget, steps_within(name, budget)) for name in samplers for budget in budgets]
-    for name, _, steps in planned:  # what is wrong with the last shows before the first is drawn
-        list(model.sample_batches([], sampler=name, steps=steps, **sampling))
+    chosen = [SamplingOptions.of(options, **changes, sampler=name, steps=steps) for name, _, steps in planned]
+    for point_options in chosen:
+        point_options.resolved(model)
     network, points = load_features(features), []
-    for name, budget, steps in planned:
+    for (name, budget, steps), point_options in zip(planned, chosen, strict=True):
         report = evaluate(
             model,
             data,
+            point_options,
             metrics=[metric],
             features=network,
             num=num,
             test=test,
+            fit=fit,
             force=force,
             pictures=point_pictures(pictures, name, budget),
             progress=progress,
-            sampler=name,
-            steps=steps,
-            **sampling,
         )
         if report is not None:
             points.append(Point(name, steps, find_sampler(name).evaluations(steps), report))
     return points
 
 
-def usual_budgets(model: Model) -> list[int]:
-    """Those of EVALUATIONS that the model's process has steps for, and all its steps where it has fewer."""
+def default_budgets(model: Model) -> list[int]:
+    """Return the `BUDGETS` that do not exceed the model's T timesteps; [T] if all do."""
     timesteps = model.diffusion.schedule.timesteps
-    return [budget for budget in EVALUATIONS if budget <= timesteps] or [timesteps]
+    return [budget for budget in BUDGETS if budget <= timesteps] or [timesteps]
 
 
 def steps_within(sampler: str, budget: int) -> int:
-    """The steps that a sampler takes with at most so many evaluations, at least one."""
+    """Return the number of steps that a sampler takes with at most `budget` evaluations, at least one."""
     return (budget - 1) // find_sampler(sampler).evaluations_per_step + 1
 
 
 def point_pictures(pictures: Path, sampler: str, budget: int) -> Path:
-    """The beginning of the names of one point's pictures, where `pictures` is that of the whole sweep's."""
+    """Return the path prefix of one point's pictures, given that of the sweep."""
     return Path(f"{pictures}-{sampler}-{budget}")
 
 
 def save_points(points: Sequence[Point], path: Path) -> None:
-    """All reports in one JSON file."""
+    """Write all reports to one JSON file."""
     rows = [
         {"sampler": p.sampler, "steps": p.steps, "evaluations": p.evaluations, **p.report.as_dict()} for p in points
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+    atomic_write(path, json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def table(points: Sequence[Point]) -> str:
-    """A line a point."""
+    """Return one line per point."""
     figure = points[0].report.figures[0]
     lines = [f"{'sampler':<12}{'evaluations':>12}  {figure.title}"]
     lines += [f"{p.sampler:<12}{p.evaluations:>12}  {p.report.figures[0].value:.4g}" for p in points]
     return "\n".join(lines)
 
 
-def draw_points(points: Sequence[Point], path: Path, *, overwrite: bool = False) -> None:
-    """A curve a sampler, as a picture."""
+def plot_points(points: Sequence[Point], path: Path, *, overwrite: bool = False) -> None:
+    """Save a plot with one curve per sampler."""
     curves = {}
     for name in dict.fromkeys(point.sampler for point in points):
         mine = sorted((p.evaluations, p.report.figures[0].value) for p in points if p.sampler == name)

@@ -1,15 +1,14 @@
-"""The evaluator that training calls: two figures on few images, with the features that come with the package."""
+"""The evaluation that runs during training: two distances on few images, with the built-in features."""
 
 import contextlib
 from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import Tensor
 
+from ddpm.common.distributed import gather, my_share
 from ddpm.common.errors import UserError
-from ddpm.common.hardware import process_rank
 from ddpm.common.pixels import to_uint8
 from ddpm.data import DataConfig, open_dataset
 from ddpm.data.datasets import epoch_order, load_image
@@ -23,18 +22,20 @@ SUBSETS, SUBSET_SIZE = 20, 250
 
 
 def training_evaluator(data: DataConfig, num: int = 500, steps: int = 20) -> Callable[[Model], dict[str, float]]:
-    """A function of the model that draws `num` images, always of one seed, and compares them with as many real ones, or
-    with all where there are fewer.
+    """Return a function that samples `num` images of one seed from a model and compares them with real images.
 
-    It returns {"kid_builtin", "distance_builtin"}; lower is better, and KID, being unbiased, decides which checkpoint
-    is best. Called in every process at once: each draws its share and all get the same figures.
+    The function returns {"kid_builtin", "frechet_builtin"}; lower is better. KID is unbiased, so it decides which
+    checkpoint is best. Every process must call it: each samples its share and all get the same numbers. It uses `num`
+    real images, or all if there are fewer.
 
-    Raises UserError where the images are neither grey nor colour, before any training.
+    Raises UserError, before any training, if the images are neither grey nor colour.
     """
     if data.channels not in (1, 3):
-        raise UserError(f"images of {data.channels} channels cannot be judged in training: --training.evaluate_every 0")
+        raise UserError(
+            f"images of {data.channels} channels cannot be evaluated during training: --training.evaluate_every 0"
+        )
     network = load_features("builtin")
-    real: list[np.ndarray] = []  # filled at the first call, so that a run that never evaluates reads nothing twice
+    real: list[np.ndarray] = []  # filled at the first call, so that a run that never evaluates does not read the data
 
     def evaluate(model: Model) -> dict[str, float]:
         if not real:
@@ -42,16 +43,19 @@ def training_evaluator(data: DataConfig, num: int = 500, steps: int = 20) -> Cal
         generated = _generated_features(model, network, num, steps)
         kid = kernel_distance(generated, real[0], subsets=SUBSETS, subset_size=SUBSET_SIZE)
         distance = frechet_distance(moments_of([generated]), moments_of(real))
-        return {"kid_builtin": kid.mean, "distance_builtin": distance}
+        return {"kid_builtin": kid.mean, "frechet_builtin": distance}
 
     return evaluate
 
 
 def real_images(data: DataConfig, num: int) -> Tensor:
-    """At most `num` images (n, C, H, W), none twice, which would be no unbiased KID; of a set no others are decoded."""
+    """Return at most `num` different images, uint8 (n, C, H, W); no others are decoded.
+
+    An image that occurs twice would make KID biased.
+    """
     if data.streaming:
         with contextlib.closing(open_dataset(data)) as stream:
-            images, _ = stream.draw(0, range(num))  # of a shorter stream the first ones come again
+            images, _ = stream.draw(0, range(num))  # a shorter stream starts again from its beginning
         return torch.stack(list({image.numpy().tobytes(): image for image in images}.values()))
     stored, found = find_stored(data.source), []
     for index in epoch_order(len(stored), 0, range(len(stored))).tolist():
@@ -63,12 +67,6 @@ def real_images(data: DataConfig, num: int) -> Tensor:
 
 
 def _generated_features(model: Model, network: FeatureNetwork, num: int, steps: int) -> np.ndarray:
-    rank, processes = process_rank()
-    share = range(rank * num // processes, (rank + 1) * num // processes)
     steps = min(steps, model.diffusion.schedule.timesteps)
-    parts = [network(to_uint8(images))[0] for _, images in model.sample_batches(share, steps=steps)]
-    if processes > 1 and torch.distributed.is_initialized():
-        shares: list[list[np.ndarray]] = [[] for _ in range(processes)]
-        torch.distributed.all_gather_object(shares, parts)
-        parts = [part for share in shares for part in share]
-    return np.concatenate(parts)
+    batches = model.sample_batches(my_share(num), steps=steps)
+    return np.concatenate(gather(network(to_uint8(images))[0] for _, images in batches))

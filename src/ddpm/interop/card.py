@@ -1,61 +1,83 @@
-"""The model card: README.md of a model folder, from what is known of the model."""
+"""The model card: README.md of a model folder, from what is known of the model.
 
-import re
+The front matter is huggingface_hub's, so that the Hub lists the metrics beside the card. Text that the owner of a model
+has written stays: only the section concerned is replaced.
+"""
+
 import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ddpm.common.files import atomic_write
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.folder import read_json, write_json
 from ddpm.networks import UNet
 
-LAST = "## Limits"
+LAST = "Limits"
+HEADING = "## "
 HERE = "THIS_FOLDER"
+TASK = "unconditional-image-generation"
 
 
 def model_card(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any], *, diffusers: bool) -> str:
-    """Markdown with the Hub's front matter.
+    """Return the card as Markdown with the Hub's front matter.
 
-    Of `extra["provenance"]` it shows `data`, `config` and `metrics`, each a dict of JSON values, `limits`, a text, and
-    every plain value (time, steps, machine, ...) under "Training"; what is not there is left out.
+    Args:
+        extra: the content of ddpm.json. The card shows `data`, `config` and `metrics` of its `provenance`, each a dict
+            of JSON values, `limits`, a text, and every plain value (time, steps, machine, ...) under "Training".
+            Missing ones are left out.
+        diffusers: whether Diffusers can open the network.
     """
     provenance = dict(extra.get("provenance") or {})
     limits = provenance.pop("limits", None) or _limits(network)
     config = provenance.get("config") or {}
     source = {"source": config["data"]["source"]} if "source" in config.get("data", {}) else {}
+    metrics = provenance.get("metrics") or {}
+    title = f"A DDPM for {_size(network)} images"
     sections = [
-        _front_matter(diffusers),
-        f"# A DDPM for {_size(network)} images\n\n{_summary(network, diffusion, extra)}",
+        f"# {title}\n\n{_summary(network, diffusion, extra)}",
         _usage(network, diffusers),
         _section("Data", _table({**source, **(provenance.get("data") or {})})),
         _section("Training", _table({key: value for key, value in provenance.items() if not isinstance(value, dict)})),
-        _section("Metrics", _table(provenance.get("metrics") or {})),
+        _section("Metrics", _table(metrics)),
         _section("Configuration", _configuration(config)),
-        f"{LAST}\n\n{limits}",
+        _section(LAST, limits),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    data = ModelCardData(
+        library_name="diffusers" if diffusers else "ddpm", pipeline_tag=TASK, tags=["ddpm", "diffusion", "pytorch"]
+    )
+    _set_results(data, metrics, title, source.get("source", "unknown"))
+    body = "\n\n".join(section for section in sections if section)
+    return f"---\n{data.to_yaml()}\n---\n\n{body}\n"
 
 
 def add_samples(folder: Path, picture: Path, caption: str) -> None:
-    """Put a picture of samples into a model folder and show it in its card."""
+    """Put an image of samples into a model folder and show it in the card."""
     shutil.copyfile(picture, folder / "samples.png")
-    _put_section(folder, "Samples", f"![samples](samples.png)\n\n{caption}")
+    card = _read(folder)
+    _put_section(card, "Samples", f"![samples](samples.png)\n\n{caption}")
+    _write(folder, card)
 
 
 def add_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Add figures to a model folder: to its ddpm.json, where they travel on, and to its card."""
+    """Add metrics to a model folder: to its ddpm.json, to the card's table and to the Hub's list of results."""
     extra = read_json(folder / "ddpm.json")
     provenance = extra.get("provenance") or {}
     merged = {**(provenance.get("metrics") or {}), **metrics}
     write_json(folder / "ddpm.json", {**extra, "provenance": {**provenance, "metrics": merged}})
-    _put_section(folder, "Metrics", _table(merged))
+    card = _read(folder)
+    _put_section(card, "Metrics", _table(merged))
+    source = ((provenance.get("config") or {}).get("data") or {}).get("source", "unknown")
+    assert isinstance(card.data, ModelCardData)
+    _set_results(card.data, merged, _title(card), source)
+    _write(folder, card)
 
 
 def keep_card(source: Path, folder: Path) -> None:
-    """Give a copy of a model folder the card of the original, which its owner may have written on."""
+    """Give a copy of a model folder the card of the original, which its owner may have edited."""
     for name in ("README.md", "samples.png"):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -67,24 +89,50 @@ def address_card(folder: Path, name: str) -> None:
     atomic_write(card, card.read_text(encoding="utf-8").replace(HERE, name))
 
 
-def _put_section(folder: Path, title: str, body: str) -> None:
-    """Replace a section of a card, or put it before the limits; at the end where another hand left those out."""
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8").rstrip() + "\n\n"
-    section = re.compile(rf"^## {title}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-    if section.search(text) is None:
-        before, limits, after = text.partition(f"\n{LAST}")
-        text = f"{before}\n## {title}\n\n{limits.lstrip()}{after}"
-    atomic_write(card, section.sub(lambda _: f"## {title}\n\n{body}\n\n", text, count=1).rstrip() + "\n")
+def _read(folder: Path) -> ModelCard:
+    return ModelCard((folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True)
 
 
-def _front_matter(diffusers: bool) -> str:
-    words = {
-        "library_name": "diffusers" if diffusers else "ddpm",
-        "pipeline_tag": "unconditional-image-generation",
-        "tags": ["ddpm", "diffusion", "pytorch"],
-    }
-    return f"---\n{yaml.safe_dump(words, sort_keys=False)}---"
+def _write(folder: Path, card: ModelCard) -> None:
+    atomic_write(folder / "README.md", card.content)
+
+
+def _title(card: ModelCard) -> str:
+    """Return the first heading: the name under which the Hub lists results."""
+    return next((line[2:] for line in card.text.splitlines() if line.startswith("# ")), "A DDPM")
+
+
+def _put_section(card: ModelCard, title: str, body: str) -> None:
+    """Replace a section, or insert it before the limits; at the end if the owner removed those."""
+    first, *sections = ("\n" + card.text.rstrip() + "\n").split(f"\n{HEADING}")
+    titles = [section.partition("\n")[0].strip() for section in sections]
+    section = f"{title}\n\n{body}\n"
+    if title in titles:
+        sections[titles.index(title)] = section
+    else:
+        sections.insert(titles.index(LAST) if LAST in titles else len(sections), section)
+    card.text = f"\n{HEADING}".join([first, *sections])[1:]
+
+
+def _set_results(data: ModelCardData, metrics: dict[str, Any], name: str, source: str) -> None:
+    """List the metrics in the front matter, beside results that are not ours."""
+    ours = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=source,
+            dataset_name=source,
+            metric_type=title.partition(":")[0].strip().lower(),
+            metric_name=title,
+            metric_value=value,
+        )
+        for title, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    known: list[EvalResult] = data.eval_results or []
+    others = [result for result in known if result.metric_name not in metrics]
+    if ours or others:
+        data.model_name = data.model_name or name
+        data.eval_results = [*others, *ours]
 
 
 def _size(network: UNet) -> str:
@@ -100,7 +148,7 @@ def _summary(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any])
     if names:
         shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
         guided = " Classes were dropped in training, so guidance works." if extra.get("null_label") is not None else ""
-        classes = f" It draws one of {len(names)} classes ({shown}).{guided}"
+        classes = f" It samples one of {len(names)} classes ({shown}).{guided}"
     predicts = {"epsilon": "the noise ε", "x_0": "the clean image x_0", "v": "v"}[diffusion.prediction]
     return (
         f"A denoising diffusion model (Ho et al. 2020) with {parameters:,} parameters that predicts {predicts} over "
@@ -113,7 +161,7 @@ def _usage(network: UNet, diffusers: bool) -> str:
     lines += ["images = model.sample(16, seed=0)  # float32, N,C,H,W, in [-1, 1]"]
     lines += ['ddpm.save_grid(images, "samples.png")', "```", ""]
     if not diffusers:
-        lines.append("Diffusers' `UNet2DModel` has no words for this network; only ddpm opens it.")
+        lines.append("Diffusers' `UNet2DModel` cannot express this network; only ddpm opens it.")
     elif network.num_classes is None:
         lines.append(f'In Diffusers: `DDPMPipeline.from_pretrained("{HERE}")`.')
     else:
@@ -145,7 +193,7 @@ def _configuration(config: dict[str, Any]) -> str:
 
 def _limits(network: UNet) -> str:
     return (
-        f"It draws {_size(network)} images like those it was trained on, with their gaps and their bias, and nothing "
+        f"It samples {_size(network)} images like those it was trained on, with their gaps and their bias, and nothing "
         "else. A small training set can be memorised: compare samples with their nearest training images before "
         "publishing them."
     )

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
-from ddpm.interop.diffusers import LoadedParts, assemble, save_folder, unet_prefix
-from ddpm.interop.folder import ModelFolder, Weights, pickle_in, safetensors_in
+from ddpm.interop.diffusers import LoadedParts, assemble, load_folder, save_folder, unet_prefix
+from ddpm.interop.folder import ModelFolder, Weights, weight_files
+from ddpm.interop.layouts import is_checkpoint, model_folder
 from ddpm.interop.openai import from_openai, is_openai, parse_flags
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -38,26 +39,26 @@ def convert(
         raise UserError(f"{destination} exists: give another folder, or --overwrite")
     if not source.exists():
         raise UserError(f"nothing to convert at {source}")
+    origin, source = origin or source.name, model_folder(source)
     parts = read_folder(source) if source.is_dir() else read_file(source, flags)
     if "provenance" not in parts.extra:
-        known = {"converted from": origin or source.name, **({"flags": flags} if flags else {})}
+        known = {"converted from": origin, **({"flags": flags} if flags else {})}
         parts = replace(parts, extra={**parts.extra, "provenance": known})
     save_folder(destination, parts.network, parts.diffusion, image_shape=parts.image_shape, extra=parts.extra)
     return parts
 
 
 def read_folder(source: Path) -> LoadedParts:
-    """A model folder; pickled weights are opened where there are no others."""
+    """Read a model folder; pickled weights are opened only if there are no others."""
+    if is_checkpoint(source):
+        return load_folder(source)
     files = ModelFolder(source)
     prefix = unet_prefix(files)
-    pickled = pickle_in(files, prefix)
-    try:
-        weights = safetensors_in(files, prefix)
-    except UserError:
-        if pickled is None:
-            raise
-        weights = read_weights(pickled)
-    return assemble(files, weights)
+    pickled = [] if weight_files(files, prefix, "safetensors") else weight_files(files, prefix, "bin")
+    if not pickled:
+        return load_folder(source)
+    tensors = {name: part.read(name) for part in map(read_weights, pickled) for name in part.shapes}
+    return assemble(files, Weights.of_tensors(str(pickled[0]), tensors))
 
 
 def read_file(source: Path, flags: str | None) -> LoadedParts:

@@ -6,8 +6,9 @@ query/key/value/proj_attn, a DDIM or other scheduler inside, half precision, sha
 """
 
 import re
+import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import atomic_write, user_path
+from ddpm.common.files import atomic_write, is_model, user_path
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.card import model_card
 from ddpm.interop.diffusers_config import OURS, UNET2D, obstacle, to_our_config, to_process, to_scheduler, to_unet2d
@@ -31,11 +32,13 @@ from ddpm.interop.folder import (
     save_tensors,
     write_json,
 )
+from ddpm.interop.layouts import AVERAGED, is_checkpoint, newest_checkpoint, training_folder
 from ddpm.networks import UNet
 from ddpm.networks.inference import first_non_finite
 
 DIFFUSERS_VERSION = "0.30.0"  # the words used here are those of this version and later
 COMPONENTS = {"unet", "scheduler"}  # of a pipeline whose network sees pixels and nothing besides
+LASTING = ("ddpm", "fine-tuned from", "config", "data", "engine", "limits")  # provenance that every step of a run has
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 
@@ -110,17 +113,44 @@ def load_folder(folder: str | Path) -> LoadedParts:
     Raises:
         UserError: in one line, what is missing, does not fit or cannot be expressed.
     """
-    files = ModelFolder(Path(folder))
-    return assemble(files, safetensors_in(files, unet_prefix(files)))
+    folder = user_path(folder)
+    if is_checkpoint(folder):
+        return load_checkpoint(folder)
+    files = ModelFolder(folder)
+    prefix = unet_prefix(files)
+    if prefix == "unet_ema/":
+        print(f"{folder}: the averaged weights (unet_ema) are used", file=sys.stderr)
+    return assemble(files, safetensors_in(files, prefix))
+
+
+def load_checkpoint(folder: Path) -> LoadedParts:
+    """Open RUN/checkpoints/NNNNNN: its averaged weights, in the network that RUN/model describes.
+
+    Raises UserError if the run has no model folder, or if the weights do not fit it.
+    """
+    run = folder.absolute().parent.parent
+    if not is_model(run / "model"):
+        raise UserError(f"{run} has no model folder, which describes the network: ddpm train --resume {run} writes it")
+    weights = Weights.of_safetensors(folder / AVERAGED)
+    weights.shapes.pop("ema_updates", None)  # a counter, not a weight
+    parts = assemble(ModelFolder(run / "model"), weights)
+    # figures and times are those of another step
+    provenance = {key: value for key, value in (parts.extra.get("provenance") or {}).items() if key in LASTING}
+    steps = {"steps": int(folder.name)} if folder.name.isdecimal() else {}
+    return replace(parts, extra={**parts.extra, "provenance": {**provenance, **steps}})
 
 
 def unet_prefix(files: ModelFolder) -> str:
-    """Where the network lies: "unet/", or the root in old folders."""
+    """Return where the network is: "unet/", "unet_ema/" (averaged weights, preferred), or "" in old folders."""
+    if files.find("unet_ema/config.json"):
+        return "unet_ema/"
     if files.find("unet/config.json"):
         return "unet/"
     if files.find("config.json"):
         return ""
-    raise UserError(f"{files.path} is no model folder: it has neither unet/config.json nor config.json")
+    checkpoint = newest_checkpoint(files.path)
+    hint = f"; to open its last checkpoint give {checkpoint}" if checkpoint else ""
+    raise UserError(f"{files.path} is no model folder: it has neither unet/config.json nor config.json{hint}")
 
 
 def assemble(files: ModelFolder, weights: Weights) -> LoadedParts:
@@ -131,10 +161,7 @@ def assemble(files: ModelFolder, weights: Weights) -> LoadedParts:
     channels, out_channels = config.in_channels, config.out_channels
     if out_channels not in (channels, 2 * channels):
         raise UserError(f"{files.path}: a network with {channels} channels in and {out_channels} out is no DDPM")
-    scheduler = files.json("scheduler/scheduler_config.json", "scheduler_config.json")
-    if scheduler is None:
-        raise UserError(f"{files.path} has no scheduler/scheduler_config.json, which says what noise it was trained on")
-    diffusion = to_process(scheduler, out_channels == 2 * channels, f"{files.path}: scheduler_config.json")
+    diffusion = to_process(_scheduler(files), out_channels == 2 * channels, f"{files.path}: scheduler_config.json")
 
     with torch.device("meta"):  # no memory until the file is known to hold these very tensors
         network = UNet(config.network, config.image_size, channels, out_channels, config.num_classes)
@@ -142,6 +169,21 @@ def assemble(files: ModelFolder, weights: Weights) -> LoadedParts:
     extra = files.json("ddpm.json") or {}
     _check_labels(extra, config.num_classes, f"{files.path}/ddpm.json")
     return LoadedParts(network.eval(), diffusion, (channels, *config.image_size), extra)
+
+
+def _scheduler(files: ModelFolder) -> dict[str, Any]:
+    """Return the scheduler's configuration; a checkpoint of Diffusers' training scripts has it in the folder above."""
+    scheduler = files.json("scheduler/scheduler_config.json", "scheduler_config.json")
+    above = training_folder(files.path)
+    if scheduler is None and above is not None:
+        scheduler = ModelFolder(above).json("scheduler/scheduler_config.json")
+    if scheduler is None:
+        home = (above or files.path) / "scheduler"
+        raise UserError(
+            f"{files.path} has no scheduler/scheduler_config.json, which says what noise it was trained on: put the "
+            f"training's own there, or write one with diffusers.DDPMScheduler(...).save_pretrained('{home}')"
+        )
+    return scheduler
 
 
 def _check_components(files: ModelFolder) -> None:
@@ -168,7 +210,10 @@ def _check_labels(extra: dict[str, Any], rows: int | None, where: str) -> None:
 
 
 def fill(network: UNet, weights: Weights) -> None:
-    """Give a network on the meta device its weights, in float32; every name and shape must fit."""
+    """Give a network on the meta device its weights, in float32.
+
+    Raises UserError if a name or a shape does not fit, or if a number is not finite.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     sources: dict[str, str] = {}
     for source in weights.shapes:

@@ -14,12 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import atomic_write, sync
+from ddpm.common.files import atomic_write, is_model, sync
 
 MAX_JSON_BYTES = 16 * 2**20
 WEIGHTS = "diffusion_pytorch_model"
-VARIANTS = ("", ".fp16", ".bf16")
-SHARD = re.compile(rf"{WEIGHTS}(\.\w+)?-\d{{5}}-of-\d{{5}}\.safetensors")
+# Diffusers' names: whole, one of several shards, and the index of the shards, each with or without a variant
+WHOLE = re.compile(rf"{WEIGHTS}(?:\.(\w+))?\.(safetensors|bin)")
+SHARD = re.compile(rf"{WEIGHTS}(\.\w+)?-\d{{5}}-of-\d{{5}}(\.\w+)?\.(safetensors|bin)")
+INDEX = re.compile(rf"{WEIGHTS}\.(safetensors|bin)\.index(?:\.(\w+))?\.json")
+VARIANTS = ("", "ema", "fp16", "bf16")  # from the most to the least wanted; any other comes after them
 # The files of a model folder, ours or Diffusers' of any age. A name that ends in a number is what a process that was
 # killed in `atomic_write` left, .DS_Store what Finder leaves wherever it looks.
 PARTS = re.compile(
@@ -121,24 +124,47 @@ class Weights:
 
 
 def safetensors_in(folder: ModelFolder, prefix: str) -> Weights:
-    """The weights of a folder, whole or in shards; pickled ones are named and left alone."""
-    whole = folder.find(*(f"{prefix}{WEIGHTS}{variant}.safetensors" for variant in VARIANTS))
-    if whole is not None:
-        return Weights.of_safetensors(whole)
-    index = folder.json(f"{prefix}{WEIGHTS}.safetensors.index.json")
-    if index is not None:
-        return Weights.of_safetensors(*shards(folder, prefix, index))
-    pickled = pickle_in(folder, prefix)
-    if pickled is not None:
+    """Return the weights of a folder, whole or in shards, of any variant; pickled ones are named and left alone."""
+    files = weight_files(folder, prefix, "safetensors")
+    if files:
+        return Weights.of_safetensors(*files)
+    pickled = weight_files(folder, prefix, "bin")
+    if pickled:
         raise UserError(
-            f"{folder.path} holds pickled weights ({pickled.name}), and opening a pickle can run code: "
+            f"{folder.path} holds pickled weights ({pickled[0].name}), and opening a pickle can run code: "
             f"ddpm convert {folder.path} NEW_FOLDER makes safetensors of it"
         )
     raise UserError(f"{folder.path} holds no weights: there should be {prefix}{WEIGHTS}.safetensors")
 
 
+def weight_files(folder: ModelFolder, prefix: str, ending: str) -> list[Path]:
+    """Return the files of a folder's weights: one, all shards, or none.
+
+    Args:
+        prefix: of the network in the folder: "unet/" or "".
+        ending: "safetensors" or "bin".
+    """
+    names = sorted(path.name for path in (folder.root / prefix).glob("*"))
+    whole = {match[1] or "": match[0] for name in names if (match := WHOLE.fullmatch(name)) and match[2] == ending}
+    index = {match[2] or "": match[0] for name in names if (match := INDEX.fullmatch(name)) and match[1] == ending}
+    found = {**index, **whole}
+    if not found:
+        old = folder.find(f"{prefix}pytorch_model.bin") if ending == "bin" else None
+        return [] if old is None else [old]
+    chosen = prefix + found[min(found, key=_variant_order)]
+    if not chosen.endswith(".json"):
+        file = folder.find(chosen)
+        return [] if file is None else [file]
+    return shards(folder, prefix, folder.json(chosen) or {})
+
+
+def _variant_order(variant: str) -> tuple[int, bool, str]:
+    known = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
+    return known, variant.startswith("non_"), variant  # "non_ema" is the network before averaging
+
+
 def shards(folder: ModelFolder, prefix: str, index: dict[str, Any]) -> list[Path]:
-    """The files that an index names: only shards of this model, beside the index."""
+    """Return the files that an index names: only shards of this model, beside the index."""
     weight_map = index.get("weight_map")
     names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     files = [folder.find(prefix + name) for name in names if SHARD.fullmatch(name)]
@@ -146,11 +172,6 @@ def shards(folder: ModelFolder, prefix: str, index: dict[str, Any]) -> list[Path
     if not found or len(found) < len(names):
         raise UserError(f"{folder.path / prefix}: the weights' index names files that are not there")
     return found
-
-
-def pickle_in(folder: ModelFolder, prefix: str) -> Path | None:
-    """The pickled weights of a folder, if it has some."""
-    return folder.find(*(f"{prefix}{WEIGHTS}{variant}.bin" for variant in VARIANTS), f"{prefix}pytorch_model.bin")
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -201,11 +222,6 @@ def no_part_of_a_model(folder: Path) -> str | None:
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = (file.relative_to(folder).as_posix() for file in files)
     return next((name for name in names if not PARTS.fullmatch(name)), None)
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a folder looks like one that `save_folder` or Diffusers wrote."""
-    return any((folder / name).is_file() for name in ("model_index.json", "ddpm.json"))
 
 
 def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

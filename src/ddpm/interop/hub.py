@@ -15,8 +15,8 @@ ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TEXT = ["model_index.json", "ddpm.json", "README.md", "config.json", "unet/config.json", "scheduler_config.json"]
 TEXT += ["scheduler/scheduler_config.json"]
 SAFE = [f"{WEIGHTS}.safetensors", f"{WEIGHTS}-*-of-*.safetensors", f"{WEIGHTS}.safetensors.index.json"]
-HALF = [f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.bf16.safetensors"]
-PICKLED = [f"{WEIGHTS}.bin"]
+VARIANTS = [f"{WEIGHTS}.*.safetensors", f"{WEIGHTS}.safetensors.index.*.json"]
+PICKLED = [f"{WEIGHTS}.bin", f"{WEIGHTS}-*-of-*.bin", f"{WEIGHTS}.bin.index.json"]
 UNKNOWN = "the Hub does not know who you are: `hf auth login`, with a token that may write"
 REFUSALS = {401: UNKNOWN, 403: "your token may not do that: `hf auth login` with one that may write there"}
 ANOTHER = "the Hub did not answer as it should"
@@ -37,7 +37,7 @@ def download(name: str, *, pickled: bool = False) -> Path:
 
     `pickled` also fetches .bin weights where there are no others, for `ddpm convert`.
     """
-    for patterns in (SAFE, HALF, PICKLED) if pickled else (SAFE, HALF):
+    for patterns in (SAFE, VARIANTS, PICKLED) if pickled else (SAFE, VARIANTS):
         both = [prefix + pattern for pattern in patterns for prefix in ("", "unet/")]
         with one_line(name):
             folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=TEXT + both))

@@ -61,7 +61,9 @@ class NetworkConfig(BaseModel):
     def _widths_fit(self) -> "NetworkConfig":
         for width in self.widths:
             if width < 1 or width % self.groups:
-                raise ValueError(f"a level of {width} channels does not divide into {self.groups} groups")
+                raise ValueError(
+                    f"a level of {width} channels does not divide into {self.groups} groups (network.groups)"
+                )
         if self.heads and self.head_dim:
             raise ValueError("give head_dim or heads, not both")
         encoded = self.time_channels or self.widths[0]
@@ -72,14 +74,14 @@ class NetworkConfig(BaseModel):
 
     @property
     def widths(self) -> list[int]:
-        """Channels of each level, from the full image down."""
+        """Return the channels of each level, from the full image down."""
         return [round(self.channels * multiple) for multiple in self.channel_mult]
 
     def heads_over(self, width: int) -> int:
-        """Heads of an attention over `width` channels.
+        """Return the number of heads of an attention over `width` channels.
 
         Raises:
-            UserError: the channels do not divide into them.
+            UserError: the channels do not divide into the heads.
         """
         if width % (self.head_dim or self.heads or 1):
             heads = f"heads of {self.head_dim}" if self.head_dim else f"{self.heads} heads"
@@ -90,10 +92,10 @@ class NetworkConfig(BaseModel):
         return self.heads or (width // self.head_dim if self.head_dim else 1)
 
     def level_sizes(self, image_size: ImageSize) -> list[ImageSize]:
-        """(height, width) of each level's feature map, from the full image down.
+        """Return the (height, width) of each level's feature map, from the full image down.
 
         Raises:
-            UserError: a side does not halve as often as there are levels.
+            UserError: a side cannot be halved once per further level.
         """
         levels = len(self.channel_mult)
         factor = 2 ** (levels - 1)
@@ -109,7 +111,7 @@ class NetworkConfig(BaseModel):
         return [(height >> level, width >> level) for level in range(levels)]
 
     def attention_levels(self, image_size: ImageSize) -> list[bool]:
-        """Whether each level has self-attention.
+        """Return for each level whether it has self-attention.
 
         Raises:
             UserError: `attention` names a size that no level has.

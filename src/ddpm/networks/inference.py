@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.networks.unet import Attention, Conv, Linear, UNet
+from ddpm.networks.unet import UNet
 
-SHAPES = 4  # recorded graphs kept, each with the memory of its activations
+SHAPES = 4  # recorded graphs that are kept; each holds the memory of its activations
 
 _turn = threading.Lock()  # a process records one graph at a time, and a graph's tensors serve one call at a time
 
@@ -27,8 +28,8 @@ class _Recorded:
 class CudaGraphed(nn.Module):
     """Record a network's forward pass as a CUDA graph, once per input shape, and replay it.
 
-    The network must be in eval mode on the card, and its weights must stay where they are. No gradients: with any of
-    them wanted, or during another recording, it is called as it is.
+    The network must be in eval mode on the GPU, and its weights must stay where they are. If gradients are wanted, or
+    during another recording, it is called as it is.
     """
 
     def __init__(self, network: nn.Module):
@@ -41,7 +42,7 @@ class CudaGraphed(nn.Module):
         if (torch.is_grad_enabled() and x_t.requires_grad) or torch.cuda.is_current_stream_capturing():
             return self.network(x_t, t, labels)
         inputs = (x_t, t) if labels is None else (x_t, t, labels)
-        with _turn, torch.cuda.device(x_t.device):  # streams are those of the current card, which may be another
+        with _turn, torch.cuda.device(x_t.device):  # streams belong to the current GPU, which may be another
             recorded = self._recording(inputs)
             for static, tensor in zip(recorded.inputs, inputs, strict=True):
                 static.copy_(tensor)
@@ -49,7 +50,7 @@ class CudaGraphed(nn.Module):
             return recorded.output.clone()
 
     def _recording(self, inputs: tuple[Tensor, ...]) -> _Recorded:
-        """That of the inputs' shapes; the one that was asked for the longest ago makes way for a new one."""
+        """Return the graph for these input shapes; record it if needed (the least recently used one is dropped)."""
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if key not in self._recorded:
             self._recorded[key] = self._record(inputs)
@@ -58,18 +59,18 @@ class CudaGraphed(nn.Module):
         self._recorded.move_to_end(key)
         return self._recorded[key]
 
-    @torch.inference_mode(False)  # what is recorded inside it could not be replayed outside
+    @torch.inference_mode(False)  # a graph recorded in inference mode could not be replayed outside it
     @torch.no_grad()
     def _record(self, inputs: tuple[Tensor, ...]) -> _Recorded:
         static = tuple(tensor.clone() for tensor in inputs)
-        side = torch.cuda.Stream()  # kernels choose and allocate what they need before, and not on the default stream
+        side = torch.cuda.Stream()  # warm-up: kernels choose algorithms and allocate, off the default stream
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
                 self.network(*static)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # other threads, such as the one that draws training batches, may go on using the card meanwhile
+        # other threads, such as the one that prepares training batches, may use the GPU meanwhile
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             output = self.network(*static)
         return _Recorded(graph, static, output)
@@ -81,15 +82,16 @@ def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def weights_state(network: nn.Module) -> tuple:
-    """Equal for as long as no weight was written to, replaced or moved; what was made from the weights is then good."""
+    """Return a value that changes when a weight is written to, replaced or moved."""
     tensors = itertools.chain(network.parameters(), network.buffers())
     return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 class InferenceNetworks:
-    """A network's copies, one a number format. They are made anew when its weights have changed.
+    """Copies of a network, one per number format, made again when its weights change.
 
-    `compiled` says whether they go through `torch.compile`; on a CUDA card they are recorded as graphs.
+    `compiled`: whether copies go through `torch.compile`. The U-Net of this package is replayed as a CUDA graph on a
+    GPU; any other network is called as it is, since it may synchronise with the host.
     """
 
     def __init__(self, network: nn.Module):
@@ -97,9 +99,9 @@ class InferenceNetworks:
         self._copies: dict[tuple[torch.dtype, bool], nn.Module] = {}
         self._state: tuple = ()
 
-    @torch.inference_mode(False)  # a copy made inside it could never again be asked outside
-    def of(self, dtype: torch.dtype) -> nn.Module:
-        """The network with its weights in `dtype`, channels last."""
+    @torch.inference_mode(False)  # a copy made in inference mode could not be used outside it
+    def get(self, dtype: torch.dtype) -> nn.Module:
+        """Return the network with its weights in `dtype`, channels last."""
         state = weights_state(self.network)
         if state != self._state:
             self._copies.clear()
@@ -109,34 +111,20 @@ class InferenceNetworks:
             network: nn.Module = copy.deepcopy(self.network).to(dtype).to(memory_format=torch.channels_last)
             if self.compiled:
                 network.compile(dynamic=False)
-            on_card = next(network.parameters()).device.type == "cuda"
-            self._copies[key] = CudaGraphed(network) if on_card else network
+            graphed = isinstance(network, UNet) and next(network.parameters()).device.type == "cuda"
+            self._copies[key] = CudaGraphed(network) if graphed else network
         return self._copies[key]
 
 
 def count_flops(network: UNet) -> int:
-    """Operations of one forward pass for one image of the network's size: 2 a multiply-add, counting convolutions,
-    linear layers and the two matrix products of attention. A training step costs three times as much.
+    """Count the operations of one forward pass for one image of the network's size: 2 per multiply-add.
 
-    It counts the network as its paper writes it, whatever shortcut computes it; nothing is computed.
+    Convolutions, linear layers and the two matrix products of attention count. A training step costs three times as
+    much. The network is counted as its paper defines it, whatever shortcut computes it; nothing is computed.
     """
-    total = 0
-
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        if isinstance(layer, Conv):
-            total += 2 * output.numel() * layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
-        elif isinstance(layer, Linear):
-            total += 2 * output.numel() * layer.in_features
-        elif isinstance(layer, Attention):
-            channels, tokens = output.shape[1], output.shape[2] * output.shape[3]
-            total += 2 * 2 * tokens * tokens * channels
-
-    shadow = copy.deepcopy(network).to("meta").eval()
-    for layer in shadow.modules():
-        layer.register_forward_hook(add)
+    shadow = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
     x_t = torch.empty(1, shadow.in_channels, *shadow.image_size, device="meta")
     labels = None if shadow.num_classes is None else torch.zeros(1, dtype=torch.int64, device="meta")
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         shadow(x_t, torch.zeros(1, device="meta"), labels)
-    return total
+    return counter.get_total_flops()

@@ -285,7 +285,7 @@ def interpolation(
         of_class = None if classes is None else torch.full((columns,), classes[row % len(classes)])
         denoiser = model.denoiser(of_class, batch_size=model.default_batch_size)
         images = SAMPLERS["ddim"](denoiser, x_T, timesteps, noise=noise)
-        table.append(images.float().clamp(-1, 1).cpu())
+        table.append(model.finish(images))
     return plot_images(torch.stack(table), columns=[f"{weight:.2g}" for weight in weights.tolist()])
 
 

@@ -1,6 +1,6 @@
-"""Watch a diffusion: the reverse process of a model or of somebody's Diffusers pipeline, and the forward process.
+"""Trace a diffusion: the reverse process of a model or of a Diffusers pipeline, and the forward process.
 
-What comes out is a `Trajectory`, to be saved as a GIF, an MP4 or a strip.
+The result is a `Trajectory`, which can be saved as a GIF, an MP4 or a strip.
 """
 
 import copy
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError
-from ddpm.common.hardware import Precision
+from ddpm.common.pixels import final_images
 from ddpm.common.randomness import ImageNoise, derive_seed
 from ddpm.diffusion.schedule import NoiseSchedule
-from ddpm.model import Labels, Model
+from ddpm.model import Model, SamplingOptions
 from ddpm.plotting.animation import FrameSpacing, Recorder, Trajectory
-from ddpm.samplers import Callback, Clip, Noise, Spacing, Step, find_sampler
+from ddpm.samplers import Callback, Noise, Step
 
 MODEL_STEPS = 100
 PAIR_STEPS = 50  # DDIMPipeline's default
@@ -33,19 +33,19 @@ def trace(
     columns: int | None = None,
     **options: Any,
 ) -> Trajectory:
-    """Draw images and keep what happened on the way: x_t and the predicted x_0 at some of the steps.
+    """Sample images and keep x_t and the predicted x_0 at some of the steps.
 
     Args:
-        source: a `Model`; or of Diffusers' a `DDPMPipeline`, a `DDIMPipeline` or a (UNet2DModel, scheduler) pair. A
-            pipeline is left untouched: its scheduler is copied.
-        num: images, seen as a grid of `columns`.
-        steps: sampling steps; by default a model's 100 (or all it has), and whatever a pipeline's own default is.
-        frames: how many moments to keep, at most, chosen before the run; memory does not grow with the steps.
+        source: a `Model`; or Diffusers' `DDPMPipeline`, `DDIMPipeline` or a (UNet2DModel, scheduler) pair. A pipeline
+            is not changed: its scheduler is copied.
+        num: number of images, shown as a grid of `columns`.
+        steps: sampling steps; default: 100 for a model (or T, if that is less), the pipeline's own default otherwise.
+        frames: most frames to keep. They are chosen before the run, so memory does not grow with the steps.
         frame_spacing: "uniform" over the steps or "log_snr".
-        options: for a model, those of `trace_model`; for Diffusers, `generator` and what the scheduler's step takes
-            (`eta`, `use_clipped_model_output`, …).
+        options: for a model, those of `trace_model`; for Diffusers, `generator` and the arguments of the scheduler's
+            `step` (`eta`, `use_clipped_model_output`, …).
 
-    Returns: the frames and the images, which are those of `Model.sample` or of the pipeline for the same generator.
+    Returns: the frames and the images; these equal `Model.sample`, or the pipeline's output for the same generator.
     """
     picked: dict[str, Any] = {"num": num, "frames": frames, "frame_spacing": frame_spacing, "columns": columns}
     if isinstance(source, Model):
@@ -67,66 +67,53 @@ def trace(
 @torch.no_grad()
 def trace_model(
     model: Model,
+    options: SamplingOptions | None = None,
     *,
     num: int = 1,
-    steps: int | None = None,
     frames: int = 60,
     frame_spacing: FrameSpacing = "uniform",
     columns: int | None = None,
     image: Tensor | None = None,
-    sampler: str = "ancestral",
-    spacing: Spacing | None = None,
-    labels: Labels = None,
-    guidance: float = 1.0,
-    guidance_rescale: float = 0.0,
-    clip: Clip = "static",
-    seed: int = 0,
-    precision: Precision = "auto",
-    **sampler_options: Any,
+    **changes: Any,
 ) -> Trajectory:
-    """Trace a model's reverse process; see `trace`, and `Model.sample_batches` for the options.
+    """Trace the reverse process of a model; see `trace`.
 
-    `image` (C, H, W) in [-1, 1]: first let the forward process turn it into noise, and start from that noise. Half of
-    the frames are then the forward process's.
+    Args:
+        options: see `SamplingOptions`; by default ancestral sampling with 100 steps (or T, if that is less).
+        image: (C, H, W) in [-1, 1]. The forward process first turns it into noise, and sampling starts from that
+            noise. Half of the frames then show the forward process.
+        changes: fields of `SamplingOptions` that replace those of `options`.
+
+    Raises UserError if an option is wrong, or if more images are asked for than one batch holds.
     """
-    size = model.default_batch_size
-    if not 1 <= num <= size:
-        raise UserError(f"{num} images asked for; this model's trajectories show 1 to {size} at a time")
-    chosen, schedule = find_sampler(sampler), model.diffusion.schedule
-    steps = min(MODEL_STEPS, schedule.timesteps) if steps is None else steps
-    timesteps = chosen.timesteps(schedule, steps, spacing)
-    classes = model.resolve_labels(labels)
-    denoiser = model.denoiser(
-        None if classes is None else torch.tensor([classes[i % len(classes)] for i in range(num)]),
-        guidance=guidance,
-        guidance_rescale=guidance_rescale,
-        clip=clip,
-        batch_size=size,
-        precision=precision,
-    )
-    noise = ImageNoise.of_seed(seed, range(num), model.image_shape, device=model.device)
+    options = SamplingOptions.of(options or SamplingOptions(sampler="ancestral"), **changes)
+    schedule = model.diffusion.schedule
+    if options.steps is None:
+        options = SamplingOptions.of(options, steps=min(MODEL_STEPS, len(schedule)))
+    options = options.resolved(model)
+    assert options.batch_size is not None
+    if not 1 <= num <= options.batch_size:
+        raise UserError(f"cannot trace {num} images: the trajectories of this model show 1 to {options.batch_size}")
+    timesteps = options.timesteps(model)
+    denoiser = model.denoiser(options.labels_of(range(num)), options=options)
+    noise = ImageNoise.of_seed(options.seed, range(num), model.image_shape, device=model.device)
     x_T, before = noise(), []
     if image is not None:
         _check_shape(image, model.image_shape)
         if frames < 4:
-            raise UserError(f"{frames} frames asked for: there and back takes at least 4, each way's first and last")
+            raise UserError(f"{frames} frames are too few to show both directions: give at least 4")
         start = image.to(model.device).expand(num, *model.image_shape)
-        forward_noise = ImageNoise.of_seed(
-            derive_seed(seed, "forward"), range(num), model.image_shape, device=model.device
-        )
+        forward_seed = derive_seed(options.seed, "forward")
+        forward_noise = ImageNoise.of_seed(forward_seed, range(num), model.image_shape, device=model.device)
         half, frames = frames // 2, frames - frames // 2
-        seen = Recorder(
-            [-1.0, *map(float, range(int(timesteps[0]) + 1))],
-            schedule.log_snr,
-            "forward",
-            frames=half,
-            spacing=frame_spacing,
-            columns=columns,
-        )
+        forward_times = [-1.0, *map(float, range(int(timesteps[0]) + 1))]
+        seen = Recorder(forward_times, schedule.log_snr, "forward", frames=half, spacing=frame_spacing, columns=columns)
         x_T = noised(schedule, start, forward_noise, seen, show_x_0=True)
         before = seen.frames
     recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=frames, spacing=frame_spacing, columns=columns)
-    images = chosen(denoiser, x_T, timesteps, noise=noise, callback=recording(recorder), **sampler_options)
+    images = options.spec(
+        denoiser, x_T, timesteps, noise=noise, callback=recording(recorder), **options.sampler_options
+    )
     return Trajectory(before + recorder.frames, model.finish(images))
 
 
@@ -157,7 +144,7 @@ def noised(schedule: NoiseSchedule, x_0: Tensor, noise: Noise, recorder: Recorde
 
 
 def recording(recorder: Recorder) -> Callback:
-    """A sampler's callback that shows the recorder each step's start, and the last step's end."""
+    """Return a sampler callback that records the start of each step and the end of the last one."""
 
     def callback(step: Step) -> None:
         recorder.see(step.index, step.x_t, step.x_0)
@@ -180,7 +167,7 @@ def trace_diffusers(
     generator: "torch.Generator | Sequence[torch.Generator] | None" = None,
     **step_options: Any,
 ) -> Trajectory:
-    """Trace a Diffusers network with its own scheduler, drawing exactly what its pipeline would draw; see `trace`."""
+    """Trace a Diffusers network with its own scheduler; the images equal its pipeline's; see `trace`."""
     from diffusers.utils.torch_utils import randn_tensor
 
     scheduler = copy.deepcopy(scheduler)
@@ -205,20 +192,20 @@ def trace_diffusers(
         recorder.see(index, x_t, x_0)
         x = result.prev_sample
     recorder.see(len(timesteps) - 1, x, x)
-    return Trajectory(recorder.frames, x.float().clamp(-1, 1).cpu())
+    return Trajectory(recorder.frames, final_images(x))
 
 
 def _predicted_x_0(scheduler: Any, schedule: NoiseSchedule, output: Tensor, x_t: Tensor, t: float) -> Tensor:
-    """For schedulers that do not tell it."""
+    """Predict x_0 for schedulers that do not return it."""
     output = output[:, : x_t.shape[1]]  # without the learned variance
-    signal, sigma = schedule.alpha_sigma(t)
+    alpha, sigma = schedule.alpha_sigma(t)
     match scheduler.config.prediction_type:
         case "sample":
             return output
         case "v_prediction":
-            return signal * x_t - sigma * output
+            return alpha * x_t - sigma * output
         case _:
-            return (x_t - sigma * output) / max(signal, 1e-6)
+            return (x_t - sigma * output) / max(alpha, 1e-6)
 
 
 def _check_shape(image: Tensor, shape: tuple[int, ...]) -> None:

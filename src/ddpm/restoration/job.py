@@ -350,7 +350,7 @@ def inputs(source: Path, out: Path, task: Task) -> tuple[dict[str, Path], list[R
     """The pictures to restore by their names, and a row with an error for each file that was left out."""
     found, left_out = list_images(source)
     results = out.resolve()
-    mask = Path(task.mask).expanduser().resolve() if task.mask else None
+    mask = user_path(task.mask).resolve() if task.mask else None
     paths = [path for path in found if not path.resolve().is_relative_to(results)]
     if found and not paths:
         raise UserError(f"all pictures in {source} lie below {out}, where results go: give another --out")

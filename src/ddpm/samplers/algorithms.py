@@ -127,9 +127,9 @@ def ddim(
     steps, x_t = len(timesteps) - 1, x_T
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         prediction = denoiser(x_t, t)
-        signal, sigma = denoiser.schedule.alpha_sigma(t_prev)
+        alpha, sigma = denoiser.schedule.alpha_sigma(t_prev)
         added = eta * math.sqrt(denoiser.diffusion.posterior(t, t_prev).variance)
-        x_prev = signal * prediction.x_0 + math.sqrt(sigma**2 - added**2) * prediction.epsilon
+        x_prev = alpha * prediction.x_0 + math.sqrt(sigma**2 - added**2) * prediction.epsilon
         if added > 0:
             x_prev = x_prev + added * noise()
         if callback:
@@ -154,10 +154,10 @@ def dpm_solver(
     steps, x_t, x_0_last, h_last = len(timesteps) - 1, x_T, None, math.inf
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         x_0 = denoiser(x_t, t).x_0
-        (signal, sigma), (signal_prev, sigma_prev) = map(denoiser.schedule.alpha_sigma, (t, t_prev))
-        exp_h = (signal * sigma_prev) / (signal_prev * sigma)  # e^-h
+        (alpha, sigma), (alpha_prev, sigma_prev) = map(denoiser.schedule.alpha_sigma, (t, t_prev))
+        exp_h = (alpha * sigma_prev) / (alpha_prev * sigma)  # e^-h
         D, h_last = extrapolate(x_0, x_0_last, exp_h, h_last)
-        x_prev = (sigma_prev / sigma) * x_t + signal_prev * (1 - exp_h) * D
+        x_prev = (sigma_prev / sigma) * x_t + alpha_prev * (1 - exp_h) * D
         if callback:
             callback(Step(i, steps, t, t_prev, x_t, x_0, x_prev))
         x_t, x_0_last = x_prev, x_0
@@ -180,10 +180,10 @@ def dpm_solver_sde(
     steps, x_t, x_0_last, h_last = len(timesteps) - 1, x_T, None, math.inf
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         x_0 = denoiser(x_t, t).x_0
-        (signal, sigma), (signal_prev, sigma_prev) = map(denoiser.schedule.alpha_sigma, (t, t_prev))
-        exp_h = (signal * sigma_prev) / (signal_prev * sigma)
+        (alpha, sigma), (alpha_prev, sigma_prev) = map(denoiser.schedule.alpha_sigma, (t, t_prev))
+        exp_h = (alpha * sigma_prev) / (alpha_prev * sigma)
         D, h_last = extrapolate(x_0, x_0_last, exp_h, h_last)
-        x_prev = (sigma_prev / sigma) * exp_h * x_t + signal_prev * (1 - exp_h**2) * D
+        x_prev = (sigma_prev / sigma) * exp_h * x_t + alpha_prev * (1 - exp_h**2) * D
         if sigma_prev > 0:
             x_prev = x_prev + sigma_prev * math.sqrt(1 - exp_h**2) * noise()
         if callback:
@@ -251,15 +251,15 @@ class _Link:
         last: "_Link | None",
         variant: Variant,
     ):
-        (signal, sigma), (signal_prev, sigma_prev) = map(schedule.alpha_sigma, (t, t_prev))
-        exp_h = (signal * sigma_prev) / (signal_prev * sigma)
+        (alpha, sigma), (alpha_prev, sigma_prev) = map(schedule.alpha_sigma, (t, t_prev))
+        exp_h = (alpha * sigma_prev) / (alpha_prev * sigma)
         self.h = -math.log(exp_h) if exp_h > 0 else math.inf
-        self.first_order = (sigma_prev / sigma) * x_t + signal_prev * (1 - exp_h) * x_0
+        self.first_order = (sigma_prev / sigma) * x_t + alpha_prev * (1 - exp_h) * x_0
         self.x_0, self.D_1, self.r = x_0, None, 0.0
         if not math.isfinite(self.h):
             return
         self.B = math.expm1(-self.h) if variant == "bh2" else -self.h
-        self.scale = -signal_prev * self.B
+        self.scale = -alpha_prev * self.B
         if last is not None and math.isfinite(last.h):
             self.r = -last.h / self.h
             self.D_1 = (last.x_0 - x_0) / self.r
@@ -302,11 +302,11 @@ def heun(
     steps, x_t = len(timesteps) - 1, x_T
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         prediction = denoiser(x_t, t)
-        (signal, sigma), (signal_prev, sigma_prev) = map(denoiser.schedule.alpha_sigma, (t, t_prev))
-        x_prev = signal_prev * prediction.x_0 + sigma_prev * prediction.epsilon
-        if sigma_prev > 0 and sigma <= SIGMA_MAX * signal:
+        (alpha, sigma), (alpha_prev, sigma_prev) = map(denoiser.schedule.alpha_sigma, (t, t_prev))
+        x_prev = alpha_prev * prediction.x_0 + sigma_prev * prediction.epsilon
+        if sigma_prev > 0 and sigma <= SIGMA_MAX * alpha:
             change = denoiser(x_prev, t_prev).epsilon - prediction.epsilon
-            x_prev = x_prev + 0.5 * (sigma_prev - signal_prev * sigma / signal) * change
+            x_prev = x_prev + 0.5 * (sigma_prev - alpha_prev * sigma / alpha) * change
         if callback:
             callback(Step(i, steps, t, t_prev, x_t, prediction.x_0, x_prev))
         x_t = x_prev

@@ -1,7 +1,7 @@
-"""The Denoiser: the one interface that samplers, restoration and editing see.
+"""The Denoiser: the one interface between networks and samplers, restoration and editing.
 
-Given x_t and t it answers the predicted x_0 and ε. Labels, guidance, thresholding, number formats and the compute
-shape are handled inside, so that a sampler is only its formula.
+Given x_t and t it returns the predicted x_0 and ε. It handles labels, guidance, thresholding, number formats and the
+compute shape, so that a sampler is only its formula.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from ddpm.common.errors import UserError
 from ddpm.diffusion.gaussian import GaussianDiffusion
 
-# (x_t, t as (N,), labels as (N,) or None) -> (N, C, H, W), or (N, 2C, H, W) where the variance is learned
+# (x_t, t as (N,), labels as (N,) or None) -> (N, C, H, W), or (N, 2C, H, W) if the variance is learned
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Clip = Literal["static", "dynamic"] | None
 
@@ -24,9 +24,10 @@ DYNAMIC_QUANTILE = 0.995  # Saharia et al. 2022, section 2.3 and appendix D
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of x_t. Always x_t = √ᾱ_t x_0 + √(1-ᾱ_t) epsilon, also after clipping.
+    """The network's prediction for x_t. Always x_t = √ᾱ_t x_0 + √(1-ᾱ_t) epsilon, also after clipping.
 
-    `variance_fraction`: only where the variance is learned, log Σ = fraction·log β + (1-fraction)·log β̃.
+    `variance_fraction`: only if the variance is learned; log Σ = fraction·log β + (1-fraction)·log β̃ (Nichol &
+    Dhariwal 2021, eq. 15).
     """
 
     x_0: Tensor
@@ -38,17 +39,20 @@ class Denoiser:
     """Any network as a denoiser.
 
     Args:
-        network: callable (x_t, t (N,), labels (N,) or None) -> what `diffusion.prediction` names.
-        process: schedule, prediction and variance.
+        network: callable (x_t (N, C, H, W), t (N,), labels (N,) or None) -> the prediction that `diffusion.prediction`
+            names, (N, C, H, W), or (N, 2C, H, W) if the variance is learned.
+        diffusion: schedule, prediction and variance.
         labels: class index of each image (N,), or None for an unconditional network.
         null_label: the class index that means "no class"; guidance other than 1 needs it.
         guidance: W of classifier-free guidance, out = null + W·(class - null); 1 is off, 0 unconditional.
         guidance_rescale: φ of Lin et al. 2024, eq. 15-16; pulls the standard deviation back to the unguided one.
         clip: "static" limits the predicted x_0 to [-1, 1]; "dynamic" (Imagen) to its own 99.5% quantile, then rescales;
             None leaves it.
-        batch_size: every forward runs at exactly this many images, the last batch padded, so that an image's bits do
-            not depend on how many are drawn with it. None: the batch as it comes.
-        dtype: what the network computes in; predictions come back in x_t's dtype.
+        batch_size: every forward pass has exactly this many images, the last batch padded, so that an image's bits do
+            not depend on how many are sampled with it. None: the batch as it comes.
+        dtype: number format of the network's forward pass; predictions come back in x_t's dtype.
+        integer_t: give the network whole timesteps as int64, for networks that look t up in a table. A fractional
+            timestep stays a float; the spacing log_snr is the only one that has them.
     """
 
     def __init__(
@@ -63,21 +67,22 @@ class Denoiser:
         clip: Clip = "static",
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
+        integer_t: bool = False,
     ):
         if not math.isfinite(guidance):
             raise UserError(f"guidance must be a number, not {guidance}")
         if not 0 <= guidance_rescale <= 1:
-            raise UserError(f"guidance_rescale is a share from 0 to 1, not {guidance_rescale}")
+            raise UserError(f"guidance_rescale is a fraction from 0 to 1, not {guidance_rescale}")
         if guidance != 1 and null_label is None:
             raise UserError("guidance needs a class-conditional model that was trained with classes dropped")
         if guidance != 1 and labels is None:
-            raise UserError(f"guidance {guidance:g} needs labels: it moves the answer towards a class")
+            raise UserError(f"guidance {guidance:g} needs labels: it moves the prediction towards a class")
         if clip not in ("static", "dynamic", None):
             raise UserError(f"clip is static, dynamic or None, not {clip!r}")
         self.network, self.diffusion, self.schedule = network, diffusion, diffusion.schedule
         self.labels, self.null_label = labels, null_label
         self.guidance, self.guidance_rescale = guidance, guidance_rescale
-        self.clip, self.batch_size, self.dtype = clip, batch_size, dtype
+        self.clip, self.batch_size, self.dtype, self.integer_t = clip, batch_size, dtype, integer_t
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:
         """Predict x_0 and ε of x_t (N, C, H, W) at one timestep t, which may be fractional."""
@@ -102,9 +107,11 @@ class Denoiser:
         return torch.cat(outputs)[:n]
 
     def _guided(self, x_t: Tensor, t: float, labels: Tensor | None) -> Tensor:
-        """The network's answer, with classifier-free guidance (Ho & Salimans 2022) in one batch of both halves."""
+        """Return the network's output, with classifier-free guidance (Ho & Salimans 2022), both halves in one batch."""
         x = x_t if self.dtype is None else x_t.to(self.dtype)
-        times = torch.full((len(x),), t, dtype=torch.promote_types(x_t.dtype, torch.float32), device=x.device)
+        whole = self.integer_t and t == int(t)
+        format_of_t = torch.int64 if whole else torch.promote_types(x_t.dtype, torch.float32)
+        times = torch.full((len(x),), t, dtype=format_of_t, device=x.device)
         if labels is None or self.null_label is None or self.guidance == 1:
             return self.network(x, times, labels)
         null = torch.full_like(labels, self.null_label)

@@ -5,132 +5,21 @@ drawn again at any time. Numbers are drawn for a block of positions at once, bec
 """
 
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddpm.common.distributed import all_sum
 from ddpm.common.pixels import to_float
 from ddpm.common.randomness import derive_seed
 from ddpm.data.datasets import ImageDataset, MemoryDataset
-from ddpm.diffusion.timestep_samplers import LossAwareSampler, TimestepSampler
+from ddpm.diffusion.timestep_samplers import TimestepSampler
 
-SHARE_OF_DEVICE = 0.25  # of the accelerator's free memory that a data set may take
-
-Drawn = tuple[Tensor, Tensor | None]
-Asked = tuple[int, range]  # (step, positions)
-
-
-class Loader:
-    """The batches of a run.
-
-    Args:
-        dataset: what to draw from.
-        global_batch: images a step, over all processes.
-        seed: of the run.
-        random_flip: mirror each drawn image left to right with probability 1/2.
-        device: where the batches are wanted; a set that fits beside the model is kept there.
-
-    Image `position` of step `step` is number step·global_batch + position of the data set's endless shuffled order, so
-    every image comes once an epoch whatever the number of processes, and a run goes on anywhere without replaying; with
-    another batch than before, `go_on` says where.
-    """
-
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        global_batch: int,
-        seed: int,
-        random_flip: bool = False,
-        device: torch.device | str = "cpu",
-    ):
-        self.dataset, self.global_batch, self.seed = dataset, global_batch, seed
-        self.random_flip, self.device = random_flip, torch.device(device)
-        self._shift = 0  # of every step's place in the order
-        self._ahead: _ReadAhead | None = None
-        if not isinstance(dataset, MemoryDataset):
-            self._ahead = _ReadAhead(self._draw)
-        elif self.device.type == "cuda" and dataset.images.nbytes < SHARE_OF_DEVICE * _free(self.device):
-            dataset.to(self.device)
-
-    def batch(self, step: int, positions: range) -> Drawn:
-        """x_0 float32 (n, C, H, W) in [-1, 1] and int64 labels (n,) or None, on the device."""
-        images, labels = self._ahead((step, positions)) if self._ahead else self._draw((step, positions))
-        images = images.to(self.device, non_blocking=True)
-        if self.random_flip:
-            mirrored = self._flips(step)[positions.start : positions.stop : positions.step].to(self.device)
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        return to_float(images), None if labels is None else labels.to(self.device, non_blocking=True)
-
-    def go_on(self, step: int, images: int) -> None:
-        """Let `step` begin at place `images` of the order: elsewhere than it would, where batches had another size."""
-        self._shift = images - step * self.global_batch
-
-    def state_dict(self, step: int) -> dict[str, Any]:
-        """What a streamed set needs to go on at `step` without reading from its start; empty for other sets.
-
-        Any process's will do for all, however many go on.
-        """
-        return self.dataset.state_dict(self._place(step))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        if self._ahead:
-            self._ahead.forget()
-        self.dataset.load_state_dict(state)
-
-    def _draw(self, asked: Asked) -> Drawn:
-        step, positions = asked
-        start = self._place(step)
-        return self.dataset.draw(self.seed, range(start + positions.start, start + positions.stop, positions.step))
-
-    def _place(self, step: int) -> int:
-        return self._shift + step * self.global_batch
-
-    def _flips(self, step: int) -> Tensor:
-        """Which images of the global batch are mirrored."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "flip", step))
-        return torch.rand(self.global_batch, generator=generator) < 0.5
-
-
-class _ReadAhead:
-    """Draws, in one thread, what is likely to be asked for next: whatever came after the same positions last time.
-
-    It changes when images are decoded, never which.
-    """
-
-    def __init__(self, draw):
-        self.draw = draw
-        self._thread = ThreadPoolExecutor(1)
-        self._after: dict[range, tuple[int, range]] = {}  # positions -> (steps later, the positions asked for then)
-        self._last: Asked | None = None
-        self._guess: tuple[Asked, Future[Drawn]] | None = None
-
-    def __call__(self, asked: Asked) -> Drawn:
-        if self._last is not None:
-            self._after[self._last[1]] = (asked[0] - self._last[0], asked[1])
-        guess, self._guess, self._last = self._guess, None, asked
-        drawn = guess[1] if guess is not None and guess[0] == asked else self._thread.submit(self.draw, asked)
-        result = drawn.result()
-        steps_later, positions = self._after.get(asked[1], (1, asked[1]))
-        coming = (asked[0] + steps_later, positions)
-        self._guess = (coming, self._thread.submit(self.draw, coming))
-        return result
-
-    def forget(self) -> None:
-        """Wait for what is being drawn, and drop it."""
-        if self._guess is not None:
-            self._guess[1].exception()
-        self._guess = self._last = None
-
-
-def _free(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0]
-
-
-PREFETCHED = 2  # batches drawn ahead by a thread while an accelerator computes
+DATASET_FRACTION = 0.25  # of the GPU's free memory that a dataset may take
+PREFETCHED = 2  # batches that a thread draws ahead
 BLOCK = 32  # positions
 
 
@@ -138,7 +27,7 @@ BLOCK = 32  # positions
 class Batch:
     """n images and all that is random about them.
 
-    x_0: float32 (n, C, H, W) in [-1, 1]. labels: int64 (n,), where classes are used. t: int64 (n,). weight: float32
+    x_0: float32 (n, C, H, W) in [-1, 1]. labels: int64 (n,), if classes are used. t: int64 (n,). weight: float32
     (n,), the importance weight of t. noise: float32, like x_0. dropout_keys: int64 (n,).
     """
 
@@ -150,74 +39,166 @@ class Batch:
     dropout_keys: Tensor
 
     def __len__(self) -> int:
-        return len(self.t)
+        return len(self.x_0)
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> "Batch":
-        """The inverse of `tensors`."""
+        """Return the batch of these tensors: the inverse of `tensors`."""
         return cls(labels=tensors.get("labels"), **{name: t for name, t in tensors.items() if name != "labels"})
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, those that there are."""
+        """Return the tensors by name, without labels if there are none."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def split(self, size: int) -> Iterator["Batch"]:
-        """Parts of at most `size` images, as equal as can be, so that few shapes are compiled."""
+        """Yield parts of at most `size` images, of equal size if possible, so that few shapes are compiled."""
         parts = -(-len(self) // size)
         chunks = {name: tensor.tensor_split(parts) for name, tensor in self.tensors().items()}
         for index in range(parts):
             yield Batch.of({name: chunk[index] for name, chunk in chunks.items()})
 
     def to(self, device: torch.device) -> "Batch":
-        """On the device, images in channels-last order."""
+        """Return the batch on the device, images in channels-last order."""
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
         for name in ("x_0", "noise"):
             moved[name] = moved[name].contiguous(memory_format=torch.channels_last)
         return Batch.of(moved)
 
+    def pinned(self) -> "Batch":
+        """Return the batch in pinned memory, from which a GPU copies while it computes."""
+        return Batch.of({name: t if t.is_cuda else t.pin_memory() for name, t in self.tensors().items()})
 
-class Batches:
-    """Draws the part of every global batch that belongs to one process.
+
+class BatchSource:
+    """The part of every global batch that belongs to one process.
+
+    Image `position` of step `step` is number step·batch_size + position of the dataset's endless shuffled order. So
+    every image comes once per epoch, whatever the number of processes, and a run resumes anywhere without replaying.
 
     Args:
-        loader: the images and classes of (step, positions).
-        draw: the timesteps of (seed, step, positions).
+        dataset: images in memory, decoded as they are drawn, or streamed; all are treated alike.
+        timestep_sampler: gives the timesteps of (seed, step, positions).
+        batch_size: images per step, over all processes.
         seed: of the run.
-        global_batch: images a step over all processes.
-        class_drop: share of images whose class becomes `null_label`.
-        rank, processes: this process takes positions rank·B/P to (rank+1)·B/P.
+        positions: of this process, in 0..batch_size-1; all of them by default.
+        random_flip: mirror each image left to right with probability 1/2.
+        null_label: the class of images whose own class is dropped.
+        class_drop: fraction of images whose class becomes `null_label`.
+        device: where `steps` puts the batches. Images of a dataset on a GPU are drawn there.
     """
 
     def __init__(
         self,
-        loader: Loader,
-        draw: TimestepSampler,
+        dataset: ImageDataset,
+        timestep_sampler: TimestepSampler,
         *,
+        batch_size: int,
         seed: int,
-        global_batch: int,
+        positions: range | None = None,
+        random_flip: bool = False,
         null_label: int | None = None,
         class_drop: float = 0.0,
-        rank: int = 0,
-        processes: int = 1,
+        device: torch.device | str = "cpu",
     ):
-        self.loader, self.draw, self.seed, self.global_batch = loader, draw, seed, global_batch
+        self.dataset, self.timestep_sampler, self.device = dataset, timestep_sampler, torch.device(device)
+        self.batch_size, self.seed, self.random_flip = batch_size, seed, random_flip
+        self.positions = range(batch_size) if positions is None else positions
         self.null_label, self.class_drop = null_label, class_drop
-        self.positions = range(rank * global_batch // processes, (rank + 1) * global_batch // processes)
+        self._shift = 0  # of every step's place in the order, once the batch size has changed
 
     def at(self, step: int) -> Batch:
-        """The batch of a step: images and classes where the loader keeps them, what is drawn on the CPU."""
-        x_0, labels = self.loader.batch(step, self.positions)
-        t, weight = self.draw.draw(self.seed, step, torch.tensor(self.positions), self.global_batch)
+        """Return the batch of a step: images and labels on the dataset's device, the rest on the CPU."""
+        return self._with_timesteps(self._without_timesteps(step), step)
+
+    def images(self, step: int, positions: range) -> tuple[Tensor, Tensor | None]:
+        """Return x_0, float32 (n, C, H, W) in [-1, 1], and the int64 labels (n,) or None, of any positions of a step.
+
+        They are on the device if the dataset is, else on the CPU.
+        """
+        start = self._place(step)
+        numbers = range(start + positions.start, start + positions.stop, positions.step)
+        images, labels = self.dataset.draw(self.seed, numbers)
+        if self.random_flip:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "flip", step))
+            flips = torch.rand(self.batch_size, generator=generator) < 0.5
+            mirrored = flips[positions.start : positions.stop : positions.step].to(images.device)
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        return to_float(images), labels
+
+    def steps(self, start: int) -> Generator[Batch, None, None]:
+        """Yield the batches of steps `start`, `start` + 1, … on the device.
+
+        A thread draws ahead if that hides a cost: always for a GPU, and for images that are decoded as they are drawn.
+        It draws no timesteps ahead if they depend on earlier losses (`timestep_sampler.adaptive`).
+        """
+        ahead = 0 if self.device.type == "cpu" and isinstance(self.dataset, MemoryDataset) else PREFETCHED
+        if not ahead:
+            for step in range(start, 1 << 62):
+                yield self.at(step).to(self.device)
+        pool = ThreadPoolExecutor(1, initializer=_use_device, initargs=(self.device,))
+        queue = [pool.submit(self._prefetched, step) for step in range(start, start + ahead)]
+        try:
+            for step in range(start, 1 << 62):
+                queue.append(pool.submit(self._prefetched, step + ahead))
+                batch = queue.pop(0).result()
+                if self.timestep_sampler.adaptive:
+                    batch = self._with_timesteps(batch, step)
+                yield batch.to(self.device)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # closing the dataset ends what is still being read
+
+    @torch.no_grad()
+    def update_timestep_sampler(self, step: int, losses: Tensor) -> None:
+        """Give an adaptive sampler the losses of a step, (n,) of this process's images.
+
+        It sees the losses of the whole global batch, so that it stays the same in every process.
+        """
+        everywhere = losses.new_zeros(self.batch_size)
+        everywhere[self.positions.start : self.positions.stop] = losses
+        all_sum(everywhere)
+        t, _ = self.timestep_sampler.draw(self.seed, step, torch.arange(self.batch_size), self.batch_size)
+        if bool(torch.isfinite(everywhere).all()):
+            self.timestep_sampler.update(t, everywhere.cpu())
+
+    def resume_at(self, step: int, images: int) -> None:
+        """Let `step` begin at number `images` of the order: not step·batch_size if earlier steps had another size."""
+        self._shift = images - step * self.batch_size
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """Return what a streamed dataset needs to resume at `step` without reading from its start; empty for others.
+
+        The state of any process serves all, however many resume.
+        """
+        return self.dataset.state_dict(self._place(step))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume where `state_dict` was taken."""
+        self.dataset.load_state_dict(state)
+
+    def _place(self, step: int) -> int:
+        return self._shift + step * self.batch_size
+
+    def _prefetched(self, step: int) -> Batch:
+        batch = self._without_timesteps(step) if self.timestep_sampler.adaptive else self.at(step)
+        return batch.pinned() if self.device.type == "cuda" else batch
+
+    def _without_timesteps(self, step: int) -> Batch:
+        """Return the batch of a step with t and weight still empty."""
+        x_0, labels = self.images(step, self.positions)
         if labels is not None and self.null_label is not None and self.class_drop > 0:
             dropped = self._drawn("class drop", step, torch.rand) < self.class_drop
             labels = torch.where(dropped.to(labels.device), self.null_label, labels)
         noise = self._drawn("noise", step, torch.randn, *x_0.shape[1:])
         keys = self._drawn("dropout", step, lambda *shape, generator: torch.randint(2**62, shape, generator=generator))
-        return Batch(x_0, labels, t, weight, noise, keys)
+        return Batch(x_0, labels, torch.empty(0, dtype=torch.int64), torch.empty(0), noise, keys)
+
+    def _with_timesteps(self, batch: Batch, step: int) -> Batch:
+        t, weight = self.timestep_sampler.draw(self.seed, step, torch.tensor(self.positions), self.batch_size)
+        return replace(batch, t=t, weight=weight)
 
     def _drawn(self, what: str, step: int, draw: Callable[..., Tensor], *shape: int) -> Tensor:
-        """(n, *shape): what `draw` gives for the blocks that this process's positions lie in, cut to them."""
+        """Return (n, *shape): the numbers of the blocks that this process's positions are in, cut to the positions."""
         first, last = self.positions.start // BLOCK, (self.positions.stop - 1) // BLOCK
         generator, blocks = torch.Generator(), []
         for block in range(first, last + 1):
@@ -226,36 +207,16 @@ class Batches:
         start = self.positions.start - first * BLOCK
         return torch.cat(blocks)[start : start + len(self.positions)]
 
-    def steps(self, start: int, device: torch.device) -> Generator[Batch, None, None]:
-        """The batches of steps `start`, `start` + 1, … on the device; drawn ahead where that hides their cost."""
-        ahead = 0 if device.type == "cpu" or isinstance(self.draw, LossAwareSampler) else PREFETCHED
-        if not ahead:
-            step = start
-            while True:
-                yield self.at(step).to(device)
-                step += 1
-        with ThreadPoolExecutor(1, initializer=use_device, initargs=(device,)) as pool:
-            queue = [pool.submit(self._pinned, step, device) for step in range(start, start + ahead)]
-            step = start + ahead
-            try:
-                while True:
-                    queue.append(pool.submit(self._pinned, step, device))
-                    yield queue.pop(0).result().to(device)
-                    step += 1
-            finally:
-                for future in queue:
-                    future.cancel()
 
-    def _pinned(self, step: int, device: torch.device) -> Batch:
-        """A batch in pinned memory, from which a CUDA card copies while it computes."""
-        batch = self.at(step)
-        if device.type != "cuda":
-            return batch
-        pinned = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in batch.tensors().items()}
-        return Batch.of(pinned)
+def place_dataset(dataset: ImageDataset, device: torch.device) -> None:
+    """Move a dataset in memory to the GPU if it takes only a part of the free memory there."""
+    if isinstance(dataset, MemoryDataset) and device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if dataset.images.nbytes < DATASET_FRACTION * free:
+            dataset.to(device)
 
 
-def use_device(device: torch.device) -> None:
-    """A thread pins memory for the card that it uses, which is the first unless it is told."""
+def _use_device(device: torch.device) -> None:
+    """Set the GPU of a new thread, which pins memory for the first one otherwise."""
     if device.type == "cuda":
         torch.cuda.set_device(torch.cuda.current_device() if device.index is None else device)

@@ -5,7 +5,6 @@ folder with a number is always complete. Checksums detect later damage. A lock k
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -13,81 +12,71 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import NO_SPACE, atomic_write, sync
+from ddpm.common.files import NO_SPACE, atomic_write, file_lock, is_run, sync
 from ddpm.interop.folder import read_json, save_tensors
-from ddpm.networks.inference import first_non_finite
+from ddpm.model import Model
 
-
-class RunLock:
-    """Held from `__init__` to `release`, or to the death of the process, however it dies.
-
-    The lock is `flock`'s, on the open file, so a leftover file locks nothing; the file's text only tells who holds it.
-    """
-
-    def __init__(self, run: Path):
-        self._path = run / ".lock"
-        self._handle = self._path.open("ab+", buffering=0)
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._handle.seek(0)
-            holder = self._handle.read(200).decode(errors="replace") or "another process"
-            self._handle.close()
-            raise UserError(f"{run} is being trained by {holder}; stop that run first, or give another --out") from None
-        with contextlib.suppress(OSError):  # on a full disk the lock holds without its text
-            self._handle.truncate(0)
-            self._handle.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-
-    def release(self) -> None:
-        """Let the next run in. A directory in which nothing was begun goes; else the file stays, for others to try."""
-        run = self._path.parent
-        if list(run.iterdir()) == [self._path]:
-            self._path.unlink()
-            run.rmdir()
-        self._handle.close()
-
-
-# What a run writes in its directory. The configuration goes first when a run makes way for another, so that nobody goes
-# on with what is half removed; what a run is known by (`is_run`) goes last.
+# What a run writes in its directory, in the order of removal. The configuration goes first: without it nobody can
+# resume a run that is half removed. The files that mark a directory as a run (`is_run`) go last.
 WRITTEN = ["config.yaml", "model", "best", "samples", "set_aside", "tensorboard", "wandb", "wandb_id"]
 WRITTEN += ["checkpoints", "metrics.jsonl"]
-UNFINISHED = ("new", "old", "writing")  # endings of the hidden names that a killed process may leave of these
+UNFINISHED = ("new", "old", "writing")  # suffixes of the hidden names that a killed process may leave
+LOCK = ".lock"
 
 
-def claim(out: Path, resume: bool, overwrite: bool) -> RunLock:
-    """Make the run directory and take its lock."""
+def check_claim(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise UserError if a run may not begin, or resume, in `out`."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out names a directory")
+        raise UserError(f"{out} is a file; --out must name a directory")
     begun, occupied = (out / "config.yaml").exists(), is_run(out)
     if resume and not begun:
-        raise UserError(f"no run in {out} to go on with: it has no config.yaml")
+        raise UserError(f"no run in {out} to resume: it has no config.yaml")
     if not resume and not occupied and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise UserError(f"{out} holds something that is not a run; give another --out")
+        raise UserError(f"{out} holds files that are not a run; give another --out")
     if occupied and not resume and not overwrite:
-        go_on = f"go on with --resume {out}, " if begun else ""
-        raise UserError(f"{out} holds a run already: {go_on}give another --out, or --overwrite")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return RunLock(out)
-    except OSError as error:
-        raise UserError(f"cannot write in {out}: {error.strerror or error}") from error
+        how = f"resume it with --resume {out}, " if begun else ""
+        raise UserError(f"{out} holds a run already: {how}give another --out, or --overwrite")
 
 
-def is_run(out: Path) -> bool:
-    """Whether a run wrote here. A config.yaml alone does not tell: other programs call theirs so too."""
-    return (out / "metrics.jsonl").exists() or (out / "checkpoints").exists()
+@contextlib.contextmanager
+def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Make the run directory and hold its lock. A directory that is still empty at the end is removed.
+
+    Raises UserError if a run may not begin there, another process is training there, or the disk cannot be written.
+    """
+    check_claim(out, resume=resume, overwrite=overwrite)
+    path = out / LOCK
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(path, wait=False))
+        except BlockingIOError:
+            holder = path.read_text(errors="replace")[:200] or "another process"
+            raise UserError(f"{out} is being trained by {holder}; stop that run first, or give another --out") from None
+        except OSError as error:
+            raise UserError(f"cannot write in {out}: {error.strerror or error}") from error
+        with contextlib.suppress(OSError):  # on a full disk the lock holds without its text
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        try:
+            yield
+        finally:
+            if list(out.iterdir()) == [path]:
+                path.unlink()
+                out.rmdir()
 
 
 def empty(out: Path) -> None:
-    """Remove what a run wrote, and nothing else."""
+    """Remove the files of a run, and nothing else."""
     for name in WRITTEN:
         for path in [*(out / f".{name}.{ending}" for ending in UNFINISHED), out / name]:
             if path.is_dir() and not path.is_symlink():
@@ -97,7 +86,7 @@ def empty(out: Path) -> None:
 
 
 def model_step(folder: Path) -> int:
-    """After how many steps a model was saved; -1 where none can be read."""
+    """Return the number of steps after which a model was saved, or -1 if no model can be read."""
     try:
         return int(read_json(folder / "ddpm.json")["provenance"]["steps"])
     except (OSError, UserError, KeyError, TypeError, ValueError):
@@ -106,7 +95,7 @@ def model_step(folder: Path) -> int:
 
 @contextlib.contextmanager
 def writing(what: str, kept: Callable[[], str]) -> Iterator[None]:
-    """Turn a disk that cannot be written into one line: what was being written, and what is `kept` now."""
+    """Turn a failed write into RunStopped: one line that names `what` was being written and what `kept()` says."""
     try:
         yield
     except SafetensorError as error:  # safetensors hides the system's error inside its own
@@ -116,19 +105,51 @@ def writing(what: str, kept: Callable[[], str]) -> Iterator[None]:
         raise RunStopped(f"could not write {what}: {reason}; {kept()}") from error
 
 
+def write_model(model: Model, folder: Path, say: Callable[[str], None]) -> bool:
+    """Save a model and return True. A folder that holds foreign files is left alone, and does not end the run."""
+    try:
+        model.save(folder)
+    except UserError as error:
+        say(str(error))
+        return False
+    return True
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, on the disk when this returns."""
+    """Write a safetensors file and flush it to the disk."""
     save_tensors(path, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     sync(path)
 
 
 def sha256(path: Path) -> str:
+    """Return the checksum of a file in hexadecimal digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 STATE, CHECKSUMS = "state.json", "checksums.json"
 Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+def check_classes(source: str, before: list[str] | None, now: list[str] | None, run: Path) -> None:
+    """Raise UserError if the data's classes have other numbers than in the checkpoint of a run."""
+    if before is None or now is None or before == now:
+        return
+    number, was, is_now = next((n, a, b) for n, (a, b) in enumerate(zip_longest(before, now)) if a != b)
+    raise UserError(
+        f"class {number} of {source} was {was or 'none'} and is now {is_now or 'none'}: give the classes the names "
+        f"they had, or start another run with --init {run} --out NEW"
+    )
+
+
+def first_nonfinite(parts: Parts) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity, as "part: tensor", or None if all are finite."""
+    flags = {
+        f"{part}: {name}": torch.isfinite(tensor).all()
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
+    }
+    return next((name for name, finite in flags.items() if not finite), None)  # all are queued before the first wait
 
 
 @dataclass(frozen=True)
@@ -141,7 +162,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints/ folder of a run: the newest `keep`, and those asked to be spared."""
+    """The checkpoints/ folder of a run: the newest `keep`, and one that is spared."""
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
@@ -150,38 +171,47 @@ class Checkpoints:
         return self.folder / f"{step:06d}"
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, oldest first."""
+        """Return the steps of the existing checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
-    def save(self, step: int, parts: Parts, state: Mapping[str, Any], spare: int | None = None) -> Path:
-        """Write the checkpoint of `step`, then remove all but the newest `keep` (and the one of step `spare`).
+    def kept(self) -> str:
+        """Say which checkpoint is kept, for the message of a run that ends early."""
+        steps = self.steps()
+        return f"the newest good checkpoint is {self.path(steps[-1])}" if steps else "there was no checkpoint"
 
-        Those of later steps are damaged ones that the run went back behind, and go first.
+    def save(self, step: int, parts: Parts, state: Mapping[str, Any], spare: int | None = None) -> Path:
+        """Write the checkpoint of `step`, then remove all but the newest `keep` and the one of step `spare`.
+
+        Checkpoints of later steps are damaged ones from before a rollback; they are removed first.
+
+        Raises ValueError if a tensor is not finite; nothing is written then.
         """
+        if bad := first_nonfinite(parts):
+            raise ValueError(f"{bad} is not finite")
         self.folder.mkdir(exist_ok=True)
         self.sweep()
-        beside, path = self.folder / f".writing-{step:06d}", self.path(step)
+        temporary, path = self.folder / f".writing-{step:06d}", self.path(step)
         try:
-            beside.mkdir()
+            temporary.mkdir()
             for name, tensors in parts.items():
-                write_tensors(beside / f"{name}.safetensors", tensors)
-            atomic_write(beside / STATE, json.dumps(state, indent=1), durable=True)
-            sums = {file.name: sha256(file) for file in sorted(beside.iterdir())}
-            atomic_write(beside / CHECKSUMS, json.dumps(sums, indent=1), durable=True)
+                write_tensors(temporary / f"{name}.safetensors", tensors)
+            atomic_write(temporary / STATE, json.dumps(state, indent=1), durable=True)
+            sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+            atomic_write(temporary / CHECKSUMS, json.dumps(sums, indent=1), durable=True)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if path.exists():  # a damaged one that the run went back behind
+        if path.exists():  # a damaged one from before a rollback
             path.rename(self.folder / f".replaced-{step:06d}")
-        beside.rename(path)
+        temporary.rename(path)
         sync(self.folder)
         self._prune(step, spare)
         return path
 
     def sweep(self) -> None:
-        """Remove what a killed process left half written."""
+        """Remove checkpoints that a killed process left half written or half removed."""
         for path in self.folder.glob(".*-*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -191,23 +221,48 @@ class Checkpoints:
         kept = [step for step in steps if step <= newest][-self.keep :]
         for step in reversed(steps):
             if step not in (*kept, spare):
-                # renamed first: a kill in the middle of the removal must not leave what looks like a checkpoint
+                # Rename first: a kill during the removal must not leave a folder that looks like a checkpoint.
                 doomed = self.path(step).rename(self.folder / f".removed-{step:06d}")
                 shutil.rmtree(doomed, ignore_errors=True)
 
     def newest(self, say: Callable[[str], None] = print) -> Checkpoint:
-        """The newest checkpoint whose files are as they were written; damaged ones are passed over and named."""
+        """Return the newest checkpoint that is intact and finite; `say` is called with a line for each one passed over.
+
+        Raises UserError if there is none.
+        """
         steps = self.steps()
+        if not steps:
+            raise UserError(
+                f"no checkpoint in {self.folder}; start the run with ddpm train PRESET --out {self.folder.parent}"
+            )
+        reasons: list[str] = []
         for step in reversed(steps):
+            path = self.path(step)
+            if reasons:
+                say(f"{reasons[-1]}; taking the one before")
             try:
-                return self._read(self.path(step))
+                checkpoint = self._read(path)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
-                say(f"checkpoint {self.path(step).name} is damaged ({error}); taking the one before")
-        if steps:
-            raise UserError(f"every checkpoint in {self.folder} is damaged; start again with another --out")
-        raise UserError(
-            f"no checkpoint in {self.folder}; start the run with ddpm train PRESET --out {self.folder.parent}"
-        )
+                reasons.append(f"checkpoint {path.name} is damaged ({error})")
+                continue
+            if bad := first_nonfinite(checkpoint.parts):
+                reasons.append(f"checkpoint {path.name} holds values that are not finite ({bad})")
+                continue
+            return checkpoint
+        raise UserError(f"every checkpoint in {self.folder} is unusable; start again with another --out: {reasons[0]}")
+
+    def to_resume(self, say: Callable[[str], None]) -> Checkpoint | None:
+        """Return the newest good checkpoint, or None if the run was stopped before its first one."""
+        if self.steps():
+            return self.newest(say)
+        run = self.folder.parent
+        if (kept := model_step(run / "model")) >= 0:
+            raise UserError(
+                f"{run} holds a model of step {kept:,} but no checkpoint to resume from: start a new run from its "
+                f"weights with --init {run} --out NEW, or start this one again with --overwrite"
+            )
+        say("no checkpoint found; starting from step 0")
+        return None
 
     def _read(self, path: Path) -> Checkpoint:
         sums = json.loads((path / CHECKSUMS).read_text())
@@ -219,7 +274,4 @@ class Checkpoints:
         parts = {
             name.removesuffix(".safetensors"): load_file(path / name) for name in sums if name.endswith(".safetensors")
         }
-        for part in ("network", "ema"):
-            if broken := first_non_finite(parts.get(part, {})):
-                raise ValueError(f"{part} is not finite, first in {broken}")
         return Checkpoint(path, parts, json.loads((path / STATE).read_text()))

@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ddpm.common.distributed import local_world_size, world_size
 from ddpm.common.errors import UserError
 from ddpm.common.hardware import compute_dtype
 from ddpm.data.datasets import ImageDataset
@@ -20,7 +21,7 @@ from ddpm.training.config import TrainingConfig
 
 @contextlib.contextmanager
 def reproducible_kernels(device: torch.device) -> Iterator[None]:
-    """While inside, CUDA sums in a fixed order; CPUs always do. What was set before comes back after."""
+    """Inside, CUDA adds in a fixed order, as CPUs always do. The earlier settings are restored at the end."""
     if device.type != "cuda":
         yield
         return
@@ -40,19 +41,19 @@ def reproducible_kernels(device: torch.device) -> Iterator[None]:
 
 
 def _settings() -> Any:
-    """A module whose one attribute is a property, which type checkers do not see."""
+    """Return a module whose one attribute is a property, which type checkers do not see."""
     return torch.utils.deterministic
 
 
-MEMORY_SHARE = 0.5  # of the machine's memory that a micro-batch chosen here may fill
-TRANSIENT = 1.4  # measured: activations held for the backward pass, and what comes and goes beside them
-COMPILE_FLOPS = 5000  # steps, in which a CUDA card wins back the minute or two that compiling takes
+MEMORY_FRACTION = 0.5  # of the machine's memory that a micro-batch chosen here may fill
+TRANSIENT = 1.4  # measured: peak memory of a step over the activations held for the backward pass
+COMPILE_STEPS = 5000  # in which a GPU wins back the minute or two that compiling takes
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Engine:
+class ComputePlan:
     """How a run computes.
 
     micro_batch: images of this process that are in memory at once; smaller ones are accumulated to the batch.
@@ -78,64 +79,62 @@ class Engine:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a run holds, in bytes: whatever the batch (`fixed`), and for each image of a micro-batch (`an_image`)."""
+    """Bytes that a run holds: `fixed` for any batch, and `per_image` of a micro-batch."""
 
     fixed: int
-    an_image: int
+    per_image: int
 
     def total(self, micro_batch: int) -> int:
-        return self.fixed + micro_batch * self.an_image
+        return self.fixed + micro_batch * self.per_image
 
 
-def choose_engine(
-    config: TrainingConfig, network: UNet, dataset_bytes: int, device: torch.device, processes: int
-) -> tuple[Engine, Memory]:
-    """The engine of a run, and what it will hold in memory.
+def plan_compute(
+    config: TrainingConfig, network: UNet, dataset: ImageDataset, device: torch.device
+) -> tuple[ComputePlan, Memory]:
+    """Return how a run computes, and what it will hold in memory.
 
-    `auto` takes the largest micro-batch that keeps to half of the memory; the choice rests on the memory that the
-    machine has, not on what happens to be free, so that the same machine always makes the same one.
+    `auto` takes the largest micro-batch that keeps to half of the memory. It looks at the memory that the machine has,
+    not at what is free, so that the same machine always makes the same choice.
 
     Raises UserError for a run that cannot fit.
     """
-    dtype = compute_dtype(config.precision, device)
-    share = config.batch_size // processes
-    if share < 1:
+    dtype, processes = compute_dtype(config.precision, device), world_size()
+    if config.batch_size < processes:
         raise UserError(
             f"training.batch_size {config.batch_size} is less than one image for each of {processes} processes"
         )
     largest = -(-config.batch_size // processes)
     try:
-        memory = measure_memory(network, dtype, dataset_bytes)
+        memory = measure_memory(network, dtype, dataset_bytes(dataset, device))
     except torch.OutOfMemoryError:
         raise UserError(f"one image alone does not fit in the memory of {device_name(device)}") from None
-    neighbours = local_processes() if device.type == "cpu" else 1
-    has = total_memory(device) // neighbours
+    has = total_memory(device) // (local_world_size() if device.type == "cpu" else 1)
     if config.micro_batch == "auto":
-        micro = max(1, min(largest, int(MEMORY_SHARE * has - memory.fixed) // memory.an_image))
+        micro = max(1, min(largest, int(MEMORY_FRACTION * has - memory.fixed) // memory.per_image))
         micro = -(-largest // -(-largest // micro))  # as equal parts as that many allow
     else:
         micro = min(config.micro_batch, largest)
     if memory.total(micro) > has:
         raise UserError(
-            f"this run would need {memory.total(micro) / GIB:.1f} GiB of memory and there are {has / GIB:.1f}: take a "
+            f"this run would need {memory.total(micro) / GIB:.1f} GiB of memory and there are {has / GIB:.1f}: use a "
             f"smaller {'network or image' if micro == 1 else 'training.micro_batch'}, or network.gradient_checkpointing"
         )
-    worthwhile = device.type == "cuda" and config.steps >= COMPILE_FLOPS
+    worthwhile = device.type == "cuda" and config.steps >= COMPILE_STEPS
     compiled = worthwhile if config.compile == "auto" else config.compile
-    return Engine(device, dtype, compiled, micro, processes), memory
+    return ComputePlan(device, dtype, compiled, micro, processes), memory
 
 
 def measure_memory(network: UNet, dtype: torch.dtype, dataset_bytes: int) -> Memory:
-    """Weights, gradients, Adam's two moments, the average and its copy for previews; and one image's activations."""
+    """Count weights, gradients, Adam's two moments, the average and its copy for previews, and activations."""
     parameters = sum(p.numel() for p in network.parameters())
     fixed = parameters * 4 * 6 + dataset_bytes
     return Memory(fixed, int(TRANSIENT * activation_bytes(network, dtype)))
 
 
 def activation_bytes(network: UNet, dtype: torch.dtype) -> int:
-    """What autograd holds of one image at most, counted on a forward pass.
+    """Return the bytes that autograd holds for one image at most, counted on a forward pass.
 
-    Of a checkpointed block that is its inputs, and while it is computed again for its backward pass all that it keeps.
+    For a checkpointed block these are its inputs, and all that it keeps while it is recomputed in the backward pass.
     """
     device = next(network.parameters()).device
     x = torch.zeros(1, network.in_channels, *network.image_size, device=device, dtype=dtype)
@@ -153,13 +152,13 @@ def activation_bytes(network: UNet, dtype: torch.dtype) -> int:
 
 
 def checkpointed_blocks(network: nn.Module) -> list[nn.Module]:
-    """The blocks of which only the inputs are kept."""
+    """Return the blocks whose inputs alone are kept."""
     levels = [level for level in network.modules() if isinstance(level, Level) and level.checkpointing]
     return [block for level in levels for blocks in level.children() for block in blocks.children()]
 
 
 def kept_bytes(module: nn.Module, *inputs: Tensor | None) -> int:
-    """What autograd keeps of a forward pass, less the weights: those are there once, whatever the batch."""
+    """Return the bytes that autograd keeps of a forward pass, without the weights, which any batch shares."""
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # an address is only a name while its tensor lives
@@ -177,7 +176,7 @@ def kept_bytes(module: nn.Module, *inputs: Tensor | None) -> int:
 
 
 def is_cast_weight(tensor: Tensor) -> bool:
-    """Whether this is a parameter in another number format, or a view of one, as autograd's graph tells."""
+    """Whether autograd's graph shows a parameter in another number format, or a view of one."""
     made_by = (tensor if tensor._base is None else tensor._base).grad_fn
     return (
         made_by is not None
@@ -187,23 +186,18 @@ def is_cast_weight(tensor: Tensor) -> bool:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that this machine (or the container it is) or accelerator has."""
+    """Return the bytes of memory of this machine, container or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return min(psutil.virtual_memory().total, container_limit())
 
 
 def container_limit(path: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
-    """The memory a Linux container may use; no limit reads "max"."""
+    """Return the bytes that a Linux container may use; the file says "max" if there is no limit."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):
         return 1 << 62
-
-
-def local_processes() -> int:
-    """Processes of this run on this machine, which share its memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def device_name(device: torch.device) -> str:
@@ -211,9 +205,7 @@ def device_name(device: torch.device) -> str:
 
 
 def dataset_bytes(dataset: ImageDataset, device: torch.device) -> int:
-    """What a data set takes of the memory that a device computes in: next to nothing where it is read as it goes, or
-    where the `Loader` has left it with a card's host.
-    """
+    """Return the bytes that a dataset takes in the device's memory; 0 if it is streamed, lazy or kept on the host."""
     images = getattr(dataset, "images", None)
     if not isinstance(images, Tensor) or images.is_cuda != (device.type == "cuda"):
         return 0

@@ -1,12 +1,20 @@
-"""A run's configuration: data, process, network and training, read from a preset or a YAML file plus overrides."""
+"""The configuration of a run: four sections of fields, read from a preset or a YAML file plus overrides.
 
-from collections.abc import Mapping
+Reading is strict: an unknown name, a key that appears twice or a value out of range is a UserError of one line.
+"""
+
+import codecs
+import re
+import types
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from ddpm.common.errors import UserError, nearest
 from ddpm.common.files import user_path
@@ -15,11 +23,13 @@ from ddpm.data.config import DataConfig
 from ddpm.diffusion.config import DiffusionConfig
 from ddpm.networks.config import NetworkConfig
 
-MAX_FILE_BYTES = 1 << 20  # a configuration is a page of text; anything larger is another kind of file
-NEAR = 0.5  # likeness from which a name is suggested; fields are long words, so less than difflib's own 0.6
-DEEPEST = 20
+MAX_FILE_BYTES = 1 << 20  # a configuration is a page of text; a larger file is of another kind
+MAX_DEPTH = 20  # of nested YAML
+NEAR = 0.5  # similarity from which a name is suggested; less than difflib's 0.6, because field names are long
+SCIENTIFIC = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+")  # text in YAML 1.1 unless it has a point and a sign
+VISIBLE_SIGNAL = 0.01  # ᾱ_T above which x_T still shows the image: 10% of its amplitude
 
-RENAMED = {  # names of configurations written before version 0.2
+RENAMED = {  # names in configurations written before version 0.2
     "process": "diffusion",
     "diffusion.timestep_draw": "diffusion.timestep_sampler",
     "training.decay": "training.lr_schedule",
@@ -29,6 +39,8 @@ RENAMED = {  # names of configurations written before version 0.2
     "training.track": "training.loggers",
     "training.skip_at_most": "training.max_bad_steps",
 }
+
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}  # pydantic's names of bounds
 
 Tracker = Literal["tensorboard", "wandb"]
 
@@ -83,21 +95,25 @@ class Config(BaseModel):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
 
     def to_yaml(self) -> str:
-        """The resolved configuration; `load_config` reads it back to an equal one."""
+        """Return every field as YAML; `load_config` reads an equal configuration from it."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
 
 
 def load_config(preset_or_file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of a preset's name or a YAML file.
+    """Read a configuration.
 
-    `overrides` maps dotted names to values, e.g. {"training.steps": 100}; values that are text are read as YAML, but
-    for a field that is text itself.
-    A name or a value that is wrong is a UserError of one line that names the nearest valid one.
+    Args:
+        preset_or_file: the name of a preset, a YAML file, or a run directory.
+        overrides: values by dotted name, e.g. {"training.steps": 100}. A string is read as YAML, unless the field
+            itself is text.
+
+    Raises:
+        UserError: a name or a value is wrong; the line names the nearest valid one.
     """
     tree = read_yaml(find_file(preset_or_file))
     for name, value in (overrides or {}).items():
         section, _, field = name.partition(".")
-        check_name(section, Config.model_fields, "section")
+        check_section(section)
         if not field:
             raise UserError(f"--{name} names a section; give one of its fields, as in --training.steps 1000")
         branch = tree.setdefault(section, {})
@@ -107,17 +123,36 @@ def load_config(preset_or_file: str | Path, overrides: Mapping[str, Any] | None 
     return validate(tree)
 
 
+def config_notes(config: Config) -> list[str]:
+    """Return what the user probably did not mean, one line each, to print before a run starts."""
+    notes = []
+    training, diffusion = config.training, config.diffusion
+    if training.warmup > training.steps:
+        reached = training.learning_rate * training.steps / training.warmup
+        notes.append(
+            f"training.warmup ({training.warmup:,}) is longer than the run ({training.steps:,} steps): the learning "
+            f"rate only reaches {reached:.2g} of {training.learning_rate:.2g}"
+        )
+    left = float(diffusion.build_schedule().alphas_cumprod[-1])  # Var x_T = ᾱ_T Var x_0 + (1 - ᾱ_T), eq. 4
+    if left > VISIBLE_SIGNAL:
+        notes.append(
+            f"x_T keeps {left:.0%} of the image's variance, but sampling starts from pure noise: use more "
+            "diffusion.timesteps, a larger diffusion.beta_end or diffusion.schedule cosine"
+        )
+    return notes
+
+
 def preset_names() -> list[str]:
-    """The names that `load_config` knows."""
+    """Return the names of all presets."""
     return sorted(entry.name.removesuffix(".yaml") for entry in presets_folder().iterdir() if is_yaml(entry.name))
 
 
 def preset_about(name: str) -> str:
-    """A preset's first comment: what it is, in a line."""
-    return (presets_folder() / f"{name}.yaml").read_text().partition("\n")[0].lstrip("# ")
+    """Return the first comment of a preset: what it trains and on what hardware."""
+    return (presets_folder() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 
-def presets_folder():
+def presets_folder() -> Traversable:
     return files("ddpm.presets")
 
 
@@ -125,8 +160,8 @@ def is_yaml(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def find_file(preset_or_file: str | Path):
-    """The file of a preset's name, or the file itself."""
+def find_file(preset_or_file: str | Path) -> Traversable:
+    """Return the file of a preset, a YAML file, or the config.yaml of a run directory."""
     name = str(preset_or_file)
     if name in preset_names():
         return presets_folder() / f"{name}.yaml"
@@ -140,14 +175,15 @@ def find_file(preset_or_file: str | Path):
     raise UserError(f"no preset {name!r}; {nearest(name, preset_names(), NEAR)}")
 
 
-def read_yaml(path) -> dict[str, Any]:
-    """A YAML file of nested mappings, as plain dictionaries."""
+def read_yaml(path: Traversable) -> dict[str, Any]:
+    """Read a YAML file of nested mappings, in UTF-8 or, if it begins with a byte-order mark, in UTF-16."""
     try:
         with path.open("rb") as handle:
             raw = handle.read(MAX_FILE_BYTES + 1)
         if len(raw) > MAX_FILE_BYTES:
             raise UserError(f"{path} is larger than a configuration can be")
-        tree = parse_yaml(raw.decode())
+        utf_16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        tree = parse_yaml(raw.decode("utf-16" if utf_16 else "utf-8-sig"))
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file; a configuration is YAML") from None
     except (yaml.YAMLError, RecursionError) as error:
@@ -158,13 +194,13 @@ def read_yaml(path) -> dict[str, Any]:
 
 
 def is_text(section: str, field: str) -> bool:
-    """Whether a field takes any text, e.g. data.source: a folder may be called 2024, on or `photos #1`."""
-    fields = getattr(Config.model_fields[section].annotation, "model_fields", {})
-    return field in fields and fields[field].annotation is str
+    """Whether a field takes any text. For data.source, a folder may be called 2024, on or `photos #1`."""
+    info = field_info([section, field])
+    return info is not None and info.annotation is str
 
 
 def parse_value(name: str, text: str) -> Any:
-    """An override's text read as YAML: 3 is a number, true a truth value, [1, 2] a list."""
+    """Read the text of an override as YAML: 3 is a number, true a truth value, [1, 2] a list."""
     try:
         return parse_yaml(text)
     except (yaml.YAMLError, RecursionError) as error:
@@ -172,16 +208,36 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """safe_load of what cannot unfold: no aliases, with which a small file may mean a huge one, and no deep nesting."""
+    """Parse YAML from an untrusted source.
+
+    Refuses aliases and deep nesting, with which a small file can mean a huge one, and keys that appear twice.
+    """
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
-                raise yaml.YAMLError("aliases (*name) and deep nesting are not taken")
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+                raise yaml.YAMLError("aliases (*name) and deep nesting are not allowed")
+        check_keys(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except (ValueError, TypeError, OverflowError) as error:  # e.g. the date 2020-99-99, or a list as a key
         raise yaml.YAMLError(str(error)) from None
+
+
+def check_keys(node: yaml.Node | None) -> None:
+    """Raise YAMLError if a mapping has a key twice; PyYAML would silently keep the last value."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            check_keys(item)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in lines:
+                    raise yaml.YAMLError(f"{key.value} appears twice, in lines {lines[key.value]} and {line}")
+                lines[key.value] = line
+            check_keys(value)
 
 
 def one_line(error: Exception) -> str:
@@ -189,42 +245,61 @@ def one_line(error: Exception) -> str:
 
 
 def validate(tree: dict[str, Any]) -> Config:
-    """A Config from nested mappings; pydantic's findings become one line."""
+    """Return the configuration of nested mappings; UserError explains the first error in one line."""
+    for section, branch in tree.items():
+        if isinstance(branch, dict):
+            tree[section] = {
+                field: value if is_text(section, str(field)) else with_numbers(value) for field, value in branch.items()
+            }
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error)) from None
 
 
+def with_numbers(value: Any) -> Any:
+    """Replace text such as 1e5 by the number, also inside lists: YAML 1.1 only knows 1.0e+5."""
+    if isinstance(value, list):
+        return [with_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
+
+
 def explain(error: ValidationError) -> str:
-    """The first finding in one line with what would be right, and how many more there are."""
+    """Return the first error in one line with what would be right, and the number of further errors."""
     findings = error.errors(include_url=False)
     first = findings[0]
     path = [str(part) for part in first["loc"]]
+    name, info, value = ".".join(path[:2]), field_info(path), first["input"]
     if first["type"] == "extra_forbidden":
         if new := RENAMED.get(".".join(path)):
             return f"{'.'.join(path)} is now called {new}"
         known = fields_at(path[:-1])
         line = f"{'.'.join(path[:-1]) or 'a configuration'} has no field {path[-1]!r}; {nearest(path[-1], known, NEAR)}"
-    elif first["type"] == "literal_error":
-        allowed = choices_at(path)
-        near = f"; {nearest(str(first['input']), allowed, NEAR)}" if allowed else f": {first['msg']}"
-        line = f"{'.'.join(path)} cannot be {shortened(first['input'])}{near}"
+    elif first["type"] == "missing":
+        line = f"{name} is missing"
+    elif first["type"] == "value_error":
+        line = f"{name or 'the configuration'}: {first['msg'].removeprefix('Value error, ')}"
+    elif info is None:
+        line = f"{name or 'the configuration'} must hold fields and their values, not {shortened(value)}"
+    elif words := only_words(info.annotation):
+        line = f"{name} cannot be {shortened(value)}; {nearest(str(value), words, NEAR)}"
     else:
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] in ("missing", "value_error") else f", not {shortened(first['input'])}"
-        line = f"{'.'.join(path) or 'the configuration'}: {message}{given}"
+        kind = kind_of(info)
+        article = "a " if kind.startswith(("whole number", "number", "list")) else ""
+        line = f"{name} must be {article}{kind}, not {shortened(value)}"
+        if value == "None":
+            line += "; in YAML, None is null"
     more = len(findings) - 1
     return line + (f" (and {more} more)" if more and not same_field(findings) else "")
 
 
 def same_field(findings: list) -> bool:
-    """Whether all findings are of one field (a union reports one a member)."""
+    """Whether all errors are of one field; a union reports one error per member."""
     return len({finding["loc"][:2] for finding in findings}) == 1
 
 
 def fields_at(path: list[str]) -> list[str]:
-    """The fields of the section at a path."""
+    """Return the names of the fields of the section at a path."""
     model: Any = Config
     for part in path:
         field = getattr(model, "model_fields", {}).get(part)
@@ -232,27 +307,65 @@ def fields_at(path: list[str]) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
-def choices_at(path: list[str]) -> list[str]:
-    """The words that a field of fixed choices takes; empty for any other field."""
-    if len(path) < 2 or path[0] not in Config.model_fields:
-        return []
-    section: Any = Config.model_fields[path[0]].annotation
-    field = section.model_fields.get(path[1])
-    return [word for word in literals(field.annotation) if isinstance(word, str)] if field else []
+def field_info(path: list[str]) -> FieldInfo | None:
+    """Return the field at ["section", "field", …]; None if there is no such field."""
+    section = Config.model_fields.get(path[0]) if len(path) > 1 else None
+    return getattr(section.annotation, "model_fields", {}).get(path[1]) if section else None
 
 
-def literals(annotation: Any) -> list[Any]:
-    """All values of the Literals inside an annotation."""
-    if getattr(annotation, "__origin__", None) is Literal:
-        return list(get_args(annotation))
-    return [value for part in get_args(annotation) for value in literals(part)]
+def only_words(annotation: Any) -> list[str]:
+    """Return the choices of a field that takes fixed words or a list of them; empty for any other field."""
+    if get_origin(annotation) is list:
+        return only_words(get_args(annotation)[0])
+    words = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return [word for word in words if isinstance(word, str)]
 
 
-def check_name(name: str, known, kind: str) -> None:
+def kind_of(field: FieldInfo) -> str:
+    """Return the type or the choices of a field in words, with its range: `whole number, ≥ 1`."""
+    limits = _limits(field.metadata)
+    return _kind(field.annotation) + (f", {limits}" if limits else "")
+
+
+def _kind(annotation: Any, plural: str = "") -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        limits = _limits(parts[1:])
+        return _kind(parts[0], plural) + (f" {limits}" if limits else "")
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (Union, types.UnionType):
+        members = [part for part in parts if part is not int or float not in parts]  # every whole number is a number
+        return " or ".join("null" if part is types.NoneType else _kind(part, plural) for part in members)
+    if origin is list:
+        return f"list of {_kind(parts[0], 's')}"
+    if origin is tuple:
+        return f"list of {len(parts)} {_kind(parts[0], 's')}"
+    return {int: "whole number" + plural, float: "number" + plural, bool: "true or false", str: "text"}[annotation]
+
+
+def _limits(metadata: Iterable[Any]) -> str:
+    """Return the range that pydantic's metadata sets."""
+    limits: dict[str, Any] = {}
+    for item in metadata:
+        for part in getattr(item, "metadata", None) or [item]:
+            limits |= {
+                name: value for name in (*SIGNS, "min_length") if (value := getattr(part, name, None)) is not None
+            }
+    if {"ge", "le"} <= set(limits):
+        return f"from {limits['ge']} to {limits['le']}"
+    signs = [f"{sign} {limits[name]}" for name, sign in SIGNS.items() if name in limits]
+    if "min_length" in limits:
+        signs.append(f"at least {limits['min_length']} of them")
+    return ", ".join(signs)
+
+
+def check_section(name: str) -> None:
+    """Raise UserError if a configuration has no section of this name."""
     if new := RENAMED.get(name):
         raise UserError(f"{name} is now called {new}")
-    if name not in known:
-        raise UserError(f"no {kind} {name!r}; {nearest(name, known, NEAR)}")
+    if name not in Config.model_fields:
+        raise UserError(f"no section {name!r}; {nearest(name, Config.model_fields, NEAR)}")
 
 
 def shortened(value: Any) -> str:

@@ -4,16 +4,13 @@
 """
 
 import textwrap
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import yaml
 
-from ddpm.training.config import Config
-
-BOUNDS = (("ge", "≥ "), ("gt", "> "), ("le", "≤ "), ("lt", "< "), ("min_length", "at least "))
+from ddpm.training.config import Config, kind_of
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,8 @@ def fields() -> Iterator[FieldHelp]:
     for section, outer in Config.model_fields.items():
         model: Any = outer.annotation
         for name, field in model.model_fields.items():
-            limits = _limits(field.metadata)
-            kind = _kind(field.annotation) + (f", {limits}" if limits else "")
             default = as_yaml(field.get_default(call_default_factory=True))
-            yield FieldHelp(section, name, kind, default, field.description or "")
+            yield FieldHelp(section, name, kind_of(field), default, field.description or "")
 
 
 def fields_help(values: Mapping[str, Mapping[str, Any]] | None = None, width: int = 100) -> str:
@@ -75,30 +70,6 @@ def annotated_yaml(config: Config) -> str:
                 entry = f"  {field.name}: {as_yaml(values[section][field.name])}"
                 lines.append(f"{entry:<40} # {field.description}")
     return "\n".join(lines) + "\n"
-
-
-def _kind(annotation: Any) -> str:
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        limits = _limits(parts[1:])
-        return _kind(parts[0]) + (f" {limits}" if limits else "")
-    if origin is Literal:
-        return " | ".join(map(str, parts))
-    if origin in (Union, types.UnionType):
-        return " or ".join("null" if part is types.NoneType else _kind(part) for part in parts)
-    if origin is list:
-        return f"list of {_kind(parts[0])}"
-    if origin is tuple:
-        return f"[{', '.join(map(_kind, parts))}]"
-    return {"int": "whole number", "float": "number", "bool": "true or false", "str": "text"}[annotation.__name__]
-
-
-def _limits(metadata: Any) -> str:
-    words = []
-    for item in metadata:
-        for part in getattr(item, "metadata", None) or [item]:
-            words += [f"{sign}{value}" for name, sign in BOUNDS if (value := getattr(part, name, None)) is not None]
-    return ", ".join(words)
 
 
 def _first_line(model: Any) -> str:

@@ -1,4 +1,4 @@
-"""The network that a run begins with: new from the seed, and with `--init` with the weights of a trained model."""
+"""The initial network of a run: from the seed, or with `--init` from a trained model."""
 
 import torch
 from torch import Tensor
@@ -14,12 +14,15 @@ from ddpm.training.config import Config
 
 CLASS_ROWS = "class_embedding.weight"
 TIME_BIAS = "time_embedding.linear_2.bias"
-PROCESS_FIELDS = ("prediction", "variance")
-TRAINING_FIELDS = ("dropout", "gradient_checkpointing")  # of a network: they change how it learns, not what it computes
+DIFFUSION_FIELDS = ("prediction", "variance")
+TRAINING_FIELDS = (
+    "dropout",
+    "gradient_checkpointing",
+)  # of a network: they change how it is trained, not what it computes
 
 
 def build_network(config: Config, dataset: ImageDataset) -> tuple[UNet, int | None]:
-    """The network, initialised from the seed, and its null class (the last row) where classes are dropped."""
+    """Return the network, initialised from the seed, and its null class (the last row) if classes are dropped."""
     classes = len(dataset.class_names) if dataset.class_names is not None else None
     null_label = classes if classes is not None and config.training.class_drop > 0 else None
     rows = None if classes is None else classes + (null_label is not None)
@@ -31,16 +34,18 @@ def build_network(config: Config, dataset: ImageDataset) -> tuple[UNet, int | No
 
 
 def adopt(config: Config, model: Model) -> Config:
-    """The configuration with the model's network and process in place of its own.
+    """Return the configuration with the model's network and diffusion; the loss stays as configured.
 
-    A trained network means something only in its own architecture and process; the objective stays as configured.
-    Attention stays at its levels, which at another image size have another resolution.
+    Weights fit only the architecture and the diffusion that they were trained with. Attention stays at the same levels,
+    which have another resolution if the image size differs.
+
+    Raises UserError if the model cannot be fine-tuned with this configuration.
     """
     if not isinstance(model.network, UNet):
-        raise UserError("only a model of this package's network can be trained on")
+        raise UserError("only models with this package's own network can be fine-tuned")
     channels = model.image_shape[0]
     if channels != config.data.channels:
-        raise UserError(f"the given model draws images of {channels} channels: set data.channels {channels}")
+        raise UserError(f"the given model samples images of {channels} channels: set data.channels {channels}")
     trained: NetworkConfig = model.network.config
     attended = trained.attention_levels(model.network.image_size)
     sides = [min(size) for size in trained.level_sizes(config.data.size)]
@@ -51,29 +56,28 @@ def adopt(config: Config, model: Model) -> Config:
 
 
 def diffusion_of(config: DiffusionConfig, model: Model) -> DiffusionConfig:
-    """The model's schedule, prediction and variance with the configured objective, which must suit the variance."""
+    """Return the model's schedule, prediction and variance with the configured loss, which must suit the variance."""
     learned = model.diffusion.learns_variance
     if learned and config.loss not in ("vlb", "hybrid"):
-        way_out = "--diffusion.loss hybrid --diffusion.variance learned_range"
-        raise UserError(f"loss {config.loss} cannot train the given model's learned variance: {way_out}")
+        options = "--diffusion.loss hybrid --diffusion.variance learned_range"
+        raise UserError(f"loss {config.loss} cannot train the given model's learned variance: {options}")
     if config.loss == "hybrid" and not learned:
-        way_out = "--diffusion.loss simple --diffusion.variance fixed_large"
-        raise UserError(f"loss hybrid trains a variance, and the given model's is fixed: {way_out}")
+        options = "--diffusion.loss simple --diffusion.variance fixed_large"
+        raise UserError(f"loss hybrid trains a variance, and the given model's is fixed: {options}")
     fields = config.model_dump(exclude={"schedule", "timesteps", "beta_start", "beta_end", "zero_terminal_snr"})
     betas = model.diffusion.schedule.betas
     fields |= {"prediction": model.diffusion.prediction, "variance": model.diffusion.variance}
     if len(config.build_schedule().betas) == len(betas) and torch.equal(config.build_schedule().betas, betas):
-        return config.model_copy(update={name: fields[name] for name in PROCESS_FIELDS})
+        return config.model_copy(update={name: fields[name] for name in DIFFUSION_FIELDS})
     return DiffusionConfig(**(fields | {"betas": betas.tolist()}))
 
 
 def copy_weights(network: UNet, model: Model, class_names: list[str] | None, null_label: int | None) -> int:
-    """Give `network` the model's weights, so that its first prediction is the model's; returns how many classes it has
-    from there.
+    """Copy the model's weights into `network`; return how many of its classes the model has.
 
-    A class the model does not know starts as its null class (or, without one, as the mean of its classes); a network
-    without classes takes the model's null class as its only one; a network with classes starts from an unconditional
-    model with all of them alike.
+    The first prediction of the network is then the model's. A class that the model does not know starts as its null
+    class, or as the mean of its classes if it has none. A network without classes starts as the model's null class. If
+    the model has no classes, all classes start alike.
     """
     weights = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     known = weights.pop(CLASS_ROWS, None)
@@ -99,7 +103,7 @@ def copy_weights(network: UNet, model: Model, class_names: list[str] | None, nul
 
 
 def shared_classes(own: list[str], given: list[str]) -> dict[int, int]:
-    """The classes that both have, number here -> number there: by name, or by number where one has but numbers."""
+    """Match classes by name, or by number if one side has only numbers: own number -> given number."""
     by_name = {index: given.index(name) for index, name in enumerate(own) if name in given}
     if not by_name and matched_by_number(own, given):
         return {index: index for index in range(len(own))}
@@ -107,5 +111,5 @@ def shared_classes(own: list[str], given: list[str]) -> dict[int, int]:
 
 
 def base_row(rows: Tensor, model: Model) -> Tensor:
-    """What stands for no class in particular."""
+    """Return the embedding row that means no particular class."""
     return rows[model.null_label] if model.null_label is not None else rows.mean(0)

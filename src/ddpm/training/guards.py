@@ -7,42 +7,73 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
+from ddpm.common.distributed import gather, is_lost_process, is_main, print_on_main, rank
 from ddpm.common.errors import RunStopped
 from ddpm.common.files import atomic_write
 from ddpm.training.batches import Batch
 from ddpm.training.checkpoint import write_tensors, writing
+from ddpm.training.config import TrainingConfig
+from ddpm.training.optimizer import learning_rate
+from ddpm.training.step import Learner
+from ddpm.training.tracking import PendingStep, Progress
 
 
 class NonFiniteGuard:
-    """Counts the skipped steps of a run and sets their batches aside in RUN/set_aside/.
+    """Counts the skipped steps of a run and keeps their batches in RUN/set_aside/.
 
     Args:
         folder: RUN/set_aside.
-        max_bad_steps: skipped steps in a row that a run survives.
+        training: of the run; more than `max_bad_steps` skipped steps in a row end it.
     """
 
-    def __init__(self, folder: Path, max_bad_steps: int):
-        self.folder, self.max_bad_steps = folder, max_bad_steps
+    def __init__(self, folder: Path, training: TrainingConfig):
+        self.folder, self.training = folder, training
         self.skipped = self.in_a_row = 0
 
-    def good(self) -> None:
-        self.in_a_row = 0
+    def settle(self, pending: deque[PendingStep], in_flight: int, progress: Progress, learner: Learner) -> bool:
+        """Read the numbers of all steps but the last `in_flight`; return whether a process was asked to stop.
 
-    def bad(self) -> bool:
-        """Count a skipped step; True where it was one too many."""
+        Raises RunStopped, or SystemExit in processes other than the first, if too many steps in a row are skipped.
+        """
+        stop = False
+        while len(pending) > in_flight:
+            step = pending.popleft()
+            loss, norm, asked = step.read()
+            stop |= asked > 0
+            if math.isfinite(loss) and math.isfinite(norm):
+                self.in_a_row = 0
+                progress.count(loss, norm)
+                continue
+            # In fp16 a gradient may overflow for its loss scale alone, which is how the scale finds its size.
+            adapts = learner.optimizer.scales_loss and float(learner.optimizer.scale) >= 1
+            if not (math.isfinite(loss) and adapts):
+                self.skip(step.step, step.batch, learner)
+        return stop
+
+    def skip(self, step: int, batch: Batch, learner: Learner) -> None:
+        """Count a skipped step and save its batch; end the run if it is one too many, with a diagnosis."""
         self.skipped += 1
         self.in_a_row += 1
-        return self.in_a_row > self.max_bad_steps
+        path = self.set_aside(batch, self.training.seed, step, rank())
+        print_on_main(f"step {step + 1}: loss or gradient not finite; skipped, batch set aside in {path}")
+        if self.in_a_row > self.training.max_bad_steps:
+            parts = batch.split(learner.micro_batch)
+            found = [reason for part in parts if (reason := diagnose(learner.network, learner.losses, part))]
+            everywhere = gather(found[:1])
+            if not is_main():
+                raise SystemExit(1)  # all stop here; the first process says why
+            raise self.stopped(everywhere, learning_rate(self.training, step))
 
     def set_aside(self, batch: Batch, seed: int, step: int, rank: int) -> Path:
-        """Keep a batch (this process's part) for a look at leisure."""
+        """Save this process's part of a batch for later inspection."""
         path = self.folder / f"{step:06d}-{rank}.safetensors"
         with writing(str(path), lambda: f"checkpoints are kept in {self.folder.parent / 'checkpoints'}"):
             self.folder.mkdir(exist_ok=True)
@@ -53,8 +84,8 @@ class NonFiniteGuard:
         return path
 
     def stopped(self, diagnoses: list[str], rate: float) -> RunStopped:
-        """The one line with which a run that cannot go on ends; `diagnoses`: what each process found."""
-        cause = diagnoses[0] if diagnoses else "computed once more all is finite, so the machine itself may be at fault"
+        """Return the error that ends the run; `diagnoses` are the findings of the processes."""
+        cause = diagnoses[0] if diagnoses else "the values were finite when recomputed, which suggests a hardware fault"
         return RunStopped(
             f"{self.in_a_row} steps in a row had a loss or gradient that is not finite: {cause}; the learning rate was "
             f"{rate:.2g}; their batches are in {self.folder}, the last good checkpoint in "
@@ -63,9 +94,9 @@ class NonFiniteGuard:
 
 
 def diagnose(network: nn.Module, losses_of: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> str | None:
-    """Where the numbers of a batch first go wrong: a layer's output or a parameter's gradient, and at which t.
+    """Find the first layer output or gradient of a batch that is not finite, and its timesteps.
 
-    `losses_of`: (network, batch) -> the loss of each image (n,). None where all is finite.
+    `losses_of`: (network, batch) -> the loss of each image (n,). Returns None if all is finite.
     """
     bad_inputs = [name for name, tensor in batch.tensors().items() if not finite(tensor)]
     if bad_inputs:
@@ -99,7 +130,7 @@ def diagnose(network: nn.Module, losses_of: Callable[[nn.Module, Batch], Tensor]
         if found or bool(bad.any()):
             images = bad if bool(bad.any()) else torch.ones_like(bad)
             return f"{found[0] if found else 'the loss'} is not finite, for images at t = {span(batch.t[images])}"
-        with warnings.catch_warnings(action="ignore"):  # the first layer hands nothing back, and its hook says so
+        with warnings.catch_warnings(action="ignore"):  # the first layer has no input gradient, and its hook warns
             losses.sum().backward()
     finally:
         for handle in hooks:
@@ -120,28 +151,17 @@ def layer_of(parameter: str) -> str:
 
 
 def span(t: Tensor) -> str:
-    """A few timesteps in full, many by their range."""
+    """Format a few timesteps in full, many by their range."""
     values = sorted(set(t.tolist()))
     if len(values) <= 6:
         return ", ".join(map(str, values))
     return f"{values[0]} to {values[-1]}"
 
 
-@torch.no_grad()
-def weight_norm(parameters: Sequence[Tensor]) -> float:
-    """‖θ‖."""
-    return float(torch.nn.utils.get_total_norm(parameters))
-
-
-@torch.no_grad()
-def ema_drift(parameters: Sequence[Tensor], averages: Sequence[Tensor]) -> float:
-    """‖θ_EMA - θ‖ / ‖θ‖: how far the average trails; it falls as training settles."""
-    distance = float(torch.nn.utils.get_total_norm(torch._foreach_sub(list(parameters), list(averages))))
-    return distance / max(weight_norm(parameters), math.ulp(1.0))
-
-
 TERMINATED = 128 + signal.SIGTERM  # the exit code that shells and schedulers expect of a terminated process
-STOP_MESSAGE = b"\nstopping after this step and what is due then; once more to leave at once, without a checkpoint\n"
+STOP_MESSAGE = (
+    b"\nStopping after this step; a checkpoint will be saved. Press Ctrl-C again to quit now without saving.\n"
+)
 
 
 class StopRequest:
@@ -152,12 +172,12 @@ class StopRequest:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        with contextlib.suppress(OSError):  # not print: the signal may have come in the midst of one
+        with contextlib.suppress(OSError):  # not print: the signal may have interrupted one
             os.write(2, STOP_MESSAGE)
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
 
     def leave(self, number: int) -> None:
-        """End as the signal would have ended the process: KeyboardInterrupt, or exit code 143."""
+        """End the process as the signal would have: KeyboardInterrupt, or exit code 143."""
         if number == signal.SIGTERM:
             raise SystemExit(TERMINATED)
         raise KeyboardInterrupt
@@ -165,10 +185,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[StopRequest]:
-    """While inside, the first SIGINT or SIGTERM is only noted; a second one acts at once."""
+    """Inside, the first SIGINT or SIGTERM is only noted; a second one acts at once."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may set handlers; whoever trains in another stops it by its own means
+        yield request  # only the main thread may set handlers
         return
     previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -176,3 +196,17 @@ def deferred_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def lost_process_explained(out: Path) -> Iterator[None]:
+    """If another process of the run has ended, raise RunStopped with the command that resumes the run."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        raise RunStopped(
+            f"process {rank()} lost another process of the run; resume from the last checkpoint with "
+            f"ddpm train --resume {out}"
+        ) from error

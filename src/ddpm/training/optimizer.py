@@ -11,11 +11,14 @@ from ddpm.training.config import TrainingConfig
 class EMA:
     """Averages the parameters in float32 after every optimizer step; buffers are copied, not averaged.
 
+    Not `torch.optim.swa_utils.AveragedModel`: it reads its update count from the device at every step, so the host
+    would wait for a GPU, and its first update replaces the initial weights instead of averaging them.
+
     Args:
-        network: whose parameters are averaged; the average starts at its values.
+        network: the network to average; the average starts at its parameters.
         decay: weight of the past at each update; Ho et al. use 0.9999.
-        warmup: start with a shorter memory, decay_n = min(decay, (1 + n) / (10 + n)) at update n, so that the
-            initial weights are forgotten (TensorFlow's `num_updates`). Ho et al. do not.
+        warmup: use decay_n = min(decay, (1 + n) / (10 + n)) at update n, so that the initial weights are forgotten
+            (TensorFlow's `num_updates`). Ho et al. use no warm-up.
     """
 
     def __init__(self, network: nn.Module, decay: float = 0.9999, warmup: bool = True):
@@ -26,7 +29,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the network's present parameters; call it once after each optimizer step."""
+        """Add the network's present parameters to the average; call it once after each optimizer step."""
         n = self.updates
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
         new = [p.detach() for p in network.parameters()]
@@ -40,14 +43,14 @@ class EMA:
 
     @torch.no_grad()
     def copy_to(self, network: nn.Module) -> None:
-        """Give a network of the same shape the averaged parameters and the copied buffers."""
+        """Copy the averaged parameters and the buffers into a network of the same shape."""
         for parameter, average in zip(network.parameters(), self.parameters.values(), strict=True):
             parameter.copy_(average)
         for buffer, value in zip(network.buffers(), self.buffers.values(), strict=True):
             buffer.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything, as tensors: the averages and buffers under the network's names, and the count of updates."""
+        """Return the averages and buffers under the network's names, and the number of updates."""
         return {**self.parameters, **self.buffers, "ema_updates": torch.tensor(self.updates)}
 
     @torch.no_grad()
@@ -61,19 +64,25 @@ GROW_AFTER = 2000  # steps without overflow before the loss scale doubles (Micik
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Of step 0, 1, …: linear over the warm-up, then constant, or down to 0 at `steps` in a line or a half cosine."""
+    """Return the rate of step 0, 1, …: a linear warm-up, then constant, or a linear or cosine decay to 0 at `steps`."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    fall = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-    return config.learning_rate * fall[config.lr_schedule]
+    fraction = (step - config.warmup) / max(1, config.steps - config.warmup)
+    factor = {"constant": 1.0, "linear": 1 - fraction, "cosine": (1 + math.cos(math.pi * fraction)) / 2}
+    return config.learning_rate * factor[config.lr_schedule]
 
 
 class Optimizer:
     """Adam on float32 parameters, in one fused pass.
 
-    A step whose loss or gradient is not finite leaves parameters and moments as they were; the decision is taken on
-    the device. With `scales_loss` (fp16) the loss is scaled up before the backward pass, and the scale adapts.
+    A step whose loss or gradient is not finite leaves parameters and moments as they were. This is decided on the
+    device, so that the host does not wait. With `scales_loss` (fp16) the loss is scaled up before the backward pass,
+    and the scale adapts (Micikevicius et al. 2018).
+
+    Args:
+        network: the network to train.
+        clip: largest norm of the gradient, or None.
+        scales_loss: whether the loss needs a scale.
     """
 
     def __init__(self, network: nn.Module, clip: float | None, scales_loss: bool = False):
@@ -90,7 +99,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, learning_rate: float, loss: Tensor) -> Tensor:
-        """Clip and take one step if `loss` and all gradients are finite; returns the norm of the gradient before."""
+        """Clip, and take one step if `loss` and all gradients are finite; return the norm before clipping."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) / self.scale
         finite = torch.isfinite(norm) & torch.isfinite(loss)
@@ -112,7 +121,7 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Adam's moments and step counts under the parameters' names, and the loss scale where there is one."""
+        """Return Adam's moments and step counts under the parameters' names, and the loss scale if there is one."""
         state = {"loss_scale": self.scale, "loss_scale.good_steps": self.good_steps} if self.scales_loss else {}
         for name, parameter in self.named.items():
             for key, value in self.adam.state[parameter].items():
@@ -121,9 +130,9 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The moments take the memory order of their parameters, as the fused kernel expects of them.
+        """Restore the moments, in the memory order of their parameters, which the fused kernel expects.
 
-        A loss scale is taken over where both runs have one: their precisions may differ.
+        The loss scale is restored if both runs have one; their precisions may differ.
         """
         if self.scales_loss and "loss_scale" in state:
             self.scale, self.good_steps = (

@@ -4,47 +4,174 @@ import contextlib
 import errno
 import importlib.util
 import json
+import math
 import os
+import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
-from accelerate.utils import gather_object
 from torch import Tensor
+from tqdm import tqdm
 
+from ddpm.common.distributed import gather, is_main, print_on_main, rank, world_size
+from ddpm.common.errors import UserError
 from ddpm.common.files import atomic_write
-from ddpm.common.pixels import save_grid
+from ddpm.common.pixels import numbered, save_grid
 from ddpm.data.datasets import ImageDataset, Report
 from ddpm.data.stream import StreamDataset
+from ddpm.interop.card import add_samples
 from ddpm.model import Model, blocks
+from ddpm.training.batches import Batch
+from ddpm.training.config import TrainingConfig
+from ddpm.training.optimizer import learning_rate
+from ddpm.training.step import Learner
 
-MEAN_OF = 1024  # images of the data set, at most, whose mean colour stands for all
+MEAN_OF = 1024  # images of the dataset, at most, whose mean colour stands for all
 AT_ONCE = 16  # of them in memory
 
 
-def draw_preview(model: Model, num: int, steps: int, seed: int, accelerator: Accelerator) -> Tensor | None:
-    """Images 0 … num-1 of `seed` (num, C, H, W), every process drawing its share; None but in the first process."""
-    rank, processes = accelerator.process_index, accelerator.num_processes
+@dataclass
+class Progress:
+    """How far a run is, and the sums since its last log line; part of the checkpoint.
+
+    images: drawn so far, which is also the place in the data; the batch size may have changed on the way.
+    """
+
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    norm_sum: float = 0.0
+    counted: int = 0
+
+    def count(self, loss: float, norm: float) -> None:
+        """Add the numbers of a step to the sums."""
+        self.loss_sum += loss
+        self.norm_sum += norm
+        self.counted += 1
+
+    def means(self) -> tuple[float, float]:
+        """Return the mean loss and gradient norm since the last call, NaN if every step was skipped."""
+        counted = self.counted or math.nan
+        means = self.loss_sum / counted, self.norm_sum / counted
+        self.loss_sum = self.norm_sum = 0.0
+        self.counted = 0
+        return means
+
+
+class PendingStep:
+    """A step whose `numbers` (loss, gradient norm, requests to stop) are still on their way from the device."""
+
+    def __init__(self, step: int, batch: Batch, numbers: Tensor):
+        self.step, self.batch = step, batch
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        self._arrived = None
+        if numbers.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        """Wait for the numbers and return them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._numbers.tolist()
+
+
+class Timer:
+    """Steps and seconds since the last lap, without the time before a restart."""
+
+    def __init__(self, step: int):
+        self.step, self.since = step, time.monotonic()
+
+    def lap(self, progress: Progress) -> tuple[int, float]:
+        """Return the steps and seconds since the last lap, and add the seconds to the run's."""
+        now = time.monotonic()
+        steps, seconds = progress.step - self.step, now - self.since
+        self.step, self.since = progress.step, now
+        progress.seconds += seconds
+        return steps, seconds
+
+    def restart(self) -> None:
+        self.since = time.monotonic()
+
+
+def size_of(dataset: ImageDataset) -> int | None:
+    """Return how many images a dataset holds, or None for a stream whose length is unknown before its end."""
+    try:
+        return len(dataset)
+    except UserError:
+        return None
+
+
+@torch.no_grad()
+def log_record(progress: Progress, training: TrainingConfig, learner: Learner, skipped: int) -> dict[str, Any]:
+    """Return the numbers of a log line, and start its sums again.
+
+    ema_drift = ‖θ_EMA - θ‖ / ‖θ‖: how far the average trails; it falls as training settles.
+    """
+    weights, averages = learner.optimizer.parameters, list(learner.ema.parameters.values())
+    norm = float(torch.nn.utils.get_total_norm(weights))
+    distance = float(torch.nn.utils.get_total_norm(torch._foreach_sub(list(weights), averages)))
+    loss, gradient_norm = progress.means()
+    record = {
+        "step": progress.step,
+        "images": progress.images,
+        "loss": loss,
+        "gradient_norm": gradient_norm,
+        "learning_rate": learning_rate(training, progress.step - 1),
+        "weight_norm": norm,
+        "ema_drift": distance / max(norm, math.ulp(1.0)),
+        "skipped": skipped,
+        "seconds": round(progress.seconds, 2),
+    }
+    if learner.optimizer.scales_loss:
+        record["loss_scale"] = float(learner.optimizer.scale)
+    return record
+
+
+def progress_bar(progress: Progress, training: TrainingConfig) -> tqdm:
+    """Return a bar that counts images, shown in the main process."""
+    return tqdm(
+        total=progress.images + (training.steps - progress.step) * training.batch_size,
+        initial=progress.images,
+        unit=" images",
+        unit_scale=True,
+        dynamic_ncols=True,
+        smoothing=0.05,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+        disable=not is_main(),
+    )
+
+
+def draw_preview(model: Model, num: int, steps: int, seed: int) -> Tensor:
+    """Sample images 0 … num-1 of `seed`, (num, C, H, W) in [-1, 1]; every process samples some of the batches."""
     mine = []
     for number, block in enumerate(blocks(range(num), model.default_batch_size)):
-        if number % processes == rank:
+        if number % world_size() == rank():
             mine += list(model.sample_batches(block, steps=min(steps, model.diffusion.schedule.timesteps), seed=seed))
-    parts = gather_object(mine) if processes > 1 else mine
-    if not accelerator.is_main_process:
-        return None
-    return torch.cat([images for _, images in sorted(parts, key=lambda part: part[0][0])])
+    return torch.cat([images for _, images in sorted(gather(mine), key=lambda part: part[0][0])])
 
 
 def save_preview(images: Tensor, folder: Path, step: int) -> None:
-    """RUN/samples/NNNNNN.png."""
+    """Write RUN/samples/NNNNNN.png."""
     save_grid(images, folder / f"{step:06d}.png", overwrite=True)
 
 
+def add_preview(run: Path, step: int, training: TrainingConfig) -> None:
+    """Show the newest preview in the card of RUN/model, but none of a later step (left over from before a rollback)."""
+    previews = [path for path in numbered(run / "samples") if int(path.stem) <= step]
+    if previews:
+        caption = f"After {int(previews[-1].stem):,} steps: the first images of seed {training.seed}, none of them "
+        caption += f"chosen; {training.preview_steps} steps of DPM-Solver++."
+        add_samples(run / "model", previews[-1], caption)
+
+
 def channel_means(dataset: ImageDataset) -> Tensor | None:
-    """Mean of each channel in [-1, 1], over images spread evenly through the set; None for one that is streamed."""
+    """Return the mean of each channel in [-1, 1], over images spread evenly through the dataset; None for a stream."""
     if isinstance(dataset, StreamDataset):
         return None
     chosen = range(0, len(dataset), -(-len(dataset) // MEAN_OF))
@@ -57,7 +184,7 @@ def channel_means(dataset: ImageDataset) -> Tensor | None:
 
 
 def channel_drift(images: Tensor, means: Tensor) -> dict[str, float]:
-    """How far the mean of each channel of the previews lies from the data's: a colour tint shows here first."""
+    """Return how far the mean of each channel of the previews is from the data's: a colour tint shows here first."""
     drift = images.double().mean((0, 2, 3)) - means
     return {f"channel_{index}_drift": round(value, 5) for index, value in enumerate(drift.tolist())}
 
@@ -65,48 +192,47 @@ def channel_drift(images: Tensor, means: Tensor) -> dict[str, float]:
 class BrokenFileReporter:
     """Prints the broken files of a report, each once, whichever process met it."""
 
-    def __init__(self, report: Report, accelerator: Accelerator):
-        self.report, self.accelerator = report, accelerator
+    def __init__(self, report: Report):
+        self.report = report
         self._told: set[str] = set()
 
     def tell(self) -> None:
-        """Those met since the last time; to be called in every process at once."""
-        met = list(self.report.skipped)  # a copy, for the thread that draws ahead may add to it
-        if self.accelerator.num_processes > 1:
-            met = gather_object(met)
+        """Print the files that were met since the last call. Every process must call it at once."""
         news = Report(self.report.source)
+        met = gather(list(self.report.skipped))  # a copy: the thread that draws ahead may add to the list
         for name, reason in met:
             if name not in self._told:
                 news.skip(name, reason)
         self._told.update(name for name, _ in met)
         if text := news.summary():
-            self.accelerator.print(text)
+            print_on_main(text)
 
 
 class Tracking:
-    """One line a call of `log` in RUN/metrics.jsonl, and the same numbers to the other trackers asked for.
+    """Writes each record as a line of RUN/metrics.jsonl, and its numbers to the other loggers.
 
     Args:
         run: the run directory.
-        trackers: "tensorboard" and "wandb". TensorBoard is left out where it is not installed.
-        step: the run goes on from here; what an interrupted run logged beyond it is cut away.
+        loggers: "tensorboard" and "wandb". TensorBoard is left out if it is not installed.
+        step: the run resumes from here; later records of an interrupted run are cut away.
         config: shown beside the curves.
-        name: of the run, for wandb.
     """
 
-    def __init__(self, run: Path, trackers: Sequence[str], step: int, config: dict[str, Any]):
+    def __init__(self, run: Path, loggers: Sequence[str], step: int, config: dict[str, Any]):
         self.path = run / "metrics.jsonl"
         cut_back(self.path, step)
-        self._handle = self.path.open("ab", buffering=0)  # nothing waits in a buffer for a disk that is full
-        self._others: list[GeneralTracker] = []
-        if "tensorboard" in trackers and importlib.util.find_spec("tensorboard"):
-            self._others.append(TensorBoardTracker("tensorboard", run, purge_step=step + 1))
-        if "wandb" in trackers:
-            self._others.append(
-                WandBTracker("ddpm", dir=str(run), name=run.name, id=wandb_id(run), resume="allow", config=config)
+        self._handle = self.path.open("ab", buffering=0)  # unbuffered, so that a full disk is noticed at once
+        self._tensorboard = self._wandb = None
+        if "tensorboard" in loggers and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        if "wandb" in loggers:
+            import wandb
+
+            self._wandb = wandb.init(
+                project="ddpm", dir=str(run), name=run.name, id=wandb_id(run), resume="allow", config=config
             )
-        for tracker in self._others:
-            tracker.start()
 
     def log(self, values: dict[str, float | int | str]) -> None:
         """Write one record; it must hold "step"."""
@@ -114,22 +240,29 @@ class Tracking:
         if self._handle.write(line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        for tracker in self._others:
-            tracker.log(numbers, step=numbers["step"])
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, global_step=int(numbers["step"]))
+            self._tensorboard.flush()
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=int(numbers["step"]))
 
     def sync(self) -> None:
-        """On the disk, so that a checkpoint never knows more than the log."""
+        """Flush the log to the disk, so that a checkpoint is never ahead of it."""
         os.fsync(self._handle.fileno())
 
     def close(self) -> None:
         self._handle.close()
-        for tracker in self._others:
-            with contextlib.suppress(OSError):  # of a full disk the run has told already, and more usefully
-                tracker.finish()
+        with contextlib.suppress(OSError):  # the run has reported a full disk already, in a more useful line
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+        with contextlib.suppress(OSError):
+            if self._wandb is not None:
+                self._wandb.finish()
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Keep the records up to `step`; a last line that a kill cut short goes too, and one that the disk has spoilt."""
+    """Keep the records up to `step`, without lines that a kill cut short or the disk damaged."""
     if path.exists():
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()  # as `log` writes
         kept = [line for line in lines if line.isascii() and record_step(line) <= step]
@@ -137,6 +270,7 @@ def cut_back(path: Path, step: int) -> None:
 
 
 def record_step(line: str) -> float:
+    """Return the step of a line of the log; infinity if the line is damaged."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -144,7 +278,7 @@ def record_step(line: str) -> float:
 
 
 def wandb_id(run: Path) -> str:
-    """The run's name at wandb, kept in the run directory so that a resumed run is the same one there."""
+    """Return the run's id at wandb. It is kept in the run directory, so that a resumed run is the same one there."""
     path = run / "wandb_id"
     if not path.exists():
         atomic_write(path, os.urandom(4).hex(), durable=True)

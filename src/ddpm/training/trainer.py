@@ -1,202 +1,271 @@
-"""A training run in its directory: start, resume, save."""
+"""A training run in its directory: set up, train, save and resume."""
 
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+import math
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
+from ddpm.common.distributed import is_main, join, my_share, on_main, print_on_main, world_size
 from ddpm.common.errors import RunStopped, UserError, require
 from ddpm.common.files import atomic_write, user_path
-from ddpm.common.pixels import numbered
+from ddpm.common.hardware import default_device
 from ddpm.data import open_dataset
-from ddpm.interop.card import add_samples
 from ddpm.model import Model, load
-from ddpm.networks.inference import first_non_finite
-from ddpm.training.batches import Batches, Loader
-from ddpm.training.checkpoint import Checkpoint, Checkpoints, claim, empty, model_step, writing
-from ddpm.training.compute import choose_engine, dataset_bytes, reproducible_kernels
+from ddpm.training.batches import Batch, BatchSource, place_dataset
+from ddpm.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    check_classes,
+    claimed,
+    empty,
+    first_nonfinite,
+    model_step,
+    write_model,
+    writing,
+)
+from ddpm.training.compute import plan_compute, reproducible_kernels
 from ddpm.training.config import Config
 from ddpm.training.finetune import adopt, build_network, copy_weights
-from ddpm.training.guards import NonFiniteGuard, deferred_signals
-from ddpm.training.loop import Loop, size_of
-from ddpm.training.processes import launch, lost_peer, on_main
+from ddpm.training.guards import NonFiniteGuard, StopRequest, deferred_signals, lost_process_explained
+from ddpm.training.optimizer import learning_rate
+from ddpm.training.step import agree_on_micro_batch, build_learner, train_step
 from ddpm.training.tracking import (
     BrokenFileReporter,
+    PendingStep,
+    Progress,
+    Timer,
     Tracking,
+    add_preview,
     channel_drift,
     channel_means,
     draw_preview,
+    log_record,
+    progress_bar,
     save_preview,
+    size_of,
 )
 
-# (model with the averaged weights) -> figures; the first decides which checkpoint is best, and lower is better.
-# Called in every process at once; it may share the work out through torch.distributed.
+# (model with the averaged weights) -> figures; the first one decides which checkpoint is best, and lower is better.
+# Every process calls it at once; it may share the work through `ddpm.common.distributed`.
 Evaluator = Callable[[Model], dict[str, float]]
 
 
-class Run:
-    """A loop and everything around it that is written to the run directory.
+class Trainer:
+    """A run: its data, its network and optimizer, and the directory it writes to.
 
-    Nothing is written before `open`: what is wrong with the configuration, the data or the given model shows before.
+    Nothing is written before `setup`, so a wrong configuration, dataset or model is found before any file changes.
+    The host never waits for the step it has just queued on a GPU: the numbers of a step are read while the next one
+    runs. A skipped step, or a request to stop, is noticed then.
+
+    Args:
+        config: of the run; see `load_config`.
+        out: the run directory.
+        init: a model, or its path or name, whose weights, network and diffusion the run starts from.
+        resume: start from the newest good checkpoint in `out`.
+        evaluator: called every `training.evaluate_every` steps.
     """
 
     def __init__(
         self,
         config: Config,
         out: Path,
-        accelerator: Accelerator,
         *,
-        init: str | Path | Model | None,
-        resume: bool,
-        evaluator: Evaluator | None,
+        init: str | Path | Model | None = None,
+        resume: bool = False,
+        evaluator: Evaluator | None = None,
     ):
-        self.out, self.accelerator, self.evaluator, self.resume = out, accelerator, evaluator, resume
-        self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep_checkpoints)
-        self.tracking: Tracking | None = None
-        self.best: dict[str, Any] | None = None
-        self.figures: dict[str, float] = {}  # of the latest evaluation, and its step
-        self.origin: str | None = None  # what is fine-tuned
+        join()
+        self.out, self.resume, self.evaluator, self.device = out, resume, evaluator, default_device()
+        self.progress = Progress()
+        self.tracking: Tracking | None = None  # in the main process, from `setup` on
+        self.best: dict[str, Any] | None = None  # the evaluation with the lowest first figure, and its step
+        self.figures: dict[str, float] = {}  # the latest evaluation, and its step
         self.saved: int | None = None  # the step of the newest checkpoint
         if "wandb" in config.training.loggers:
             require("wandb", "track")
-        checkpoint = None
-        if resume and self.checkpoints.steps():
-            checkpoint = self.checkpoints.newest(accelerator.print)
-        elif resume and (kept := model_step(out / "model")) >= 0:
-            raise UserError(
-                f"{out} holds a model of step {kept:,} but no checkpoint to go on from: with --init {out} --out NEW "
-                "another run begins with its weights; with --overwrite this one begins anew"
-            )
-        elif resume:
-            accelerator.print("there is no checkpoint yet: the run begins again")
-        if init is not None:
-            name = "a model" if isinstance(init, Model) else init
-            init = init if isinstance(init, Model) else load(init, device="cpu")
-            self.origin = f"{name} ({init.weights_hash})"
-            config = adopt(config, init)
-        self.config, training = config, config.training
-        self.dataset = open_dataset(config.data)
-        self.skipped = BrokenFileReporter(self.dataset.report, accelerator)
-        self.skipped.tell()
-        self.network, self.null_label = build_network(config, self.dataset)
-        if init is not None:
-            shared = copy_weights(self.network, init, self.dataset.class_names, self.null_label)
+        self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep_checkpoints)
+        checkpoint = self.checkpoints.to_resume(print_on_main) if resume else None
+        model = init if isinstance(init, Model) or init is None else load(init, device="cpu")
+        self.fine_tunes, name = model is not None, "a model" if isinstance(init, Model) else str(init)
+        self.origin = None if model is None else f"{name} ({model.weights_hash})"
+        self.config = config if model is None else adopt(config, model)
+        self.guard = NonFiniteGuard(out / "set_aside", self.config.training)
+        self.dataset = open_dataset(self.config.data)
+        self.broken_files = BrokenFileReporter(self.dataset.report)
+        self.broken_files.tell()
+        self.network, self.null_label = build_network(self.config, self.dataset)
+        if model is not None:
+            shared = copy_weights(self.network, model, self.dataset.class_names, self.null_label)
             if self.dataset.class_names is not None:
-                accelerator.print(f"classes taken over from {name}: {shared} of {len(self.dataset.class_names)}")
-        self.network.to(accelerator.device).to(memory_format=torch.channels_last)
-        self.loader = Loader(  # before the engine is chosen: it decides whether the data lie on the card
-            self.dataset, training.batch_size, training.seed, config.data.random_flip, device=accelerator.device
-        )
-        engine, self.memory = choose_engine(
-            training,
-            self.network,
-            dataset_bytes(self.dataset, accelerator.device),
-            accelerator.device,
-            accelerator.num_processes,
-        )
-        batches = Batches(
-            self.loader,
-            config.diffusion.build_timestep_sampler(),
-            seed=training.seed,
-            global_batch=training.batch_size,
-            null_label=self.null_label,
-            class_drop=training.class_drop if self.null_label is not None else 0.0,
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-        )
-        health = NonFiniteGuard(out / "set_aside", training.max_bad_steps)
-        self.loop = Loop(training, config.diffusion, self.network, batches, engine, accelerator, health)
-        self.averaged = copy.deepcopy(self.network)  # where the averaged weights are put to be drawn with and saved
-        self.fine_tunes = init is not None
+                print_on_main(f"classes taken over from {name}: {shared} of {len(self.dataset.class_names)}")
+        self._prepare()
         if checkpoint is not None:
-            self._restore(checkpoint)
-        accelerator.print(self.summary())
+            self.restore(checkpoint)
+        print_on_main(self.summary())
+
+    def _prepare(self) -> None:
+        """Put the data and the network where they are computed with, and build everything that a step needs."""
+        config, training = self.config, self.config.training
+        place_dataset(self.dataset, self.device)
+        self.network.to(self.device).to(memory_format=torch.channels_last)
+        self.plan, self.memory = plan_compute(training, self.network, self.dataset, self.device)
+        self.batches = BatchSource(
+            self.dataset,
+            config.diffusion.build_timestep_sampler(),
+            batch_size=training.batch_size,
+            seed=training.seed,
+            positions=my_share(training.batch_size),
+            random_flip=config.data.random_flip,
+            null_label=self.null_label,
+            class_drop=training.class_drop,
+            device=self.device,
+        )
+        self.learner = build_learner(self.network, config.diffusion, training, self.plan)
+        self.averaged = copy.deepcopy(self.network)  # holds the averaged weights while they are sampled from or saved
 
     def summary(self) -> str:
-        """What is trained, and how it is computed."""
-        parameters = sum(p.numel() for p in self.network.parameters())
-        engine, images = self.loop.engine, size_of(self.dataset)
+        """Say what is trained, and how it is computed."""
+        parameters, images = sum(p.numel() for p in self.network.parameters()), size_of(self.dataset)
         return (
             f"network: {parameters:,} parameters\n"
             f"data: {self.config.data.source}, {'streamed' if images is None else f'{images:,} images'}\n"
-            f"engine: {engine}, about {self.memory.total(engine.micro_batch) / 2**30:.1f} GiB"
+            f"engine: {self.plan}, about {self.memory.total(self.plan.micro_batch) / 2**30:.1f} GiB"
         )
 
-    def open(self) -> None:
-        """Write what a run begins with, or cut its logs back to the checkpoint it goes on from."""
-        step = self.loop.progress.step
+    def setup(self) -> None:
+        """Write what a run begins with, or cut its logs back to the checkpoint that it resumes from."""
 
         def begin() -> None:
-            with writing("the run directory", self._kept):
+            with writing("the run directory", self.checkpoints.kept):
                 if not self.resume:
                     empty(self.out)
                 shown = self.config.model_dump(mode="json")
-                # its metrics.jsonl first: by that a directory is known for a run's
-                self.tracking = Tracking(self.out, self.config.training.loggers, step, shown)
+                # Its metrics.jsonl comes first, because it marks the directory as a run.
+                self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
                 (self.out / "samples").mkdir(exist_ok=True)
                 if not self.fine_tunes:
-                    configure()
+                    write_config()
                 if self.saved is not None and model_step(self.out / "model") < self.saved:
-                    self._save(self.model())  # the run ended between its checkpoint and its model
+                    self._write_model()  # the run ended between its checkpoint and its model
 
-        def configure() -> None:
-            with writing("the configuration", self._kept):
+        def write_config() -> None:
+            with writing("the configuration", self.checkpoints.kept):
                 atomic_write(self.out / "config.yaml", self.config.to_yaml(), durable=True)
 
-        on_main(self.accelerator, begin)
-        if self.fine_tunes:  # what it starts from is not to be had from the seed, so only now can it be gone on with
-            self.checkpoint()
-            on_main(self.accelerator, configure)
+        on_main(begin)
+        if self.fine_tunes:  # The start cannot be rebuilt from the seed: without this checkpoint nobody could resume.
+            self.save()
+            on_main(write_config)
 
-    def track(self, record: dict[str, Any]) -> None:
-        """To the trackers, which only the first process has."""
-        if self.tracking is not None:
-            self.tracking.log(record)
-
-    def close(self) -> None:
-        self.dataset.close()
-        if self.tracking is not None:
-            self.tracking.close()
-
-    def log(self, record: dict[str, Any]) -> None:
-        """One line to the trackers."""
-
-        def write() -> None:
-            with writing("metrics.jsonl", self._kept):
-                self.track(record)
-
-        on_main(self.accelerator, write)
-
-    def after_step(self, done: int) -> None:
-        """Do whatever is due after a step."""
-        self.check_finite()
+    def due(self, step: int) -> set[str]:
+        """Return what is to be done after `step` steps: each task at its interval, and every task after the last."""
         training = self.config.training
-        last = done == training.steps
+        intervals = {
+            "log": training.log_every,
+            "preview": training.preview_every,
+            "evaluate": training.evaluate_every if self.evaluator else 0,
+            "checkpoint": training.checkpoint_every,
+        }
+        last = step == training.steps
+        return {task for task, every in intervals.items() if every and (last or step % every == 0)}
+
+    def fit(self, request: StopRequest) -> int | None:
+        """Train to `training.steps`; return None, or the signal at whose request the run stopped earlier."""
+        training, progress = self.config.training, self.progress
+        self.network.train()
+        if world_size() > 1:
+            agree_on_micro_batch(self.learner, self.batches.at(progress.step).to(self.device))
+        pending: deque[PendingStep] = deque()
+        self.timer = Timer(progress.step)
+        with progress_bar(progress, training) as bar, contextlib.closing(self.batches.steps(progress.step)) as feed:
+            while progress.step < training.steps:
+                pending.append(self.step(next(feed), stop=request.signal is not None))
+                due = self.due(progress.step)
+                in_flight = 1 if self.device.type == "cuda" and not due else 0
+                stop = self.guard.settle(pending, in_flight, self.progress, self.learner)
+                bar.update(training.batch_size)
+                if "log" in due:
+                    bar.set_postfix_str(f"step {progress.step:,} loss {self.log():.4f}", refresh=False)
+                if due - {"log"}:
+                    self.timer.lap(self.progress)
+                    self.on_step(due)
+                    self.network.train()
+                    self.timer.restart()
+                if request.signal is not None and world_size() == 1:  # several processes must agree first, in a step
+                    stop = True
+                if stop:
+                    self.guard.settle(pending, 0, self.progress, self.learner)
+                    self.timer.lap(self.progress)
+                    return request.signal or signal.SIGTERM  # another process was asked
+        return None
+
+    def step(self, batch: Batch, *, stop: bool = False) -> PendingStep:
+        """Take the next step, with a smaller micro-batch if memory runs out; its numbers may still be on their way."""
+        number, training = self.progress.step, self.config.training
+        while True:
+            try:
+                result = train_step(self.learner, batch, learning_rate(training, number), stop=stop)
+                break
+            except torch.OutOfMemoryError as error:
+                self.learner.optimizer.zero_grad()
+                if world_size() > 1:  # the others wait for this gradient: too late to change
+                    raise RunStopped("out of memory; use --resume with a smaller --training.micro_batch") from error
+                self.learner.halve_micro_batch()
+        if self.batches.timestep_sampler.adaptive:
+            self.batches.update_timestep_sampler(number, result.losses)
+        self.progress.step += 1
+        self.progress.images += training.batch_size
+        return PendingStep(number, batch, result.numbers)
+
+    def on_step(self, due: set[str]) -> None:
+        """Do what is due between two steps, apart from the log."""
+        on_main(self._check_finite)  # before anything is sampled, evaluated or written
         model = None
         try:
-            if training.preview_every and (done % training.preview_every == 0 or last):
+            if "preview" in due:
                 model = self.model()
-                self.preview(model, done)
-            if self.evaluator and training.evaluate_every and (done % training.evaluate_every == 0 or last):
-                self.evaluate(self.evaluator, model or self.model(), done)
+                self.preview(model)
+            if "evaluate" in due:
+                self.evaluate(model or self.model())
         except Exception:
             self._rescue()
             raise
-        if done % training.checkpoint_every == 0 or last:  # after the evaluation, of which it knows
-            self.checkpoint()
+        if "checkpoint" in due:  # after the evaluation, whose result it holds
+            self.save()
+
+    def log(self) -> float:
+        """Write the numbers since the last log line to metrics.jsonl and the other loggers; return the mean loss."""
+        steps, seconds = self.timer.lap(self.progress)
+        record = log_record(self.progress, self.config.training, self.learner, self.guard.skipped)
+        record["images_per_second"] = round(steps * self.config.training.batch_size / max(seconds, 1e-9), 2)
+        if size := size_of(self.dataset):
+            record["epoch"] = round(self.progress.images / size, 4)
+
+        def write() -> None:
+            with writing("metrics.jsonl", self.checkpoints.kept):
+                self.track(record)
+
+        on_main(write)
+        return record["loss"]
+
+    def track(self, record: dict[str, Any]) -> None:
+        """Give a record to the loggers, which only the main process has."""
+        if self.tracking is not None:
+            self.tracking.log(record)
 
     def model(self) -> Model:
-        """The averaged weights as a model."""
-        self.loop.ema.copy_to(self.averaged)
-        progress = self.loop.progress
+        """Return the averaged weights as a model."""
+        self.learner.ema.copy_to(self.averaged)
         return Model(
             self.averaged,
             self.config.diffusion.build(),
@@ -208,172 +277,168 @@ class Run:
                 **({"fine-tuned from": self.origin} if self.origin else {}),
                 "config": self.config.model_dump(mode="json"),
                 "data": {"images": size_of(self.dataset), "fingerprint": self.dataset.fingerprint},
-                "steps": progress.step,
-                "images": progress.images,
-                "seconds": round(progress.seconds, 1),
-                "engine": str(self.loop.engine),
+                "steps": self.progress.step,
+                "images": self.progress.images,
+                "seconds": round(self.progress.seconds, 1),
+                "engine": str(self.plan),
                 "metrics": self.figures,
             },
         )
 
     @functools.cached_property
-    def means(self) -> Tensor | None:
-        """Of the data's colours; read from hundreds of images, so only where there are previews to compare."""
+    def channel_means(self) -> Tensor | None:
+        """The mean of each channel of the data. It reads hundreds of images, so only runs with previews ask for it."""
         return channel_means(self.dataset)
 
-    def preview(self, model: Model, step: int) -> None:
-        """RUN/samples/NNNNNN.png, and how far its colours lie from the data's."""
-        training = self.config.training
-        images = draw_preview(model, training.preview_images, training.preview_steps, training.seed, self.accelerator)
+    def preview(self, model: Model) -> None:
+        """Write RUN/samples/NNNNNN.png, and log how far its colours are from the data's."""
+        training, step = self.config.training, self.progress.step
+        images = draw_preview(model, training.preview_images, training.preview_steps, training.seed)
 
-        def keep() -> None:
-            assert images is not None  # drawn for the first process, which alone is here
-            with writing("the preview", self._kept):
+        def write() -> None:
+            with writing("the preview", self.checkpoints.kept):
                 save_preview(images, self.out / "samples", step)
-                if self.means is not None:
-                    self.track({"step": step, **channel_drift(images, self.means)})
+                if self.channel_means is not None:
+                    self.track({"step": step, **channel_drift(images, self.channel_means)})
 
-        on_main(self.accelerator, keep)
+        on_main(write)
 
-    def evaluate(self, evaluator: Evaluator, model: Model, step: int) -> None:
-        """Ask the evaluator; the best so far is kept in RUN/best, and its checkpoint is spared."""
-        figures = evaluator(model)
-        found = model.provenance["metrics"] = {"step": step, **figures}
+    def evaluate(self, model: Model) -> None:
+        """Call the evaluator. The best model so far is kept in RUN/best, and its checkpoint is not removed."""
+        assert self.evaluator is not None  # else no evaluation is due
+        figures = self.evaluator(model)
+        found = model.provenance["metrics"] = {"step": self.progress.step, **figures}
         name = next(iter(figures))
-        better = self.best is None or figures[name] < self.best[name]
+        better = math.isfinite(figures[name]) and (self.best is None or figures[name] < self.best[name])
 
-        def keep() -> None:
-            with writing("the evaluation", self._kept):
+        def write() -> None:
+            with writing("the evaluation", self.checkpoints.kept):
                 self.track(found)
                 if better:
-                    self._write_model(model, self.out / "best")
+                    write_model(model, self.out / "best", print_on_main)
 
-        on_main(self.accelerator, keep)
+        on_main(write)
         self.figures = found
         if better:
             self.best = found
-            self.checkpoint()
+            self.save()
 
-    def checkpoint(self) -> None:
-        """Save all that is needed to go on, and the model."""
-        if self.loop.progress.step == self.saved:
+    def _check_finite(self) -> None:
+        """Stop the run if weights, averages or moments are not finite: such a model is never written."""
+        if bad := first_nonfinite(self._tensors()):
+            rate = self.config.training.learning_rate
+            raise RunStopped(
+                f"after {self.progress.step:,} steps {bad} is not finite, so neither checkpoint nor model was written; "
+                f"{self.checkpoints.kept()}; a training.learning_rate below {rate:.2g} or fp32 may help"
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint, with all that is needed to resume exactly, and the model."""
+        if self.progress.step == self.saved:
             return
-        self.check_finite()
-        self.saved = self.loop.progress.step
-        on_main(self.accelerator, self._write_checkpoint)
-        self.skipped.tell()
-
-    def check_finite(self) -> None:
-        """Stop the run before a checkpoint or a model with NaN or infinity replaces a good one."""
-        for what, tensors in (("weights", self.loop.network.state_dict()), ("averages", self.loop.ema.parameters)):
-            if broken := first_non_finite(tensors):
-                raise RunStopped(
-                    f"the {what} are not finite after step {self.loop.progress.step:,}, first in {broken}; "
-                    f"{self._kept()}; try a lower --training.learning_rate or --training.precision fp32"
-                )
+        self.saved = self.progress.step
+        on_main(self._write_checkpoint)
+        self.broken_files.tell()
 
     def _write_checkpoint(self) -> None:
-        step = self.loop.progress.step
-        with writing(f"checkpoint {step:06d}", self._kept):
+        step = self.progress.step
+        self._check_finite()
+        with writing(f"checkpoint {step:06d}", self.checkpoints.kept):
             if self.tracking is not None:
                 self.tracking.sync()
             spare = self.best["step"] if self.best else None
-            self.checkpoints.save(step, self.loop.tensors(), self._state(), spare)
-            self._save(self.model())
+            self.checkpoints.save(step, self._tensors(), self._state(), spare)
+            self._write_model()
+
+    def _write_model(self) -> None:
+        """Write RUN/model, with the newest preview in its model card."""
+        if write_model(self.model(), self.out / "model", print_on_main):
+            add_preview(self.out, self.progress.step, self.config.training)
 
     def _rescue(self) -> None:
-        """Save where a preview or an evaluation has failed, so that the run need not go back, to fail there again.
+        """Save when a preview or an evaluation fails, so that a resumed run does not fail there again.
 
-        In the first process alone, since the others may be anywhere; and no second error may hide the first.
+        Only in the main process, because the others may be anywhere; a second error must not hide the first.
         """
-        step = self.loop.progress.step
-        if self.accelerator.is_main_process and step != self.saved:
+        if is_main() and self.progress.step != self.saved:
             with contextlib.suppress(Exception):
-                self.check_finite()
                 self._write_checkpoint()
-                self.accelerator.print(f"saved at step {step:,}, before what failed there")
+                print_on_main(f"saved at step {self.progress.step:,}, before the failure")
 
-    def _save(self, model: Model) -> None:
-        """RUN/model, with the newest preview in its card."""
-        training = self.config.training
-        if not self._write_model(model, self.out / "model"):
-            return
-        # not those that a run has drawn beyond, before it went back behind a damaged checkpoint
-        previews = [path for path in numbered(self.out / "samples") if int(path.stem) <= model.provenance["steps"]]
-        if previews:
-            caption = f"After {int(previews[-1].stem):,} steps: the first images of seed {training.seed}, none of them "
-            caption += f"chosen; {training.preview_steps} steps of DPM-Solver++."
-            add_samples(self.out / "model", previews[-1], caption)
-
-    def _write_model(self, model: Model, folder: Path) -> bool:
-        """Whether the folder could be replaced; what somebody has put into it is no reason to end the run."""
-        try:
-            model.save(folder)
-        except UserError as error:
-            self.accelerator.print(error)
-            return False
-        return True
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return all tensors that are needed to resume exactly, by file."""
+        parts = {
+            "network": self.network.state_dict(),
+            "ema": self.learner.ema.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict(),
+            "timestep_sampler": self.batches.timestep_sampler.state_dict(),
+        }
+        return {name: tensors for name, tensors in parts.items() if tensors}
 
     def _state(self) -> dict[str, Any]:
-        position = self.loader.state_dict(self.loop.progress.step)
-        data = {"fingerprint": self.dataset.fingerprint, "position": position}
-        engine = {"description": str(self.loop.engine), "torch": torch.__version__}
+        """Return the rest of what is needed to resume exactly, as JSON."""
         return {
-            **self.loop.state(),
+            "progress": asdict(self.progress),
+            "health": {"skipped": self.guard.skipped, "in_a_row": self.guard.in_a_row},
+            "micro_batch": self.learner.micro_batch,
             "seed": self.config.training.seed,
-            "data": data,
+            "data": {
+                "fingerprint": self.dataset.fingerprint,
+                "position": self.batches.state_dict(self.progress.step),
+            },
             "class_names": self.dataset.class_names,
-            "engine": engine,
+            "engine": self._engine(),
             "best": self.best,
             "figures": self.figures,
             "origin": self.origin,
         }
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        state, say = checkpoint.state, self.accelerator.print
-        self._check_classes(state.get("class_names"))
+    def _engine(self) -> dict[str, str]:
+        return {"description": str(self.plan), "torch": torch.__version__}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint: the inverse of `save`.
+
+        Raises UserError if it does not belong to this configuration or these classes, or has more steps than asked for.
+        """
+        parts, state = checkpoint.parts, checkpoint.state
+        check_classes(self.config.data.source, state.get("class_names"), self.dataset.class_names, self.out)
         try:
-            self.loop.restore(checkpoint.parts, state)
+            self.network.load_state_dict(parts["network"])
+            self.learner.ema.load_state_dict(parts["ema"])
+            self.learner.optimizer.load_state_dict(parts["optimizer"])
+            self.batches.timestep_sampler.load_state_dict(parts.get("timestep_sampler", {}))
         except (RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"checkpoint {checkpoint.path} is of another configuration: {reason}") from None
-        self.best, self.figures = state["best"], state.get("figures", {})
-        self.origin = state.get("origin")
-        self.saved = self.loop.progress.step
-        self.loader.go_on(self.loop.progress.step, self.loop.progress.images)
+            raise UserError(f"checkpoint {checkpoint.path} has another configuration: {reason}") from None
+        images = state["progress"]["step"] * self.config.training.batch_size  # for checkpoints that do not say
+        self.progress = Progress(**{"images": images} | state["progress"])
+        self.guard.skipped, self.guard.in_a_row = state["health"]["skipped"], state["health"]["in_a_row"]
+        self.best, self.figures, self.origin = state["best"], state.get("figures", {}), state.get("origin")
+        done, asked = self.progress.step, self.config.training.steps
+        self.saved = done
+        self.batches.resume_at(done, self.progress.images)
         if state["data"]["position"]:
-            self.loader.load_state_dict(state["data"]["position"])
-        done, asked = self.loop.progress.step, self.config.training.steps
+            self.batches.load_state_dict(state["data"]["position"])
         if asked < done:
-            raise UserError(f"{self.out} has done {done:,} steps: --training.steps {asked} lies behind; ask for more")
+            raise UserError(
+                f"the run in {self.out} has done {done:,} steps; --training.steps must be larger (got {asked:,})"
+            )
         if asked == done:
-            say(f"all {done:,} steps are done already; for more give --training.steps")
+            print_on_main(f"all {done:,} steps are done already; for more give --training.steps")
         else:
-            say(f"going on from step {done:,} ({checkpoint.path})")
+            print_on_main(f"resuming from step {done:,} ({checkpoint.path})")
         if state["data"]["fingerprint"] != self.dataset.fingerprint:
-            say("the data are no longer those of the checkpoint: the run goes on, but not as it would have")
-        now = {"description": str(self.loop.engine), "torch": torch.__version__}
-        if state["engine"] == now:
-            self.loop.micro_batch = state["micro_batch"]  # smaller than chosen, where memory had run out
+            print_on_main("warning: the dataset changed since this checkpoint; resuming, but not bit-exactly")
+        if state["engine"] == self._engine():
+            self.learner.micro_batch = state["micro_batch"]  # smaller than planned if memory had run out
         else:
-            say(f"the checkpoint was computed on {state['engine']['description']}: expect other rounding")
+            print_on_main(f"the checkpoint was computed on {state['engine']['description']}: expect other rounding")
 
-    def _check_classes(self, before: list[str] | None) -> None:
-        """Refuse data whose classes have other numbers than in the checkpoint; early checkpoints did not name them."""
-        now = self.dataset.class_names
-        if before is None or now is None or before == now:
-            return
-        number, was, is_now = next((n, a, b) for n, (a, b) in enumerate(zip_longest(before, now)) if a != b)
-        raise UserError(
-            f"class {number} of {self.config.data.source} was {was or 'none'} and is now {is_now or 'none'}: give the "
-            f"classes the names they had, or begin another run with --init {self.out} --out NEW"
-        )
-
-    def _kept(self) -> str:
-        steps = self.checkpoints.steps()
-        return (
-            f"the newest good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "there was no checkpoint"
-        )
+    def close(self) -> None:
+        self.dataset.close()
+        if self.tracking is not None:
+            self.tracking.close()
 
 
 def train(
@@ -385,50 +450,31 @@ def train(
     overwrite: bool = False,
     evaluator: Evaluator | None = None,
 ) -> Path:
-    """Train in the run directory `out`; returns it, with the averaged weights in out/model.
+    """Train in the run directory `out`; return it, with the averaged weights in out/model.
 
     Args:
         config: see `load_config`.
-        init: a model whose weights, network and process the run starts from.
-        resume: go on from the newest good checkpoint in `out`.
-        overwrite: begin afresh where `out` holds a run already.
+        out: the run directory; `~` is the home folder.
+        init: a model whose weights, network and diffusion the run starts from.
+        resume: continue from the newest good checkpoint in `out`.
+        overwrite: start again if `out` holds a run already.
         evaluator: called every `training.evaluate_every` steps.
 
     Raises:
-        UserError: what was asked for is not possible.
+        UserError: the request is impossible; the message says why.
         RunStopped: numbers that are not finite, no space left, a lost process; what was saved stays.
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
-    accelerator, out = launch(), user_path(out)
-    with explained_losses(accelerator, out), reproducible_kernels(accelerator.device):
-        lock = on_main(accelerator, lambda: claim(out, resume, overwrite))
-        try:
-            run = Run(config, out, accelerator, init=init, resume=resume, evaluator=evaluator)
-            try:
-                run.open()
-                with deferred_signals() as request:
-                    signal = run.loop.run(request, run.log, run.after_step)
-                    if signal is not None:
-                        run.checkpoint()
-                        accelerator.print(f"saved at step {run.loop.progress.step:,}; go on: ddpm train --resume {out}")
-                        request.leave(signal)
-            finally:
-                run.close()
-        finally:
-            if lock is not None:
-                lock.release()
+    out = user_path(out)
+    with lost_process_explained(out), reproducible_kernels(default_device()), contextlib.ExitStack() as stack:
+        on_main(lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
+        trainer = Trainer(config, out, init=init, resume=resume, evaluator=evaluator)
+        stack.callback(trainer.close)
+        trainer.setup()
+        with deferred_signals() as request:
+            number = trainer.fit(request)
+            if number is not None:
+                trainer.save()
+                print_on_main(f"saved at step {trainer.progress.step:,}; resume with ddpm train --resume {out}")
+                request.leave(number)
     return out
-
-
-@contextlib.contextmanager
-def explained_losses(accelerator: Accelerator, out: Path) -> Iterator[None]:
-    """When another process of the run is gone, say so, and what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not lost_peer(error):
-            raise
-        raise RunStopped(
-            f"process {accelerator.process_index} lost another process of the run; go on from the last checkpoint: "
-            f"ddpm train --resume {out}"
-        ) from error

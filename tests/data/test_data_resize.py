@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from ddpm.data.images import fit
+from ddpm.data.images import resize_to
 
 sides = st.integers(8, 60)
 
@@ -22,7 +22,7 @@ def gradient(height: int, width: int) -> Image.Image:
 @example(36, 57, 8, 13, "crop", "L")  # the window's edge lay at -3.6e-15
 @settings(max_examples=200, deadline=None)
 def test_the_size_asked_for_comes_out(height, width, to_height, to_width, how, mode):
-    out = fit(Image.new(mode, (width, height)), (to_height, to_width), how)
+    out = resize_to(Image.new(mode, (width, height)), (to_height, to_width), how)
     assert out.size == (to_width, to_height)
     assert out.mode == mode
 
@@ -31,8 +31,8 @@ def test_the_size_asked_for_comes_out(height, width, to_height, to_width, how, m
 @settings(max_examples=20, deadline=None)
 def test_an_image_of_the_right_size_is_untouched(height, width):
     image = gradient(height, width)
-    assert fit(image, (height, width), "crop") is image
-    assert fit(image, (height, width), "pad") is image
+    assert resize_to(image, (height, width), "crop") is image
+    assert resize_to(image, (height, width), "pad") is image
 
 
 def test_crop_keeps_the_middle():
@@ -40,21 +40,21 @@ def test_crop_keeps_the_middle():
     array = np.zeros((20, 40, 3), np.uint8)
     array[:, 10:30] = [0, 255, 0]
     array[:, :10] = array[:, 30:] = [255, 0, 0]
-    out = np.asarray(fit(Image.fromarray(array), (20, 20), "crop"))
+    out = np.asarray(resize_to(Image.fromarray(array), (20, 20), "crop"))
     assert (out == [0, 255, 0]).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (37, 53)])
 def test_crop_agrees_with_pillows_own_fit(height, width):
     image = gradient(height, width)
-    ours, theirs = fit(image, (16, 24), "crop"), ImageOps.fit(image, (24, 16), Image.Resampling.BICUBIC)
+    ours, theirs = resize_to(image, (16, 24), "crop"), ImageOps.fit(image, (24, 16), Image.Resampling.BICUBIC)
     assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (37, 53)])
 def test_pad_agrees_with_pillows_own_pad(height, width):
     image = gradient(height, width)
-    ours = fit(image, (32, 32), "pad", background=[9, 8, 7])
+    ours = resize_to(image, (32, 32), "pad", background=[9, 8, 7])
     theirs = ImageOps.pad(image, (32, 32), Image.Resampling.BICUBIC, color=(9, 8, 7))
     difference = np.abs(np.asarray(ours, int) - np.asarray(theirs, int))
     assert (difference.max(axis=-1) > 40).mean() <= 2 / 32  # where to put an odd pixel of padding is free
@@ -62,20 +62,20 @@ def test_pad_agrees_with_pillows_own_pad(height, width):
 
 def test_padding_has_the_background_or_is_transparent():
     wide = Image.new("RGB", (32, 16), (50, 60, 70))
-    out = np.asarray(fit(wide, (32, 32), "pad", background=[1, 2, 3]))
+    out = np.asarray(resize_to(wide, (32, 32), "pad", background=[1, 2, 3]))
     assert (out[:8] == [1, 2, 3]).all()
     assert (out[24:] == [1, 2, 3]).all()
     assert (out[8:24] == [50, 60, 70]).all()
-    clear = np.asarray(fit(Image.new("RGBA", (32, 16), (50, 60, 70, 255)), (32, 32), "pad"))
+    clear = np.asarray(resize_to(Image.new("RGBA", (32, 16), (50, 60, 70, 255)), (32, 32), "pad"))
     assert (clear[:8, :, 3] == 0).all()
-    assert (np.asarray(fit(Image.new("L", (32, 16), 5), (32, 32), "pad", background=77))[:8] == 77).all()
+    assert (np.asarray(resize_to(Image.new("L", (32, 16), 5), (32, 32), "pad", background=77))[:8] == 77).all()
 
 
 def test_a_circle_stays_a_circle():
     y, x = np.mgrid[:60, :90]
     disc = Image.fromarray((((x - 44.5) ** 2 + (y - 29.5) ** 2 < 20**2) * 255).astype(np.uint8))
     for how in ("crop", "pad"):
-        out = np.asarray(fit(disc, (48, 48), how, background=0)) > 127
+        out = np.asarray(resize_to(disc, (48, 48), how, background=0)) > 127
         tall, wide = out.any(axis=1).sum(), out.any(axis=0).sum()
         assert abs(int(tall) - int(wide)) <= 1
 
@@ -83,5 +83,5 @@ def test_a_circle_stays_a_circle():
 def test_shrinking_does_not_alias():
     """A fine checkerboard shrinks to its mean, not to black or white."""
     board = (np.indices((128, 128)).sum(0) % 2 * 255).astype(np.uint8)
-    out = np.asarray(fit(Image.fromarray(board), (16, 16), "crop"))
+    out = np.asarray(resize_to(Image.fromarray(board), (16, 16), "crop"))
     assert np.abs(out.astype(int) - 127).max() <= 3

@@ -1,7 +1,7 @@
-"""What a trained model knows at each depth: the progressive pictures of Ho et al. 2020, sections 4.3 and 4.4.
+"""Progressive sampling and coding as pictures, after Ho et al. 2020, sections 4.3 and 4.4.
 
-`progressive_generation` is figure 6 (and 10, given FID by moment), `shared_latents` figure 7, `progressive_coding`
-the lossy reconstructions along the rate-distortion curve of figure 5, which is `evaluate_likelihood`'s.
+`progressive_generation` is figure 6, `shared_latents` figure 7. `progressive_coding` has the lossy reconstructions
+along the rate-distortion curve of figure 5, which `evaluate_likelihood` computes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from ddpm.samplers import SAMPLERS, Noise, Step, timestep_grid
 
 @dataclass(frozen=True)
 class Sheet:
-    """Rows of images and what stands above each column and beside each row ("" for nothing).
+    """Rows of images with titles of columns and rows ("" for none).
 
     `images`: float (rows, columns, C, H, W) in [-1, 1].
     """
@@ -41,10 +41,14 @@ def predictions_over_time(
     steps: int | None = None,
     **options,
 ) -> Iterator[tuple[list[int], list[float], Tensor]]:
-    """The predicted x_0 at evenly spaced steps of sampling, a batch at a time.
+    """Predict x_0 at evenly spaced steps of sampling, one batch at a time.
 
-    Yields (indices, the t that was predicted from at each moment, float (n, moments, C, H, W) on the CPU). The last
-    moment is the last step. `steps`: all T by default; `options` go to `Model.sample_batches`.
+    Args:
+        moments: number of predictions per image; the last one is at the last step.
+        steps: sampling steps, by default all T.
+        options: fields of `SamplingOptions`.
+
+    Yields: (indices, the timestep t of each prediction, float (n, moments, C, H, W) on the CPU).
     """
     steps = steps or model.diffusion.schedule.timesteps
     if not 1 <= moments <= steps:
@@ -65,7 +69,7 @@ def predictions_over_time(
 
 
 def progressive_generation(model: Model, num: int = 6, **options) -> Sheet:
-    """Figure 6: a row an image, the predicted x_0 from noise to sample; options as `predictions_over_time` takes."""
+    """Make figure 6: predicted x_0 from noise to sample, one row per image; options as for `predictions_over_time`."""
     found = list(predictions_over_time(model, range(num), **options))
     titles = [f"t = {t:g}" for t in found[0][1]]
     return Sheet(torch.cat([images for _, _, images in found]), titles, [""] * num)
@@ -81,10 +85,10 @@ def shared_latents(
     seed: int = 0,
     steps: int | None = None,
 ) -> Sheet:
-    """Figure 7: one ancestral run, and at each depth `siblings` samples of p(x_0|x_t) that share its x_t.
+    """Make figure 7: one ancestral run, and at each depth `siblings` samples of p(x_0|x_t) that share its x_t.
 
-    A row a depth, x_t first. `depths` are fractions of the way from data to noise: 1 shares x_T alone. `labels`: the
-    class of all of them (its first, where several are named).
+    One row per depth, x_t first. `depths` are fractions of the way from data to noise: 1 shares only x_T. `labels`: the
+    class of all images; the first one if several are given.
     """
     if not depths or not all(0 < depth <= 1 for depth in depths):
         raise UserError("depths are fractions of the way to noise: numbers above 0, at most 1")
@@ -125,12 +129,12 @@ def progressive_coding(
     moments: int = 10,
     seed: int = 0,
 ) -> Sheet:
-    """What a receiver sees of given images as their bits arrive: the predicted x_0 from x_t, then the image itself.
+    """Show what a receiver sees as the bits of images arrive: the predicted x_0 from x_t, then the image itself.
 
     Args:
-        images: float (N, C, H, W) in [-1, 1], a row each.
-        labels: int64 (N,) where the class is told.
-        moments: values of t, spread evenly from T-1 to 0. Which rate each is, `evaluate_likelihood` says.
+        images: float (N, C, H, W) in [-1, 1], one row each.
+        labels: int64 (N,), or None if classes are not used.
+        moments: number of timesteps, spaced evenly from T-1 to 0. `evaluate_likelihood` computes their rates.
     """
     schedule, diffusion = model.diffusion.schedule, model.diffusion
     times = [round(t) for t in np.linspace(schedule.timesteps - 1, 0, moments)]
@@ -139,7 +143,7 @@ def progressive_coding(
     denoiser, x_0 = model.denoiser(labels), images.to(model.device, torch.float32)
     x_t, columns = diffusion.q_sample(x_0, times[0], noise()), []
     for i, t in enumerate(times):
-        if i > 0:  # what is sent next is a sample of the posterior, so that the x_t are one chain
+        if i > 0:  # a sample of the posterior is sent next, so the x_t form one chain
             posterior = diffusion.posterior(times[i - 1], t)
             x_t = posterior.mean(x_0, x_t) + posterior.variance**0.5 * noise()
         columns.append(denoiser(x_t, t).x_0.cpu())
@@ -148,7 +152,7 @@ def progressive_coding(
 
 
 def save_sheet(sheet: Sheet, path: str | Path) -> None:
-    """Draw the sheet with its titles; the ending of the name chooses the format (png, pdf, svg)."""
+    """Save the sheet with its titles, in the format of the suffix (png, pdf, svg)."""
     rows, columns, channels, height, width = sheet.images.shape
     grid = make_grid(sheet.images.flatten(0, 1), columns=columns).permute(1, 2, 0).numpy()
     inches = 1.0  # an image's width

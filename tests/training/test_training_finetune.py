@@ -15,8 +15,7 @@ from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
-from ddpm.training.processes import launch
-from ddpm.training.trainer import Run
+from ddpm.training.trainer import Trainer
 
 NULL = 2
 X, T = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 1, 3, 7, 12, 19])
@@ -43,8 +42,8 @@ def given(
     )
 
 
-def begin(config, tmp_path, model: Model) -> Run:
-    return Run(config, tmp_path / "run", launch(), init=model, resume=False, evaluator=None)
+def begin(config, tmp_path, model: Model) -> Trainer:
+    return Trainer(config, tmp_path / "run", init=model)
 
 
 def answers(network, labels: list[int] | None) -> torch.Tensor:
@@ -54,7 +53,7 @@ def answers(network, labels: list[int] | None) -> torch.Tensor:
         return network(X, T, None if labels is None else torch.tensor(labels))
 
 
-def test_a_fine_tuned_model_says_of_what_also_after_a_restart(tiny, tmp_path):
+def test_fine_tuned_model_names_its_origin_after_a_resume(tiny, tmp_path):
     model = given(["0", "1"])
     model.save(tmp_path / "given")
     run = train(tiny(steps=2, checkpoint_every=2), tmp_path / "run", init=tmp_path / "given")
@@ -63,7 +62,7 @@ def test_a_fine_tuned_model_says_of_what_also_after_a_restart(tiny, tmp_path):
     assert model.weights_hash in (run / "model" / "README.md").read_text()
 
 
-def test_same_classes_same_answers(tiny, tmp_path):
+def test_init_with_the_same_classes_gives_the_same_predictions(tiny, tmp_path):
     model = given(["0", "1"])
     run = begin(tiny(**{"diffusion.prediction": "epsilon", "diffusion.loss": "l1"}), tmp_path, model)
     labels = [0, 1, NULL, 0, 1, NULL]
@@ -75,20 +74,20 @@ def test_same_classes_same_answers(tiny, tmp_path):
     assert torch.equal(averaged.diffusion.schedule.betas, model.diffusion.schedule.betas)
 
 
-def test_the_run_that_follows_is_that_models(tiny, files, tmp_path):
+def test_first_loss_of_a_fine_tuning_run_is_the_models(tiny, files, tmp_path):
     """The loss of the first step is the given model's, by its own formula."""
     model = given(["0", "1"])
     model.save(tmp_path / "given")
     run = train(tiny(steps=1, class_drop=0.0, **{"network.dropout": 0.0}), tmp_path / "run", init=tmp_path / "given")
     prepared = begin(tiny(class_drop=0.0, **{"network.dropout": 0.0}), tmp_path, model)
-    batch = prepared.loop.batches.at(0)
+    batch = prepared.batches.at(0)
     x_t = model.diffusion.q_sample(batch.x_0, batch.t, batch.noise)
     output = load(tmp_path / "given").network(x_t, batch.t.float(), batch.labels)
     expected = (output - model.diffusion.target(batch.x_0, batch.t, batch.noise)).square().mean()
     assert files.records(run, "loss")[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_classes_are_matched_by_name_and_new_ones_begin_as_none(tiny, tmp_path):
+def test_init_matches_classes_by_name(tiny, tmp_path):
     model = given(["1", "other"])
     run = begin(tiny(), tmp_path, model)  # the data's classes are "0" and "1"
     assert torch.equal(answers(run.network, [1] * 6), answers(model.network, [0] * 6))
@@ -104,7 +103,7 @@ def named_images(folder: Path, names: list[str]) -> str:
 
 
 @pytest.mark.parametrize(("given_names", "own"), [(["0", "1"], ["cat", "dog"]), (["cat", "dog"], ["0", "1"])])
-def test_classes_of_which_one_side_has_only_numbers_are_matched_by_number(tiny, tmp_path, capsys, given_names, own):
+def test_init_matches_numbered_classes_by_number(tiny, tmp_path, capsys, given_names, own):
     model = given(given_names)
     run = begin(tiny(**{"data.source": named_images(tmp_path / "data", own)}), tmp_path, model)
     labels = [0, 1, NULL, 0, 1, NULL]
@@ -113,31 +112,31 @@ def test_classes_of_which_one_side_has_only_numbers_are_matched_by_number(tiny, 
 
 
 @pytest.mark.parametrize(("names", "shared"), [(["1", "other"], 1), (["a", "b", "c"], 0), (None, 0)])
-def test_how_many_classes_are_taken_over_is_said(tiny, tmp_path, capsys, names, shared):
+def test_init_prints_how_many_classes_match(tiny, tmp_path, capsys, names, shared):
     begin(tiny(), tmp_path, given(names))
     assert f"classes taken over from a model: {shared} of 2\n" in capsys.readouterr().out
 
 
-def test_classes_on_an_unconditional_model_all_begin_as_it(tiny, tmp_path):
+def test_init_from_an_unconditional_model_starts_all_classes_alike(tiny, tmp_path):
     model = given()
     run = begin(tiny(), tmp_path, model)
     assert torch.equal(answers(run.network, [0, 1, NULL] * 2), answers(model.network, None))
 
 
-def test_an_unconditional_run_begins_as_the_null_class(tiny, tmp_path):
+def test_init_of_an_unconditional_run_starts_as_the_null_class(tiny, tmp_path):
     model = given(["0", "1"])
     run = begin(tiny(**{"data.labels": False}), tmp_path, model)
     assert torch.allclose(answers(run.network, None), answers(model.network, [NULL] * 6), rtol=1e-5, atol=1e-6)
 
 
-def test_another_size_keeps_attention_at_its_level(tiny, tmp_path):
+def test_init_at_another_size_keeps_attention_at_its_level(tiny, tmp_path):
     model = given(["0", "1"], size=16)
     run = begin(tiny(**{"network.attention": [8]}), tmp_path, model)
     assert run.config.network.attention == [4]
     assert torch.equal(answers(run.network, [0] * 6), answers(model.network, [0] * 6))  # a U-Net takes any size
 
 
-def test_a_run_killed_before_it_kept_its_beginning_is_not_gone_on_with(tiny, tmp_path, monkeypatch):
+def test_fine_tuning_run_killed_before_its_first_checkpoint_is_not_resumed(tiny, tmp_path, monkeypatch):
     model, run = given(["0", "1"]), tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", lambda *_: sys.exit("killed"))
@@ -150,7 +149,7 @@ def test_a_run_killed_before_it_kept_its_beginning_is_not_gone_on_with(tiny, tmp
 
 
 @pytest.mark.parametrize("timesteps", [20, 10])  # the model's schedule, and another
-def test_the_objective_must_suit_the_given_variance(tiny, tmp_path, timesteps):
+def test_init_requires_a_loss_that_suits_the_variance(tiny, tmp_path, timesteps):
     learned, steps = given(["0", "1"], variance="learned_range"), {"diffusion.timesteps": timesteps}
     with pytest.raises(UserError, match=r"loss simple cannot train .*: --diffusion\.loss hybrid"):
         begin(tiny(**steps), tmp_path, learned)
@@ -160,13 +159,13 @@ def test_the_objective_must_suit_the_given_variance(tiny, tmp_path, timesteps):
         begin(hybrid, tmp_path, given(["0", "1"]))
 
 
-def test_how_the_network_learns_is_the_configurations(tiny, tmp_path):
+def test_init_keeps_dropout_and_checkpointing_of_the_configuration(tiny, tmp_path):
     config = tiny(**{"network.gradient_checkpointing": True, "network.dropout": 0.3})
     network = begin(config, tmp_path, given(["0", "1"], dropout=0.1)).network.config
     assert (network.gradient_checkpointing, network.dropout) == (True, 0.3)
 
 
-def test_what_cannot_fit_is_one_line(tiny, tmp_path):
+def test_init_that_does_not_fit_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="channels"):
         begin(tiny(**{"data.channels": 3}), tmp_path, given(["0", "1"]))
     with pytest.raises(UserError, match="no model at"):

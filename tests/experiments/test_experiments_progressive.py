@@ -8,14 +8,14 @@ from torch import nn
 from ddpm.common.errors import UserError
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
-from ddpm.evaluation.progressive import (
+from ddpm.model import Model
+from experiments.progressive import (
     predictions_over_time,
     progressive_coding,
     progressive_generation,
     save_sheet,
     shared_latents,
 )
-from ddpm.model import Model
 
 STD, T = 0.3, 30
 SCHEDULE = NoiseSchedule(make_betas("linear", T, 0.005, 0.5))
@@ -40,7 +40,7 @@ def model_of(means=(0.0,), **labels):
     return Model(ExactNetwork(means), process, image_shape=(1, 8, 8), **labels)
 
 
-def test_predictions_end_at_the_samples():
+def test_predictions_over_time_end_at_the_samples():
     model = model_of()
     found = list(predictions_over_time(model, range(5), moments=4, seed=3, batch_size=2, precision="fp32"))
     assert [batch for batch, _, _ in found] == [[0, 1], [2, 3], [4]]
@@ -55,7 +55,7 @@ def test_predictions_end_at_the_samples():
     assert (spread.diff() > 0).all()
 
 
-def test_siblings_share_more_the_later_they_part():
+def test_shared_latents_have_the_posterior_standard_deviation():
     sheet = shared_latents(model_of(), depths=(1.0, 0.6, 0.2), siblings=12, seed=1)
     assert sheet.images.shape == (3, 13, 1, 8, 8)
     assert sheet.row_titles == ["t = 29", "t = 17", "t = 5"]
@@ -68,13 +68,13 @@ def test_siblings_share_more_the_later_they_part():
     torch.testing.assert_close(again.images[0], sheet.images[1])
 
 
-def test_siblings_are_of_the_class_asked_for():
+def test_shared_latents_have_the_requested_class():
     model = model_of((0.6, -0.6), class_names=["light", "dark"])
     assert shared_latents(model, labels="dark", siblings=4).images[:, 1:].mean() < -0.4
     assert shared_latents(model, labels=0, siblings=4).images[:, 1:].mean() > 0.4
 
 
-def test_coding_approaches_the_image():
+def test_progressive_coding_has_the_posterior_error():
     images = (STD * torch.randn(40, 1, 8, 8)).clamp(-1, 1)
     sheet = progressive_coding(model_of(), images, moments=5)
     assert sheet.images.shape == (40, 6, 1, 8, 8)
@@ -87,7 +87,7 @@ def test_coding_approaches_the_image():
 
 
 @pytest.mark.parametrize("name", ["sheet.png", "sheet.pdf"])
-def test_a_sheet_is_drawn(tmp_path, name):
+def test_save_sheet_writes_one_file(tmp_path, name):
     save_sheet(progressive_generation(model_of(), 3, moments=6), tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     if name.endswith("png"):
@@ -95,7 +95,7 @@ def test_a_sheet_is_drawn(tmp_path, name):
             assert picture.width > 1.5 * picture.height
 
 
-def test_what_cannot_be_is_refused():
+def test_progressive_pictures_refuse_wrong_arguments():
     with pytest.raises(UserError, match="moments"):
         list(predictions_over_time(model_of(), [0], moments=8, steps=5))
     with pytest.raises(UserError, match="depths"):

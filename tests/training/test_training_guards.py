@@ -1,6 +1,7 @@
 """Numbers that are not finite, and memory that does not suffice."""
 
 import json
+import math
 import re
 
 import pytest
@@ -10,14 +11,15 @@ from safetensors.torch import load_file
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import open_dataset
 from ddpm.data.datasets import ImageDataset
+from ddpm.model import load
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.training import dry_run, train
-from ddpm.training.batches import Batch, Batches
+from ddpm.training.batches import Batch, BatchSource
 from ddpm.training.compute import activation_bytes, dataset_bytes, kept_bytes
-from ddpm.training.loop import Loop
 from ddpm.training.optimizer import Optimizer
 from ddpm.training.tracking import channel_means
+from ddpm.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def spoil(monkeypatch):
     """spoil(*steps): the batches of these steps (from 0) hold a NaN."""
 
     def spoil(*steps: int) -> None:
-        at = Batches.at
+        at = BatchSource.at
 
         def spoilt(self, step: int) -> Batch:
             batch = at(self, step)
@@ -33,12 +35,12 @@ def spoil(monkeypatch):
                 batch.x_0[3, 0, 2, 2] = torch.nan
             return batch
 
-        monkeypatch.setattr(Batches, "at", spoilt)
+        monkeypatch.setattr(BatchSource, "at", spoilt)
 
     return spoil
 
 
-def test_a_bad_batch_is_set_aside_and_skipped(tiny, files, tmp_path, spoil):
+def test_bad_batch_is_skipped_and_set_aside(tiny, files, tmp_path, spoil):
     spoil(2)
     run = train(tiny(steps=5, checkpoint_every=1, keep_checkpoints=5), tmp_path / "run")
     before, after = files.tensors(run, 2), files.tensors(run, 3)
@@ -53,7 +55,7 @@ def test_a_bad_batch_is_set_aside_and_skipped(tiny, files, tmp_path, spoil):
         assert torch.isfinite(tensor).all()
 
 
-def test_a_few_in_a_row_stop_the_run_and_the_count_starts_again_after_a_good_one(tiny, files, tmp_path, spoil):
+def test_too_many_bad_steps_in_a_row_stop_the_run(tiny, files, tmp_path, spoil):
     spoil(1, 2, 4, 5, 6)
     with pytest.raises(RunStopped, match=r"3 steps in a row .* the batch itself .*x_0.* learning rate was 0.0005"):
         train(tiny(steps=9, checkpoint_every=2, max_bad_steps=2), tmp_path / "run")
@@ -63,23 +65,72 @@ def test_a_few_in_a_row_stop_the_run_and_the_count_starts_again_after_a_good_one
     assert (tmp_path / "run/checkpoints/000006").is_dir()
 
 
+def turn_bad_after(monkeypatch, step: int, part: str, value: float) -> None:
+    """Let a weight, or its average, be `value` once `step` steps are done, as after a faulty update."""
+    on_step = Trainer.on_step
+
+    def broken(self, due):
+        if self.progress.step == step:
+            tensors = self._tensors()[part]
+            with torch.no_grad():
+                tensors["mid_block.resnets.0.conv1.weight"][0, 0, 0, 0] = value
+        on_step(self, due)
+
+    monkeypatch.setattr(Trainer, "on_step", broken)
+
+
+@pytest.mark.parametrize(("part", "value"), [("network", math.nan), ("ema", math.nan), ("ema", math.inf)])
+def test_nonfinite_model_is_never_written(tiny, tmp_path, monkeypatch, part, value):
+    """Neither at a checkpoint nor at the end, and it is neither drawn from nor evaluated; what was good stays."""
+    run, evaluated = tmp_path / "run", []
+    turn_bad_after(monkeypatch, 4, part, value)
+
+    def evaluator(model):
+        evaluated.append(model.provenance["steps"])
+        return {"figure": 1.0}
+
+    config = tiny(steps=4, checkpoint_every=2, evaluate_every=2, preview_every=2, preview_images=1, preview_steps=2)
+    with pytest.raises(RunStopped, match=rf"after 4 steps {part}: mid_block.resnets.0.conv1.weight is not finite"):
+        train(config, run, evaluator=evaluator)
+    assert evaluated == [2]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000002"]
+    assert [path.name for path in (run / "samples").iterdir()] == ["000002.png"]
+    assert load(run).provenance["steps"] == load(run / "best").provenance["steps"] == 2
+    for tensor in load(run).network.state_dict().values():
+        assert torch.isfinite(tensor).all()
+
+
+def test_short_run_with_nonfinite_weights_fails(tiny, tmp_path):
+    """Fewer bad steps than `max_bad_steps` are no reason to leave a model that is not finite."""
+    with pytest.raises(RunStopped, match=r"is not finite, so neither checkpoint nor model was written"):
+        train(tiny(steps=3, learning_rate=1e38, warmup=0, max_bad_steps=5, lr_schedule="constant"), tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_nan_evaluation_is_not_the_best(tiny, tmp_path):
+    figures = iter([math.nan, 2.0, math.nan])
+    run = train(tiny(steps=3, evaluate_every=1), tmp_path / "run", evaluator=lambda model: {"figure": next(figures)})
+    assert load(run / "best").provenance["metrics"] == {"step": 2, "figure": 2.0}
+
+
 def break_layer(monkeypatch, name: str, backward: bool) -> None:
     """From the third step on, a layer answers, or hands back in its gradient, infinity."""
-    step = Loop.step
+    step = Trainer.step
 
-    def broken(self, number, batch, request):
-        if number == 2:
+    def broken(self, batch, **options):
+        if self.progress.step == 2:
             layer = self.network.get_submodule(name)
             if backward:
                 layer.register_full_backward_hook(lambda module, given, received: (given[0] * torch.inf,))
             else:
                 layer.register_forward_hook(lambda module, inputs, output: output * torch.inf)
-        return step(self, number, batch, request)
+        return step(self, batch, **options)
 
-    monkeypatch.setattr(Loop, "step", broken)
+    monkeypatch.setattr(Trainer, "step", broken)
 
 
-def test_the_diagnosis_names_the_layer_and_the_timesteps(tiny, tmp_path, monkeypatch):
+def test_diagnosis_names_the_layer_and_the_timesteps(tiny, tmp_path, monkeypatch):
     break_layer(monkeypatch, "mid_block.resnets.1.conv1", backward=False)
     with pytest.raises(RunStopped) as stopped:
         train(tiny(max_bad_steps=0, checkpoint_every=1), tmp_path / "run")
@@ -89,7 +140,7 @@ def test_the_diagnosis_names_the_layer_and_the_timesteps(tiny, tmp_path, monkeyp
     assert (tmp_path / "run/checkpoints/000002").is_dir()
 
 
-def test_the_diagnosis_names_a_gradient(tiny, tmp_path, monkeypatch):
+def test_diagnosis_names_a_gradient(tiny, tmp_path, monkeypatch):
     break_layer(monkeypatch, "up_blocks.0.resnets.1.conv1", backward=True)
     with pytest.raises(RunStopped, match=r"layer up_blocks\.0\.resnets\.1\.conv1 hands back is not finite"):
         train(tiny(max_bad_steps=0), tmp_path / "run")
@@ -105,7 +156,7 @@ def test_fp16_finds_its_loss_scale(tiny, files, tmp_path):
 
 
 @pytest.mark.parametrize(("saved", "loaded"), [(False, True), (True, False)])
-def test_a_loss_scale_is_not_taken_over_from_another_precision(saved, loaded):
+def test_loss_scale_is_not_restored_from_another_precision(saved, loaded):
     before, after = (Optimizer(torch.nn.Linear(2, 2), None, scales) for scales in (saved, loaded))
     fresh = after.scale.clone()
     after.load_state_dict(before.state_dict())
@@ -129,7 +180,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(tiny, files, t
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
-def test_a_single_image_that_does_not_fit_is_one_line(tiny, tmp_path, monkeypatch):
+def test_single_image_that_does_not_fit_is_refused(tiny, tmp_path, monkeypatch):
     def hopeless(self, *inputs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -138,28 +189,28 @@ def test_a_single_image_that_does_not_fit_is_one_line(tiny, tmp_path, monkeypatc
         train(tiny(steps=3), tmp_path / "run")
 
 
-def test_a_run_that_cannot_fit_is_told_so_before_it_starts(tiny, tmp_path, monkeypatch):
+def test_run_that_cannot_fit_is_refused_before_it_starts(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("ddpm.training.compute.total_memory", lambda device: 1 << 20)
     with pytest.raises(UserError, match=r"would need .* GiB of memory"):
         train(tiny(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_micro_batch_follows_the_memory(tiny, tmp_path, monkeypatch, capsys):
+def test_micro_batch_follows_the_memory(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ddpm.training.compute.total_memory", lambda device: 4 << 20)
     train(tiny(steps=1, batch_size=24), tmp_path / "run")
     chosen = int(re.search(r"micro-batch (\d+)", capsys.readouterr().out)[1])
     assert chosen in {-(-24 // parts) for parts in range(2, 25)}  # as equal as that many parts can be
 
 
-def test_a_card_is_not_charged_for_data_that_stay_with_its_host(tiny):
+def test_dataset_bytes_ignores_data_that_stay_on_the_host(tiny):
     dataset = open_dataset(tiny().data)
     assert dataset_bytes(dataset, torch.device("cpu")) == 30 * 8 * 8
     assert dataset_bytes(dataset, torch.device("mps")) == 30 * 8 * 8  # whose memory is the machine's
     assert dataset_bytes(dataset, torch.device("cuda")) == 0
 
 
-def test_activations_are_counted_as_autograd_keeps_them(tiny):
+def test_activation_bytes_counts_what_autograd_keeps(tiny):
     """A convolution keeps its input, SiLU its input: counted by hand on a network of the two."""
 
     class Two(torch.nn.Module):
@@ -176,7 +227,7 @@ def test_activations_are_counted_as_autograd_keeps_them(tiny):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_activations_are_what_one_more_image_costs(dtype):
+def test_activation_bytes_is_the_cost_of_one_more_image(dtype):
     """Weights cast to the dtype are kept too, but once; of a checkpointed block its inputs, and all of the largest."""
 
     def network(checkpointing: bool) -> UNet:
@@ -192,7 +243,7 @@ def test_activations_are_what_one_more_image_costs(dtype):
     assert one_more(checkpointed) < activation_bytes(checkpointed, dtype) < activation_bytes(plain, dtype)
 
 
-def test_the_log_tells_of_health(tiny, files, tmp_path):
+def test_log_holds_norms_and_ema_drift(tiny, files, tmp_path):
     run = train(tiny(steps=4), tmp_path / "run")
     first, *_, last = files.records(run, "gradient_norm", "weight_norm", "ema_drift", "images", "learning_rate")
     assert last["images"] == 32
@@ -205,13 +256,13 @@ def test_the_log_tells_of_health(tiny, files, tmp_path):
     assert last["ema_drift"] == pytest.approx(float(drift), rel=1e-4)
 
 
-def test_previews_report_how_far_the_colours_drift(tiny, files, tmp_path):
+def test_preview_logs_the_channel_drift(tiny, files, tmp_path):
     run = train(tiny(steps=2, preview_every=2, preview_images=3, preview_steps=2), tmp_path / "run")
     (record,) = files.records(run, "channel_0_drift")
     assert abs(record["channel_0_drift"]) < 2
 
 
-def test_colours_are_counted_a_few_images_at_a_time():
+def test_channel_means_reads_a_few_images_at_a_time():
     images = torch.randint(0, 256, (3000, 3, 2, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     asked = []
 
@@ -233,7 +284,7 @@ def test_colours_are_counted_a_few_images_at_a_time():
     torch.testing.assert_close(means, images[chosen].double().mean((0, 2, 3)) / 127.5 - 1)
 
 
-def test_colours_are_not_counted_where_no_preview_is_drawn(tiny, tmp_path, monkeypatch):
+def test_channel_means_is_not_computed_without_previews(tiny, tmp_path, monkeypatch):
     monkeypatch.delattr("ddpm.training.trainer.channel_means")
     monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
     train(tiny(steps=1, preview_every=0), tmp_path / "run")

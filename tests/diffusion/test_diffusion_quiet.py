@@ -1,0 +1,131 @@
+"""Quiet errors: swapped arguments, defaults and bounds that symmetric inputs do not show."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from scipy.stats import norm
+
+from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.likelihood import VariationalBound
+from ddpm.diffusion.loss import DiffusionLoss
+from ddpm.diffusion.schedule import NoiseSchedule, make_betas
+from ddpm.diffusion.timestep_samplers import LossAwareSampler, StratifiedSampler, UniformSampler
+from ddpm.training.config import Config
+
+T = 20
+SCHEDULE = NoiseSchedule(make_betas("linear", T, 0.001, 0.2))
+
+
+@pytest.mark.parametrize(("level", "shift"), [(255, -0.03), (0, 0.02), (100, 0.01)])
+def test_decoder_term_takes_the_bin_of_the_image(level, shift):
+    """L_0 is the mass of N(prediction, σ²) on the bin of the image, not the reverse; the outer bins are open."""
+    x_0, sigma = level / 127.5 - 1, math.exp(0.5 * float(GaussianDiffusion(SCHEDULE).log_variance[0]))
+    low = -math.inf if level == 0 else -(shift + 1 / 255) / sigma
+    high = math.inf if level == 255 else -(shift - 1 / 255) / sigma
+    image, guess = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (x_0, x_0 + shift))
+    bound, t = VariationalBound(GaussianDiffusion(SCHEDULE)), torch.tensor([0])
+    mass = norm.cdf(high) - norm.cdf(low)
+    assert bound.term(guess, image, t).item() == pytest.approx(-math.log2(mass), rel=0.01)
+    if level in (0, 255):
+        assert not torch.allclose(bound.term(guess, image, t), bound.term(image, guess, t), rtol=0.05)
+
+
+@pytest.mark.parametrize("sampler", [UniformSampler, StratifiedSampler, LossAwareSampler])
+def test_seed_and_step_are_not_interchangeable(sampler):
+    draw = sampler(1000).draw
+    positions = torch.arange(8)
+    assert not torch.equal(draw(3, 5, positions, 8)[0], draw(5, 3, positions, 8)[0])
+    assert torch.equal(draw(3, 5, positions[2:6], 8)[0], draw(3, 5, positions, 8)[0][2:6])
+
+
+def test_loss_aware_sampler_wants_a_loss_per_timestep():
+    with pytest.raises(ValueError, match="zip"):
+        LossAwareSampler(T).update(torch.tensor([1, 2]), torch.tensor([0.5]))
+
+
+def test_schedule_keeps_float64_whatever_it_is_given():
+    for betas in (torch.linspace(0.01, 0.2, 7), [0.1, 0.2], torch.linspace(0.01, 0.2, 7, dtype=torch.float16)):
+        assert NoiseSchedule(betas).alphas_cumprod.dtype == torch.float64
+
+
+def test_defaults_of_the_loss_are_those_of_the_configuration():
+    defaults = {name: p.default for name, p in inspect.signature(DiffusionLoss.__init__).parameters.items()}
+    section = Config.model_fields["diffusion"].annotation
+    for name in ("loss", "weighting", "min_snr_gamma", "p2_gamma", "p2_k"):
+        assert defaults[name] == section.model_fields[name].default
+
+
+# lowest and highest value that each number of the configuration accepts; None is unbounded, (x,) excludes x itself
+RANGES = {
+    "data.channels": (1, 4),
+    "data.shuffle_buffer": (1, None),
+    "diffusion.timesteps": (2, None),
+    "diffusion.beta_start": ((0,), 1),
+    "diffusion.beta_end": ((0,), 1),
+    "diffusion.min_snr_gamma": ((0,), None),
+    "diffusion.p2_gamma": (0, None),
+    "diffusion.p2_k": ((0,), None),
+    "network.channels": (1, None),
+    "network.time_channels": (2, None),
+    "network.blocks": (1, None),
+    "network.head_dim": (1, None),
+    "network.heads": (1, None),
+    "network.dropout": (0, (1,)),
+    "network.groups": (1, None),
+    "network.norm_eps": ((0,), None),
+    "network.freq_shift": (None, None),
+    "training.steps": (1, None),
+    "training.batch_size": (1, None),
+    "training.learning_rate": ((0,), None),
+    "training.warmup": (0, None),
+    "training.grad_clip": ((0,), None),
+    "training.ema_decay": (0, (1,)),
+    "training.class_drop": (0, (1,)),
+    "training.seed": (0, None),
+    "training.micro_batch": (1, None),
+    "training.checkpoint_every": (1, None),
+    "training.keep_checkpoints": (1, None),
+    "training.log_every": (1, None),
+    "training.preview_every": (0, None),
+    "training.preview_images": (1, None),
+    "training.preview_steps": (1, None),
+    "training.evaluate_every": (0, None),
+    "training.max_bad_steps": (0, None),
+}
+
+
+def accepts(field: str, value: float) -> bool:
+    section, name = field.split(".")
+    info = Config.model_fields[section].annotation.model_fields[name]
+    try:
+        TypeAdapter(info.rebuild_annotation()).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("field", RANGES)
+def test_field_accepts_its_range_and_no_more(field):
+    low, high = RANGES[field]
+    step = 1 if accepts(field, 1) and not accepts(field, 0.5) else 1e-6
+    for bound, outwards in ((low, -step), (high, step)):
+        if isinstance(bound, tuple):
+            assert not accepts(field, bound[0])
+            assert accepts(field, bound[0] - outwards)
+        elif bound is not None:
+            assert accepts(field, bound)
+            assert not accepts(field, bound + outwards)
+
+
+def test_every_number_has_a_range_row():
+    numbers = {
+        f"{name}.{field}"
+        for name, section in Config.model_fields.items()
+        for field, info in section.annotation.model_fields.items()
+        if info.annotation in (int, float) or "int |" in str(info.annotation) or str(info.annotation).startswith("int")
+        or "float | None" in str(info.annotation) or "int | None" in str(info.annotation)
+    }  # fmt: skip
+    assert numbers <= set(RANGES) | {"data.image_size", "data.background", "network.channel_mult"}
