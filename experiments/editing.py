@@ -3,8 +3,8 @@
     python -m experiments.editing --model digits --data mnist:test --name editing_digits --images 16
 
 Round trips invert the whole process and sample again, at equal network evaluations, by first order (DDIM) and second
-order, without guidance and clipping, in float32. SDEdit: PSNR and SSIM with the originals, and the model's surprise,
-for every strength. Pictures: both of these, the paper's interpolations, and digits translated to every class.
+order, without guidance and clipping, in float32. SDEdit: PSNR and SSIM with the originals, and the model's denoising
+loss, for every strength. Pictures: both of these, the paper's interpolations, and digits translated to every class.
 Writes NAME.json and NAME_*.png.
 """
 

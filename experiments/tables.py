@@ -146,7 +146,9 @@ TABLES: dict[str, Table] = {
         ["method", "network evaluations", "error (of 255)", "largest (of 255)", "PSNR (dB)"],
         table_rows.round_trips,
     ),
-    "sdedit_digits": one_result("editing_digits", ["strength", "PSNR (dB)", "SSIM", "surprise"], table_rows.sdedit),
+    "sdedit_digits": one_result(
+        "editing_digits", ["strength", "PSNR (dB)", "SSIM", "denoising loss"], table_rows.sdedit
+    ),
     # docs/guides/scale.md
     "scale_about": one_result("scale", ["command", "machine", "took", "JPEG photographs"], table_rows.scale_about),
     "scale_training": one_result(

@@ -8,7 +8,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ddpm.common.errors import UserError
-from ddpm.common.fidelity import psnr, ssim
+from ddpm.common.fidelity import psnr, ssim, ssim_or_none
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 20), (1, 11, 11)])
@@ -34,3 +34,17 @@ def test_equal_images():
 def test_too_small_for_ssim():
     with pytest.raises(UserError, match="11×11"):
         ssim(torch.zeros(1, 1, 10, 20), torch.zeros(1, 1, 10, 20))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fidelity_of_half_precision_is_computed_in_double(dtype):
+    images = (torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(dtype)
+    originals = (images.double() + 0.01).to(dtype)
+    assert torch.equal(psnr(images, originals), psnr(images.double(), originals.double()))
+    assert torch.equal(ssim(images, originals), ssim(images.double(), originals.double()))
+
+
+def test_ssim_or_none_is_none_below_the_window():
+    small, large = torch.zeros(2, 1, 10, 20), torch.zeros(2, 1, 11, 11)
+    assert ssim_or_none(small, small) is None
+    assert torch.equal(ssim_or_none(large, large), ssim(large, large))

@@ -213,3 +213,18 @@ def test_refusals_are_one_line(plain, pictures, capsys, monkeypatch, arguments, 
     assert code == 2
     assert error.count("\n") == 1
     assert words in error
+
+
+def test_edit_folder_names_what_it_leaves_out(plain, pictures, tmp_path, capsys):
+    (pictures / "._a.png").write_bytes(bytes(50))
+    (pictures / "photo.heic").write_bytes(bytes(50))
+    (pictures / "more").mkdir()
+    Image.new("L", (12, 12)).save(pictures / "more" / "c.png")
+    Image.new("L", (90, 14)).save(pictures / "a_compare.png")
+    code, printed, _ = run(capsys, "edit", plain, pictures, "--strength", "0", "--out", tmp_path / "out")
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    left_out = [line for line in printed.splitlines() if line.startswith("left out")]
+    assert len(left_out) == 3
+    for name in ("photo.heic", "more", "a_compare.png"):
+        assert any(f"{pictures / name}:" in line for line in left_out), name

@@ -277,3 +277,25 @@ def test_a_step_is_exact_where_the_prediction_is_constant(order):
     x_0, epsilon = PRIOR.mean.float()[None], torch.randn(1, *SHAPE)
     found = flow(denoiser, math.cos(0.3) * x_0 + math.sin(0.3) * epsilon, [0.3, 1.2], order)
     assert torch.allclose(found, math.cos(1.2) * x_0 + math.sin(1.2) * epsilon, atol=1e-5)
+
+
+def test_each_image_keeps_its_label_in_every_batch(conditional_model):
+    """Labels without symmetry, so that neither a shift nor a swap between batches goes unnoticed."""
+    labels = [0, 1, 1, 2, 0]
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    options = {"sampler": "ddim", "steps": 4, "precision": "fp32"}
+    together = sdedit(Editor(conditional_model, labels=labels, batch_size=2, **options), images, 0.8)
+    for label in range(3):
+        same = sdedit(Editor(conditional_model, labels=label, batch_size=2, **options), images, 0.8)
+        for index, own in enumerate(labels):
+            assert torch.allclose(same[index], together[index], atol=1e-4) == (own == label)
+
+
+def test_editor_defaults_and_changes():
+    editor = Editor(EDITOR.model, seed=2)
+    assert (editor.options.sampler, editor.options.steps, editor.options.seed) == ("ancestral", 100, 2)
+    x = PRIOR.sample(2)
+    by_editor = sdedit(editor.with_options(sampler="ddim", steps=10), x, 0.5)
+    assert torch.equal(by_editor, sdedit(editor, x, 0.5, sampler="ddim", steps=10))
+    with pytest.raises(UserError, match="no option 'step'"):
+        sdedit(editor, x, 0.5, step=10)

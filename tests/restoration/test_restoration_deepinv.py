@@ -164,3 +164,19 @@ def test_an_image_keeps_its_class_whether_sigma_is_one_or_one_an_image(condition
         )
         assert torch.allclose(found[i : i + 1], alone(noisy[i : i + 1], sigma), atol=1e-4)
     assert torch.allclose(denoiser(noisy, 0.3), denoiser(noisy, torch.full((3,), 0.3)), atol=1e-4)
+
+
+def test_physics_with_a_mask_or_kernel_per_image_is_refused():
+    masks = torch.ones(2, 1, 16, 16)
+    masks[0, ..., :8] = 0
+    kernels = torch.ones(2, 1, 3, 3) / 9
+    for theirs in (
+        physics.Inpainting(img_size=SHAPE, mask=masks),
+        physics.BlurFFT(img_size=SHAPE, filter=kernels),
+        physics.Blur(filter=kernels),
+    ):
+        with pytest.raises(UserError, match=r"2 values of (mask|filter), one per image"):
+            from_deepinv(theirs, SHAPE)
+    x = torch.rand(1, *SHAPE)
+    alone = physics.Inpainting(img_size=SHAPE, mask=masks[:1])
+    assert torch.equal(from_deepinv(alone, SHAPE).H(x), alone.A(x))

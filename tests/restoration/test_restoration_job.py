@@ -399,3 +399,119 @@ def test_alpha_is_flattened_on_the_background_that_the_model_was_trained_on(grey
 def test_colour_is_not_thrown_away_unasked(tmp_path):
     Image.fromarray(np.full((12, 12, 3), 90, np.uint8)).save(tmp_path / "rgb_but_grey.png")
     assert read_picture(tmp_path / "rgb_but_grey.png", 1).shape == (1, 12, 12)
+
+
+def test_tinted_scan_becomes_grey_and_colour_is_refused(tmp_path):
+    grey = torch.randint(0, 250, (12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    scan = torch.stack([grey + 2, grey, grey + 1])
+    save_picture(scan, tmp_path / "scan.png")
+    found = to_uint8(read_picture(tmp_path / "scan.png", 1))[0]
+    expected = (0.299 * scan[0] + 0.587 * scan[1] + 0.114 * scan[2]).round()
+    assert torch.equal(found.float(), expected)
+    sepia = torch.stack([grey, (0.8 * grey).byte(), (0.5 * grey).byte()])
+    save_picture(sepia, tmp_path / "sepia.png")
+    with pytest.raises(UserError, match=r"colour picture.*convert\('L'\)"):
+        read_picture(tmp_path / "sepia.png", 1)
+
+
+def test_colorize_takes_a_toned_photograph(colour, tmp_path):
+    model, prior = colour
+    grey = to_uint8(prior.sample(1)[0].mean(0))
+    save_picture(torch.stack([grey, (0.8 * grey).byte(), (0.5 * grey).byte()]), tmp_path / "sepia.png")
+    item, _ = restore_file(
+        model, tmp_path / "sepia.png", tmp_path / "x.png", settings("colorize", 0.0, degrade=False, steps=4)
+    )
+    expected = Image.open(tmp_path / "sepia.png").convert("L")
+    assert np.array_equal(to_uint8(item.y)[0].numpy(), np.asarray(expected))
+    assert read_image(tmp_path / "x.png").shape == (3, 8, 8)
+
+
+def test_folder_passes_over_hidden_files_and_names_unread_formats(grey, pictures, tmp_path):
+    (pictures / ".ipynb_checkpoints").mkdir()
+    (pictures / "__MACOSX").mkdir()
+    shutil.copy(pictures / "0.png", pictures / ".ipynb_checkpoints" / "0-checkpoint.png")
+    shutil.copy(pictures / "0.png", pictures / "__MACOSX" / "0.png")
+    (pictures / "._0.png").write_bytes(b"\0\5\26\7" + bytes(100))
+    (pictures / "photo.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    rows = restore_folder(grey[0], pictures, tmp_path / "out", settings(steps=2))
+    assert [row["name"] for row in rows] == ["0", "1", "2", "3", "4", "sub/wide", "photo.HEIC"]
+    assert [row["name"] for row in rows if row["error"]] == ["photo.HEIC"]
+    assert "convert it" in rows[-1]["error"]
+    with (tmp_path / "out" / "report.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == [row["name"] for row in rows]
+
+
+def test_folder_of_masks_is_paired_by_name(grey, pictures, tmp_path):
+    masks = {}
+    for index in range(4):
+        mask = torch.zeros(1, 12, 12, dtype=torch.uint8)
+        mask[..., 2 * index : 2 * index + 4] = 255
+        save_picture(mask, tmp_path / "masks" / f"{index}.png")
+        masks[index] = mask
+    chosen = settings("inpaint", 0.0, mask=str(tmp_path / "masks"), degrade=False, steps=4)
+    rows = {row["name"]: row for row in restore_folder(grey[0], pictures, tmp_path / "out", chosen)}
+    assert {name for name, row in rows.items() if row["error"]} == {"4", "sub/wide"}
+    assert "no mask" in rows["4"]["error"]
+    for index, mask in masks.items():
+        before = read_image(pictures / f"{index}.png", channels=1)
+        after = read_image(tmp_path / "out" / f"{index}.png", channels=1)
+        assert torch.equal(after[mask == 0], before[mask == 0])
+        assert not torch.equal(after[mask > 0], before[mask > 0])
+
+
+def test_changed_mask_of_one_picture_restores_only_that_picture(grey, pictures, tmp_path):
+    shutil.rmtree(pictures / "sub")
+    for index in range(5):
+        save_picture(to_uint8(torch.eye(12)[None] * 2 - 1), tmp_path / "masks" / f"{index}.png")
+    chosen = settings("inpaint", 0.0, mask=str(tmp_path / "masks"), degrade=False, steps=2)
+
+    def times():
+        restore_folder(grey[0], pictures, tmp_path / "out", chosen)
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("?.png")}
+
+    before = times()
+    save_picture(to_uint8(torch.eye(12).flip(0)[None] * 2 - 1), tmp_path / "masks" / "3.png", overwrite=True)
+    after = times()
+    assert {name for name in before if before[name] != after[name]} == {"3.png"}
+
+
+def test_mask_among_the_pictures_is_not_restored(grey, pictures, tmp_path):
+    save_picture(to_uint8(torch.eye(12)[None] * 2 - 1), pictures / "mask.png")
+    shutil.rmtree(pictures / "sub")
+    chosen = settings("inpaint", 0.0, mask=str(pictures / "mask.png"), degrade=False, steps=2)
+    rows = restore_folder(grey[0], pictures, tmp_path / "out", chosen)
+    assert [row["name"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert not any(row["error"] for row in rows)
+
+
+def test_erased_picture_as_mask_loses_the_erased_part(grey, tmp_path):
+    _, prior = grey
+    picture = to_uint8(prior.sample(1)[0])[0].numpy()
+    erased = np.stack([picture, np.full_like(picture, 255)], axis=-1)
+    erased[3:7, 3:7] = 0
+    Image.fromarray(erased, "LA").save(tmp_path / "erased.png")
+    operator = Task("inpaint", mask=str(tmp_path / "erased.png")).operator((1, 12, 12))
+    expected = torch.ones(12, 12, dtype=torch.bool)
+    expected[3:7, 3:7] = False
+    assert torch.equal(operator.known[0], expected)
+    assert operator.notes == ["11% of the pixels are lost by the mask erased.png"]
+
+
+def test_mask_painted_over_most_of_the_picture_loses_the_painted_part(tmp_path):
+    painted = np.zeros((12, 12, 2), np.uint8)
+    painted[:, :10] = (200, 255)
+    Image.fromarray(painted, "LA").save(tmp_path / "mask.png")
+    known = Task("inpaint", mask=str(tmp_path / "mask.png")).operator((1, 12, 12)).known[0]
+    assert torch.equal(known, torch.arange(12).expand(12, 12) >= 10)
+
+
+@pytest.mark.parametrize("seed", [-1, 10**20])
+def test_any_whole_number_is_a_seed(grey, pictures, tmp_path, seed):
+    task = Task("inpaint", mask="random:0.5", seed=seed)
+    known = task.operator((1, 64, 64)).known
+    assert float(known.float().mean()) == pytest.approx(0.5, abs=0.04)
+    assert torch.equal(known, task.operator((1, 64, 64)).known)
+    assert not torch.equal(known, replace(task, seed=seed + 1).operator((1, 64, 64)).known)
+    chosen = replace(settings("inpaint", 0.0, steps=2, seed=seed, mask="half"), task=task)
+    _, row = restore_file(grey[0], pictures / "0.png", tmp_path / "x.png", chosen)
+    assert not row["error"]

@@ -1,5 +1,6 @@
 """The methods against what is known without them: exact posteriors, exact measurements, the papers' own schedules."""
 
+import inspect
 import math
 from itertools import pairwise
 
@@ -274,3 +275,19 @@ def test_unknown_method_names_the_nearest():
 def test_time_travel_needs_positive_lengths():
     with pytest.raises(UserError, match="at least 1"):
         ddnm(DENOISER, torch.zeros(1, *SHAPE), Denoising(SHAPE), 0.0, [9.0, -1.0], noise=stream(1), travel_length=0)
+
+
+def test_method_options_are_the_functions_own_with_their_defaults():
+    for method in METHODS.values():
+        parameters = inspect.signature(method.run).parameters
+        own = {name: p.default for name, p in parameters.items() if isinstance(p.default, int | float)}
+        assert dict(method.options) == own
+        assert {name: type(value) for name, value in method.options.items()} == {n: type(v) for n, v in own.items()}
+
+
+def test_renoise_is_the_closed_form():
+    """x_{t_up} = √(ᾱ_up/ᾱ_t) x_t + √(1 - ᾱ_up/ᾱ_t) n."""
+    schedule, x = DENOISER.schedule, torch.full((1, 1, 2, 2), 3.0)
+    ratio = float(schedule.alphas_cumprod[400] / schedule.alphas_cumprod[100])
+    found = renoise(schedule, x, 100, 400, lambda: torch.full_like(x, 5.0))
+    assert torch.allclose(found, torch.full_like(x, 3 * ratio**0.5 + 5 * (1 - ratio) ** 0.5), atol=1e-5)

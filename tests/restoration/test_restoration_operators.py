@@ -223,3 +223,10 @@ def test_bad_input_is_one_clear_line(make, words):
 
 def test_bicubic_rows_are_averages():
     assert torch.allclose(bicubic(12, 3).sum(1), torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("seed", [-1, 10**20])
+def test_hadamard_takes_any_whole_number_as_seed(seed):
+    operator = WalshHadamard((1, 4, 8), 10, seed)
+    assert torch.equal(operator.rows, WalshHadamard((1, 4, 8), 10, seed).rows)
+    assert not torch.equal(operator.order, WalshHadamard((1, 4, 8), 10, seed + 1).order)

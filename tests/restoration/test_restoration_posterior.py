@@ -1,11 +1,14 @@
 """`restore`: whole batches, several draws, and independence of how they were batched."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ddpm.common.errors import UserError
-from ddpm.model import Model
+from ddpm.model import Model, SamplingOptions
 from ddpm.restoration import Channels, Denoising, Inpainting, estimate_noise, restore, saturation, superresolution
+from ddpm.restoration.methods import METHODS
 
 
 def test_draws_their_mean_and_their_spread(grey):
@@ -110,3 +113,64 @@ def test_noise_of_a_clean_picture_and_of_too_little():
         estimate_noise(torch.zeros(1, 4, 4))
     with pytest.raises(UserError, match="too few"):
         estimate_noise(torch.zeros(1, 28, 28), torch.eye(28))
+
+
+def test_noise_in_image_units_is_doubled_for_the_models_range(grey, monkeypatch):
+    """Images in [-1, 1] span twice as much as images in [0, 1], and so does their noise."""
+    model, prior = grey
+    seen = []
+
+    def run(denoiser, y, operator, sigma_y, timesteps, **options):
+        seen.append(sigma_y)
+        return METHODS["ddnm"].run(denoiser, y, operator, sigma_y, timesteps, **options)
+
+    monkeypatch.setitem(METHODS, "watched", replace(METHODS["ddnm"], run=run))
+    restore(model, prior.sample(1), Denoising(model.image_shape), method="watched", noise=0.15, steps=2)
+    assert seen == [pytest.approx(0.3)]
+
+
+def test_denoising_weighs_picture_and_prior_by_the_noise_given(grey):
+    """The mean of many samples is nearer to y for less noise, as in the exact posterior."""
+    model, prior = grey
+    y = prior.sample(1) + 0.3
+    operator = Denoising(model.image_shape)
+    near, far = (
+        restore(model, y, operator, method="ddrm", noise=sigma, samples=16, precision="fp32").mean
+        for sigma in (0.02, 0.3)
+    )
+    assert (near - y).square().mean() < 0.2 * (far - y).square().mean()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 12)], ids=["one tile", "two tiles"])
+def test_each_image_keeps_its_label_in_every_batch(conditional_model, size):
+    """Labels without symmetry, so that neither a shift nor a swap between batches or tiles goes unnoticed."""
+    labels = [0, 1, 1, 2, 0]
+    operator = Denoising((1, *size))
+    y = torch.rand(5, 1, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    options = {"method": "ddrm", "noise": 0.3, "steps": 3, "precision": "fp32"}
+    together = restore(conditional_model, y, operator, labels=labels, batch_size=4, samples=2, **options).samples
+    for index, label in enumerate(labels):
+        one = {"names": [str(index)], "batch_size": 4, "samples": 2, **options}
+        alone, other = (
+            restore(conditional_model, y[index : index + 1], operator, labels=chosen, **one).samples[0]
+            for chosen in (label, (label + 1) % 3)
+        )
+        assert torch.allclose(together[index], alone, atol=1e-6)
+        assert not torch.allclose(together[index], other, atol=1e-4)
+
+
+def test_restore_takes_sampling_options_and_changes(conditional_model):
+    y, operator = torch.zeros(2, 1, 8, 8), Denoising((1, 8, 8))
+    options = SamplingOptions(steps=3, labels=[1, 2], seed=4, precision="fp32")
+    given = restore(conditional_model, y, operator, options, noise=0.2, eta=0.5)
+    spelled = restore(
+        conditional_model, y, operator, steps=3, labels=[1, 2], seed=4, precision="fp32", noise=0.2, eta=0.5
+    )
+    assert torch.equal(given.samples, spelled.samples)
+    with pytest.raises(UserError, match="no option 'gudance'; did you mean guidance"):
+        restore(conditional_model, y, operator, noise=0.2, gudance=2.0)
+
+
+def test_default_steps_are_the_methods_or_all_there_are(grey, conditional_model):
+    assert METHODS["ddrm"].default_steps(grey[0].diffusion.schedule) == 20
+    assert METHODS["ddnm"].default_steps(conditional_model.diffusion.schedule) == 50

@@ -74,11 +74,11 @@ class Editor:
     def denoise(self, denoiser: Denoiser, x_t: Tensor, timesteps: Sequence[float], noise: Noise) -> Tensor:
         """Sample x_0 (N, C, H, W) in [-1, 1] from x_t at the first of the timesteps, with the editor's sampler."""
         options = self.options
-        x_0 = options.spec(denoiser, x_t, timesteps, noise=noise, **_sampler_options(options))  # type: ignore[arg-type]
+        x_0 = options.spec(denoiser, x_t, timesteps, noise=noise, **_sampler_options(options))
         return x_0.clamp(-1, 1)
 
 
-def _sampler_options(options: SamplingOptions) -> dict[str, float | str]:
+def _sampler_options(options: SamplingOptions) -> dict[str, Any]:
     """The sampler's own options that were given; the others keep the sampler's defaults."""
     given = {"eta": options.eta, "variant": options.variant}
     return {name: value for name, value in given.items() if value is not None}

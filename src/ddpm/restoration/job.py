@@ -242,13 +242,10 @@ def write_report(path: Path, rows: list[Row]) -> None:
 
 
 def write_picture(path: Path, results: list[Path]) -> None:
-    """Write the first comparisons below each other, large ones reduced.
-
-    Comparisons that are missing or too large to read are left out, because a failure here must not fail finished work.
-    """
+    """Write the first comparisons below each other, large ones reduced."""
     strips = []
     for result in results[:PICTURED]:
-        with suppress(UserError):
+        with suppress(UserError):  # missing or too large to read: finished work must not fail here
             strips.append(_thumbnail(read_image(beside(result, COMPARISON))))
     if not strips:
         path.unlink(missing_ok=True)
@@ -323,7 +320,10 @@ def restore_folder(
     rows = {
         row["name"]: row
         for row in (read_report(out / REPORT) if begun else [])
-        if is_done(row, out) and row.get("digest") == digests.get(row["name"]) and row["name"] not in reserved
+        if not row["error"]
+        and (out / f"{row['name']}.png").exists()
+        and row.get("digest") == digests.get(row["name"])
+        and row["name"] not in reserved
     }
     todo = {name: path for name, path in paths.items() if name not in rows}
     with tqdm(total=len(todo), unit="image", desc="restoring", disable=len(todo) < 2) as bar:
@@ -422,11 +422,6 @@ def restore_items(
     )
     seconds = (time.monotonic() - start) / len(items)
     return [(item, Restored(samples[None]), seconds) for item, samples in zip(items, restored.samples, strict=True)]
-
-
-def is_done(row: Row, out: Path) -> bool:
-    """Whether an earlier call restored this picture."""
-    return not row["error"] and (out / f"{row['name']}.png").exists()
 
 
 def is_begun(out: Path, note: str, overwrite: bool) -> bool:

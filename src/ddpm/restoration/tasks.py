@@ -103,8 +103,8 @@ class Task:
         mask = user_path(self.mask)
         if not mask.is_file():
             raise UserError(
-                f"no mask {self.mask}: give a picture whose white part is lost, a folder of them, half or "
-                "random:FRACTION"
+                f"no mask {self.mask}: give a picture whose white part is lost, a folder with one per picture, half, "
+                "or random:FRACTION"
             )
         lost = lost_pixels(read_image(mask, channels=2, smallest=1))
         if not lost.any():
@@ -155,7 +155,8 @@ def lost_pixels(mask: Tensor) -> Tensor:
     """
     grey, alpha = mask
     opaque = alpha >= MARKED
-    if not opaque.all() and opaque.float().mean() > 0.5 and grey[opaque].float().std() >= BRUSH_SPREAD:
+    mostly_opaque = not opaque.all() and opaque.float().mean() > 0.5
+    if mostly_opaque and grey[opaque].float().std() >= BRUSH_SPREAD:
         return ~opaque
     return marked(mask)
 
