@@ -20,10 +20,10 @@ def user_path(name: str | Path) -> Path:
 
     Shells expand a leading tilde, but not the one in `--out=~/run`. Raises UserError if there is no such user.
     """
-    try:
-        return Path(name).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{name}: {error}; write the path in full") from None
+    path = os.path.expanduser(name)  # not Path.expanduser: Path drops the ./ of ./~x, a file whose name begins with ~
+    if path.startswith("~"):
+        raise UserError(f"{name}: there is no user {Path(path).parts[0][1:]!r}; write the path in full")
+    return Path(path)
 
 
 def atomic_write(path: Path, data: bytes | str, *, durable: bool = False) -> None:
