@@ -1,4 +1,4 @@
-"""How close an image is to its original: PSNR and SSIM, one number an image."""
+"""How close an image is to its original: PSNR and SSIM, one number per image."""
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(images: Tensor, originals: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, (N,), of images (N, C, H, W) in [-1, 1]; inf where they are equal."""
+    """Return the peak signal-to-noise ratio in dB, (N,), of images (N, C, H, W) in [-1, 1]; inf if they are equal."""
     error = (images.double() - originals.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(DATA_RANGE**2 / error)
 
 
 def ssim(images: Tensor, originals: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004), (N,), of images (N, C, H, W) in [-1, 1], at least 11×11.
+    """Return the structural similarity (Wang et al. 2004), (N,), of images (N, C, H, W) in [-1, 1], at least 11×11.
 
-    Gaussian window, means over channels and over the pixels whose window lies inside, as scikit-image's
+    Gaussian window, mean over channels and over the pixels whose window is inside the image. Equals scikit-image's
     `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.
     """
     if min(images.shape[-2:]) < 2 * SSIM_RADIUS + 1:
@@ -36,7 +36,7 @@ def ssim(images: Tensor, originals: Tensor) -> Tensor:
 
 
 def _window(images: Tensor) -> Tensor:
-    """The Gaussian-weighted mean around every pixel whose window lies inside the image."""
+    """Return the Gaussian-weighted mean around every pixel whose window is inside the image."""
     taps = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=images.dtype, device=images.device)
     weights = torch.exp(-0.5 * (taps / SSIM_SIGMA) ** 2)
     weights = weights / weights.sum()

@@ -1,4 +1,4 @@
-"""What a network is made of: the `network:` section of a configuration."""
+"""The `network:` section of a configuration."""
 
 import math
 from typing import Literal
@@ -15,14 +15,14 @@ class NetworkConfig(BaseModel):
 
     Args:
         channels: width of the first level, and of the sinusoid that encodes t.
-        time_channels: width of that sinusoid where it is another; the embedding of t has four times as many.
+        time_channels: width of that sinusoid if it differs; the embedding of t has four times as many.
         channel_mult: width of each level, as a multiple of `channels`; each further level halves the image.
-        blocks: residual blocks a level on the way down; one more on the way up.
+        blocks: residual blocks per level on the way down; one more on the way up.
         attention: the feature-map sizes that have self-attention (of a non-square map, its shorter side).
-        head_dim: channels an attention head; null is one head over all channels.
-        heads: attention heads at every width, in place of `head_dim` (`num_heads` of Dhariwal & Nichol).
+        head_dim: channels per attention head; null is one head over all channels.
+        heads: attention heads at every width, instead of `head_dim` (`num_heads` of Dhariwal & Nichol).
         dropout: probability, between the second norm and the second convolution of a block.
-        groups: of the group norms.
+        groups: number of groups of the group norms.
         norm_eps: ε of the group norms.
         conditioning: how t and the class enter a block: "add" a bias to every channel (Ho et al.) or
             "scale_shift" of the second norm (Dhariwal & Nichol 2021, section 3 "AdaGN").
@@ -31,7 +31,7 @@ class NetworkConfig(BaseModel):
         freq_shift, flip_sin_to_cos: the sinusoid's frequencies run over `channels / 2 - freq_shift` steps, and
             whether cosines come first. Ho et al.: 1, false; improved diffusion and Diffusers' default: 0, true.
         downsample_padding: of the stride-2 convolution: 0 pads right and below only (Ho et al.), 1 all round.
-        gradient_checkpointing: keep only each block's input for the backward pass and compute the rest again.
+        gradient_checkpointing: keep only the input of each block for the backward pass and recompute the rest.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -59,13 +59,13 @@ class NetworkConfig(BaseModel):
     def _widths_fit(self) -> "NetworkConfig":
         for width in self.widths:
             if width < 1 or width % self.groups:
-                raise ValueError(f"a level of {width} channels does not divide into {self.groups} groups")
+                raise ValueError(f"a level of {width} channels cannot be divided into {self.groups} groups")
         if self.heads and self.head_dim:
             raise ValueError("give head_dim or heads, not both")
         encoded = self.time_channels or self.widths[0]
         if encoded // 2 <= self.freq_shift:
             least = 2 * math.floor(self.freq_shift) + 2
-            raise ValueError(f"t is encoded in {encoded} channels; that takes at least {least}")
+            raise ValueError(f"t is encoded in {encoded} channels, but that takes at least {least}")
         return self
 
     @property
@@ -74,24 +74,24 @@ class NetworkConfig(BaseModel):
         return [round(self.channels * multiple) for multiple in self.channel_mult]
 
     def heads_over(self, width: int) -> int:
-        """Heads of an attention over `width` channels.
+        """Return the number of heads of an attention over `width` channels.
 
         Raises:
-            UserError: the channels do not divide into them.
+            UserError: they do not divide the channels.
         """
         if width % (self.head_dim or self.heads or 1):
             heads = f"heads of {self.head_dim}" if self.head_dim else f"{self.heads} heads"
             raise UserError(
-                f"attention over {width} channels does not divide into {heads}: "
+                f"attention over {width} channels cannot be divided into {heads}: "
                 f"choose network.head_dim or network.heads so that they divide {width}"
             )
         return self.heads or (width // self.head_dim if self.head_dim else 1)
 
     def level_sizes(self, image_size: ImageSize) -> list[ImageSize]:
-        """(height, width) of each level's feature map, from the full image down.
+        """Return (height, width) of the feature map of each level, from the full image down.
 
         Raises:
-            UserError: a side does not halve as often as there are levels.
+            UserError: a side cannot be halved once per level.
         """
         levels = len(self.channel_mult)
         factor = 2 ** (levels - 1)
@@ -107,7 +107,7 @@ class NetworkConfig(BaseModel):
         return [(height >> level, width >> level) for level in range(levels)]
 
     def attention_levels(self, image_size: ImageSize) -> list[bool]:
-        """Whether each level has self-attention.
+        """Return whether each level has self-attention.
 
         Raises:
             UserError: `attention` names a size that no level has.
