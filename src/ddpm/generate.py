@@ -1,7 +1,7 @@
 """Sample many images to a file or a folder: in batches, on several processes, and resumable after a kill.
 
 Batch b belongs to process b mod P. It is written under a temporary name and renamed when it is complete. So no process
-waits for another, and whichever finishes last joins the parts. A grid (.png) is small and is simply sampled.
+waits for another, and the last one to finish joins the parts. A grid (.png) is small and is simply sampled.
 """
 
 import io
@@ -66,7 +66,7 @@ def generate(
             save_grid(model.sample(num, options, callback=callback), out, columns=columns, overwrite=overwrite)
         return
     if rank * size >= num:
-        return  # more processes than batches; the other processes may have finished already
+        return  # more processes than batches: the others may have finished already
     as_folder = out.suffix.lower() != ".npz"
     parts, ending = (out, ".png") if as_folder else (out.with_name(out.name + ".parts"), ".npy")
     prepare(out, parts, {"num": num, **model.cache_key, **options.as_dict()}, overwrite)

@@ -145,7 +145,7 @@ def test_weights_in_the_hubs_cache_have_their_configuration_beside_their_name(tm
 @pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b"<!doctype html>"])
 def test_what_was_fetched_in_place_of_the_weights_is_no_dangerous_pickle(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"no file that PyTorch wrote \(a Git LFS pointer, or a web page\?\): fetch"):
+    with pytest.raises(UserError, match=r"not written by PyTorch \(a Git LFS pointer, or a web page\?\): download"):
         convert(tmp_path / "x.pt", tmp_path / "new")
 
 

@@ -145,7 +145,7 @@ def test_what_is_no_ddpm_is_refused():
         with pytest.raises(UserError, match="an upsampler"):
             from_openai(upsampler, parse_flags("--image_size 16"), "64_256.pt")
     classifier = {name: tensor for name, tensor in state().items() if not name.startswith("output_blocks")}
-    with pytest.raises(UserError, match="no U-Net"):
+    with pytest.raises(UserError, match="not a U-Net"):
         from_openai(classifier, parse_flags("--image_size 16"), "64x64_classifier.pt")
     incomplete = state()
     del incomplete["middle_block.1.proj_out.bias"]

@@ -236,8 +236,8 @@ def test_attention_at_a_size_of_no_level_is_refused() -> None:
     [
         ({"channels": 48}, "48 channels .* 32 groups"),
         ({"heads": 2, "head_dim": 64}, "not both"),
-        ({"channels": 2, "groups": 1}, "2 channels; that takes at least 4"),
-        ({"time_channels": 3}, "3 channels; that takes at least 4"),
+        ({"channels": 2, "groups": 1}, "2 channels, but that takes at least 4"),
+        ({"time_channels": 3}, "3 channels, but that takes at least 4"),
         ({"attentions": [16]}, "attentions"),
         ({"dropout": 1.0}, "dropout"),
         ({"downsample_padding": 2}, "downsample_padding"),

@@ -18,7 +18,7 @@ def psnr(images: Tensor, originals: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, originals: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004), (N,), of images (N, C, H, W) in [-1, 1], at least 11×11.
+    """Return the structural similarity (Wang et al. 2004), (N,), of images (N, C, H, W) in [-1, 1], at least 11×11.
 
     Gaussian window; mean over the channels and over the pixels whose window lies inside the image. Equal to
     scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`.

@@ -11,18 +11,18 @@ DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16,
 
 
 def default_device() -> torch.device:
-    """This process's CUDA card, else Apple's MPS, else the CPU."""
+    """Return the CUDA GPU of this process, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The number format of the network's forward pass; "auto" takes bf16 where the hardware multiplies in it.
+    """Return the number format of the network's forward pass; "auto" is bf16 if the hardware multiplies in it.
 
-    CUDA cards older than Ampere get fp16, CPUs without bf16 instructions (emulating them is slower) and MPS fp32.
-    Whoever asks for fp32 on a CUDA card has it from then on: PyTorch's default lets convolutions round their inputs to
-    TF32, of 10 bits where float32 has 23.
+    CUDA GPUs older than Ampere get fp16, CPUs without bf16 instructions (emulating them is slower) and MPS fp32.
+    "fp32" on a CUDA GPU also turns off TF32 for this process: by default PyTorch lets convolutions round their inputs
+    to its 10 bits (float32 has 23).
     """
     if precision != "auto":
         if precision not in DTYPES:
@@ -41,11 +41,11 @@ def precision_name(dtype: torch.dtype) -> Precision:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU has bf16 dot products (AVX-512 BF16 or AMX)."""
+    """Return whether this CPU has bf16 dot products (AVX-512 BF16 or AMX)."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 def process_rank() -> tuple[int, int]:
-    """(rank, number of processes) as torchrun or accelerate launch say; (0, 1) for a plain run."""
+    """Return (rank, number of processes) as set by torchrun or accelerate launch; (0, 1) for a plain run."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

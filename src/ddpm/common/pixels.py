@@ -12,7 +12,7 @@ from ddpm.common.files import atomic_path, check_output
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 0..255 to x/127.5 - 1, exactly the levels that the discretised likelihood expects."""
+    """Convert uint8 0..255 to x/127.5 - 1, exactly the levels that the discretised likelihood expects."""
     return images.to(dtype) / 127.5 - 1
 
 
@@ -50,11 +50,11 @@ MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
-    """Images side by side, row by row.
+    """Arrange images in a grid, row by row.
 
     Args:
-        images: (N, C, H, W) float in [-1, 1]; what lies outside is clipped.
-        columns: images a row; by default the grid is as square as it can be.
+        images: (N, C, H, W) float in [-1, 1]; values outside are clipped.
+        columns: images per row; default: as square as possible.
         gap: white pixels between and around the images.
 
     Returns: uint8 (C, rows·(H+gap)+gap, columns·(W+gap)+gap).
@@ -73,7 +73,7 @@ def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tenso
 
 
 def numbered(folder: Path) -> list[Path]:
-    """A folder's pictures NNNNNN.png by their numbers; whatever else lies there is none of them."""
+    """Return the images NNNNNN.png of a folder, in the order of their numbers; other files are ignored."""
     return sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
 
 
@@ -87,8 +87,8 @@ def save_grid(
 def save_picture(image: Tensor, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write one uint8 image (C, H, W), 1 to 4 channels, as a PNG.
 
-    It is written beside its name and renamed, so the file is whole or absent. Raises UserError where the name does not
-    end in .png or is taken and `overwrite` is not set, RunStopped where the disk is full.
+    It is written to a temporary name and renamed, so the file is complete or absent. Raises UserError if the name does
+    not end in .png, or exists and `overwrite` is False; RunStopped if the disk is full.
     """
     path = check_output(path, (".png",), overwrite=overwrite)
     with atomic_path(path) as beside:
@@ -97,6 +97,6 @@ def save_picture(image: Tensor, path: str | Path, *, overwrite: bool = False) ->
 
 
 def to_pillow(image: Tensor) -> Image.Image:
-    """uint8 (C, H, W) of 1 to 4 channels as a Pillow image."""
+    """Convert uint8 (C, H, W) of 1 to 4 channels to a Pillow image."""
     array = image.permute(1, 2, 0).contiguous().cpu().numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array, MODES[array.shape[2]])

@@ -1,8 +1,8 @@
-"""Stateless randomness: every draw belongs to an image, and is found again from (seed, index) alone.
+"""Stateless randomness: every random number belongs to an image and can be computed again from (seed, index).
 
-A sample depends on (seed, its index), a training draw on (seed, step, its position in the global batch), never
-on the batch, the number of processes or what was drawn before. Noise is drawn on the CPU, so that every device
-starts from the same numbers.
+A sample depends on (seed, its index), a training image on (seed, step, its position in the global batch), never on the
+batch, the number of processes or earlier random numbers. Noise is generated on the CPU, so that every device starts
+from the same numbers.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def derive_seed(*words: int | str) -> int:
-    """A 63-bit seed from any words, e.g. `derive_seed(seed, "training", step, position)`, alike on every machine."""
+    """Return a 63-bit seed from any words, e.g. `derive_seed(seed, "training", step, position)`."""
     digest = hashlib.blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """The stream of sample `index` of `seed`: it draws x_T first, then one tensor a sampling step."""
+    """Return the generator of sample `index` of `seed`: it gives x_T first, then one tensor per sampling step."""
     return torch.Generator().manual_seed(derive_seed(seed, "sample", index))
 
 
@@ -27,9 +27,9 @@ class ImageNoise:
     """Standard normal noise for a batch in which every image has its own stream.
 
     Args:
-        generators: one CPU generator an image.
+        generators: one CPU generator per image.
         shape: (C, H, W) of one image.
-        device, dtype: of the tensors handed out; the draw itself is float32 on the CPU.
+        device, dtype: of the tensors that are returned; they are generated as float32 on the CPU.
 
     Each call returns the next (N, C, H, W) tensor.
     """
@@ -45,11 +45,11 @@ class ImageNoise:
 
     @classmethod
     def of_seed(cls, seed: int, indices: Sequence[int], shape: Sequence[int], **where) -> "ImageNoise":
-        """The streams of samples `indices` of `seed`."""
+        """Return the noise of samples `indices` of `seed`."""
         return cls([image_generator(seed, index) for index in indices], shape, **where)
 
     def __call__(self) -> Tensor:
-        # a card copies from pinned memory while it computes, and the host may draw on meanwhile
+        # a GPU copies from pinned memory while it computes, and the host can go on generating
         pinned = torch.device(self.device).type == "cuda"
         noise = torch.empty(len(self.generators), *self.shape, pin_memory=pinned)
         for row, generator in zip(noise, self.generators, strict=True):

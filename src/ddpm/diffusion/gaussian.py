@@ -17,11 +17,11 @@ from ddpm.diffusion.schedule import NoiseSchedule
 
 
 class TimestepTable:
-    """Columns of float64 coefficients, one row a timestep.
+    """Columns of float64 coefficients, one row per timestep.
 
-    Calling it with `t`, integers (N,) in 0..T-1, gives one (N, 1, ..., 1) tensor a column in `like`'s dtype, device
-    and number of axes. The rounded table is kept on each device, so that a look-up is one gather and never makes an
-    accelerator wait for the host.
+    Calling it with `t`, integers (N,) in 0..T-1, gives one (N, 1, ..., 1) tensor per column in `like`'s dtype, device
+    and number of axes. The rounded table is kept on each device, so that a look-up is one gather and never makes a GPU
+    wait for the host.
     """
 
     def __init__(self, *columns: Tensor):
@@ -42,7 +42,7 @@ Timestep = float | Tensor
 
 @dataclass(frozen=True)
 class GaussianDiffusion:
-    """A noise schedule together with what the network predicts and which variance the reverse process takes.
+    """A noise schedule together with what the network predicts and which variance the reverse process has.
 
     `prediction`: "epsilon" (Ho et al. 2020), "x_0", or "v" = √ᾱ ε - √(1-ᾱ) x_0 (Salimans & Ho 2022).
     `variance`: "fixed_small" (β̃_t), "fixed_large" (β_t), or "learned_range": the network's second half of channels
@@ -56,8 +56,8 @@ class GaussianDiffusion:
     def __post_init__(self):
         if self.prediction == "epsilon" and self.schedule.zero_terminal_snr:
             raise UserError(
-                "a zero-terminal-SNR schedule cannot predict epsilon: at T x_t is pure noise and says nothing of "
-                "x_0; use prediction v or x_0"
+                "a zero-terminal-SNR schedule cannot predict epsilon: at T x_t is pure noise, so epsilon does not "
+                "determine x_0; use prediction v or x_0"
             )
 
     @property
@@ -66,7 +66,7 @@ class GaussianDiffusion:
 
     @cached_property
     def log_variance(self) -> Tensor:
-        """log Σ_t of the reverse process at each timestep, float64 (T,); β̃'s, the lower end, where it is learned.
+        """log Σ_t of the reverse process at each timestep, float64 (T,); log β̃, the lower end, if it is learned.
 
         Index 0 takes index 1's β̃, since β̃_0 = 0; `fixed_large` is the log of [β̃_1, β_1, β_2, ...] as in Ho et al.
         """
@@ -81,19 +81,19 @@ class GaussianDiffusion:
         return TimestepTable(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
 
     def alpha_sigma(self, t: Timestep, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """(√ᾱ_t, √(1-ᾱ_t)), as floats for one t, or (N, 1, 1, 1) in `like`'s dtype and device for a tensor of them."""
+        """Return (√ᾱ_t, √(1-ᾱ_t)): floats for one t, or (N, 1, 1, 1) in `like`'s dtype and device for a tensor t."""
         if not isinstance(t, Tensor):
             return self.schedule.alpha_sigma(t)
         alpha, sigma = self._alpha_sigma_table(t, like)
         return alpha, sigma
 
     def q_sample(self, x_0: Tensor, t: Timestep, noise: Tensor) -> Tensor:
-        """x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε (eq. 4)."""
+        """Return x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε (eq. 4)."""
         alpha, sigma = self.alpha_sigma(t, x_0)
         return alpha * x_0 + sigma * noise
 
     def target(self, x_0: Tensor, t: Timestep, noise: Tensor) -> Tensor:
-        """What the network should answer for q_sample(x_0, t, noise)."""
+        """Return the training target of the network for q_sample(x_0, t, noise)."""
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "x_0":
@@ -102,7 +102,7 @@ class GaussianDiffusion:
         return alpha * noise - sigma * x_0
 
     def predicted_x_0(self, output: Tensor, x_t: Tensor, t: Timestep) -> Tensor:
-        """x_0 from what the network answered (its mean part, as many channels as x_t)."""
+        """Return x_0 from the output of the network (its mean part, as many channels as x_t)."""
         if self.prediction == "x_0":
             return output
         alpha, sigma = self.alpha_sigma(t, x_t)
@@ -111,17 +111,17 @@ class GaussianDiffusion:
         return (x_t - sigma * output) / alpha
 
     def epsilon_from_x_0(self, x_0: Tensor, x_t: Tensor, t: Timestep) -> Tensor:
-        """The ε for which x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε."""
+        """Return the ε for which x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε."""
         alpha, sigma = self.alpha_sigma(t, x_t)
         return (x_t - alpha * x_0) / sigma
 
     def score(self, x_0: Tensor, x_t: Tensor, t: Timestep) -> Tensor:
-        """∇ log q(x_t) ≈ -ε / √(1-ᾱ_t), for a predicted x_0."""
+        """Return ∇ log q(x_t) ≈ -ε / √(1-ᾱ_t) for a predicted x_0."""
         alpha, sigma = self.alpha_sigma(t, x_t)
         return (alpha * x_0 - x_t) / sigma**2
 
     def posterior(self, t: float, t_prev: float) -> "Posterior":
-        """q(x_{t_prev} | x_t, x_0) for any t > t_prev ≥ -1; neighbouring steps give eq. 6 and 7."""
+        """Return q(x_{t_prev} | x_t, x_0) for any t > t_prev ≥ -1; neighbouring steps give eq. 6 and 7."""
         return Posterior(self.schedule.alpha_bar(t), self.schedule.alpha_bar(t_prev))
 
 
@@ -134,16 +134,16 @@ class Posterior:
 
     @property
     def beta(self) -> float:
-        """β of the step from s to t: the variance that `fixed_large` takes."""
+        """β of the step from s to t: the variance of `fixed_large`."""
         return 1 - self.alpha_bar / self.alpha_bar_prev
 
     @property
     def variance(self) -> float:
-        """β̃ (eq. 7): the variance that `fixed_small` takes; 0 when s is the data."""
+        """β̃ (eq. 7): the variance of `fixed_small`; 0 if s is the data."""
         return self.beta * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
 
     def mean(self, x_0: Tensor, x_t: Tensor) -> Tensor:
-        """μ̃ (eq. 7)."""
+        """Return μ̃ (eq. 7)."""
         x_0_weight = math.sqrt(self.alpha_bar_prev) * self.beta / (1 - self.alpha_bar)
         x_t_weight = math.sqrt(1 - self.beta) * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
         return x_0_weight * x_0 + x_t_weight * x_t

@@ -15,7 +15,7 @@ from ddpm.diffusion.gaussian import GaussianDiffusion, TimestepTable
 
 HALF_BIN = 1 / 255  # inputs are k/127.5 - 1
 OPEN_TAIL = 0.999  # the outermost levels take all the probability beyond them
-LOG_PROBABILITY_FLOOR = math.log(1e-12)  # as Ho et al., so that figures compare
+LOG_PROBABILITY_FLOOR = math.log(1e-12)  # as in Ho et al., so that results compare
 
 
 class VariationalBound:
@@ -27,7 +27,7 @@ class VariationalBound:
 
     def __init__(self, diffusion: GaussianDiffusion):
         schedule = diffusion.schedule
-        # What multiplies x_0 in the posterior mean (eq. 7).
+        # The factor of x_0 in the posterior mean (eq. 7).
         mean_weight = schedule.alphas_cumprod_prev.sqrt() * schedule.betas / (1 - schedule.alphas_cumprod)
         self._table = TimestepTable(
             mean_weight, schedule.posterior_log_variance, schedule.betas.log(), diffusion.log_variance
@@ -35,13 +35,13 @@ class VariationalBound:
         self._alpha_bar_T = float(schedule.alphas_cumprod[-1])
 
     def term(self, predicted_x_0: Tensor, x_0: Tensor, t: Tensor, variance_fraction: Tensor | None = None) -> Tensor:
-        """L_{t-1} = KL(q(x_{t-1}|x_t, x_0) || p(x_{t-1}|x_t)) where t ≥ 1, L_0 = -log p(x_0|x_1) where t = 0.
+        """Return L_{t-1} = KL(q(x_{t-1}|x_t, x_0) || p(x_{t-1}|x_t)) if t ≥ 1, L_0 = -log p(x_0|x_1) if t = 0.
 
         Args:
-            predicted_x_0: what the model says of x_t; clip it to [-1, 1] when judging a model.
+            predicted_x_0: the prediction for x_t; clip it to [-1, 1] to evaluate a model.
             x_0: the images, exactly k/127.5 - 1.
             t: integers (N,) in 0..T-1.
-            variance_fraction: where the variance is learned, log Σ = fraction·log β + (1-fraction)·log β̃.
+            variance_fraction: if the variance is learned, log Σ = fraction·log β + (1-fraction)·log β̃.
         """
         mean_weight, posterior_log_variance, log_beta, log_variance = self._table(t, x_0)
         if variance_fraction is not None:
@@ -50,19 +50,19 @@ class VariationalBound:
         excess = posterior_log_variance - log_variance
         kl = 0.5 * (excess.expm1() - excess + squared * (-log_variance).exp())
         nll = -discretized_log_likelihood(x_0, predicted_x_0, 0.5 * log_variance)
-        # Both branches for every image: finding out which of them are at t = 0 would stall an accelerator.
+        # Both branches for every image: selecting those with t = 0 would stall a GPU.
         decodes = (t.to(x_0.device) == 0).reshape(-1, *[1] * (x_0.ndim - 1))
         return torch.where(decodes, nll, kl).flatten(1).mean(1) / math.log(2)
 
     def prior(self, x_0: Tensor) -> Tensor:
-        """L_T = KL(q(x_T|x_0) || N(0, I))."""
+        """Return L_T = KL(q(x_T|x_0) || N(0, I))."""
         variance = 1 - self._alpha_bar_T
         kl = 0.5 * (variance - 1 - math.log(variance) + self._alpha_bar_T * x_0**2)
         return kl.flatten(1).mean(1) / math.log(2)
 
 
 def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """log of the mass that N(mean, std²) puts on each level's bin (Ho et al. eq. 13), element by element, in nats.
+    """Return the log of the mass of N(mean, std²) in the bin of each level (Ho et al. eq. 13), per element, in nats.
 
     The CDF is the tanh approximation Φ(x) ≈ σ(2√(2/π)(x + 0.044715x³)). The difference of two sigmoids is taken in
     log space, σ(b) - σ(a) = σ(b)σ(-a)(1 - e^{a-b}), so that it stays exact in float32 far into the tails.

@@ -1,4 +1,4 @@
-"""What training minimises: L_simple, L_vlb and their hybrid, one number an image."""
+"""Training losses: L_simple, L_vlb and their hybrid, one number per image."""
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,9 @@ class DiffusionLoss:
     """The training loss of a process.
 
     `loss`: "simple" is the squared error of what the network predicts (Ho et al. 2020, eq. 14), "l1" and "huber"
-    (threshold 1) its absolute and Huber errors; "vlb" the variational bound in bits/dim, T times the drawn timestep's
-    term, less the constant L_T; "hybrid" L_simple + 0.001 L_vlb, in which the bound trains the variance alone.
+    (threshold 1) its absolute and Huber errors; "vlb" the variational bound in bits/dim, T times the term of the
+    sampled timestep, without the constant L_T; "hybrid" L_simple + 0.001 L_vlb, in which the bound trains
+    only the variance.
     `weighting`: see `loss_weights`; it applies to the squared error of "simple" and "hybrid".
     """
 
@@ -45,10 +46,10 @@ class DiffusionLoss:
             self._weight = TimestepTable(weights)
 
     def __call__(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """The loss of each image, float32 (N,).
+        """Return the loss of each image, float32 (N,).
 
         Args:
-            output: the network's answer to (x_t, t): (N, C, H, W), or (N, 2C, H, W) where the variance is learned.
+            output: the network's output for (x_t, t): (N, C, H, W), or (N, 2C, H, W) if the variance is learned.
             x_0: the images, k/127.5 - 1.
             x_t: diffusion.q_sample(x_0, t, noise).
             t: integers (N,) in 0..T-1.
@@ -77,7 +78,7 @@ class DiffusionLoss:
         return F.mse_loss(output, target, reduction="none")
 
     def _vlb(self, output: Tensor, fraction: Tensor | None, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """T times the term at t: its mean over uniform t is the whole bound less L_T."""
+        """Return T times the term at t: its mean over uniform t is the whole bound without L_T."""
         predicted_x_0 = self.diffusion.predicted_x_0(output, x_t, t)
         return self.diffusion.schedule.timesteps * self._bound.term(predicted_x_0, x_0, t, fraction)
 
@@ -90,15 +91,15 @@ def loss_weights(
     p2_gamma: float = 1.0,
     p2_k: float = 1.0,
 ) -> Tensor:
-    """The weight of the squared error of `diffusion.prediction` at each timestep, float64 (T,).
+    """Return the weight of the squared error of `diffusion.prediction` at each timestep, float64 (T,).
 
-    The papers define theirs on one kind of error; with SNR = ᾱ/(1-ᾱ),
-    |ε - ε̂|² = SNR·|x_0 - x̂_0|² and |v - v̂|² = (SNR + 1)·|x_0 - x̂_0|² carry it over to the others.
+    The papers define their weights for one kind of error; with SNR = ᾱ/(1-ᾱ),
+    |ε - ε̂|² = SNR·|x_0 - x̂_0|² and |v - v̂|² = (SNR + 1)·|x_0 - x̂_0|² convert it to the others.
     snr: SNR on x_0's error (Salimans & Ho 2022); for ε it is 1 throughout.
     min_snr: min(SNR, γ) on x_0's error (Hang et al. 2023).
     p2: 1/(k + SNR)^γ on ε's error (Choi et al. 2022).
-    Where a zero-terminal-SNR schedule has no signal left, SNR = 0, all of these would give nothing to the timestep
-    that sampling starts from (or 0/0); the weight there is 1.
+    At the last timestep of a zero-terminal-SNR schedule (SNR = 0) all of these would be 0 or 0/0, but sampling starts
+    there; so its weight is 1.
     """
     alphas_cumprod = diffusion.schedule.alphas_cumprod
     snr = alphas_cumprod / (1 - alphas_cumprod)
@@ -111,6 +112,6 @@ def loss_weights(
             on_epsilon = (min_snr_gamma / snr).clamp(max=1)
         case "p2":
             on_epsilon = (p2_k + snr) ** -p2_gamma
-    # |ε - ε̂|² over the error of what the network predicts.
+    # |ε - ε̂|² divided by the error of the prediction.
     ratios = {"epsilon": torch.ones_like(snr), "x_0": snr, "v": alphas_cumprod}
     return torch.where(snr > 0, on_epsilon * ratios[diffusion.prediction], 1.0)

@@ -1,6 +1,6 @@
-"""Which timestep each training image gets, and the importance weight that keeps the loss unbiased.
+"""The timestep of each training image, and the importance weight that keeps the loss unbiased.
 
-A draw depends on (seed, step, the image's position in the global batch), never on how the batch is split over
+A timestep depends on (seed, step, the image's position in the global batch), never on how the batch is split over
 processes. All tensors here are on the CPU.
 """
 
@@ -13,16 +13,16 @@ from ddpm.common.names import TimestepSamplerName
 from ddpm.common.randomness import derive_seed
 
 HISTORY = 10  # losses kept for each timestep (Nichol & Dhariwal 2021, section 3.3)
-UNIFORM_SHARE = 1e-3  # of the loss-aware draw, so that no timestep is ever forgotten
+UNIFORM_FRACTION = 1e-3  # uniform part of the loss-aware distribution, so that no timestep is ever left out
 
 
 class TimestepSampler(Protocol):
-    """A way to draw timesteps; `adaptive` if the draws depend on the losses of earlier steps."""
+    """A distribution of timesteps over the global batch; `adaptive` if it depends on the losses of earlier steps."""
 
     adaptive: bool
 
     def draw(self, seed: int, step: int, positions: Tensor, global_batch: int) -> tuple[Tensor, Tensor]:
-        """The timesteps t, int64 (n,), and loss weights, float32 (n,), of these positions in 0..global_batch-1."""
+        """Return the timesteps t, int64 (n,), and loss weights, float32 (n,), of positions in 0..global_batch-1."""
         ...
 
     def update(self, t: Tensor, losses: Tensor) -> None:
@@ -67,8 +67,8 @@ class UniformSampler(_Fixed):
 class StratifiedSampler(_Fixed):
     """Low-discrepancy: the global batch of B covers the timesteps evenly, one image in each of B equal strata.
 
-    One uniform offset is shared by all strata (Kingma et al. 2021, appendix I.1), and strata are dealt to positions
-    afresh at every step, so that each image's t alone is uniform.
+    One uniform offset is shared by all strata (Kingma et al. 2021, appendix I.1), and the strata are permuted
+    over the positions at every step, so that each image's t alone is uniform.
     """
 
     def __init__(self, timesteps: int):
@@ -102,7 +102,7 @@ class LossAwareSampler:
         if bool((self.seen < HISTORY).any()) or float(root_mean_square.sum()) == 0:
             return torch.full((self.timesteps,), 1 / self.timesteps, dtype=torch.float64)
         aware = root_mean_square / root_mean_square.sum()
-        return (1 - UNIFORM_SHARE) * aware + UNIFORM_SHARE / self.timesteps
+        return (1 - UNIFORM_FRACTION) * aware + UNIFORM_FRACTION / self.timesteps
 
     def draw(self, seed: int, step: int, positions: Tensor, global_batch: int) -> tuple[Tensor, Tensor]:
         p = self.probabilities()
@@ -110,7 +110,7 @@ class LossAwareSampler:
         return t, (1 / (self.timesteps * p[t])).float()
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Note the unweighted losses (B,) of the timesteps t (B,)."""
+        """Record the unweighted losses (B,) of the timesteps t (B,)."""
         for index, loss in zip(t.tolist(), losses.tolist(), strict=True):
             self.history[index, self.seen[index] % HISTORY] = loss
             self.seen[index] += 1
@@ -131,7 +131,7 @@ TIMESTEP_SAMPLERS: dict[TimestepSamplerName, type[UniformSampler | StratifiedSam
 
 
 def _uniform(seed: int, step: int, positions: Tensor) -> Tensor:
-    """A uniform number in [0, 1) for each position, float64."""
+    """Return a uniform number in [0, 1) per position, float64."""
     words = [derive_seed(seed, "timestep", step, position) for position in positions.tolist()]
     return torch.tensor([word / 2**63 for word in words], dtype=torch.float64)
 

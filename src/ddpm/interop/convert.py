@@ -1,4 +1,4 @@
-"""Weights of other ages and makers as a model folder. Here alone are pickles opened, and only as plain tensors."""
+"""Convert weights in other formats to a model folder. Only this module opens pickles, and only as plain tensors."""
 
 import os
 import pickle
@@ -18,8 +18,8 @@ from ddpm.interop.layouts import is_checkpoint, model_folder
 from ddpm.interop.openai import from_openai, is_openai, parse_flags
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-STARTS = (b"PK", b"\x80")  # of what torch.save writes: a zip, or in old files a bare pickle
-WRAPPERS = ("ema", "state_dict", "model", "unet")  # averaged weights are what one samples with, so they come first
+STARTS = (b"PK", b"\x80")  # torch.save writes a zip, in old files a bare pickle
+WRAPPERS = ("ema", "state_dict", "model", "unet")  # averaged weights are the ones to sample with, so they come first
 PREFIXES = ("module.", "model.", "unet.")
 
 
@@ -29,10 +29,12 @@ def convert(
     """Write `source` as a Diffusers pipeline folder and return what it holds.
 
     Args:
-        source: a model folder of any age, with safetensors or pickled weights; or a weights file: Diffusers' (its
-            config.json beside it) or improved-/guided-diffusion's.
-        origin: what the model card says it was converted from; default: the last part of `source`.
-        flags: for the latter, their scripts' flags, e.g. "--image_size 64 --num_head_channels 64".
+        source: a run, a checkpoint, a model folder of any age with safetensors or pickled weights; or a file of
+            weights: Diffusers' (with its config.json in the same folder) or improved-/guided-diffusion's.
+        origin: the source as named on the model card; default: the last part of `source`.
+        flags: the flags of improved-/guided-diffusion's scripts, e.g. "--image_size 64 --num_head_channels 64".
+
+    Raises UserError if the weights are damaged, do not fit, or cannot be expressed, or if `destination` exists.
     """
     source, destination = user_path(source), user_path(destination)
     if destination.exists() and not overwrite:
@@ -62,7 +64,7 @@ def read_folder(source: Path) -> LoadedParts:
 
 
 def read_file(source: Path, flags: str | None) -> LoadedParts:
-    """A file of weights, whichever of the known kinds it is."""
+    """Read a file of weights of any known kind."""
     weights = read_weights(source)
     if is_openai(weights.shapes):
         tensors = {name: weights.read(name) for name in weights.shapes}
@@ -77,11 +79,11 @@ def read_file(source: Path, flags: str | None) -> LoadedParts:
 
 
 def read_weights(file: Path) -> Weights:
-    """A .safetensors file, or a pickle that holds nothing but tensors and plain values."""
+    """Read a .safetensors file, or a pickle that holds nothing but tensors and plain values."""
     if file.suffix == ".safetensors":
         return Weights.of_safetensors(file)
     if file.suffix not in PICKLES:
-        raise UserError(f"{file} is no file of weights: they end in .safetensors, {', '.join(PICKLES)}")
+        raise UserError(f"{file} is not a file of weights: their names end in .safetensors, {', '.join(PICKLES)}")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -89,16 +91,16 @@ def read_weights(file: Path) -> Weights:
             start = handle.read(2)
         if not start.startswith(STARTS):
             raise UserError(
-                f"{file} is no file that PyTorch wrote (a Git LFS pointer, or a web page?): fetch the weights"
+                f"{file} was not written by PyTorch (a Git LFS pointer, or a web page?): download the weights again"
             ) from None
         raise UserError(f"{file} holds more than tensors (its pickle could run code), so it was not opened") from None
-    except Exception as error:  # a damaged file raises whatever its reader stumbled over
-        raise UserError(f"{file} is no file that PyTorch wrote ({type(error).__name__} while reading it)") from None
+    except Exception as error:  # a damaged file raises errors of many types
+        raise UserError(f"{file} was not written by PyTorch, or is damaged ({type(error).__name__})") from None
     return Weights.of_tensors(str(file), state_dict_in(content, file))
 
 
 def state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
-    """The tensors of a loaded file: as they are, in a trainer's wrapper, or under a prefix that all names share."""
+    """Return the tensors of a loaded file: plain, in a trainer's wrapper, or under a prefix that all names share."""
     wrapped = [content.get(key) for key in WRAPPERS] if isinstance(content, Mapping) else []
     tensors = next(filter(None, map(named_tensors, [*wrapped, content])), {})
     if not tensors:
@@ -110,7 +112,7 @@ def state_dict_in(content: Any, file: Path) -> dict[str, Tensor]:
 
 
 def named_tensors(value: Any) -> dict[str, Tensor]:
-    """The tensors of a mapping by their names; none of anything else."""
+    """Return the tensors of a mapping by name; nothing for any other value."""
     if not isinstance(value, Mapping):
         return {}
     return {str(name): tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}

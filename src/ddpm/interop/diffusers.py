@@ -1,8 +1,8 @@
 """Diffusers' pipeline folder is the model format: written and read here, without Diffusers.
 
-model_index.json, unet/ (config.json, safetensors), scheduler/scheduler_config.json, and ddpm.json for what Diffusers
-has no word for. Folders of other ages are read too: configuration and weights at the root, attention named
-query/key/value/proj_attn, a DDIM or other scheduler inside, half precision, shards.
+model_index.json, unet/ (config.json, safetensors), scheduler/scheduler_config.json, and ddpm.json for everything that
+Diffusers cannot express. Older layouts can be read too: configuration and weights at the root, attention named
+query/key/value/proj_attn, a DDIM or other scheduler, half precision, variants, shards, training checkpoints.
 """
 
 import re
@@ -36,8 +36,8 @@ from ddpm.interop.layouts import AVERAGED, is_checkpoint, newest_checkpoint, tra
 from ddpm.networks import UNet
 from ddpm.networks.inference import first_non_finite
 
-DIFFUSERS_VERSION = "0.30.0"  # the words used here are those of this version and later
-COMPONENTS = {"unet", "scheduler"}  # of a pipeline whose network sees pixels and nothing besides
+DIFFUSERS_VERSION = "0.30.0"  # the field names are those of this version and later
+COMPONENTS = {"unet", "scheduler"}  # of a pipeline whose network works on pixels
 LASTING = ("ddpm", "fine-tuned from", "config", "data", "engine", "limits")  # provenance that every step of a run has
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
@@ -45,7 +45,7 @@ OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 
 @dataclass(frozen=True)
 class LoadedParts:
-    """What a model folder holds; `extra` is its ddpm.json, empty for a folder that Diffusers wrote."""
+    """The content of a model folder; `extra` is its ddpm.json, empty for a folder that Diffusers wrote."""
 
     network: UNet
     diffusion: GaussianDiffusion
@@ -54,7 +54,7 @@ class LoadedParts:
 
 
 class Extra(BaseModel):
-    """The fields of ddpm.json that must fit the network; whatever else is there is handed on."""
+    """The fields of ddpm.json that must fit the network; other fields are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -72,17 +72,19 @@ def save_folder(
     extra: dict[str, Any],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a pipeline folder, beside and renamed, in the place of a model folder that was there.
+    """Write a pipeline folder, atomically, in place of a model folder that is there.
 
     Args:
         image_shape: (C, H, W).
         extra: class names, null label, provenance, as JSON values; becomes ddpm.json and the model card.
-        dtype: of the stored weights, e.g. torch.float16; None keeps the network's.
+        dtype: number format of the stored weights, e.g. torch.float16; None keeps the network's.
 
     A network that `UNet2DModel` cannot express is saved in the same layout under our own class name, with a warning.
     """
     if tuple(image_shape) != (network.in_channels, *network.image_size):
-        raise ValueError(f"a network for {(network.in_channels, *network.image_size)} cannot draw {tuple(image_shape)}")
+        raise ValueError(
+            f"the network is for images {(network.in_channels, *network.image_size)}, not {tuple(image_shape)}"
+        )
     reason = obstacle(network)
     if reason:
         warnings.warn(f"{folder}: Diffusers cannot open this network ({reason}); ddpm can", stacklevel=2)
@@ -111,7 +113,7 @@ def load_folder(folder: str | Path) -> LoadedParts:
     """Open a pipeline folder of any age; only JSON and safetensors are read, and nothing outside the folder.
 
     Raises:
-        UserError: in one line, what is missing, does not fit or cannot be expressed.
+        UserError: something is missing, does not fit, is not finite or cannot be expressed; one line says what.
     """
     folder = user_path(folder)
     if is_checkpoint(folder):
@@ -154,7 +156,7 @@ def unet_prefix(files: ModelFolder) -> str:
 
 
 def assemble(files: ModelFolder, weights: Weights) -> LoadedParts:
-    """Network and process as a folder's configuration says, with these weights in them."""
+    """Build the network and the process that a folder's configuration describes, with these weights."""
     prefix = unet_prefix(files)
     _check_components(files)
     config = to_our_config(files.json(f"{prefix}config.json") or {}, f"{files.path}/{prefix}config.json")
@@ -163,7 +165,7 @@ def assemble(files: ModelFolder, weights: Weights) -> LoadedParts:
         raise UserError(f"{files.path}: a network with {channels} channels in and {out_channels} out is no DDPM")
     diffusion = to_process(_scheduler(files), out_channels == 2 * channels, f"{files.path}: scheduler_config.json")
 
-    with torch.device("meta"):  # no memory until the file is known to hold these very tensors
+    with torch.device("meta"):  # no memory is used until the file is known to hold these tensors
         network = UNet(config.network, config.image_size, channels, out_channels, config.num_classes)
     fill(network, weights)
     extra = files.json("ddpm.json") or {}
@@ -187,13 +189,13 @@ def _scheduler(files: ModelFolder) -> dict[str, Any]:
 
 
 def _check_components(files: ModelFolder) -> None:
-    """A network between an encoder and a decoder opens like any other, and what it draws are no pictures."""
+    """Refuse latent diffusion: its network could be opened, but its samples are not images."""
     index = files.json("model_index.json") or {}
     there = {name for name, value in index.items() if isinstance(value, list) and any(value)}
     if others := sorted(there - COMPONENTS):
         raise UserError(
-            f"{files.path} is a {index.get('_class_name', 'pipeline')} with {', '.join(others)} beside its network "
-            "(model_index.json), so it draws no pixels by itself: open it with Diffusers"
+            f"{files.path} is a {index.get('_class_name', 'pipeline')} with {', '.join(others)} "
+            "(model_index.json), so its network does not sample pixels: open it with Diffusers"
         )
 
 
@@ -236,5 +238,5 @@ def fill(network: UNet, weights: Weights) -> None:
 
 
 def _without_pixels(shape: tuple[int, ...], dimensions: int) -> tuple[int, ...]:
-    """A 1×1 convolution's shape as the linear layer's it is, where one is wanted (attention, in some old files)."""
+    """Return the shape of a 1×1 convolution as that of a linear layer (attention in some old files)."""
     return shape[:dimensions] if all(side == 1 for side in shape[dimensions:]) else shape

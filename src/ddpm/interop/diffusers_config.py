@@ -13,9 +13,9 @@ from ddpm.interop.folder import checked
 from ddpm.networks import NetworkConfig, UNet
 
 UNET2D = "UNet2DModel"
-OURS = "UNet"  # class name of a configuration that UNet2DModel has no words for
+OURS = "UNet"  # class name of a configuration that UNet2DModel cannot express
 
-# Bounds that every real model is far inside of: an absurd file must not get as far as building a network.
+# Bounds far beyond every real model: an absurd file must be refused before a network is built.
 Width = Annotated[int, Field(ge=1, le=65536)]
 Side = Annotated[int, Field(ge=1, le=65536)]
 Rows = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -60,7 +60,7 @@ class UNet2DConfig(BaseModel):
 
 
 class OurConfig(BaseModel):
-    """What is stored where `UNet2DModel` has no words for a network."""
+    """The configuration that is stored if `UNet2DModel` cannot express a network."""
 
     network: NetworkConfig
     image_size: tuple[Side, Side]
@@ -70,7 +70,7 @@ class OurConfig(BaseModel):
 
 
 def obstacle(network: UNet) -> str | None:
-    """What of a network `UNet2DModel` cannot express; None where it can."""
+    """Return what `UNet2DModel` cannot express about a network, or None."""
     config = network.config
     if config.mid_attention and not config.mid_attention_norm and config.conditioning == "add":
         return "attention in the middle without a group norm, where t is an added bias"
@@ -82,7 +82,7 @@ def obstacle(network: UNet) -> str | None:
 
 
 def to_unet2d(network: UNet) -> dict[str, Any]:
-    """The `config.json` of a network: `UNet2DModel`'s, or our own where it has no words for it."""
+    """Return the `config.json` of a network: `UNet2DModel`'s, or our own if that cannot express it."""
     config = network.config
     if obstacle(network):
         return {
@@ -121,7 +121,7 @@ def to_unet2d(network: UNet) -> dict[str, Any]:
         if config.heads not in (None, 1)
         else config.head_dim,
         "norm_num_groups": config.groups,
-        # left out, Diffusers gives the middle a norm with an added bias and none with scale and shift
+        # if it is left out, Diffusers gives the middle a norm for an added bias, and none for scale and shift
         "attn_norm_num_groups": config.groups if config.mid_attention_norm else None,
         "norm_eps": config.norm_eps,
         "resnet_time_scale_shift": "default" if config.conditioning == "add" else "scale_shift",
@@ -132,7 +132,7 @@ def to_unet2d(network: UNet) -> dict[str, Any]:
 
 
 def _head_dims(network: UNet) -> set[int]:
-    """The widths of all attention heads."""
+    """Return the widths of all attention heads."""
     config = network.config
     attended = zip(config.widths, config.attention_levels(network.image_size), strict=True)
     widths = {width for width, attention in attended if attention}
@@ -142,14 +142,14 @@ def _head_dims(network: UNet) -> set[int]:
 
 
 def to_our_config(values: dict[str, Any], where: str) -> OurConfig:
-    """Read a `config.json`; UserError in one line where it is wrong, or asks for what our network has not."""
+    """Read a `config.json`; UserError if it is wrong, or if our network cannot express it."""
     name = values.get("_class_name", UNET2D)
     if name == OURS:
         return checked(OurConfig, {key: value for key, value in values.items() if key != "_class_name"}, where)
     if name != UNET2D:
         raise UserError(f"{where} describes a {name}; only UNet2DModel can be opened")
     if values.get("sample_size") is None:
-        raise UserError(f"{where} has no sample_size: write the images' side (or [height, width]) there")
+        raise UserError(f"{where} has no sample_size: add the side of the images, or [height, width]")
     config = checked(UNet2DConfig, values, where)
     size = config.sample_size
     image_size = (size, size) if isinstance(size, int) else size
@@ -196,12 +196,12 @@ def _network_fields(config: UNet2DConfig, image_size: tuple[int, int], where: st
 
 
 def _attended(down: list[str], up: list[str], levels: int, where: str) -> list[bool]:
-    """Whether each level has attention; both ways must agree."""
+    """Return whether each level has attention; it must be the same on the way down and up."""
     if len(down) != levels or len(up) != levels:
         raise UserError(f"{where}: block_out_channels, down_block_types and up_block_types must be equally long")
     for name, known in [*((name, DOWN) for name in down), *((name, UP) for name in up)]:
         if name not in known:
-            raise UserError(f"{where}: no block {name} here; there are {', '.join(known)}")
+            raise UserError(f"{where}: no block type {name} can be opened; known are {', '.join(known)}")
     ways = [name.startswith("Attn") for name in down], [name.startswith("Attn") for name in reversed(up)]
     if ways[0] != ways[1]:
         raise UserError(f"{where}: a level must have attention on the way down and on the way up, or on neither")
@@ -209,7 +209,7 @@ def _attended(down: list[str], up: list[str], levels: int, where: str) -> list[b
 
 
 def _resample(config: UNet2DConfig, down: list[str], up: list[str], where: str) -> str:
-    """How levels are halved and doubled; `downsample_type` counts for levels with attention alone, as in Diffusers."""
+    """Return how levels are resampled; as in Diffusers, `downsample_type` applies only to levels with attention."""
     kinds = {config.downsample_type if name.startswith("Attn") else _kind(name) for name in down[:-1]}
     kinds |= {config.upsample_type if name.startswith("Attn") else _kind(name) for name in up[:-1]}
     if len(kinds) > 1:
@@ -237,7 +237,7 @@ VARIANCES: dict[str, VarianceName] = {
     "fixed_large_log": "fixed_large",
     "learned_range": "learned_range",
 }
-# Every Diffusers scheduler knows these names; "sigmoid" is DDPMScheduler's alone, so we write its betas out instead.
+# Every Diffusers scheduler knows these names; only DDPMScheduler knows "sigmoid", so its betas are written out.
 WRITTEN: tuple[tuple[str, ScheduleName], ...] = (
     ("linear", "linear"),
     ("scaled_linear", "quadratic"),
@@ -248,7 +248,7 @@ Beta = Annotated[float, Field(gt=0, le=1)]
 
 
 class SchedulerConfig(BaseModel):
-    """The fields, shared by all of Diffusers' β schedulers, that say how a network was trained."""
+    """The fields of Diffusers' β schedulers that say how a network was trained."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -267,20 +267,20 @@ class SchedulerConfig(BaseModel):
 
 
 def to_process(values: dict[str, Any], learns_variance: bool, where: str) -> GaussianDiffusion:
-    """The process that a network was trained with.
+    """Return the process that a network was trained with.
 
-    A scheduler that names no variance (DDIM's has none) gets the learned range where the network answers twice its
-    input's channels, and β̃ otherwise, which is DDIM's with η = 1.
+    If the scheduler names no variance (DDIM has none), it is the learned range if the network has twice as many output
+    as input channels, and β̃ otherwise, which is DDIM's with η = 1.
     """
-    values = {name: value for name, value in values.items() if value is not None}  # null is nothing named
+    values = {name: value for name, value in values.items() if value is not None}  # null means not given
     if "beta_schedule" not in values and "trained_betas" not in values:
         name = values.get("_class_name", "this scheduler")
         raise UserError(f"{where}: {name} has no betas; a DDPM needs a β schedule")
     config = checked(SchedulerConfig, values, where)
     if config.clip_sample and config.clip_sample_range != 1:
         raise UserError(
-            f"{where}: clip_sample_range is {config.clip_sample_range:g}, so its images are not in [-1, 1] as all are "
-            "here: open it with Diffusers"
+            f"{where}: clip_sample_range is {config.clip_sample_range:g}, so its images are not in [-1, 1], as they "
+            "must be here: open it with Diffusers"
         )
     variance = VARIANCES[config.variance_type]
     if learns_variance and "variance_type" not in values:
@@ -288,7 +288,7 @@ def to_process(values: dict[str, Any], learns_variance: bool, where: str) -> Gau
     if learns_variance != (variance == "learned_range"):
         raise UserError(
             f"{where}: variance_type is {config.variance_type}, but the network "
-            f"{'answers' if learns_variance else 'does not answer'} with a variance (out_channels twice in_channels)"
+            f"{'predicts' if learns_variance else 'does not predict'} a variance (out_channels twice in_channels)"
         )
     if config.trained_betas is not None:
         betas = torch.tensor(config.trained_betas, dtype=torch.float64)
@@ -301,7 +301,7 @@ def to_process(values: dict[str, Any], learns_variance: bool, where: str) -> Gau
 
 
 def to_scheduler(diffusion: GaussianDiffusion) -> dict[str, Any]:
-    """The `scheduler_config.json` of a process: a DDPMScheduler whose betas are exactly the process's."""
+    """Return the `scheduler_config.json` of a process: a DDPMScheduler with exactly its betas."""
     predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     return {
         "_class_name": "DDPMScheduler",
@@ -318,7 +318,7 @@ def to_scheduler(diffusion: GaussianDiffusion) -> dict[str, Any]:
 
 
 def _schedule_words(schedule: NoiseSchedule) -> dict[str, Any]:
-    """The named schedule that gives these very betas, or else the betas themselves."""
+    """Return the named schedule that gives exactly these betas, or else the betas themselves."""
     for words, betas in _named(schedule):
         if torch.equal(betas, schedule.betas):
             return {"trained_betas": None, **words}
@@ -332,7 +332,7 @@ def _schedule_words(schedule: NoiseSchedule) -> dict[str, Any]:
 
 
 def _named(schedule: NoiseSchedule) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
-    """Candidates: β_0 and β_{T-1} as they are and as somebody would have written them; rescaling keeps β_0 alone."""
+    """Yield candidates: β_0 and β_{T-1} as they are and rounded to 12 digits; rescaling keeps only β_0."""
     first, last = float(schedule.betas[0]), float(schedule.betas[-1])
     rescaled = schedule.zero_terminal_snr
     starts = dict.fromkeys([first, float(f"{first:.12g}")])

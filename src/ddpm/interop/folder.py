@@ -1,4 +1,4 @@
-"""Model folders as files: read what a stranger may have made, write so that it is never half there."""
+"""Model folders as files: read untrusted folders safely, write complete ones only."""
 
 import json
 import re
@@ -23,8 +23,8 @@ WHOLE = re.compile(rf"{WEIGHTS}(?:\.(\w+))?\.(safetensors|bin)")
 SHARD = re.compile(rf"{WEIGHTS}(\.\w+)?-\d{{5}}-of-\d{{5}}(\.\w+)?\.(safetensors|bin)")
 INDEX = re.compile(rf"{WEIGHTS}\.(safetensors|bin)\.index(?:\.(\w+))?\.json")
 VARIANTS = ("", "ema", "fp16", "bf16")  # from the most to the least wanted; any other comes after them
-# The files of a model folder, ours or Diffusers' of any age. A name that ends in a number is what a process that was
-# killed in `atomic_write` left, .DS_Store what Finder leaves wherever it looks.
+# The files of a model folder, ours or Diffusers' of any age. A name that ends in a number was left by a process killed
+# in `atomic_write`, .DS_Store by Finder.
 PARTS = re.compile(
     rf"(unet/)?(config\.json|{WEIGHTS}[\w.-]*|pytorch_model\.bin)|(scheduler/)?scheduler_config\.json"
     r"|model_index\.json|ddpm\.json|README\.md|samples\.png"
@@ -52,23 +52,23 @@ class ModelFolder:
             self.homes.append(self.root.parent.parent / "blobs")
 
     def find(self, *names: str) -> Path | None:
-        """The first of these files that is there."""
+        """Return the first of these files that exists."""
         for name in names:
             file = self.root / name
             if file.is_file():
                 if not any(file.resolve().is_relative_to(home) for home in self.homes):
-                    raise UserError(f"{self.path / name} is a link out of its folder: put the file itself there")
+                    raise UserError(f"{self.path / name} is a link out of its folder: replace it by the file itself")
                 return file
         return None
 
     def json(self, *names: str) -> dict[str, Any] | None:
-        """The first of these JSON files that is there, as a dict."""
+        """Return the first of these JSON files that exists, as a dict."""
         file = self.find(*names)
         return None if file is None else read_json(file)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of at most 16 MiB."""
+    """Read a JSON object of at most 16 MiB."""
     if file.stat().st_size > MAX_JSON_BYTES:
         raise UserError(f"{file} is larger than {MAX_JSON_BYTES >> 20} MiB: that is no configuration")
     try:
@@ -81,7 +81,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def checked(model: type[Checked], values: dict[str, Any], where: str) -> Checked:
-    """`values` as `model`, or one line that names the first field that is wrong."""
+    """Return `values` as a `model`; UserError names the first field that is wrong."""
     try:
         return model(**values)
     except ValidationError as error:
@@ -95,7 +95,7 @@ class Weights:
     """Named tensors whose shapes are known before any is read.
 
     Args:
-        where: what an error message calls them.
+        where: their file, for error messages.
         shapes: shape of each tensor.
         read: name -> tensor.
     """
@@ -109,14 +109,14 @@ class Weights:
 
     @classmethod
     def of_safetensors(cls, *files: Path) -> "Weights":
-        """The tensors of one file, or of all shards of one model."""
+        """Open one file, or all shards of one model."""
         shapes: dict[str, tuple[int, ...]] = {}
         handles = {}
         for file in files:
             try:
                 handle = safe_open(file, "pt")
             except SafetensorError as error:
-                raise UserError(f"{file} is not a safetensors file, and is opened as nothing else: {error}") from None
+                raise UserError(f"{file} is not a safetensors file (or it is damaged): {error}") from None
             for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                 shapes[name] = tuple(handle.get_slice(name).get_shape())
                 handles[name] = handle
@@ -175,12 +175,12 @@ def shards(folder: ModelFolder, prefix: str, index: dict[str, Any]) -> list[Path
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside `folder`, then put it in its place; a model folder that was there goes.
+    """Let `write` fill a temporary folder, then replace the model folder `folder` by it.
 
-    One of the two is whole on the disk at any moment, also where the machine dies.
+    One of the two is complete on the disk at any moment, even if the machine loses power.
 
     Raises:
-        UserError: something is there that is no model folder, or a model folder that holds something else besides.
+        UserError: `folder` exists and is not a model folder, or holds other files too.
     """
     folder = folder.resolve()
     beside, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
@@ -193,7 +193,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         raise UserError(
             f"{folder} holds {foreign}, which is no part of a model and would be lost: move it, or give another name"
         )
-    for leftover in (beside, old):  # of a process that was killed while it wrote
+    for leftover in (beside, old):  # left by a process that was killed while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
@@ -212,20 +212,20 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def put_back(old: Path, folder: Path) -> None:
-    """Undo the first of two renames where the second has not come about."""
+    """Undo the first of two renames if the second did not happen."""
     if old.is_dir() and not folder.exists():
         old.rename(folder)
 
 
 def no_part_of_a_model(folder: Path) -> str | None:
-    """A file in `folder`, by its path there, that no writer of models put there; a link is one whatever it leads to."""
+    """Return the relative path of a file that does not belong to a model, if there is one; any link counts as one."""
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = (file.relative_to(folder).as_posix() for file in files)
     return next((name for name in names if not PARTS.fullmatch(name)), None)
 
 
 def save_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file with the permissions of any new file; safetensors itself lets none but the owner read it."""
+    """Write a safetensors file with the permissions of any new file; safetensors makes it private."""
     file.touch()
     mode = file.stat().st_mode
     save_file(tensors, file, metadata)
@@ -239,5 +239,5 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
 
 
 def exact_float32(tensor: Tensor) -> Tensor:
-    """A float32 copy that no longer depends on the file it came from."""
+    """Return a float32 copy that does not depend on the file it was read from."""
     return tensor.to(torch.float32, copy=True)

@@ -23,7 +23,7 @@ ANOTHER = "the Hub did not answer as it should"
 
 
 def looks_like_id(name: str) -> bool:
-    """Whether `name` could be a repository on the Hub: "user/name"."""
+    """Return whether `name` could be a repository on the Hub: "user/name"."""
     return ID.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
@@ -33,9 +33,12 @@ def check_id(name: str) -> None:
 
 
 def download(name: str, *, pickled: bool = False) -> Path:
-    """The folder of a Hub model, fetched unless it is in the cache; only files that a model folder has.
+    """Return the folder of a Hub model; it is downloaded unless it is in the cache, and only files of a model.
 
-    `pickled` also fetches .bin weights where there are no others, for `ddpm convert`.
+    Args:
+        pickled: also download .bin weights if there are no others, for `ddpm convert`.
+
+    Raises UserError, in one line, if there is no such model, no access or no network.
     """
     for patterns in (SAFE, VARIANTS, PICKLED) if pickled else (SAFE, VARIANTS):
         both = [prefix + pattern for pattern in patterns for prefix in ("", "unet/")]
@@ -47,13 +50,13 @@ def download(name: str, *, pickled: bool = False) -> Path:
 
 
 def check_login() -> None:
-    """See that the Hub knows the user; UserError where it does not, before anything is drawn for it."""
+    """Raise UserError if the Hub does not know the user; call it before the work starts."""
     with one_line("your account"):
         huggingface_hub.HfApi().whoami()
 
 
 def upload(folder: Path, name: str, *, private: bool) -> str:
-    """Make the repository `name` where there is none, put a model folder in it, and return its address."""
+    """Upload a model folder to the repository `name`, creating it if needed; return its address."""
     check_id(name)
     api = huggingface_hub.HfApi()
     with one_line(name):
@@ -64,7 +67,7 @@ def upload(folder: Path, name: str, *, private: bool) -> str:
 
 @contextmanager
 def one_line(name: str) -> Iterator[None]:
-    """The Hub's errors as one line that says what would be right."""
+    """Turn the Hub's errors into one line that says what to do."""
     try:
         yield
     except errors.GatedRepoError:

@@ -49,15 +49,15 @@ LAYERS = {
 
 
 def is_openai(names: Collection[str]) -> bool:
-    """Whether a state dictionary has these repositories' names."""
+    """Return whether a state dictionary has the names of these repositories."""
     return "input_blocks.0.0.weight" in names and "time_embed.0.weight" in names
 
 
 class Architecture:
-    """What the weights tell.
+    """The part of the architecture that follows from the weights.
 
     Raises:
-        KeyError, IndexError, ValueError: they are not what the two repositories write.
+        KeyError, IndexError, ValueError: the weights do not have the layout of the two repositories.
     """
 
     def __init__(self, state: dict[str, Tensor]):
@@ -72,7 +72,7 @@ class Architecture:
         by_conv = [row for row in range(rows) if f"{after[row]}.conv.weight" in state]
         by_block = [row for row in range(rows) if f"{after[row]}.in_layers.0.weight" in state]
         levels = 1 + len(by_conv) + len(by_block)
-        each = rows // levels  # rows a level on the way up: its blocks, one more than on the way down
+        each = rows // levels  # rows per level on the way up: one more than blocks on the way down
         if by_conv + by_block != [each * level - 1 for level in range(1, levels)] or rows % levels:
             raise ValueError("the order of output_blocks")
 
@@ -85,13 +85,13 @@ class Architecture:
 
     @property
     def attended_widths(self) -> set[int]:
-        """The widths that have attention; the middle has it always."""
+        """The widths that have attention; the middle always has it."""
         return {width for width, attention in zip(self.widths, self.attended, strict=True) if attention} | {
             self.widths[-1]
         }
 
     def modules(self) -> Iterator[tuple[str, str]]:
-        """(their name, our name) of every module."""
+        """Yield (their name, our name) of every module."""
         yield from ENDS.items()
         block, last = count(1), len(self.widths) - 1
         for level in range(last + 1):
@@ -113,7 +113,7 @@ class Architecture:
 def renamed(
     state: dict[str, Tensor], found: Architecture, *, heads: Callable[[int], int], new_order: bool
 ) -> dict[str, Tensor]:
-    """The tensors under our names. A name that has none keeps its own.
+    """Return the tensors under our names; an unknown name stays as it is.
 
     Args:
         heads: channels -> heads of an attention over them.
@@ -136,7 +136,7 @@ def renamed(
 
 
 def split_qkv(tensor: Tensor, heads: int, new_order: bool) -> Tensor:
-    """q, k and v (3, C, ...) of a joint projection (3·C, ...): [q k v] of all heads, or legacy, head by head."""
+    """Split a joint projection (3·C, ...) into q, k and v (3, C, ...): [q k v] of all heads, or (legacy) by head."""
     channels = len(tensor) // 3
     if new_order:
         return tensor.reshape(3, channels, *tensor.shape[1:])
@@ -150,7 +150,7 @@ SHOWN_STEPS = 1000  # what rescale_timesteps rescales to
 
 
 class Flags(BaseModel):
-    """Their model and diffusion flags. Those that may be None are told by the weights, and checked where given."""
+    """Their model and diffusion flags. Those that may be None follow from the weights, and are checked if given."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -175,29 +175,29 @@ class Flags(BaseModel):
     resblock_updown: bool | None = None
 
     def heads(self, width: int) -> int:
-        """Heads of an attention over `width` channels."""
+        """Return the number of heads of an attention over `width` channels."""
         return self.num_heads if self.num_head_channels == -1 else width // self.num_head_channels
 
 
 def parse_flags(text: str) -> Flags:
-    """Flags as one types them: "--image_size 64 --num_head_channels 64"."""
+    """Parse flags as they are typed: "--image_size 64 --num_head_channels 64"."""
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f"the flags end too early ({error}): close what is open in {text}") from None
+        raise UserError(f"the flags end inside a quotation ({error}): {text}") from None
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
-        raise UserError(f"flags come as pairs, --name value, which this is not: {text}")
+        raise UserError(f"flags must be pairs, --name value, not: {text}")
     given = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
     for name in given.keys() - Flags.model_fields - IRRELEVANT:
         near = difflib.get_close_matches(name, Flags.model_fields, n=1)
         raise UserError(f"--{name} is no flag of theirs that tells a network" + f": --{near[0]}?" * bool(near))
     if "image_size" not in given:
-        raise UserError("the weights do not tell the images' size: the flags must, e.g. --image_size 64")
+        raise UserError("the weights do not determine the image size: add it to --flags, e.g. --image_size 64")
     return checked(Flags, {name: value for name, value in given.items() if name not in IRRELEVANT}, "their flags")
 
 
 def from_openai(state: dict[str, Tensor], flags: Flags, where: str) -> LoadedParts:
-    """The network and process of a checkpoint.
+    """Build the network and the process of a checkpoint.
 
     Raises:
         UserError: the flags contradict the weights, or the network cannot be expressed.
@@ -205,7 +205,7 @@ def from_openai(state: dict[str, Tensor], flags: Flags, where: str) -> LoadedPar
     try:
         found = Architecture(state)
     except (KeyError, IndexError, ValueError) as error:
-        raise UserError(f"{where} is no U-Net of improved- or guided-diffusion, {error} is not as there") from None
+        raise UserError(f"{where} is not a U-Net of improved- or guided-diffusion: {error}") from None
     check(found, flags, where)
     config = checked(NetworkConfig, network_fields(found, flags), where)
     size = (flags.image_size, flags.image_size)
@@ -218,7 +218,7 @@ def from_openai(state: dict[str, Tensor], flags: Flags, where: str) -> LoadedPar
 
 
 def network_fields(found: Architecture, flags: Flags) -> dict[str, object]:
-    """Our configuration of their network."""
+    """Return the fields of `NetworkConfig` for their network."""
     base = found.widths[0]
     head_dims = {width // flags.heads(width) for width in found.attended_widths}
     one_head = head_dims == found.attended_widths
@@ -227,7 +227,7 @@ def network_fields(found: Architecture, flags: Flags) -> dict[str, object]:
         "channel_mult": [width // base if width % base == 0 else width / base for width in found.widths],
         "blocks": found.blocks,
         "attention": [flags.image_size >> level for level, attention in enumerate(found.attended) if attention],
-        # UNet2DModel knows one head, or heads of one width: those are preferred where they say the same
+        # UNet2DModel has one head, or heads of one width: preferred if they are equivalent
         "head_dim": min(head_dims) if len(head_dims) == 1 and not one_head else None,
         "heads": flags.num_heads if len(head_dims) > 1 and not one_head else None,
         "time_channels": None if found.time_channels == base else found.time_channels,
@@ -243,10 +243,10 @@ def network_fields(found: Architecture, flags: Flags) -> dict[str, object]:
 
 
 def to_process(flags: Flags, *, learns_variance: bool) -> GaussianDiffusion:
-    """Their process.
+    """Return their process.
 
-    With rescaled timesteps the network was shown t·1000/T for step t. Taken as the process of every T/1000-th step
-    alone, as their own respacing would, its k-th step is the one that the network was shown as k.
+    With rescaled timesteps the network was trained on t·1000/T for step t. Only every T/1000-th step is kept, as their
+    own respacing does, so that the k-th step is the one that the network knows as k.
     """
     steps = flags.diffusion_steps
     betas = make_betas(flags.noise_schedule, steps, 0.1 / steps, 20 / steps)
@@ -261,17 +261,19 @@ def to_process(flags: Flags, *, learns_variance: bool) -> GaussianDiffusion:
 
 
 def check(found: Architecture, flags: Flags, where: str) -> None:
-    """What the flags say twice must be what the weights say; what is no DDPM or not expressible is named."""
-    upsamples = found.in_channels == 6  # their upsamplers see x_t and, beside it, the small image in as many channels
+    """Raise UserError if the flags contradict the weights, or if the network is no DDPM or cannot be expressed."""
+    upsamples = found.in_channels == 6  # the input of their upsamplers is x_t and the small image, concatenated
     if upsamples or found.out_channels not in (found.in_channels, 2 * found.in_channels):
-        raise UserError(f"{where} makes {found.out_channels} channels of {found.in_channels}: no DDPM (an upsampler?)")
+        raise UserError(
+            f"{where} has {found.in_channels} input and {found.out_channels} output channels: no DDPM (an upsampler?)"
+        )
     if flags.num_heads_upsample not in (-1, flags.num_heads) and flags.num_head_channels == -1:
         raise UserError(f"{where}: --num_heads_upsample cannot be expressed: both ways have the same heads here")
     divisor = flags.num_heads if flags.num_head_channels == -1 else flags.num_head_channels
     for width in found.attended_widths:
         if divisor == 0 or width % divisor:
-            raise UserError(f"{where}: attention over {width} channels does not divide into heads as the flags say")
-    told = {
+            raise UserError(f"{where}: attention over {width} channels cannot be divided into heads as the flags say")
+    known = {
         "num_channels": found.time_channels,
         "num_res_blocks": found.blocks,
         "channel_mult": ",".join(f"{width / found.time_channels:g}" for width in found.widths),
@@ -280,7 +282,7 @@ def check(found: Architecture, flags: Flags, where: str) -> None:
         "use_scale_shift_norm": found.scale_shift,
         "resblock_updown": found.residual_resampling,
     }
-    for name, value in told.items():
+    for name, value in known.items():
         if getattr(flags, name) not in (None, "", value):
             raise UserError(f"{where}: the weights have --{name} {value}, not {getattr(flags, name)}")
     sides = [flags.image_size >> level for level in range(len(found.widths))]

@@ -69,7 +69,7 @@ class NetworkConfig(BaseModel):
         encoded = self.time_channels or self.widths[0]
         if encoded // 2 <= self.freq_shift:
             least = 2 * math.floor(self.freq_shift) + 2
-            raise ValueError(f"t is encoded in {encoded} channels; that takes at least {least}")
+            raise ValueError(f"t is encoded in {encoded} channels, but that takes at least {least}")
         return self
 
     @property
@@ -86,7 +86,7 @@ class NetworkConfig(BaseModel):
         if width % (self.head_dim or self.heads or 1):
             heads = f"heads of {self.head_dim}" if self.head_dim else f"{self.heads} heads"
             raise UserError(
-                f"attention over {width} channels does not divide into {heads}: "
+                f"attention over {width} channels cannot be divided into {heads}: "
                 f"choose network.head_dim or network.heads so that they divide {width}"
             )
         return self.heads or (width // self.head_dim if self.head_dim else 1)

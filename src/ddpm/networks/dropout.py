@@ -1,4 +1,4 @@
-"""Dropout without a random number generator: the mask of an image is a function of its key and the layer alone.
+"""Dropout without a random number generator: the mask is a function of the image's key and the layer.
 
 So it is the same however a batch is split over processes or micro-batches, after a resume, and when gradient
 checkpointing computes a block a second time.
@@ -11,7 +11,7 @@ _WORD = 2**32
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """A bijection of 32-bit words in which every input bit moves every output bit (Wellons' "lowbias32" hash).
+    """Hash 32-bit words bijectively; every input bit affects every output bit (Wellons' "lowbias32").
 
     x: int32, read as unsigned; products wrap.
     """
@@ -27,9 +27,9 @@ def _signed(word: int) -> int:
 class Dropout(nn.Module):
     """Drops each element with `probability`, in training mode, by words u = a·s + b modulo 2³².
 
-    s is one random word an element, the same for all images; a (odd) and b come from the image's key and the layer.
-    Each u is then exactly uniform, independent over an image's elements and pairwise over images, for one
-    multiply-add instead of one hash an element and image.
+    s is one random word per element, the same for all images; a (odd) and b come from the image's key and the layer.
+    Each u is then exactly uniform, independent over an image's elements and pairwise over images, at the
+    cost of one multiply-add instead of one hash per element and image.
     """
 
     def __init__(self, probability: float, layer: int):
@@ -37,15 +37,15 @@ class Dropout(nn.Module):
         self.probability, self.layer = probability, layer
 
     def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        """x (N, C, H, W); keys (N,) int64, not needed where nothing is dropped."""
+        """x (N, C, H, W); keys (N,) int64, not needed if nothing is dropped."""
         if not self.training or self.probability == 0:
             return x
         if keys is None:
-            raise ValueError("dropout in training mode needs one key an image")
+            raise ValueError("dropout in training mode needs one key per image")
         return (x * (1 / (1 - self.probability))).masked_fill(self._dropped(x.shape, keys), 0)
 
     def _dropped(self, shape: torch.Size, keys: Tensor) -> Tensor:
-        """True where an element is dropped; (N, C, H, W), laid out channels-last."""
+        """Return the mask of dropped elements, bool (N, C, H, W), channels-last."""
         n, channels, height, width = shape
         salt = _signed(0x9E3779B9 * (self.layer + 1) % _WORD)
         elements = torch.arange(height * width * channels, dtype=torch.int32, device=keys.device)

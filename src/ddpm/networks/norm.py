@@ -1,8 +1,8 @@
 """Group normalisation with its conditioning and SiLU, as one operation.
 
-`_plain` says what it is. PyTorch's own kernel is slow on channels-last images, which half-precision convolutions want:
-on the CPU it takes ten times as long as `_Fused`, on a CUDA card, where it also copies them into the other order and
-back, twice as long as `_by_channel`, which is written for a compiler too.
+`_plain` is the definition. PyTorch's own kernel is slow on channels-last images, which half-precision convolutions
+prefer: on the CPU it takes ten times as long as `_Fused`. On a CUDA GPU, where it also copies the images to the other
+order and back, it takes twice as long as `_by_channel`, which is also written for a compiler.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# elements worked on at once, so that float32 copies of them stay in a core's cache
+# elements processed at once, so that their float32 copies stay in the cache of a core
 CHUNK = 2**19
 
 _room = threading.local()
@@ -69,15 +69,15 @@ def _plain(
 def _by_channel(
     x: Tensor, added: Tensor | None, gamma: Tensor, beta: Tensor, groups: int, eps: float, silu: bool
 ) -> Tensor:
-    """`_plain` as an affine map of every image and channel: sums over the pixels of a channel, which lie side by side
-    with the other channels' in channels-last order, and only then over the channels of a group."""
+    """Compute `_plain` as an affine map per image and channel: sums over pixels first, which is fast in channels-last
+    order, then over the channels of a group."""
     size = x.shape[2] * x.shape[3]
     sums = x.sum((2, 3), dtype=gamma.dtype)
     squares = torch.linalg.vector_norm(x, dim=(2, 3), dtype=gamma.dtype).square()
     if added is not None:  # Σ(x + added) and Σ(x + added)²
         squares = squares + added * (2 * sums + size * added)
         sums = sums + size * added
-    # E[x²] - E[x]² loses digits to float32 sums only: the difference itself is in float64
+    # E[x²] - E[x]² loses digits only through float32 sums: the difference itself is in float64
     mean, second = (_of_groups(each.double(), groups) / size for each in (sums, squares))
     rsqrt = (second - mean.square()).clamp(min=0).add(eps).rsqrt()
     mean, rsqrt = (_spread(each.to(gamma.dtype), x.shape[1]) for each in (mean, rsqrt))
@@ -88,11 +88,11 @@ def _by_channel(
 
 
 class _Fused(torch.autograd.Function):
-    """`_plain` and its derivative, as sums and multiply-adds over the (N, H·W, C) view, some images at a time.
+    """`_plain` and its derivative, as sums and multiply-adds over the (N, H·W, C) view, a few images at a time.
     `gamma` and `beta` (N or 1, C) are the whole affine map.
 
-    For one image and channel all of it is affine in x: with r = 1/√(var + ε) of the group, x̂ = r·(x + offset),
-    z = a·x + b and y = silu(z).
+    Per image and channel, everything before SiLU is affine in x: with r = 1/√(var + ε) of the group,
+    x̂ = r·(x + offset), z = a·x + b and y = silu(z).
     """
 
     @staticmethod
@@ -112,7 +112,7 @@ class _Fused(torch.autograd.Function):
             if t is not None:  # Σ(x + t) and Σ(x + t)²
                 sums = torch.stack([sums[0] + size * t, sums[1] + t * (2 * sums[0] + size * t)])
             mean, second = sums.reshape(2, -1, groups, channels // groups).mean(-1) / size
-            # E[x²] - E[x]² loses digits to float32 sums only: the difference itself is in float64
+            # E[x²] - E[x]² loses digits only through float32 sums: the difference itself is in float64
             rsqrt = (second - mean.square()).clamp_(min=0).add_(eps).rsqrt_()
             offset.copy_(_spread(-mean, channels))
             if t is not None:
@@ -162,7 +162,7 @@ class _Fused(torch.autograd.Function):
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H·W, C), a view where x is channels-last."""
+    """(N, C, H, W) -> (N, H·W, C), a view if x is channels-last."""
     n, channels, height, width = x.shape
     return x.permute(0, 2, 3, 1).contiguous().reshape(n, height * width, channels)
 
@@ -183,7 +183,7 @@ def _spread(per_group: Tensor, channels: int) -> Tensor:
 
 
 def _of(per_image: Tensor, rows: slice) -> Tensor:
-    """The rows of a tensor (N, C); all of one that is the same for every image (1, C)."""
+    """Return these rows of a tensor (N, C); the only row of (1, C), which is the same for every image."""
     return per_image[rows] if len(per_image) > 1 else per_image
 
 
@@ -197,11 +197,11 @@ def _chunks(pixels: Tensor) -> Iterator[slice]:
 
 
 def _buffers(pixels: Tensor, dtype: torch.dtype, number: int) -> list[Tensor]:
-    """Room for some images each. It stays with the thread: fresh memory would cost a page fault every 4 KiB."""
+    """Return buffers for a few images each, kept per thread: new memory would cost a page fault per 4 KiB."""
     shape = (_images_at_once(pixels), *pixels.shape[1:])
     needed = number * math.prod(shape)
     memory: Tensor | None = getattr(_room, "memory", None)
     if memory is None or memory.dtype != dtype or memory.numel() < needed:
-        with torch.inference_mode(False):  # room made inside it could not be written to outside
+        with torch.inference_mode(False):  # memory from inference mode could not be written to outside it
             memory = _room.memory = torch.empty(needed, dtype=dtype)
     return list(memory[:needed].reshape(number, *shape))

@@ -21,8 +21,8 @@ from ddpm.networks.norm import GroupNorm
 # Ho et al. write "zero" for a variance scale of 1e-10, so the layer starts near zero but not at a saddle
 NEAR_ZERO = 1e-5
 
-# up to here the CPU's flash attention is slower than two matrix products (its backward pass three times, in bfloat16),
-# beyond, their tokens × tokens matrix takes too much memory
+# up to this size the CPU's flash attention is slower than two matrix products (its backward pass three times, in
+# bfloat16); beyond it, their tokens × tokens matrix needs too much memory
 MATMUL_TOKENS = 1024
 
 
@@ -33,7 +33,7 @@ def _xavier(layer: "Conv | Linear", gain: float) -> None:
 
 
 def memory_order(x: Tensor) -> torch.memory_format:
-    """Channels-last, except in full precision on the CPU, whose kernels are as fast or faster the ordinary way."""
+    """Return channels-last, except in full precision on the CPU, where the default order is as fast or faster."""
     full = x.dtype in (torch.float32, torch.float64)
     return torch.contiguous_format if x.device.type == "cpu" and full else torch.channels_last
 
@@ -51,7 +51,7 @@ class Linear(nn.Linear):
 
 class Conv(nn.Conv2d):
     """Args:
-    adds_bias: False leaves the bias to the caller, who has a cheaper place for it.
+    adds_bias: False leaves the bias to the caller, who can add it at less cost.
     """
 
     bias: nn.Parameter
@@ -108,15 +108,15 @@ class Downsample(nn.Module):
         self.pads_right_and_below = padding == 0
 
     def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
-        """x (N, C, H, W); the embedding and keys of a residual block in its place are not needed."""
+        """x (N, C, H, W); the other arguments of a residual block, which may replace it, are ignored."""
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pads_right_and_below else x)
 
 
 class Upsample(nn.Module):
     """Double the image by its nearest pixel, then convolve."""
 
-    # Along one axis, doubling and then the three taps (w0, w1, w2) are a stride-2 transposed convolution with the four
-    # taps (w2, w1 + w2, w0 + w1, w0)
+    # Along one axis, doubling and then three taps (w0, w1, w2) are a stride-2 transposed convolution with the four taps
+    # (w2, w1 + w2, w0 + w1, w0)
     TAPS = ((0, 0, 1, 1), (0, 1, 1, 0), (1, 1, 0, 0))
 
     def __init__(self, channels: int):
@@ -124,14 +124,14 @@ class Upsample(nn.Module):
         self.conv = Conv(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
-        """x (N, C, H, W); the embedding and keys of a residual block in its place are not needed."""
-        # 16 multiplications a pixel of x instead of 36, once there are pixels enough to pay for folding the kernel
+        """x (N, C, H, W); the other arguments of a residual block, which may replace it, are ignored."""
+        # 16 multiplications per pixel of x instead of 36, if there are enough pixels to pay for folding the kernel
         if x.device.type == "cpu" and x.numel() >= 2 * x.shape[1] ** 2:
             return F.conv_transpose2d(x, self._folded(x.dtype), self.conv.bias.to(x.dtype), stride=2, padding=1)
         return self.conv(doubled(x))
 
     def _folded(self, dtype: torch.dtype) -> Tensor:
-        """The transposed convolution's kernel, (inputs, outputs, 4, 4)."""
+        """Return the kernel of the transposed convolution, (inputs, outputs, 4, 4)."""
         weight = self.conv.weight.to(torch.promote_types(dtype, torch.float32))
         taps = torch.tensor(self.TAPS, dtype=weight.dtype)
         both = torch.einsum("ia,jb->ijab", taps, taps).reshape(9, 16)
@@ -139,12 +139,12 @@ class Upsample(nn.Module):
 
 
 def doubled(x: Tensor) -> Tensor:
-    """Every pixel four times."""
+    """Repeat every pixel four times."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def halved(x: Tensor) -> Tensor:
-    """The mean of every 2×2 pixels."""
+    """Return the mean of every 2×2 pixels."""
     return F.avg_pool2d(x, 2)
 
 
@@ -156,7 +156,7 @@ class ResidualBlock(nn.Module):
 
     Args:
         embedding: width of the embedding of t and the class.
-        layer: the block's number, which tells its dropout masks from the others'.
+        layer: number of the block, so that every block has its own dropout masks.
         resample: None, or `halved` or `doubled`, done between the first SiLU and convolution.
     """
 
@@ -180,7 +180,7 @@ class ResidualBlock(nn.Module):
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
-        # conv1's bias joins what the norm adds anyway, so that its gradient costs no pass over the pixels
+        # the bias of conv1 is added inside the norm, so that its gradient costs no pass over the pixels
         condition, bias = self.time_emb_proj(embedding), self.conv1.bias.to(embedding.dtype)[None]
         if self.scale_shift:
             scale, shift = condition.chunk(2, dim=1)
@@ -217,7 +217,7 @@ class Attention(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·kᵀ / √d)·v over (N, heads, tokens, d); the softmax is computed in float32 whatever the dtype."""
+    """Return softmax(q·kᵀ / √d)·v over (N, heads, tokens, d); the softmax is computed in float32."""
     if q.device.type == "cpu" and q.shape[-2] <= MATMUL_TOKENS:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         return scores.softmax(dim=-1) @ v
@@ -225,7 +225,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each with its attention where the level has any."""
+    """The blocks of one resolution, each followed by attention if the level has it."""
 
     def __init__(self, config: NetworkConfig, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]):
         super().__init__()
@@ -243,7 +243,7 @@ class Level(nn.Module):
 
 
 class Down(Level):
-    """Leaves every result in `skips`."""
+    """A level on the way down; appends every result to `skips`."""
 
     def __init__(self, config: NetworkConfig, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]):
         super().__init__(config, resnets, attentions)
@@ -260,6 +260,8 @@ class Down(Level):
 
 
 class Middle(Level):
+    """The two blocks at the lowest resolution."""
+
     def forward(self, h: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
         for index in range(len(self.resnets)):
             h = self.block(index, h, embedding, keys)
@@ -267,7 +269,7 @@ class Middle(Level):
 
 
 class Up(Level):
-    """Takes in what the way down left, last first."""
+    """A level on the way up; consumes `skips` from the end."""
 
     def __init__(self, config: NetworkConfig, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]):
         super().__init__(config, resnets, attentions)
@@ -282,16 +284,16 @@ class Up(Level):
 
 
 class UNet(nn.Module):
-    """Predicts what the process asks for (ε, x_0, v, and a variance) from x_t, t and a class.
+    """The network that predicts ε, x_0 or v (and a variance) from x_t, t and a class.
 
     Args:
         config: widths, levels, attention.
         image_size: (height, width) of the images.
-        in_channels, out_channels: 1 to 4 of the image; twice as many out where the variance is learned.
+        in_channels, out_channels: 1 to 4 of the image; twice as many outputs if the variance is learned.
         num_classes: rows of the class embedding, the null class included; None for an unconditional network.
 
     Raises:
-        UserError: the levels do not divide the image, or no level has a size that `config.attention` names.
+        UserError: the levels do not divide the image, or `config.attention` names a size that no level has.
     """
 
     def __init__(
@@ -356,10 +358,10 @@ class UNet(nn.Module):
 
         Args:
             x_t: (N, in_channels, H, W), about unit variance; its dtype is the precision of the computation.
-            t: (N,), 0 to T-1, fractional where a sampler asks.
-            labels: (N,) int64; needed where there are classes.
-            dropout_keys: (N,) int64: the dropout masks of an image are a function of its key. None in training mode
-                draws keys from torch's generator.
+            t: (N,), 0 to T-1, may be fractional.
+            labels: (N,) int64; required if the network has classes.
+            dropout_keys: (N,) int64; the dropout masks of an image are a function of its key. None in training mode
+                takes random keys from torch's generator.
 
         Returns:
             (N, out_channels, H, W) in x_t's dtype.
@@ -377,7 +379,7 @@ class UNet(nn.Module):
         return self.conv_out(self.conv_norm_out(h))
 
     def _embedding(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """What every block is told of t and the class: (N, 4·channels), after SiLU, in float32."""
+        """Return the embedding of t and the class for every block: (N, 4·channels), after SiLU, in float32."""
         if (labels is None) != (self.class_embedding is None):
             raise UserError(
                 "this network has no classes: give no labels"

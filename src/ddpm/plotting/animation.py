@@ -1,4 +1,4 @@
-"""Frames of a trajectory: which steps to keep, how to draw them, and how to write a GIF, an MP4 or a strip.
+"""Frames of a trajectory: which steps to keep, how to render them, and how to write a GIF, an MP4 or a strip.
 
 The frames are chosen before the run and kept as uint8, so memory does not grow with the number of steps.
 """
@@ -24,10 +24,10 @@ Phase = Literal["forward", "reverse"]
 
 @dataclass(frozen=True)
 class Frame:
-    """One moment: x_t, and beside it x_0 (given, in the forward process; predicted, in the reverse).
+    """One moment: x_t with x_0 (the given image in the forward process, the predicted one in the reverse process).
 
-    `x_t` and `x_0` are uint8 grids (C, H, W) of all the images; `x_0` is None where there is nothing to show. t = -1 is
-    the data, where `log_snr` is +inf.
+    `x_t` and `x_0` are uint8 grids (C, H, W) of all images; `x_0` is None if there is nothing to show. t = -1 is the
+    data; its `log_snr` is +inf.
     """
 
     phase: Phase
@@ -38,15 +38,15 @@ class Frame:
 
 
 class Recorder:
-    """Shown every state of a run, keeps the chosen ones as frames.
+    """Receive every state of a run and keep the chosen ones as frames.
 
     Args:
         timesteps: of the states, in the order they will come: S+1 for a run of S steps.
-        log_snr: of a timestep.
-        phase: which way the run goes.
-        frames: how many to keep, at most; the first and the last are always among them.
+        log_snr: log-SNR as a function of the timestep.
+        phase: direction of the run.
+        frames: most frames to keep; the first and the last state are always among them.
         spacing: "uniform" over the states, or over their log-SNR.
-        columns: of the grid, where there is more than one image.
+        columns: of the grid, if there is more than one image.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Recorder:
         self.chosen = frozenset(choose_frames(self.log_snrs, frames, spacing))
 
     def see(self, state: int, x_t: Tensor, x_0: Tensor | None = None) -> None:
-        """State number `state` is x_t (N, C, H, W), and x_0 what is known or predicted of its images."""
+        """Receive state number `state`: x_t (N, C, H, W), and the known or predicted x_0."""
         if state in self.chosen:
             beside = None if x_0 is None else as_grid(x_0, self.columns)
             moment = (self.phase, self.timesteps[state], self.log_snrs[state])
@@ -73,15 +73,15 @@ class Recorder:
 
 
 def as_grid(images: Tensor, columns: int | None = None) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1] as one uint8 picture; a single one without a border."""
+    """Arrange images (N, C, H, W) in [-1, 1] as one uint8 image; a single one has no border."""
     return make_grid(images, columns, gap=0 if len(images) == 1 else 2)
 
 
 def choose_frames(log_snrs: Sequence[float], frames: int, spacing: FrameSpacing = "uniform") -> list[int]:
-    """Which of the states to keep, by their index: at most `frames` (at least 2), the first and the last included."""
+    """Return the indices of the states to keep: at most `frames` (at least 2), including the first and the last."""
     last = len(log_snrs) - 1
     if frames < 2:
-        raise UserError(f"{frames} frames asked for: a trajectory has at least 2, its first and its last")
+        raise UserError(f"{frames} frames are too few: give at least 2, for the first and the last state")
     if spacing == "uniform":
         return sorted({round(place) for place in np.linspace(0, last, min(frames, last + 1))})
     if spacing != "log_snr":
@@ -104,7 +104,7 @@ SUBSCRIPT = re.compile(r"_(\w)")
 
 
 def picture(frame: Frame, progress: float) -> Image.Image:
-    """One frame: x_t, x_0 beside it, t and SNR under them, and a line of which `progress` (0 to 1) is filled."""
+    """Render one frame: x_t and x_0 side by side, t and SNR below, and a bar filled to `progress` (0 to 1)."""
     panels = [(title, _panel(grid, PANEL)) for title, grid in _titled(frame)]
     width = sum(panel.width for _, panel in panels) + MARGIN * (len(panels) + 1)
     bottom = 40 + panels[0][1].height
@@ -123,7 +123,7 @@ def picture(frame: Frame, progress: float) -> Image.Image:
 
 
 def strip(frames: Sequence[Frame]) -> Image.Image:
-    """All frames side by side: x_t above, x_0 below, t and SNR under each, and the phase above where there are two."""
+    """Render all frames side by side: x_t above, x_0 below, t and SNR under each; names of the phases on top."""
     columns = [[(title, _panel(grid, STRIP_CELL)) for title, grid in _titled(frame)] for frame in frames]
     titles = [title for title, _ in columns[-1]]
     if len({frame.phase for frame in frames}) == 2:
@@ -160,7 +160,7 @@ def _canvas(mode: str, width: int, height: int) -> tuple[Image.Image, ImageDraw.
 
 
 def _panel(grid: Tensor, side: int) -> Image.Image:
-    """A grid as a picture, enlarged by a whole number towards `side`, or shrunk to the largest allowed."""
+    """Enlarge a grid by a whole number to about `side`, or shrink it to the largest size allowed."""
     image = to_pillow(grid)
     image = image.convert("L" if image.mode in ("L", "LA") else "RGB")
     factor = max(1, round(side / max(image.size)))
@@ -170,7 +170,7 @@ def _panel(grid: Tensor, side: int) -> Image.Image:
 
 
 def _text(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int) -> None:
-    """Text in which `_t` is a subscript: the font has no glyph for one."""
+    """Write text; `_t` becomes a subscript, for which the font has no glyph."""
     x, y = place
     ink = _paint(draw.im.mode, INK)
     for number, piece in enumerate(SUBSCRIPT.split(text)):
@@ -202,19 +202,19 @@ def _snr(frame: Frame) -> str:
 
 
 ENDINGS = (".gif", ".mp4", ".png")
-SHORTEST_PAUSE = 20  # milliseconds; below that browsers show a GIF's frame for 100
-LONGEST_PAUSE = 655  # seconds; a GIF counts hundredths of them in 16 bits
+SHORTEST_PAUSE = 20  # milliseconds; browsers show shorter GIF frames for 100 ms
+LONGEST_PAUSE = 655  # seconds; a GIF stores hundredths of a second in 16 bits
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The frames in the order they are to be seen, and the images that came out, float (N, C, H, W) in [-1, 1]."""
+    """The frames in the order of display, and the final images, float (N, C, H, W) in [-1, 1]."""
 
     frames: list[Frame]
     images: Tensor
 
     def pictures(self) -> Iterator[Image.Image]:
-        """Each frame as a captioned picture, all of one size."""
+        """Yield each frame with its caption, all of one size."""
         last = max(1, len(self.frames) - 1)
         for index, frame in enumerate(self.frames):
             yield picture(frame, progress=index / last)
@@ -223,10 +223,10 @@ class Trajectory:
         """Write a .gif, an .mp4, or all frames in one .png.
 
         Args:
-            fps: frames a second (not for a .png).
-            hold: seconds for which the last frame stands still.
+            fps: frames per second (not for a .png).
+            hold: seconds to show the last frame.
 
-        Raises UserError where the name has another ending or is taken, or ffmpeg is missing; RunStopped on a full disk.
+        Raises UserError if the name has another ending or exists, or ffmpeg is missing; RunStopped if the disk is full.
         """
         path = check_animation(path, fps=fps, hold=hold, overwrite=overwrite)
         with atomic_path(path) as beside:
@@ -241,12 +241,12 @@ class Trajectory:
 
 
 def check_animation(path: str | Path, *, fps: float = 15.0, hold: float = 2.0, overwrite: bool = False) -> Path:
-    """See, before any sampling, that `path` can be written; an .mp4 needs the `video` extra."""
+    """Check, before any sampling, that `path` can be written; an .mp4 needs the `video` extra."""
     path = check_output(path, ENDINGS, overwrite=overwrite)
     if not 0.01 <= fps <= 100:
-        raise UserError(f"{fps:g} frames a second asked for; choose 0.01 to 100")
+        raise UserError(f"cannot show {fps:g} frames a second; choose 0.01 to 100")
     if not 0 <= hold <= LONGEST_PAUSE:
-        raise UserError(f"the last frame cannot stand still for {hold:g} seconds; choose 0 to {LONGEST_PAUSE}")
+        raise UserError(f"cannot hold the last frame for {hold:g} seconds; choose 0 to {LONGEST_PAUSE}")
     if path.suffix.lower() == ".mp4":
         try:
             require("imageio", "video")
@@ -264,7 +264,7 @@ def _save_gif(frames: Iterator[Image.Image], path: Path, fps: float, hold: float
 
 
 def _paletted(frame: Image.Image) -> Image.Image:
-    """A GIF has 256 colours a frame: all the greys there are, or the 256 that fit the frame best."""
+    """Reduce a frame to the 256 colours of a GIF: all greys, or the 256 that fit best."""
     return frame if frame.mode == "L" else frame.quantize(256)
 
 

@@ -57,12 +57,12 @@ STYLE = {
     "svg.hashsalt": "ddpm",  # the same figure is the same file
 }
 WIDTH = 6.3  # inches: a page's text
-LOSS_DECADES = 1e-4  # where x_t is all noise, ε can be read off it and the loss falls without end
+LOSS_DECADES = 1e-4  # if x_t is nearly all noise, ε can be read off it, and the loss falls towards 0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """y over x; where `low` and `high` are given, the band between them is shaded."""
+    """y over x, with a shaded band between `low` and `high` if they are given."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -72,36 +72,36 @@ class Curve:
 
 @contextmanager
 def figure(rows: int, columns: int, height: float) -> Iterator[tuple["Figure", np.ndarray]]:
-    """A figure as wide as a page with a grid of axes (rows, columns), drawn in this module's style."""
+    """Create a matplotlib figure as wide as a page with axes (rows, columns), in the style of this module."""
     matplotlib = require("matplotlib", "eval")
     with matplotlib.rc_context(STYLE):
-        # not pyplot: its figures live in a list of their own until somebody closes them, and are not for threads
+        # not pyplot: it keeps every figure until it is closed, and is not thread-safe
         drawn = require("matplotlib.figure", "eval").Figure(figsize=(WIDTH, height), layout="constrained")
         yield drawn, drawn.subplots(rows, columns, squeeze=False)
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib will show it: a dollar would begin a formula."""
+    """Escape a name for matplotlib: a dollar would begin a formula."""
     return name.replace("$", r"\$")
 
 
 def check_figure(path: str | Path, *, overwrite: bool = False) -> Path:
-    """`check_output` for a figure: before the work starts it is seen, too, that matplotlib is there to draw it."""
+    """Like `check_output`, for a plot; also checks, before the work starts, that matplotlib is installed."""
     require("matplotlib", "eval")
     return check_output(path, ENDINGS, overwrite=overwrite)
 
 
 def save_figure(drawn: "Figure", path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a figure as .pdf, .svg or .png (200 dots an inch); UserError where the name is another or taken."""
+    """Write a plot as .pdf, .svg or .png (200 dpi); UserError if the name has another ending or exists."""
     path = check_figure(path, overwrite=overwrite)
-    dated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # no clock: the same figure is the same file
+    dated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # no date: the same plot is the same file
     with atomic_path(path) as beside, require("matplotlib", "eval").rc_context(STYLE):
         drawn.savefig(beside, dpi=200, bbox_inches="tight", pad_inches=0.03, metadata=dated.get(path.suffix.lower()))
     return path
 
 
 def plot_schedules(betas: Mapping[str, Sequence[float]]) -> "Figure":
-    """β_t, ᾱ_t and the SNR ᾱ_t/(1-ᾱ_t) of named schedules, each given by its β_t."""
+    """Plot β_t, ᾱ_t and the SNR ᾱ_t/(1-ᾱ_t) of named schedules, each given by its β_t."""
     with figure(1, 3, 2.4) as (drawn, axes):
         for number, (name, values) in enumerate(betas.items()):
             beta = np.asarray(values, dtype=np.float64)
@@ -123,7 +123,7 @@ def plot_schedules(betas: Mapping[str, Sequence[float]]) -> "Figure":
 
 
 def plot_loss(curves: Mapping[str, Curve], ylabel: str = r"$\Vert\epsilon-\hat\epsilon\Vert^2$ per pixel") -> "Figure":
-    """The loss over the timestep, a curve a model; both axes logarithmic would hide t = 0, so only the loss is."""
+    """Plot the loss over t, one curve per model. Only the loss axis is logarithmic, since t = 0 must be visible."""
     with figure(1, 1, 3.0) as (drawn, axes):
         ax = axes[0, 0]
         for number, (name, curve) in enumerate(curves.items()):
@@ -138,9 +138,9 @@ def plot_loss(curves: Mapping[str, Curve], ylabel: str = r"$\Vert\epsilon-\hat\e
 
 
 def plot_quality(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
-    """A figure of merit over the network evaluations an image, a curve a sampler; both axes logarithmic.
+    """Plot a metric over the network evaluations per image, one curve per sampler.
 
-    But not the figure's where one is 0 or less, as KID may be: it would have no place there.
+    Both axes are logarithmic; the metric's is linear if a value is 0 or less, as KID may be.
     """
     positive = not any(value <= 0 for curve in curves.values() for value in curve.y)
     with figure(1, 1, 3.4) as (drawn, axes):
@@ -148,7 +148,7 @@ def plot_quality(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
         for number, (name, curve) in enumerate(curves.items()):
             ax.plot(curve.x, curve.y, **_line(number), marker=MARKERS[number % len(MARKERS)], label=plain(name))
         yscale = "log" if positive else "linear"
-        ax.set(xscale="log", yscale=yscale, xlabel="network evaluations an image", ylabel=ylabel)
+        ax.set(xscale="log", yscale=yscale, xlabel="network evaluations per image", ylabel=ylabel)
         for axis in (ax.xaxis, ax.yaxis) if positive else (ax.xaxis,):
             _plain_ticks(axis)
         ax.legend()
@@ -158,11 +158,11 @@ def plot_quality(curves: Mapping[str, Curve], ylabel: str) -> "Figure":
 def plot_images(
     images: Tensor, *, columns: Sequence[str] = (), rows: Sequence[str] = (), title: str | None = None
 ) -> "Figure":
-    """A table of images with a title above each column and beside each row.
+    """Plot a table of images with a title above each column and next to each row.
 
     Args:
         images: float (rows, columns, C, H, W) in [-1, 1].
-        columns, rows: their titles; none at all, or one each ("" for nothing).
+        columns, rows: their titles; none, or one each ("" for no title).
     """
     down, across, channels, height, width = images.shape
     grid = make_grid(images.flatten(0, 1), columns=across).permute(1, 2, 0).numpy()
@@ -194,7 +194,7 @@ def _legend_below(drawn: "Figure", ax: "Axes") -> None:
 
 
 def _plain_ticks(axis: "Axis") -> None:
-    """1, 2, 5, 10, 20, … along a logarithmic axis, in plain numbers."""
+    """Label a logarithmic axis with 1, 2, 5, 10, 20, … as plain numbers."""
     ticker = require("matplotlib.ticker", "eval")
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
@@ -210,10 +210,10 @@ SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 def schedules(
     names: Sequence[ScheduleName] = SCHEDULES, timesteps: int = 1000, *, zero_terminal_snr: bool = False
 ) -> "Figure":
-    """β_t, ᾱ_t and SNR of named schedules; with `zero_terminal_snr`, after rescaling them to end at none."""
+    """Plot β_t, ᾱ_t and SNR of named schedules; with `zero_terminal_snr`, rescaled to end at SNR 0."""
     betas = {name: make_betas(name, timesteps) for name in names}
     if not betas:
-        raise UserError(f"no schedule is named; there are {', '.join(SCHEDULES)}")
+        raise UserError(f"no schedule is named: give at least one of {', '.join(SCHEDULES)}")
     if zero_terminal_snr:
         betas = {name: rescale_zero_terminal_snr(values) for name, values in betas.items()}
     return plot_schedules({name: NoiseSchedule(values).betas.tolist() for name, values in betas.items()})
@@ -222,7 +222,7 @@ def schedules(
 def loss_by_timestep(
     models: Mapping[str, Model], data: str, *, num: int = 64, points: int = 60, seed: int = 0
 ) -> "Figure":
-    """The ε loss of each model over t, averaged over `num` images of `data`; the band holds the middle 80% of them."""
+    """Plot the ε loss of each model over t, a mean over `num` images of `data`; the band is the middle 80% of them."""
     curves = {}
     for name, model in models.items():
         times = np.unique(np.linspace(0, model.diffusion.schedule.timesteps - 1, points).round()).astype(int)
@@ -235,7 +235,7 @@ def loss_by_timestep(
 
 @torch.no_grad()
 def epsilon_losses(model: Model, dataset: ImageDataset, times: Sequence[int], *, num: int, seed: int) -> Tensor:
-    """|ε - ε̂|² per pixel (len(times), num), at the same images and noise for every t."""
+    """Return |ε - ε̂|² per pixel, (len(times), num), with the same images and noise for every t."""
     indices = np.linspace(0, len(dataset) - 1, min(num, len(dataset))).round().astype(int)
     pixels, labels = dataset.batch(indices.tolist())
     x_0 = to_float(pixels).to(model.device)
@@ -251,7 +251,7 @@ def epsilon_losses(model: Model, dataset: ImageDataset, times: Sequence[int], *,
 
 
 def class_numbers(model: Model, dataset: ImageDataset) -> Tensor:
-    """The model's number of each of the data's classes, by name; by number where the model's classes have no other."""
+    """Return the model's class number for each class of the data, by name, or by number if the model has no names."""
     names = dataset.class_names or []
     if matched_by_number(names, model.class_names or []):
         return torch.arange(len(names))
@@ -259,9 +259,9 @@ def class_numbers(model: Model, dataset: ImageDataset) -> Tensor:
 
 
 def samples_by_class(model: Model, *, columns: int = 10, **options) -> "Figure":
-    """A row of samples for each class; `options` as `Model.sample` takes them."""
+    """Plot a row of samples per class; `options` as in `Model.sample`."""
     if model.class_names is None:
-        raise UserError("this model was trained without classes; ddpm sample draws a grid of it")
+        raise UserError("this model was trained without classes: use ddpm sample")
     count = len(model.class_names)
     images = model.sample(count * columns, labels="all", **options)  # image i is of class i mod count
     return plot_images(images.unflatten(0, (columns, count)).transpose(0, 1), rows=model.class_names)
@@ -271,9 +271,9 @@ def samples_by_class(model: Model, *, columns: int = 10, **options) -> "Figure":
 def interpolation(
     model: Model, *, rows: int = 4, columns: int = 9, steps: int = 50, labels: Labels = None, seed: int = 0
 ) -> "Figure":
-    """Between two samples' x_T along the great circle, each point sampled by DDIM (Song et al. 2021, section 5.3).
+    """Plot interpolations between the x_T of two samples along a great circle, by DDIM (Song et al. 2021, section 5.3).
 
-    Row r goes from sample 2r of the seed to sample 2r+1; `labels` are taken in turn by the rows.
+    Row r goes from sample 2r of the seed to sample 2r+1; the rows take `labels` in turn.
     """
     classes = model.resolve_labels(labels)
     timesteps, weights = timestep_grid(model.diffusion.schedule, steps), torch.linspace(0, 1, columns)
@@ -290,7 +290,7 @@ def interpolation(
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """Spherical interpolation: keeps the norm that Gaussian noise of this dimension has."""
+    """Interpolate spherically, which keeps the norm of Gaussian noise of this dimension."""
     cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1)
     angle = torch.arccos(cosine)
     if angle.sin() < 1e-6:
@@ -299,7 +299,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 
 def nearest_neighbours(model: Model, data: str, *, num: int = 6, neighbours: int = 6, **options) -> "Figure":
-    """Samples, each followed by the training images nearest to it by pixels, the nearest first."""
+    """Plot samples, each followed by the training images nearest to it in pixels, the nearest first."""
     dataset, images = matching_data(model, data, labels=False), model.sample(num, **options)
     wanted = to_uint8(images).flatten(1).float()
     best = torch.full((num, 0), 0.0)
@@ -317,7 +317,7 @@ def nearest_neighbours(model: Model, data: str, *, num: int = 6, neighbours: int
 
 
 def quality(points: str | Path) -> "Figure":
-    """A figure of merit against network evaluations, from the JSON that a sweep over samplers wrote."""
+    """Plot a metric over network evaluations, from the JSON of `ddpm evaluate --sweep`."""
     try:
         rows = json.loads(user_path(points).read_text(encoding="utf-8"))
         found = [(row["sampler"], row["evaluations"], next(iter(row["figures"].values()))) for row in rows]
@@ -333,7 +333,7 @@ def quality(points: str | Path) -> "Figure":
 
 
 def training_progress(run: str | Path, *, rows: int = 6, columns: int = 8) -> "Figure":
-    """What a run's fixed seeds gave as it was trained: a row a seed, a column a step, from RUN/samples."""
+    """Plot the previews of a run, from RUN/samples: one row per seed, one column per training step."""
     run = user_path(run)
     previews = numbered(run / "samples")
     if not previews:
@@ -347,7 +347,7 @@ def training_progress(run: str | Path, *, rows: int = 6, columns: int = 8) -> "F
 
 
 def comparison(models: Mapping[str, Model], *, columns: int = 8, **options) -> "Figure":
-    """A row of samples for each model, all from the same seeds; `options` as `Model.sample` takes them."""
+    """Plot a row of samples per model, all from the same seeds; `options` as in `Model.sample`."""
     shapes = {model.image_shape for model in models.values()}
     if len(shapes) > 1:
         raise UserError(f"models of different shapes have no seeds in common: {', '.join(map(str, sorted(shapes)))}")
@@ -355,7 +355,7 @@ def comparison(models: Mapping[str, Model], *, columns: int = 8, **options) -> "
 
 
 def matching_data(model: Model, source: str, *, labels: bool) -> ImageDataset:
-    """The data at this model's size and channels, brought there as in training."""
+    """Open the data at the size and channels of the model, with the preprocessing of its training."""
     channels, *size = model.image_shape
     return open_dataset(source, image_size=size, channels=channels, labels=labels, **model.preprocessing._asdict())
 
@@ -369,6 +369,6 @@ def _image_size(run: Path) -> tuple[int, int]:
 
 
 def _cut(grid: Tensor, height: int, width: int, gap: int = 2) -> Tensor:
-    """The images (N, C, H, W) of a grid as `make_grid` lays them out, row by row."""
+    """Cut a grid of `make_grid` into its images (N, C, H, W), row by row."""
     tiles = grid[:, gap:, gap:].unfold(1, height, height + gap).unfold(2, width, width + gap)
     return tiles.permute(1, 2, 0, 3, 4).flatten(0, 1)

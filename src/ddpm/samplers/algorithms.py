@@ -5,7 +5,7 @@ for the reverse SDE (Lu et al. 2022), UniPC (Zhao et al. 2023) and Heun's method
 
 DPM-Solver++ and UniPC use half the log-SNR, λ = log(√ᾱ/√(1-ᾱ)), and a step h = λ_prev - λ. Both integrate the linear
 part exactly and extrapolate the predicted x_0. Everything is written with e^-h: it is 0 if the step ends at the data
-(λ = ∞) or starts where no signal is left (λ = -∞). Such a step, and the one after the latter, is of first order.
+(λ = ∞) or starts at pure noise (λ = -∞). Such a step, and the one after a start at pure noise, is of first order.
 """
 
 import math
@@ -27,10 +27,10 @@ Noise = Callable[[], Tensor]  # each call: a fresh standard normal tensor of x_T
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a sampler, handed to its callback: from x_t, by way of the predicted x_0, to x_prev.
+    """One step of a sampler, as its callback gets it: from x_t, with the predicted x_0, to x_prev.
 
-    `index` counts from 0 to `steps` - 1. `t_prev` is -1 in the last step of a run that goes down to the data, and
-    x_prev is then the sample.
+    `index` runs from 0 to `steps` - 1. `t_prev` is -1 in the last step of a run that ends at the data, and x_prev is
+    then the sample.
     """
 
     index: int
@@ -46,15 +46,15 @@ Callback = Callable[[Step], None]
 
 
 class Sampler(Protocol):
-    """A sampler takes x_T (N, C, H, W) at timesteps[0] to its answer at timesteps[-1].
+    """A sampler takes x_T (N, C, H, W) from timesteps[0] to timesteps[-1].
 
     Args:
         denoiser: the network, as `Denoiser`.
         x_T: standard normal noise (or, for editing, any x_t that belongs to timesteps[0]).
         timesteps: S+1 strictly falling numbers for S steps, fractional ones allowed; the last is -1 for the data.
-        noise: draws the noise of a step; deterministic samplers never call it, the others once a step except where
+        noise: returns the noise of a step; deterministic samplers never call it, the others once per step, except if
             the step ends at the data.
-        callback: sees every `Step` as it is done; what it raises ends the run.
+        callback: called with every `Step`; an exception in it ends the run.
     """
 
     def __call__(
@@ -78,10 +78,10 @@ def ancestral(
     noise: Noise,
     callback: Callback | None = None,
 ) -> Tensor:
-    """x_{t-1} ~ N(μ̃(x̂_0, x_t), σ²), with the variance that the process names; see `Sampler` for the arguments.
+    """x_{t-1} ~ N(μ̃(x̂_0, x_t), σ²), with the variance that `diffusion.variance` names; see `Sampler` for the arguments.
 
-    Left-out timesteps make a shorter chain with β = 1 - ᾱ_t/ᾱ_prev (Nichol & Dhariwal 2021, eq. 19).
-    One network evaluation a step. No noise is added in the step that ends at the data.
+    Skipped timesteps make a shorter chain with β = 1 - ᾱ_t/ᾱ_prev (Nichol & Dhariwal 2021, eq. 19).
+    One network evaluation per step. No noise is added in the step that ends at the data.
     """
     steps, x_t = len(timesteps) - 1, x_T
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
@@ -97,12 +97,12 @@ def ancestral(
 
 
 def _deviation(variance: str, posterior: Posterior, prediction: Prediction) -> float | Tensor:
-    """σ: √β̃, √β, or between the two in log-space where the network says so (Nichol & Dhariwal 2021, eq. 15)."""
+    """Return σ: √β̃, √β, or the network's interpolation of the two in log space (Nichol & Dhariwal 2021, eq. 15)."""
     if variance == "fixed_small":
         return math.sqrt(posterior.variance)
     if variance == "fixed_large":
         return math.sqrt(posterior.beta)
-    assert prediction.variance_fraction is not None  # a Denoiser gives it wherever the variance is learned
+    assert prediction.variance_fraction is not None  # a Denoiser gives it if the variance is learned
     low, high = math.log(posterior.variance), math.log(posterior.beta)
     return (0.5 * (low + (high - low) * prediction.variance_fraction)).exp()
 
@@ -120,10 +120,10 @@ def ddim(
     """x_prev = √ᾱ_prev x̂_0 + √(1-ᾱ_prev-σ²) ε̂ + σ z, with σ = η √β̃ (eq. 12 and 16); see `Sampler`.
 
     `eta`: 0 is deterministic and of first order, 1 is ancestral sampling with the small variance. One network
-    evaluation a step. Where x̂_0 is clipped, ε̂ is the one that belongs to the clipped x̂_0.
+    evaluation per step. If x̂_0 is clipped, ε̂ is computed from the clipped x̂_0.
     """
     if not 0 <= eta <= 1:
-        raise UserError(f"eta lies between 0 and 1, not at {eta}")
+        raise UserError(f"eta must be between 0 and 1, not {eta}")
     steps, x_t = len(timesteps) - 1, x_T
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         prediction = denoiser(x_t, t)
@@ -149,7 +149,7 @@ def dpm_solver(
 ) -> Tensor:
     """DPM-Solver++(2M): x_prev = (σ_prev/σ) x_t + √ᾱ_prev (1 - e^-h) D (algorithm 2); see `Sampler`.
 
-    Deterministic, second order, one network evaluation a step.
+    Deterministic, second order, one network evaluation per step.
     """
     steps, x_t, x_0_last, h_last = len(timesteps) - 1, x_T, None, math.inf
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
@@ -175,7 +175,7 @@ def dpm_solver_sde(
 ) -> Tensor:
     """SDE-DPM-Solver++(2M): x_prev = (σ_prev/σ) e^-h x_t + √ᾱ_prev (1 - e^-2h) D + σ_prev √(1 - e^-2h) z.
 
-    Stochastic, one network evaluation a step; see `Sampler`. Without the extrapolation it is DDIM with η = 1.
+    Stochastic, one network evaluation per step; see `Sampler`. Without the extrapolation it is DDIM with η = 1.
     """
     steps, x_t, x_0_last, h_last = len(timesteps) - 1, x_T, None, math.inf
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
@@ -193,7 +193,7 @@ def dpm_solver_sde(
 
 
 def extrapolate(x_0: Tensor, x_0_last: Tensor | None, exp_h: float, h_last: float) -> tuple[Tensor, float]:
-    """D = x̂_0 + h/(2 h_last) (x̂_0 - x̂_0_last), x̂_0 at the middle of the step, and h for the next one."""
+    """Return D = x̂_0 + h/(2 h_last) (x̂_0 - x̂_0_last), x̂_0 at the middle of the step, and h for the next step."""
     h = -math.log(exp_h) if exp_h > 0 else math.inf
     if x_0_last is None or math.isinf(h) or math.isinf(h_last):
         return x_0, h
@@ -213,13 +213,13 @@ def unipc(
     callback: Callback | None = None,
     variant: Variant = "bh2",
 ) -> Tensor:
-    """UniPC-2; see `Sampler`. Deterministic, one network evaluation a step.
+    """UniPC-2; see `Sampler`. Deterministic, one network evaluation per step.
 
-    What the network says of the predicted x_t also corrects the step that led there, so the corrector costs no
-    evaluation of its own. `variant` is the paper's B(h): "bh2" (e^-h - 1) or "bh1" (-h).
+    The prediction at the new x_t also corrects the step that led to it, so the corrector costs no evaluation of its
+    own. `variant` is the paper's B(h): "bh2" (e^-h - 1) or "bh1" (-h).
     """
     if variant not in get_args(Variant):
-        raise UserError(f"unipc's variant is bh1 or bh2, not {variant!r}")
+        raise UserError(f"the variant of unipc must be bh1 or bh2, not {variant!r}")
     steps, x_t, link = len(timesteps) - 1, x_T, None
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         x_0 = denoiser(x_t, t).x_0
@@ -237,8 +237,8 @@ class _Link:
     """One step in its two states: predicted (the paper's UniP-2), then corrected (its UniC-2).
 
     Both are x = (σ_prev/σ) x_t + √ᾱ_prev (1 - e^-h) x̂_0 - √ᾱ_prev B(h) Σ ρ_m D_m, where D_1 is the slope of x̂_0
-    towards the last step and D_2, known only to the corrector, that towards the next. The first step, one of
-    infinite h (from no signal, or to the data) and the one after it have no D_1; infinite h has no D_2 either.
+    towards the last step and D_2, known only to the corrector, the slope towards the next. The first step, a step of
+    infinite h (from pure noise, or to the data) and the step after it have no D_1; infinite h has no D_2 either.
     """
 
     def __init__(
@@ -273,15 +273,15 @@ class _Link:
         D_2 = x_0_next - self.x_0
         if self.D_1 is None:
             return self.first_order + (0.5 * self.scale) * D_2
-        # ρ_1 + ρ_2 = b_1 and r ρ_1 + ρ_2 = b_2, b from the φ-functions at -h: exact where x̂_0 is quadratic in λ
+        # ρ_1 + ρ_2 = b_1 and r ρ_1 + ρ_2 = b_2, b from the φ-functions at -h: exact if x̂_0 is quadratic in λ
         phi_2 = math.expm1(-self.h) / -self.h - 1
         b_1, b_2 = phi_2 / self.B, 2 * (phi_2 / -self.h - 0.5) / self.B
         rho_1 = (b_1 - b_2) / (1 - self.r)
         return self.first_order + self.scale * (rho_1 * self.D_1 + (b_1 - rho_1) * D_2)
 
 
-# EDM starts at σ = 80, Ho's linear schedule at 157. A cosine or zero-terminal-SNR schedule goes on to 2·10⁴ or ∞, where
-# x_t says nothing of the image and the trapezoid blows the difference of two guesses up by as much.
+# EDM starts at σ = 80, Ho's linear schedule at 157. A cosine or zero-terminal-SNR schedule starts at 2·10⁴ or ∞: there
+# x_t holds nothing of the image, and the trapezoid would amplify the difference of two guesses by as much.
 SIGMA_MAX = 200.0
 
 
@@ -296,8 +296,8 @@ def heun(
 ) -> Tensor:
     """Trapezoidal steps of d(x/√ᾱ) = ε̂ d(√(1-ᾱ)/√ᾱ), EDM's ODE in its own variables; see `Sampler`.
 
-    Deterministic, second order. Two network evaluations a step but the last, which ends at the data and is Euler's
-    (that is, DDIM's): 2S-1 for S steps. A step from beyond `SIGMA_MAX` is Euler's as well, and saves one more.
+    Deterministic, second order. Two network evaluations per step, except the last, which ends at the data and is an
+    Euler step (that is, DDIM): 2S-1 for S steps. A step from beyond `SIGMA_MAX` is an Euler step too, and saves one.
     """
     steps, x_t = len(timesteps) - 1, x_T
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):

@@ -1,4 +1,4 @@
-"""Which timesteps a sampler visits: S steps need S+1 numbers, the last of them -1, the data."""
+"""The timesteps of a sampler: S+1 numbers for S steps, the last of them -1, the data."""
 
 import math
 from collections.abc import Sequence
@@ -14,20 +14,22 @@ LEAST_LOG_SNR = -2 * math.log(80)
 
 
 def timestep_grid(schedule: NoiseSchedule, steps: int, spacing: Spacing = "trailing") -> list[float]:
-    """S+1 strictly falling timesteps for exactly S steps, 1 ≤ S ≤ T, the last -1.
+    """Return S+1 strictly falling timesteps for exactly S steps, 1 ≤ S ≤ T; the last is -1.
 
     - trailing: every T/S-th, counted down from T-1 (Lin et al. 2024, table 2).
-    - leading: multiples of ⌊T/S⌋; the first lies below T-1, the last is 0 (Diffusers' default).
+    - leading: multiples of ⌊T/S⌋; the first is below T-1, the last is 0 (Diffusers' default).
     - uniform: from T-1 to 0, both included (Diffusers' `linspace`).
     - quadratic: the grid of the DDIM paper's CIFAR-10 results (Song et al. 2021, appendix D.2), from 0.8·T to 0.
-      Its whole numbers coincide near 0 once S > √(0.8·T) + 1; there each is moved up to the next free one.
+      Near 0 its whole numbers coincide if S > √(0.8·T) + 1; each is then moved up to the next free one.
     - log_snr: fractional, uniform in log-SNR down to 0 (Lu et al. 2022) from where the noise is 80 times the signal
-      (Karras et al. 2022's σ_max): with more noise than that the network can only answer with the mean. The first is
-      T-1 all the same, because sampling begins there.
+      (Karras et al. 2022's σ_max): with more noise the network can only predict the mean. The first is still T-1,
+      because sampling begins there.
+
+    Raises UserError if there are not that many timesteps, or if the spacing is unknown.
     """
     T = schedule.timesteps
     if not 1 <= steps <= T:
-        raise UserError(f"{steps} steps asked for, but this process has {T} timesteps: choose 1 to {T}")
+        raise UserError(f"cannot take {steps} steps: this model has {T} timesteps; choose 1 to {T}")
     grid: Sequence[float]
     match spacing:
         case "trailing":
