@@ -168,7 +168,8 @@ def test_cli_evaluate_writes_results_to_the_model_card(model, tmp_path, capsys):
     words = ["evaluate", str(tmp_path / "model"), "--data", real, "--features", "builtin", "--metrics", "kid"]
     assert run([*words, "--num", "12", "--steps", "2", "--out", str(tmp_path / "e.json")]) == 0
     assert "README.md" in capsys.readouterr().out
-    (line,) = (line for line in (tmp_path / "model" / "README.md").read_text().splitlines() if "12 images" in line)
+    rows = [line for line in (tmp_path / "model" / "README.md").read_text().splitlines() if line.startswith("|")]
+    (line,) = (line for line in rows if "12 images" in line)
     value = json.loads((tmp_path / "e.json").read_text())["figures"]["kid"]["value"]
     assert "2 steps of dpm++" in line
     assert f"| {value:.6g} |" in line
@@ -207,7 +208,8 @@ def test_cli_evaluate_keeps_one_card_line_per_set_of_options(model, tmp_path, mo
     expected = [f"recall (builtin features): {how}, {option}against {real}" for option in told]
     assert of_recall == sorted([*expected, f"recall (another features): {how}, against {real}"])
     for name in ("builtin", "another"):
-        assert sum(f"copies by {name} features: {how}, against" in line for line in lines) == 1
+        text = f"copies by {name} features: {how}, against"
+        assert sum(text in line for line in lines if line.startswith("|")) == 1
 
 
 def test_cli_evaluate_prints_and_saves_the_report(digits, tmp_path, capsys):
