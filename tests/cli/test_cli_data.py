@@ -18,7 +18,7 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-def test_facts_and_sheet(folder, tmp_path, capsys):
+def test_data_prints_facts_and_draws_a_sheet(folder, tmp_path, capsys):
     out = tmp_path / "sheet.png"
     assert run(["data", str(folder), "--image-size", "16", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -30,20 +30,29 @@ def test_facts_and_sheet(folder, tmp_path, capsys):
     assert (sheet[28, 10::18] == [0, 0, 255]).all()
 
 
-def test_digits_as_they_are(tmp_path, capsys):
+def test_data_shows_digits_as_stored(tmp_path, capsys):
     assert run(["data", "digits", "--out", str(tmp_path / "x.png")]) == 0
     printed = capsys.readouterr().out
     assert "10,000" in printed
     assert "28x28, 1 channel\n" in printed
 
 
-def test_an_existing_sheet_is_kept(tmp_path, capsys):
+def test_data_keeps_an_existing_sheet(tmp_path, capsys):
     out = tmp_path / "x.png"
     out.write_bytes(b"mine")
     assert run(["data", "digits", "--out", str(out)]) == 2
     assert "exists: give another --out" in capsys.readouterr().err
     assert out.read_bytes() == b"mine"
     assert run(["data", "digits", "--out", str(out), "--overwrite"]) == 0
+
+
+def test_data_replaces_its_default_sheet_and_never_reads_it(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    (folder / "cat").rename(folder / "a")  # the classes are a and dog, with a sheet beside them or not
+    for _ in range(2):
+        assert run(["data", ".", "--image-size", "16"]) == 0
+        assert "2: a 12, dog 12" in capsys.readouterr().out
+    assert (folder / "contact_sheet.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,7 @@ def test_an_existing_sheet_is_kept(tmp_path, capsys):
         (["."], "holds no images"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_data_reports_mistakes_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert run(["data", *arguments]) == 2
     error = capsys.readouterr().err

@@ -23,7 +23,7 @@ def planes(data: bytes, channels: int = 3, background=255) -> np.ndarray:
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
-def test_colour_comes_back_as_it_was_stored(pixels, encode, format):
+def test_decode_keeps_colour(pixels, encode, format):
     array = pixels(channels=3)
     options = {"lossless": True} if format == "WEBP" else {}
     assert (planes(encode(array, format, **options)) == array).all()
@@ -39,32 +39,32 @@ def test_read_image_gives_channels_first(tmp_path, pixels, encode):
     assert read_image(str(tmp_path / "x.png"), channels=1).shape == (1, 10, 14)
 
 
-def test_grey_becomes_three_equal_channels(pixels, encode):
+def test_decode_repeats_grey_in_three_channels(pixels, encode):
     array = pixels(channels=1)
     assert (planes(encode(array)) == array[..., None]).all()
 
 
-def test_colour_becomes_luma(pixels, encode):
+def test_decode_converts_colour_to_luma(pixels, encode):
     array = pixels(channels=3)
     luma = array @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
     assert np.abs(planes(encode(array), channels=1) - luma).max() <= 1
 
 
-def test_grey_stored_in_colour_stays_itself(pixels, encode):
+def test_decode_keeps_grey_that_is_stored_in_colour(pixels, encode):
     grey = pixels(channels=1)
     assert np.abs(planes(encode(np.stack([grey] * 3, -1)), channels=1) - grey).max() <= 1
 
 
 @pytest.mark.parametrize("background", [255, 0, 128, [10, 200, 90]])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_flattened_on_the_background(pixels, encode, mode, background):
+def test_decode_flattens_alpha_on_the_background(pixels, encode, mode, background):
     array = pixels(channels=len(mode))
     colour, alpha = array[..., :-1].astype(float), array[..., -1:] / 255
     expected = colour * alpha + np.broadcast_to(background, 3) * (1 - alpha)
     assert np.abs(planes(encode(array), background=background) - expected).max() <= 1
 
 
-def test_alpha_is_kept_where_there_is_a_channel_for_it(pixels, encode):
+def test_decode_keeps_alpha_if_there_is_a_channel_for_it(pixels, encode):
     array = pixels(channels=4)
     assert (planes(encode(array), channels=4) == array).all()
     assert (planes(encode(array[..., [0, 3]]), channels=2) == array[..., [0, 3]]).all()
@@ -73,7 +73,7 @@ def test_alpha_is_kept_where_there_is_a_channel_for_it(pixels, encode):
     assert (opaque[..., :3] == array[..., :3]).all()
 
 
-def test_palette_is_looked_up(encode):
+def test_decode_applies_the_palette(encode):
     rng = np.random.default_rng(0)
     palette, index = rng.integers(0, 256, (256, 3), dtype=np.uint8), rng.integers(0, 256, (12, 9), dtype=np.uint8)
     image = Image.fromarray(index, "P")
@@ -81,7 +81,7 @@ def test_palette_is_looked_up(encode):
     assert (planes(encode(image)) == palette[index]).all()
 
 
-def test_transparent_palette_entries_show_the_background(encode):
+def test_decode_shows_the_background_behind_transparent_palette_entries(encode):
     index = np.arange(64, dtype=np.uint8).reshape(8, 8)
     palette = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
     image = Image.fromarray(index, "P")
@@ -92,7 +92,7 @@ def test_transparent_palette_entries_show_the_background(encode):
 
 
 @pytest.mark.parametrize("format", ["TIFF", "JPEG"])
-def test_cmyk(encode, format):
+def test_decode_converts_cmyk(encode, format):
     c, m, y, k = (np.full((16, 16), value, np.uint8) for value in (200, 40, 90, 30))
     image = Image.merge("CMYK", [Image.fromarray(plane) for plane in (c, m, y, k)])
     expected = [(255 - ink) * (255 - 30) / 255 for ink in (200, 40, 90)]
@@ -104,7 +104,7 @@ def test_cmyk(encode, format):
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bit_grey_is_scaled_not_clipped(encode, format):
+def test_decode_scales_16_bit_grey(encode, format):
     values = np.random.default_rng(0).integers(0, 65536, (12, 12)).astype(np.uint16)
     values[0, :2] = 0, 65535
     expected = np.round(values / 257).astype(int)
@@ -112,18 +112,18 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(encode, format):
     assert (planes(encode(Image.fromarray(values), format), channels=3) == expected[..., None]).all()
 
 
-def test_sixteen_bit_colour(png):
+def test_decode_scales_16_bit_colour(png):
     values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
     assert np.abs(planes(png(8, 8, 16, 2, rows)) - values / 257).max() <= 1
 
 
-def test_one_bit(encode):
+def test_decode_scales_1_bit(encode):
     array = np.random.default_rng(0).integers(0, 2, (9, 11)).astype(bool)
     assert (planes(encode(Image.fromarray(array)), channels=1) == array * 255).all()
 
 
-def test_floating_point(encode):
+def test_decode_scales_floats_in_0_to_1_and_refuses_others(encode):
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     assert (planes(encode(Image.fromarray(values), "TIFF"), channels=1) == np.round(values * 255)).all()
     for bad in (values * 2, values - 1, np.full((8, 8), np.nan, np.float32)):
@@ -146,7 +146,7 @@ def test_floating_point(encode):
     ],
 )
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
-def test_exif_orientation(pixels, encode, orientation, upright, format):
+def test_decode_applies_the_exif_orientation(pixels, encode, orientation, upright, format):
     array = pixels(height=9, width=13)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -154,25 +154,25 @@ def test_exif_orientation(pixels, encode, orientation, upright, format):
     assert (planes(data) == upright(array)).all()
 
 
-def test_damaged_exif_is_as_good_as_none(pixels, encode):
+def test_decode_ignores_damaged_exif(pixels, encode):
     array = pixels()
     data = encode(array, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 40)
     assert (planes(data) == array).all()
 
 
-def test_the_first_frame_of_an_animation(encode):
+def test_decode_takes_the_first_frame_of_an_animation(encode):
     frames = [Image.fromarray(np.full((10, 10), level, np.uint8)) for level in (30, 200)]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert (planes(data, channels=1) == 30).all()
 
 
-def test_images_under_eight_pixels_are_refused(encode, pixels):
+def test_decode_refuses_sides_under_8_pixels(encode, pixels):
     with pytest.raises(BrokenFile, match="7x20 is smaller than 8"):
         decode(encode(pixels(height=20, width=7)), 3)
     decode(encode(pixels(height=8, width=8)), 3)
 
 
-def test_a_decompression_bomb_costs_nothing(png):
+def test_decode_refuses_a_decompression_bomb_by_its_header(png):
     bomb = png(60_000, 60_000, 8, 2, b"\0" * 1000)
     tracemalloc.start()
     with pytest.raises(BrokenFile, match="pixels"):
@@ -182,7 +182,7 @@ def test_a_decompression_bomb_costs_nothing(png):
     assert peak < 2_000_000
 
 
-def test_files_that_are_no_images(tmp_path):
+def test_read_image_names_files_that_are_not_images(tmp_path):
     for name, content in {"text.png": b"hello", "empty.png": b"", "eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n"}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):
@@ -212,13 +212,13 @@ def test_read_image_names_a_format_that_is_not_read(tmp_path, name, data, messag
         read_image(tmp_path / name)
 
 
-def test_a_huge_file_is_not_read_to_its_end():
+def test_decode_refuses_huge_files():
     with pytest.raises(BrokenFile, match="larger"):
         decode(bytes(MOST_FILE_BYTES + 1), 3)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
-def test_a_truncated_file_is_broken(pixels, encode, format):
+def test_decode_refuses_truncated_files(pixels, encode, format):
     data = encode(pixels(height=64, width=64), format)
     with pytest.raises(BrokenFile):
         decode(data[: len(data) // 3], 3)
@@ -226,7 +226,7 @@ def test_a_truncated_file_is_broken(pixels, encode, format):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), format=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM"]))
-def test_damaged_files_are_images_or_broken_nothing_else(pixels, encode, data, format):
+def test_decode_raises_only_broken_file_for_damaged_files(pixels, encode, data, format):
     file = bytearray(encode(pixels(height=12, width=12), format))
     for place in data.draw(st.lists(st.integers(0, len(file) - 1), max_size=6)):
         file[place] = data.draw(st.integers(0, 255))
@@ -240,6 +240,6 @@ def test_damaged_files_are_images_or_broken_nothing_else(pixels, encode, data, f
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300))
-def test_any_bytes_at_all(data):
+def test_decode_raises_only_broken_file_for_any_bytes(data):
     with pytest.raises(BrokenFile):
         decode(data, 3)

@@ -35,7 +35,7 @@ def hub_set(folder: Path, pixels, count: int = 12) -> Path:
     return folder
 
 
-def test_hub_set(tmp_path, pixels):
+def test_hub_set_is_read_with_its_classes(tmp_path, pixels):
     folder = hub_set(tmp_path / "hub", pixels)
     dataset = opened(f"hf:{folder}", labels=True)
     assert dataset.class_names == ["cat", "dog", "eel"]
@@ -46,7 +46,7 @@ def test_hub_set(tmp_path, pixels):
 
 @pytest.mark.parametrize("name", ["flowers [2024]", "a*b", "what?"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_parquet_files_by_names_that_look_like_patterns(tmp_path, pixels, name, streaming):
+def test_parquet_file_may_have_a_name_like_a_pattern(tmp_path, pixels, name, streaming):
     folder = hub_set(tmp_path / name, pixels)
     (folder / "train-1.parquet").rename(folder / f"{name}.parquet")
     dataset = opened(folder / f"{name}.parquet", labels=True, streaming=streaming)
@@ -64,7 +64,7 @@ def test_parquet_files_by_names_that_look_like_patterns(tmp_path, pixels, name, 
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_row_filter(tmp_path, pixels, query, rows, class_names, streaming):
+def test_row_filter_selects_rows_and_classes(tmp_path, pixels, query, rows, class_names, streaming):
     source = f"hf:{hub_set(tmp_path / 'hub', pixels)}?{query}"
     dataset = opened(source, labels=True, streaming=streaming)
     wanted = [number for number in range(12) if rows(number)]
@@ -91,7 +91,7 @@ def test_row_filter(tmp_path, pixels, query, rows, class_names, streaming):
         ("label=", "a row filter reads"),
     ],
 )
-def test_row_filters_that_make_no_sense(tmp_path, pixels, query, message):
+def test_row_filter_that_is_wrong_is_refused(tmp_path, pixels, query, message):
     with pytest.raises(UserError, match=message):
         opened(f"hf:{hub_set(tmp_path / 'hub', pixels)}?{query}")
 
@@ -99,7 +99,7 @@ def test_row_filters_that_make_no_sense(tmp_path, pixels, query, message):
 @pytest.mark.parametrize(
     ("query", "class_names"), [("style=cubist,pointillist", ["cubist", "pointillist"]), ("", ["a"])]
 )
-def test_the_column_whose_classes_are_chosen_is_the_one_of_the_classes(tmp_path, pixels, query, class_names):
+def test_row_filter_chooses_the_label_column(tmp_path, pixels, query, class_names):
     features = {"image": datasets.Image(), "artist": datasets.ClassLabel(names=["a"])}
     features["style"] = datasets.ClassLabel(names=["cubist", "fauvist", "pointillist"])
     images = [Image.fromarray(pixels(seed)) for seed in range(3)]
@@ -163,7 +163,7 @@ def test_damaged_saved_dataset_is_one_line(tmp_path, pixels):
     assert "\n" not in str(error.value)
 
 
-def test_hub_set_of_loose_files(image_folder):
+def test_hub_set_of_loose_files_is_read(image_folder):
     folder = image_folder([f"{kind}/{n}.png" for kind in ("ape", "bee") for n in range(3)])
     for streaming in (False, True):
         dataset = opened(f"hf:{folder}", labels=True, streaming=streaming)
@@ -172,7 +172,7 @@ def test_hub_set_of_loose_files(image_folder):
         assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_missing_hub_set_is_one_line(tmp_path):
+def test_hub_set_that_is_missing_is_one_line(tmp_path):
     for source in (f"hf:{tmp_path / 'nothing-here'}", "hf:", "hf:?a=b"):
         with pytest.raises(UserError, match="names no data set"):
             opened(source)

@@ -21,7 +21,7 @@ def gradient(height: int, width: int) -> Image.Image:
 @given(sides, sides, sides, sides, st.sampled_from(["crop", "pad"]), st.sampled_from(["L", "LA", "RGB", "RGBA"]))
 @example(36, 57, 8, 13, "crop", "L")  # the window's edge lay at -3.6e-15
 @settings(max_examples=200, deadline=None)
-def test_the_size_asked_for_comes_out(height, width, to_height, to_width, how, mode):
+def test_resize_to_gives_the_exact_size(height, width, to_height, to_width, how, mode):
     out = resize_to(Image.new(mode, (width, height)), (to_height, to_width), how)
     assert out.size == (to_width, to_height)
     assert out.mode == mode
@@ -29,13 +29,13 @@ def test_the_size_asked_for_comes_out(height, width, to_height, to_width, how, m
 
 @given(sides, sides)
 @settings(max_examples=20, deadline=None)
-def test_an_image_of_the_right_size_is_untouched(height, width):
+def test_resize_to_returns_an_image_of_the_right_size_as_it_is(height, width):
     image = gradient(height, width)
     assert resize_to(image, (height, width), "crop") is image
     assert resize_to(image, (height, width), "pad") is image
 
 
-def test_crop_keeps_the_middle():
+def test_resize_to_crop_keeps_the_middle():
     """A 40x20 image whose outer quarters are red, to a square: no red is left but at the resampling's edge."""
     array = np.zeros((20, 40, 3), np.uint8)
     array[:, 10:30] = [0, 255, 0]
@@ -45,14 +45,14 @@ def test_crop_keeps_the_middle():
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (37, 53)])
-def test_crop_agrees_with_pillows_own_fit(height, width):
+def test_resize_to_crop_agrees_with_pillow(height, width):
     image = gradient(height, width)
     ours, theirs = resize_to(image, (16, 24), "crop"), ImageOps.fit(image, (24, 16), Image.Resampling.BICUBIC)
     assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (37, 53)])
-def test_pad_agrees_with_pillows_own_pad(height, width):
+def test_resize_to_pad_agrees_with_pillow(height, width):
     image = gradient(height, width)
     ours = resize_to(image, (32, 32), "pad", background=[9, 8, 7])
     theirs = ImageOps.pad(image, (32, 32), Image.Resampling.BICUBIC, color=(9, 8, 7))
@@ -60,7 +60,7 @@ def test_pad_agrees_with_pillows_own_pad(height, width):
     assert (difference.max(axis=-1) > 40).mean() <= 2 / 32  # where to put an odd pixel of padding is free
 
 
-def test_padding_has_the_background_or_is_transparent():
+def test_resize_to_pads_with_the_background_or_transparency():
     wide = Image.new("RGB", (32, 16), (50, 60, 70))
     out = np.asarray(resize_to(wide, (32, 32), "pad", background=[1, 2, 3]))
     assert (out[:8] == [1, 2, 3]).all()
@@ -71,7 +71,7 @@ def test_padding_has_the_background_or_is_transparent():
     assert (np.asarray(resize_to(Image.new("L", (32, 16), 5), (32, 32), "pad", background=77))[:8] == 77).all()
 
 
-def test_a_circle_stays_a_circle():
+def test_resize_to_keeps_the_aspect_ratio():
     y, x = np.mgrid[:60, :90]
     disc = Image.fromarray((((x - 44.5) ** 2 + (y - 29.5) ** 2 < 20**2) * 255).astype(np.uint8))
     for how in ("crop", "pad"):
@@ -80,7 +80,7 @@ def test_a_circle_stays_a_circle():
         assert abs(int(tall) - int(wide)) <= 1
 
 
-def test_shrinking_does_not_alias():
+def test_resize_to_does_not_alias():
     """A fine checkerboard shrinks to its mean, not to black or white."""
     board = (np.indices((128, 128)).sum(0) % 2 * 255).astype(np.uint8)
     out = np.asarray(resize_to(Image.fromarray(board), (16, 16), "crop"))

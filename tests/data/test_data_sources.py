@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("private_cache")
 # ---- names
 
 
-def test_digits_is_built_in():
+def test_digits_are_built_in():
     digits = open_dataset("digits", image_size=28, channels=1, labels=True)
     assert len(digits) == 10_000
     assert digits.image_shape == (1, 28, 28)
@@ -33,7 +33,7 @@ def test_digits_is_built_in():
         open_dataset("digits:test")
 
 
-def test_a_name_is_looked_for_under_the_data_folder(tmp_path, image_folder, monkeypatch):
+def test_name_is_found_under_the_data_folder(tmp_path, image_folder, monkeypatch):
     image_folder(["x.png"], where="mine")
     monkeypatch.setenv("DDPM_DATA", str(tmp_path))
     assert len(opened("mine")) == 1
@@ -41,7 +41,7 @@ def test_a_name_is_looked_for_under_the_data_folder(tmp_path, image_folder, monk
         opened("cifar1O")
 
 
-def test_an_unknown_name_says_what_is_near():
+def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError, match=r"'digitz'.*DDPM_DATA is not set; did you mean digits"):
         opened("digitz")
     with pytest.raises(UserError, match="there is no file or folder /no/where"):
@@ -52,14 +52,14 @@ def test_an_unknown_name_says_what_is_near():
 
 
 @pytest.mark.parametrize("name", ["cifar-10-batches-bin", "cifar10"])
-def test_cifar10_under_either_folder_name(tmp_path, monkeypatch, name):
+def test_cifar10_is_found_under_either_folder_name(tmp_path, monkeypatch, name):
     write_cifar_binary(tmp_path / name, "test_batch.bin", 4)
     monkeypatch.setenv("DDPM_DATA", str(tmp_path))
     assert len(opened("cifar10:test", image_size=32)) == 4
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
-def test_mnist_as_torchvision_keeps_it(tmp_path, monkeypatch, write_idx, name, folder):
+def test_mnist_is_found_in_torchvisions_layout(tmp_path, monkeypatch, write_idx, name, folder):
     for count, split in ((5, "train"), (3, "t10k")):
         images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
         write_idx(tmp_path / folder / "raw" / f"{split}-images-idx3-ubyte", images)
@@ -72,7 +72,7 @@ def test_mnist_as_torchvision_keeps_it(tmp_path, monkeypatch, write_idx, name, f
     assert opened(name, **options).class_names[9] == {"mnist": "9", "fashion_mnist": "Ankle boot"}[name]
 
 
-def test_a_split_asked_of_what_has_none_is_refused(tmp_path, pixels, encode, write_tar, write_idx, image_folder):
+def test_split_of_a_source_without_splits_is_refused(tmp_path, pixels, encode, write_tar, write_idx, image_folder):
     """Never the whole set in its place: it would be training images where held-out ones were meant."""
     np.savez(tmp_path / "x.npz", arr_0=np.stack([pixels(0), pixels(1)]))
     write_tar(tmp_path / "shards" / "0.tar", {"a.png": encode(pixels())})
@@ -91,7 +91,7 @@ def test_a_split_asked_of_what_has_none_is_refused(tmp_path, pixels, encode, wri
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_files_that_begin_with_a_split_are_of_that_split_alone(tmp_path, pixels, encode, write_tar, streaming):
+def test_split_selects_files_by_the_start_of_their_names(tmp_path, pixels, encode, write_tar, streaming):
     def names(source):
         dataset = opened(source, streaming=streaming)
         if not streaming:
@@ -117,7 +117,7 @@ def test_files_that_begin_with_a_split_are_of_that_split_alone(tmp_path, pixels,
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_idx(tmp_path, write_idx, zipped, split):
+def test_idx_is_read_with_its_labels(tmp_path, write_idx, zipped, split):
     images = np.random.default_rng(0).integers(0, 256, (7, 16, 16), dtype=np.uint8)
     labels = np.arange(7, dtype=np.uint8)
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -133,7 +133,7 @@ def test_idx(tmp_path, write_idx, zipped, split):
     assert alone.fingerprint == opened(f"{tmp_path}:{split}", channels=1).fingerprint
 
 
-def test_npz(tmp_path, pixels):
+def test_npz_is_read_in_every_layout(tmp_path, pixels):
     images = np.stack([pixels(seed) for seed in range(5)])
     np.savez(tmp_path / "plain.npz", images)
     np.savez_compressed(tmp_path / "classes.npz", images, np.array([2, 0, 1, 2, 2]))
@@ -164,7 +164,7 @@ def test_npz(tmp_path, pixels):
         ),
     ],
 )
-def test_npz_of_the_wrong_kind(tmp_path, arrays, message):
+def test_npz_of_the_wrong_kind_is_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(UserError, match=message):
         opened(tmp_path / "x.npz", labels="arr_1" in arrays)
@@ -179,7 +179,7 @@ def write_cifar_binary(folder: Path, name: str, count: int, label_bytes: int = 1
     return images.transpose(0, 2, 3, 1), labels[:, -1]
 
 
-def test_cifar_binary(tmp_path):
+def test_cifar_binary_is_read(tmp_path):
     parts = [write_cifar_binary(tmp_path, f"data_batch_{number}.bin", number + 1) for number in (1, 2, 3)]
     dataset = opened(tmp_path, image_size=32, labels=True)
     assert (as_array(dataset) == np.concatenate([images for images, _ in parts])).all()
@@ -223,7 +223,7 @@ def python2_batch(images: np.ndarray, labels: list[int]) -> bytes:
     return head + short(b"labels") + b"q\x04" + numbers + short(b"data") + b"q\x06" + array + state + b"u."
 
 
-def test_cifar_python_as_published(tmp_path):
+def test_cifar_python_is_read_as_published(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8), [3, 1, 4, 1, 5, 9]
     batch = python2_batch(images, labels)
@@ -238,7 +238,7 @@ def test_cifar_python_as_published(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_cifar_python_written_by_python_3(tmp_path, protocol):
+def test_cifar_python_is_read_if_python_3_wrote_it(tmp_path, protocol):
     flat = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)
     (tmp_path / "train").write_bytes(pickle.dumps({"data": flat, "fine_labels": [0, 99, 5, 5]}, protocol))
     (tmp_path / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"k{n}" for n in range(100)]}, protocol))
@@ -251,7 +251,7 @@ def test_cifar_python_written_by_python_3(tmp_path, protocol):
 
 
 @pytest.mark.parametrize("top", ["", "flowers/"])
-def test_zip(tmp_path, pixels, encode, top):
+def test_zip_is_read_with_folders_as_classes(tmp_path, pixels, encode, top):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for seed, name in enumerate(["rose/2.png", "lily/1.png", "rose/3.png", "__MACOSX/rose/2.png", "readme.txt"]):
             archive.writestr(top + name, encode(pixels(seed)))
@@ -262,7 +262,7 @@ def test_zip(tmp_path, pixels, encode, top):
 
 
 @pytest.mark.parametrize("top", ["", "./photos/"])
-def test_an_archive_of_several_splits_is_refused(tmp_path, pixels, encode, write_tar, top):
+def test_archive_of_several_splits_is_refused(tmp_path, pixels, encode, write_tar, top):
     """Its test images would be trained on, and its splits pass for classes."""
 
     def pack(name, members):
@@ -284,7 +284,7 @@ def test_an_archive_of_several_splits_is_refused(tmp_path, pixels, encode, write
         assert opened(path, labels=True).class_names == ["train", "tram"]
 
 
-def test_tar_shards_with_cls_files(tmp_path, pixels, encode, write_tar):
+def test_tar_shards_take_classes_from_cls_files(tmp_path, pixels, encode, write_tar):
     for shard in range(3):
         members = {}
         for number in range(4):
@@ -317,7 +317,7 @@ def test_tar_without_cls_files_takes_folders_as_classes(tmp_path, pixels, encode
 # ---- common to all
 
 
-def test_every_layout_of_the_same_images_is_the_same_set(tmp_path, image_folder, pixels, encode, write_tar):
+def test_fingerprint_does_not_depend_on_the_layout(tmp_path, image_folder, pixels, encode, write_tar):
     """One fingerprint: what counts is the pixels, not how they were stored."""
     names = [f"{number}.png" for number in range(4)]
     folder = image_folder(names)
@@ -333,7 +333,7 @@ def test_every_layout_of_the_same_images_is_the_same_set(tmp_path, image_folder,
     assert opened(folder, channels=1).fingerprint not in prints
 
 
-def test_a_set_too_large_for_memory_is_decoded_as_it_is_used(image_folder, monkeypatch):
+def test_lazy_dataset_decodes_when_needed(image_folder, monkeypatch):
     folder = image_folder([f"{kind}/{n}.png" for kind in "ab" for n in range(10)])
     (folder / "a" / "3.png").write_bytes(b"broken")
     in_memory = opened(folder, labels=True)
@@ -347,9 +347,7 @@ def test_a_set_too_large_for_memory_is_decoded_as_it_is_used(image_folder, monke
     assert lazy.report.skipped == [("a/3.png", "it is not an image")]
 
 
-def test_a_large_lazy_set_of_the_same_names_but_other_images_is_another(
-    tmp_path, image_folder, pixels, encode, write_tar, monkeypatch
-):
+def test_lazy_fingerprint_changes_with_the_images(tmp_path, image_folder, pixels, encode, write_tar, monkeypatch):
     """Features are kept by the fingerprint: one that looked at names alone would give a set another's."""
     monkeypatch.setattr(opening_module, "MOST_MEMORY_BYTES", 100)
 
@@ -375,14 +373,14 @@ def test_a_large_lazy_set_of_the_same_names_but_other_images_is_another(
         assert before == opened(mine.rename(mine.with_name(f"moved-{mine.name}"))).fingerprint, mine
 
 
-def test_a_large_lazy_set_with_nothing_usable(tmp_path, monkeypatch):
+def test_lazy_dataset_with_nothing_usable_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"x")
     monkeypatch.setattr(opening_module, "MOST_MEMORY_BYTES", 100)
     with pytest.raises(UserError, match="no image that can be used"):
         opened(tmp_path).batch([0])
 
 
-def test_options_are_checked_in_one_line():
+def test_open_dataset_checks_options_in_one_line():
     for options, message in [
         ({"image_size": 7}, "image_size"),
         ({"image_size": (32, 4)}, "image_size"),
@@ -396,7 +394,7 @@ def test_options_are_checked_in_one_line():
     assert DataConfig(source="x", image_size=[32, 64]).image_shape == (3, 32, 64)
 
 
-def test_folders_and_files_of_no_known_kind(tmp_path, write_idx):
+def test_open_dataset_refuses_unknown_kinds(tmp_path, write_idx):
     (tmp_path / "x.xyz").write_bytes(b"")
     with pytest.raises(UserError, match="is not a folder of images"):
         opened(tmp_path / "x.xyz")

@@ -64,7 +64,7 @@ def drawn(dataset, start, stop, seed=0):
     return numbers_of(dataset.draw(seed, range(start, stop))[0])
 
 
-def test_a_closed_stream_reads_no_block_to_its_end():
+def test_stream_that_is_closed_stops_reading():
     """Which Python would wait for before it leaves."""
     met, goes_on = threading.Event(), threading.Event()
 
@@ -87,7 +87,7 @@ def test_a_closed_stream_reads_no_block_to_its_end():
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.integers(1, 40), st.integers(0, 3))
 @settings(max_examples=50, deadline=None)
-def test_blocks_hold_every_image_once_an_epoch(sizes, buffer, seed):
+def test_block_reader_gives_every_image_once_per_epoch(sizes, buffer, seed):
     total = sum(sizes)
     if total == 0:
         return
@@ -108,7 +108,7 @@ def test_blocks_hold_every_image_once_an_epoch(sizes, buffer, seed):
     st.integers(0, 12),
 )
 @settings(max_examples=40, deadline=None)
-def test_going_on_from_a_saved_place_is_exact(sizes, buffer, batch, stop):
+def test_stream_resumes_exactly(sizes, buffer, batch, stop):
     straight = loader_of(stream(sizes, buffer), batch, 5)
     expected = [straight.images(step, range(batch))[0] for step in range(stop + 6)]
     first = loader_of(stream(sizes, buffer), batch, 5)
@@ -121,7 +121,7 @@ def test_going_on_from_a_saved_place_is_exact(sizes, buffer, batch, stop):
         assert torch.equal(second.images(step, range(batch))[0], expected[step])
 
 
-def test_going_on_does_not_replay():
+def test_stream_resumes_without_a_replay():
     sizes, steps = [100] * 20, 200
     first = loader_of(stream(sizes, buffer=50), 8, 0)
     for step in range(steps):
@@ -133,7 +133,7 @@ def test_going_on_does_not_replay():
     assert second.shards.read < 300  # of the 1,600 that had gone by
 
 
-def test_going_on_with_another_batch_leaves_nothing_out():
+def test_stream_resumes_exactly_with_another_batch_size():
     first, whole = loader_of(stream([9, 30, 17, 2]), 8, 1), loader_of(stream([9, 30, 17, 2]), 1, 1)
     for step in range(3):
         first.images(step, range(8))
@@ -146,7 +146,7 @@ def test_going_on_with_another_batch_leaves_nothing_out():
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_share_out_one_and_the_same_order(processes):
+def test_stream_order_does_not_depend_on_the_number_of_processes(processes):
     """And a run stopped on 4 goes on on 2, from the place that any of them saved."""
     whole = loader_of(stream([9, 30, 17, 2]), 8, 1)
     expected = [whole.images(step, range(8))[0] for step in range(33)]
@@ -166,7 +166,7 @@ def test_processes_share_out_one_and_the_same_order(processes):
         check(others, range(30, 33))
 
 
-def test_any_number_may_be_asked_for_again():
+def test_stream_reads_earlier_positions_again():
     dataset = stream([40, 40], buffer=10)
     expected = drawn(stream([40, 40], buffer=10), 0, 160)
     for start in (0, 100, 60, 150, 3, 90):
@@ -174,7 +174,7 @@ def test_any_number_may_be_asked_for_again():
 
 
 @pytest.mark.parametrize("size", [48, 50])  # 48: the last block is full, and only the next shows that the epoch is over
-def test_seeds_and_epochs_have_orders_of_their_own(size):
+def test_stream_order_depends_on_seed_and_epoch(size):
     total = 4 * size
     orders = [drawn(stream([size] * 4), start, start + total, seed) for seed in (0, 1) for start in (0, total)]
     assert all(sorted(order) == list(range(total)) for order in orders)
@@ -184,19 +184,19 @@ def test_seeds_and_epochs_have_orders_of_their_own(size):
     assert drawn(dataset, 0, total, seed=1) == orders[2]
 
 
-def test_the_buffer_mixes():
+def test_stream_buffer_mixes_the_shards():
     """With shards read side by side and a buffer, neighbours in a batch come from all over the set."""
     order = drawn(stream([100] * 8, buffer=400), 0, 400)
     assert len({number // 100 for number in order[:40]}) == 8
     assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(order)) < 20
 
 
-def test_labels_follow_their_images():
+def test_stream_labels_match_their_images():
     images, labels = stream([20, 13], labels=True).draw(0, range(33))
     assert [number % 3 for number in numbers_of(images)] == labels.tolist()
 
 
-def test_broken_rows_are_replaced_alike_everywhere_and_reported_once():
+def test_stream_replaces_broken_rows_alike_in_every_process():
     broken = {3, 4, 17}
     whole = stream([20, 13], broken=broken)
     images, _ = whole.draw(0, range(66))
@@ -208,7 +208,7 @@ def test_broken_rows_are_replaced_alike_everywhere_and_reported_once():
     assert torch.equal(joined[1], images[1::2])
 
 
-def test_streams_with_nothing_in_them():
+def test_stream_with_nothing_usable_is_refused():
     with pytest.raises(UserError, match="holds no images"):
         drawn(stream([0, 0]), 0, 1)
     with pytest.raises(UserError, match="no usable image"):
@@ -217,7 +217,7 @@ def test_streams_with_nothing_in_them():
         stream([])
 
 
-def test_what_a_stream_cannot_do():
+def test_stream_refuses_length_indices_and_another_streams_state():
     dataset = stream([4])
     assert len(dataset) == 4
     dataset.shards.count = None
@@ -229,7 +229,7 @@ def test_what_a_stream_cannot_do():
         dataset.load_state_dict(stream([4, 4]).state_dict(0))
 
 
-def test_tar_shards(tmp_path, write_tar):
+def test_stream_reads_tar_shards(tmp_path, write_tar):
     for shard in range(5):
         members = {f"{number:04}.png": png_of(number) for number in range(shard * 30, shard * 30 + 30)}
         write_tar(tmp_path / f"{shard}.tar", members)
@@ -245,7 +245,7 @@ def test_tar_shards(tmp_path, write_tar):
     assert shortened.report.skipped
 
 
-def test_a_stream_that_was_moved_goes_on(tmp_path, write_tar):
+def test_stream_resumes_after_it_was_moved(tmp_path, write_tar):
     write_tar(tmp_path / "here" / "0.tar", {f"{number:04}.png": png_of(number) for number in range(40)})
     options = {"image_size": 8, "streaming": True, "shuffle_buffer": 10}
     dataset = open_dataset(str(tmp_path / "here"), **options)
@@ -257,7 +257,7 @@ def test_a_stream_that_was_moved_goes_on(tmp_path, write_tar):
     assert drawn(again, 30, 60) == expected[10:]
 
 
-def test_parquet_files(tmp_path, monkeypatch):
+def test_stream_reads_parquet_files(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
     for shard in range(4):
@@ -275,7 +275,7 @@ def test_parquet_files(tmp_path, monkeypatch):
     assert torch.equal(again.draw(0, range(130, 190))[0], expected)
 
 
-def test_a_stream_that_breaks_off_stops_the_run(tmp_path):
+def test_stream_that_breaks_off_stops_the_run(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = {"image": [{"bytes": png_of(n), "path": None} for n in range(20)]}
     path = tmp_path / "x.parquet"
@@ -286,7 +286,7 @@ def test_a_stream_that_breaks_off_stops_the_run(tmp_path):
         dataset.draw(0, range(5))
 
 
-def test_memory_stays_flat():
+def test_stream_memory_stays_flat():
     """30,000 images stream by; what the process holds at the end is what it held after the first 10,000."""
     program = """
         import resource, sys

@@ -2,9 +2,9 @@
 
 import gzip
 import io
-import itertools
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
 import zlib
@@ -139,7 +139,12 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-MOST_INSTRUCTIONS = 3_000_000  # CIFAR-100's training file, the longest, has fewer than 400,000
+MOST_INSTRUCTIONS = 3_000_000  # the longest batch, the training file of CIFAR-100, has fewer than 400,000
+INSTRUCTIONS = re.compile(
+    "PROTO|FRAME|STOP|MARK|NONE|NEW(TRUE|FALSE)|INT|BININT[12]?|LONG1|(SHORT_)?BIN(STRING|UNICODE|BYTES)|"
+    "EMPTY_(DICT|LIST|TUPLE)|TUPLE[123]?|APPENDS?|SETITEMS?|(LONG_)?BINPUT|MEMOIZE|(LONG_)?BINGET|"
+    "(STACK_)?GLOBAL|REDUCE|BUILD"
+)
 
 
 class _PickledArray:
@@ -162,11 +167,8 @@ class _PickledDtype:
         """The state holds the byte order, which single bytes do not have."""
 
 
-class _BatchUnpickler(pickle._Unpickler):
-    """Unpickles plain data and uint8 arrays; see "Restricting Globals" in the documentation of `pickle`.
-
-    It is the reader in Python: the one in C allocates gigabytes for a large memo index.
-    """
+class _BatchUnpickler(pickle.Unpickler):
+    """Unpickles plain data and uint8 arrays; see "Restricting Globals" in the documentation of `pickle`."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a global. Raise UnpicklingError for any but the five that CIFAR batches name."""
@@ -195,15 +197,40 @@ def read_batch(data: bytes, path) -> dict[bytes, Any]:
         UserError: it is not such a pickle, or it holds anything but plain data.
     """
     try:
-        instructions = itertools.islice(pickletools.genops(data), MOST_INSTRUCTIONS + 1)
-        if sum(1 for _ in instructions) > MOST_INSTRUCTIONS:
-            raise ValueError("it is far longer than any CIFAR batch")
+        _check_instructions(data)
         found = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(found, dict) or not all(isinstance(key, str | bytes) for key in found):
             raise ValueError("it holds no dictionary of strings")
         return {_as_bytes(key): _plain(value) for key, value in found.items()}
     except Exception as error:  # a damaged pickle raises anything at all
         raise UserError(f"{path} is not a CIFAR batch of plain data: {error}") from error
+
+
+def _check_instructions(data: bytes) -> None:
+    """Refuse pickles that could exhaust memory or time before `_BatchUnpickler` reads them.
+
+    A large memo index makes `pickle` allocate gigabytes. The hash of a tuple of tuples, each of them used twice, takes
+    for ever, so no tuple may be used again.
+    """
+    tuples: set[int] = set()  # memo indices
+    memoized, last = 0, ""
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(data)):
+        name = instruction.name
+        if count > MOST_INSTRUCTIONS:
+            raise ValueError("it is far longer than any CIFAR batch")
+        if not INSTRUCTIONS.fullmatch(name):
+            raise ValueError(f"it uses the instruction {name}")
+        if name.endswith("PUT") or name == "MEMOIZE":
+            index = memoized if argument is None else argument
+            if index > count:
+                raise ValueError("its memo has gaps")
+            if last.startswith("TUPLE"):
+                tuples.add(index)
+            memoized += 1
+        elif name.endswith("GET") and argument in tuples:
+            raise ValueError("it uses a tuple again")
+        elif name not in ("PROTO", "FRAME"):
+            last = name
 
 
 def _plain(value: Any) -> Any:

@@ -5,13 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import user_path
+from ddpm.common.files import is_run, user_path
 from ddpm.data.images import ENDINGS, MOST_FILE_BYTES, UNREAD, UNREAD_FORMAT, BrokenFile, printable
 from ddpm.data.stored import EncodedSource, classes_of, file_state
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 SPLIT_FOLDERS = {name for names in SPLITS.values() for name in names}
-RUN_FILES = ("config.yaml", "metrics.jsonl")  # every training run has both
 MANIFEST = "dataset.json"  # the class of each image, as EDM's and StyleGAN's tools write it
 
 CONTACT_SHEET = "contact_sheet.png"  # the default output of `ddpm data`
@@ -104,7 +103,7 @@ def is_hidden(name: str) -> bool:
 
 
 def _scan(root: Path, recursive: bool) -> tuple[list[str], Skipped]:
-    """Walk through a folder; return the images and what is skipped, relative to the folder, names as they are."""
+    """Walk through a folder. Return the images and the skipped files relative to it, with names as on the disk."""
     names: list[str] = []
     skipped: Skipped = []
     seen = {os.path.realpath(root)}  # of folders, so that links cannot lead round in a circle
@@ -146,7 +145,7 @@ def _folder_trouble(entry: os.DirEntry[str], root: Path, seen: set[str]) -> str 
     if entry.is_symlink() and (inside or any(_is_below(other, real) for other in seen)):
         return READ_ALREADY
     seen.add(real)
-    return RUN_FOLDER if all(os.path.exists(os.path.join(entry.path, name)) for name in RUN_FILES) else None
+    return RUN_FOLDER if is_run(Path(entry.path)) else None
 
 
 def _is_below(path: str, folder: str) -> bool:
