@@ -12,7 +12,7 @@ from ddpm.common.fidelity import psnr, ssim, ssim_or_none
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 20), (1, 11, 11)])
-def test_psnr_and_ssim_are_scikit_images(shape):
+def test_psnr_and_ssim_equal_scikit_image(shape):
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(4, *shape, generator=generator) * 2 - 1
     y = (x + 0.3 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
@@ -25,13 +25,13 @@ def test_psnr_and_ssim_are_scikit_images(shape):
         assert float(found_ssim) == pytest.approx(expected, abs=1e-6)
 
 
-def test_equal_images():
+def test_psnr_and_ssim_of_equal_images():
     x = torch.rand(2, 1, 16, 16)
     assert torch.equal(psnr(x, x), torch.full((2,), math.inf, dtype=torch.float64))
     np.testing.assert_allclose(ssim(x, x), 1)
 
 
-def test_too_small_for_ssim():
+def test_ssim_refuses_small_images():
     with pytest.raises(UserError, match="11×11"):
         ssim(torch.zeros(1, 1, 10, 20), torch.zeros(1, 1, 10, 20))
 

@@ -1,4 +1,4 @@
-"""`ddpm edit` and `ddpm interpolate`: what they write and print, and what they refuse."""
+"""`ddpm edit` and `ddpm interpolate`: files, output and error messages."""
 
 import sys
 
@@ -20,7 +20,7 @@ QUICK = ["--steps", "5", "--evaluations", "4", "--batch-size", "2"]
 
 
 def save_model(folder, num_classes=None, provenance=None):
-    """A tiny U-Net that has learnt nothing: the command line needs a model, not a good one."""
+    """Save a tiny untrained U-Net; its quality does not matter here."""
     torch.manual_seed(0)
     config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[], groups=4)
     rows = num_classes and num_classes + 1
@@ -58,7 +58,7 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
-def test_edit_one_picture(plain, pictures, tmp_path, capsys):
+def test_edit_writes_one_picture(plain, pictures, tmp_path, capsys):
     out = tmp_path / "x.png"
     code, printed, _ = run(
         capsys, "edit", plain, pictures / "a.png", "--strength", "0.3", "--steps", "10", "--out", out
@@ -72,14 +72,14 @@ def test_edit_one_picture(plain, pictures, tmp_path, capsys):
     assert "--overwrite" in error
 
 
-def test_strength_zero_gives_the_picture_back(plain, pictures, tmp_path, capsys):
+def test_edit_with_strength_zero_keeps_the_picture(plain, pictures, tmp_path, capsys):
     run(capsys, "edit", plain, pictures / "a.png", "--strength", "0", "--out", tmp_path / "x.png")
     assert torch.equal(read_image(tmp_path / "x.png", 1), read_image(pictures / "a.png", 1))
 
 
 @pytest.mark.parametrize("preprocessing", [{"fit": "pad", "background": 0}, {"background": [255, 0, 0]}, {}])
-def test_pictures_are_brought_to_the_model_as_its_training_images_were(pictures, tmp_path, capsys, preprocessing):
-    section = {"source": "elsewhere", "image_size": 12, **preprocessing, "a field of tomorrow": 1}
+def test_edit_resizes_pictures_as_in_training(pictures, tmp_path, capsys, preprocessing):
+    section = {"source": "elsewhere", "image_size": 12, **preprocessing, "a future field": 1}
     padded = save_model(tmp_path / "run", provenance={"config": {"data": section}})
     for path in pictures.iterdir():
         path.unlink()
@@ -91,14 +91,14 @@ def test_pictures_are_brought_to_the_model_as_its_training_images_were(pictures,
         assert torch.equal(read_image(path, 1), trained[0])
 
 
-def test_a_framing_that_is_none_is_one_line(pictures, tmp_path, capsys):
+def test_edit_refuses_unknown_preprocessing_in_one_line(pictures, tmp_path, capsys):
     for section in ({"fit": "stretch"}, {"background": "blue"}):
         odd = save_model(tmp_path / "run", provenance={"config": {"data": section}})
         code, _, error = run(capsys, "edit", odd, pictures / "a.png", "--strength", "0", "--out", tmp_path / "x.png")
         assert (code, error.count("\n")) == (2, 1)
 
 
-def test_edit_a_folder(plain, pictures, tmp_path, capsys):
+def test_edit_writes_a_folder(plain, pictures, tmp_path, capsys):
     code, printed, _ = run(
         capsys, "edit", plain, pictures, "--strength", "0.5", "--steps", "6", "--out", tmp_path / "out"
     )
@@ -108,7 +108,7 @@ def test_edit_a_folder(plain, pictures, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
 
 
-def test_a_folder_with_bad_files_and_two_of_one_name(plain, pictures, tmp_path, capsys):
+def test_edit_folder_with_bad_files_and_equal_names(plain, pictures, tmp_path, capsys):
     (pictures / "bad.png").write_text("no image")
     Image.open(pictures / "a.png").save(pictures / "a.bmp")
     arguments = ["edit", plain, pictures, "--strength", "0", "--out", tmp_path / "out"]
@@ -124,26 +124,26 @@ def test_a_folder_with_bad_files_and_two_of_one_name(plain, pictures, tmp_path, 
 
 
 @pytest.mark.parametrize(("mode", "head"), [("--curve", "strength"), ("--invert", "depth")])
-def test_figures_and_their_tables(plain, pictures, tmp_path, capsys, mode, head):
+def test_edit_writes_plots_and_tables(plain, pictures, tmp_path, capsys, mode, head):
     pytest.importorskip("matplotlib")
     out = tmp_path / "figure.png"
     code, printed, _ = run(capsys, "edit", plain, pictures, mode, *QUICK, "--out", out)
     assert code == 0
     lines = printed.splitlines()
     assert lines[0].startswith(head)
-    assert len(lines) == (11 if mode == "--curve" else 10) + 2  # a head, and the file's name
+    assert len(lines) == (11 if mode == "--curve" else 10) + 2  # a header, and the file's name
     assert min(read_image(out).shape[1:]) > 300
 
 
 @pytest.mark.parametrize("mode", ["--curve", "--invert"])
-def test_a_missing_matplotlib_is_noticed_before_any_work(pictures, monkeypatch, capsys, mode):
+def test_edit_notices_a_missing_matplotlib_first(pictures, monkeypatch, capsys, mode):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, error = run(capsys, "edit", "not looked at yet", pictures / "a.png", mode)
     assert code == 2
     assert "pip install '.[eval]'" in error
 
 
-def test_translate(classes, pictures, tmp_path, capsys):
+def test_edit_translates_between_classes(classes, pictures, tmp_path, capsys):
     out = tmp_path / "x.png"
     arguments = [
         "edit",
@@ -165,7 +165,7 @@ def test_translate(classes, pictures, tmp_path, capsys):
     assert "no class '9'" in error
 
 
-def test_interpolate(plain, pictures, tmp_path, capsys):
+def test_interpolate_writes_a_grid(plain, pictures, tmp_path, capsys):
     out = tmp_path / "x.png"
     code, printed, _ = run(
         capsys,
@@ -192,8 +192,8 @@ def test_interpolate(plain, pictures, tmp_path, capsys):
     [
         (["edit", "MODEL", "a.png"], "say what to do"),
         (["edit", "MODEL", "a.png", "--strength", "0.2", "--curve"], "say what to do"),
-        (["edit", "MODEL", "a.png", "--strength", "2"], "strength must lie"),
-        (["edit", "MODEL", "a.png", "--strength", "nan"], "strength must lie"),
+        (["edit", "MODEL", "a.png", "--strength", "2"], "strength must be"),
+        (["edit", "MODEL", "a.png", "--strength", "nan"], "strength must be"),
         (["edit", "MODEL", "a.png", "--strength", "0.2", "--sampler", "dimm"], "did you mean"),
         (["edit", "MODEL", "no.png", "--strength", "0.2"], "no picture or folder"),
         (["edit", "MODEL", "a.png", "--invert", "--order", "3"], "--order takes"),
@@ -202,12 +202,12 @@ def test_interpolate(plain, pictures, tmp_path, capsys):
         (["edit", "MODEL", "a.png", "--strength", "0.2", "--out", "x.jpg"], "should end in .png"),
         (["interpolate", "MODEL", "a.png", "b.png", "--num", "1"], "at least 2"),
         (["interpolate", "MODEL", "a.png", "b.png", "--depths", "deep"], "--depths takes numbers"),
-        (["interpolate", "MODEL", "a.png", "b.png", "--depths", "1.5"], "depth must lie"),
+        (["interpolate", "MODEL", "a.png", "b.png", "--depths", "1.5"], "depth must be"),
         (["interpolate", "MODEL", "a.png", "."], "cannot be read"),
         (["edit", "MODEL", "a.png", "--strength", "0.2", "--batch-size", "0"], "at least 1"),
     ],
 )
-def test_refusals_are_one_line(plain, pictures, capsys, monkeypatch, arguments, words):
+def test_edit_and_interpolate_refuse_bad_input_in_one_line(plain, pictures, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(pictures)
     code, _, error = run(capsys, *[plain if word == "MODEL" else word for word in arguments])
     assert code == 2

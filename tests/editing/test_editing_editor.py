@@ -1,4 +1,4 @@
-"""Editing against closed forms: Gaussian images, for which the ODE's flow and every posterior are known."""
+"""Editing of Gaussian images, for which the ODE's solution and every posterior are known."""
 
 import math
 from itertools import pairwise
@@ -68,7 +68,7 @@ def exact_latent(prior, x_0, alpha_bar):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_inversion_is_the_flow_of_the_ode(schedule):
+def test_invert_solves_the_ode(schedule):
     prior = GaussianPrior.smooth(SHAPE, deviation=0.5, reach=0.8)  # well conditioned: float32 can follow it
     editor = Editor(model_of(prior, schedule=schedule))
     x = prior.sample(3)
@@ -82,12 +82,12 @@ def test_inversion_is_the_flow_of_the_ode(schedule):
 
 
 @pytest.mark.parametrize(("order", "ratio"), [(1, 2), (2, 4)])
-def test_order_of_accuracy(order, ratio):
+def test_flow_has_its_order_of_accuracy(order, ratio):
     """Twice the steps: half the error for DDIM, a quarter for the midpoint rule."""
     prior = GaussianPrior.smooth(SHAPE, deviation=0.5, reach=0.8)
     denoiser = prior.denoiser(NoiseSchedule(make_betas("cosine", 1000)))
     x = prior.sample(4)
-    angles = angles_to(denoiser.schedule, 0.5, 12)[2:]  # away from t < 0, where no network is defined
+    angles = angles_to(denoiser.schedule, 0.5, 12)[2:]  # without t < 0, where no network is defined
     signal = math.cos(angles[0])
     x_start = exact_latent(prior, x, signal**2).float()
     expected = exact_latent(prior, x, math.cos(angles[-1]) ** 2)
@@ -100,7 +100,7 @@ def test_order_of_accuracy(order, ratio):
     assert error(4) / error(8) == pytest.approx(ratio, rel=0.2)
 
 
-def test_round_trip_of_the_second_order_is_far_closer():
+def test_round_trip_of_order_two_is_more_accurate():
     prior = GaussianPrior.smooth(SHAPE, deviation=0.5, reach=0.8)
     x = prior.sample(4)
     ddim, midpoint = (round_trip(Editor(model_of(prior)), x, evaluations=200, order=order) for order in (1, 2))
@@ -110,7 +110,7 @@ def test_round_trip_of_the_second_order_is_far_closer():
     assert torch.allclose(midpoint.images, x, atol=4 * midpoint.largest)
 
 
-def test_evaluations_are_what_was_asked_for():
+def test_flow_takes_the_expected_evaluations():
     calls = []
     denoiser = PRIOR.denoiser()
 
@@ -127,19 +127,19 @@ def test_evaluations_are_what_was_asked_for():
         assert len(calls) == 10 * order
 
 
-def test_guidance_and_clipping_do_not_spoil_an_inversion():
+def test_invert_ignores_guidance_and_clipping():
     x = PRIOR.sample(2)
     clipped = Editor(EDITOR.model, clip="static", precision="fp32")
     assert torch.equal(invert(clipped, x), invert(EDITOR, x))
 
 
-def test_reconstruction_from_every_depth_gets_harder():
+def test_reconstructions_get_worse_with_depth():
     trips = reconstructions(EDITOR, PRIOR.sample(4), depths=(0.05, 0.3, 1.0), evaluations=40, order=1)
     assert [trip.depth for trip in trips] == [0.05, 0.3, 1.0]
     assert trips[0].psnr > trips[-1].psnr
 
 
-def test_timestep_of_an_angle():
+def test_timestep_of_inverts_the_schedule():
     schedule = NoiseSchedule(make_betas("linear", 1000))
     for t in (0, 10, 500, 999):
         signal, sigma = schedule.alpha_sigma(t)
@@ -147,8 +147,8 @@ def test_timestep_of_an_angle():
     assert timestep_of(schedule, 0.0) == -1
 
 
-def test_sdedit_of_a_gaussian_has_the_marginal_of_its_chain():
-    """For strength 1 the outcome is a sample of the prior; for little strength it stays near the image."""
+def test_sdedit_strength_goes_from_the_image_to_the_prior():
+    """Strength 1 samples the prior; a small strength stays near the image."""
     x = PRIOR.sample(1, seed=5).expand(200, *SHAPE)
     fresh = sdedit(EDITOR, x, 1.0, sampler="ddim", steps=60)
     spread = (fresh - PRIOR.mean.float()).square().mean()
@@ -157,7 +157,7 @@ def test_sdedit_of_a_gaussian_has_the_marginal_of_its_chain():
     assert torch.equal(sdedit(EDITOR, x, 0.0), x)
 
 
-def test_sdedit_depends_on_the_seed_and_the_place_alone():
+def test_sdedit_depends_only_on_seed_and_index():
     x = PRIOR.sample(5)
     whole = sdedit(EDITOR, x, 0.4, steps=20)
     in_parts = sdedit(Editor(EDITOR.model, precision="fp32", clip=None, seed=3, batch_size=2), x, 0.4, steps=20)
@@ -165,7 +165,7 @@ def test_sdedit_depends_on_the_seed_and_the_place_alone():
     assert not torch.allclose(whole, sdedit(Editor(EDITOR.model, seed=4, clip=None), x, 0.4, steps=20), atol=1e-2)
 
 
-def test_three_hundred_steps_of_a_thousand():
+def test_timesteps_from_strength():
     schedule = NoiseSchedule(make_betas("linear", 1000))
     grid = timesteps_from(schedule, 0.3, 1000)
     assert grid[0] == 299
@@ -174,8 +174,8 @@ def test_three_hundred_steps_of_a_thousand():
     assert timesteps_from(schedule, 0.0, 10) == [-1.0]
 
 
-def test_the_curve_trades_fidelity_for_realism():
-    """Images that the prior would not draw: the more strength, the further from them, the more like the prior."""
+def test_fidelity_curve_trades_fidelity_for_realism():
+    """Images unlike the prior: more strength moves them away from the input and towards the prior."""
     strange = PRIOR.sample(16) + 0.3 * torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(0))
     points = fidelity_curve(EDITOR, strange, (0.2, 0.5, 1.0), steps=40)
     assert [point.strength for point in points] == [0, 0.2, 0.5, 1.0]
@@ -184,16 +184,16 @@ def test_the_curve_trades_fidelity_for_realism():
     assert points[1].ssim > points[3].ssim
     assert points[0].denoising_loss > points[2].denoising_loss
     real = denoising_loss(EDITOR, PRIOR.sample(16, seed=1))
-    assert points[3].denoising_loss == pytest.approx(real, rel=0.25)  # the outcome is clipped to [-1, 1]
+    assert points[3].denoising_loss == pytest.approx(real, rel=0.25)  # the edited images are clipped to [-1, 1]
 
 
 @pytest.mark.parametrize("timesteps", [2, 4])
-def test_denoising_loss_is_a_number_for_the_shortest_process(timesteps):
+def test_denoising_loss_is_finite_for_few_timesteps(timesteps):
     editor = Editor(model_of(PRIOR, timesteps=timesteps), precision="fp32")
     assert 0 < denoising_loss(editor, PRIOR.sample(2)) < math.inf
 
 
-def test_interpolation_runs_from_one_image_to_the_other():
+def test_interpolate_goes_from_the_first_to_the_second():
     first, second = PRIOR.sample(2, seed=8)
     row = interpolate(EDITOR, first, second, [0, 0.25, 0.5, 0.75, 1], depth=0.15, steps=100)
     assert row.shape == (5, *SHAPE)
@@ -201,8 +201,8 @@ def test_interpolation_runs_from_one_image_to_the_other():
     assert all(a < b for a, b in pairwise(towards))
 
 
-def test_interpolation_keeps_the_noise_level():
-    """At full depth every λ is a fresh sample: as varied in the middle as at the ends."""
+def test_interpolate_keeps_the_noise_level():
+    """At depth 1 every λ is a new sample, with the same variance in the middle as at the ends."""
     spreads = []
     for seed in range(40):
         first, second = PRIOR.sample(2, seed=seed)
@@ -220,21 +220,21 @@ def test_interpolation_keeps_the_noise_level():
     assert float(middle / ends) == pytest.approx(1, abs=0.3)
 
 
-def test_neighbouring_weights_share_their_noise():
+def test_interpolate_shares_noise_between_weights():
     first, second = PRIOR.sample(2, seed=8)
     row = interpolate(EDITOR, first, second, [0.5, 0.501], depth=0.7, steps=50)
     assert (row[0] - row[1]).abs().max() < 0.02
 
 
-def test_coarse_to_fine_starts_with_plain_blending():
+def test_coarse_to_fine_at_depth_zero_blends():
     first, second = PRIOR.sample(2, seed=8)
     rows = coarse_to_fine(EDITOR, first, second, [0, 0.5, 1], [0.0, 0.5], steps=20)
     assert rows.shape == (2, 3, *SHAPE)
     assert torch.allclose(rows[0, 1], (first + second) / 2, atol=1e-6)
 
 
-def test_translation_moves_one_classs_mean_to_the_others():
-    """Classes that differ in their mean alone: the flow carries an image to the same image about the other mean."""
+def test_translate_moves_the_class_mean():
+    """The classes differ only in their mean, so an image keeps its deviation from it."""
     shift = torch.zeros(SHAPE, dtype=torch.float64)
     shift[..., 6:] = 0.4
     base = GaussianPrior.smooth(SHAPE, deviation=0.2)
@@ -251,27 +251,27 @@ def test_translation_moves_one_classs_mean_to_the_others():
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda x: sdedit(EDITOR, x, 1.5), "strength must lie between"),
-        (lambda x: sdedit(EDITOR, x, float("nan")), "strength must lie between"),
+        (lambda x: sdedit(EDITOR, x, 1.5), "strength must be between"),
+        (lambda x: sdedit(EDITOR, x, float("nan")), "strength must be between"),
         (lambda x: sdedit(EDITOR, x, 0.5, steps=0), "at least 1 step"),
         (lambda x: sdedit(EDITOR, x, 0.5, sampler="dimm"), "no sampler"),
         (lambda x: sdedit(EDITOR, x[..., :8], 0.5), "this model knows"),
         (lambda x: sdedit(EDITOR, x[:0], 0.5), "no images to edit"),
-        (lambda x: invert(EDITOR, x, depth=0.0), "depth must lie"),
+        (lambda x: invert(EDITOR, x, depth=0.0), "depth must be"),
         (lambda x: invert(EDITOR, x, evaluations=1), "at least 2"),
         (lambda x: generate(EDITOR, x, evaluations=0, order=1), "at least 1"),
         (lambda x: translate(EDITOR, x, 0, 1), "without classes"),
         (lambda x: sdedit(Editor(EDITOR.model, labels=1), x, 0.5), "without classes"),
     ],
 )
-def test_bad_input_is_one_clear_line(act, words):
+def test_editing_refuses_bad_input(act, words):
     with pytest.raises(UserError, match=words):
         act(PRIOR.sample(2))
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_a_step_is_exact_where_the_prediction_is_constant(order):
-    """Images that are all the same: x moves on a circle, and one step of any length follows it."""
+def test_flow_is_exact_if_the_prediction_is_constant(order):
+    """All images are equal: x moves on a circle, and one step of any length is exact."""
     point = GaussianPrior(PRIOR.mean, torch.zeros_like(PRIOR.covariance))
     denoiser = point.denoiser()
     x_0, epsilon = PRIOR.mean.float()[None], torch.randn(1, *SHAPE)

@@ -1,4 +1,4 @@
-"""`ddpm restore`: what it prints, and what it refuses in one line."""
+"""`ddpm restore`: its output and its error messages."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from ddpm.networks.unet import UNet
 
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory):
-    """A tiny U-Net that has learnt nothing, saved: the command line needs a model, not a good one."""
+    """Folder of a tiny untrained U-Net; its quality does not matter here."""
     torch.manual_seed(0)
     config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[], groups=4)
     network = UNet(config, image_size=(12, 12), in_channels=1, out_channels=1, num_classes=None)
@@ -25,7 +25,7 @@ def saved_model(tmp_path_factory):
     return folder
 
 
-def test_command_line_prints_psnr_and_ssim(saved_model, pictures, tmp_path, capsys):
+def test_restore_prints_psnr_and_ssim(saved_model, pictures, tmp_path, capsys):
     arguments = ["restore", saved_model, pictures / "0.png", "--task", "superresolve", "--scale", "5", "--degrade"]
     arguments += [
         "--noise",
@@ -48,7 +48,7 @@ def test_command_line_prints_psnr_and_ssim(saved_model, pictures, tmp_path, caps
 
 
 @pytest.mark.parametrize("source", ["", "0.png"])
-def test_command_line_says_what_noise_a_blurred_picture_is_given(saved_model, pictures, tmp_path, capsys, source):
+def test_restore_prints_a_note_if_it_raises_the_noise(saved_model, pictures, tmp_path, capsys, source):
     def printed(noise):
         words = ["restore", saved_model, pictures / source, "--task", "deblur", "--kernel", "box:3", "--steps", "2"]
         words += ["--noise", noise, "--overwrite", "--out", tmp_path / (source or "out")]
@@ -59,7 +59,7 @@ def test_command_line_says_what_noise_a_blurred_picture_is_given(saved_model, pi
     assert "taken as" not in printed("0.0100004")
 
 
-def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys):
+def test_restore_folder_prints_what_it_leaves_out(saved_model, pictures, tmp_path, capsys):
     (pictures / "broken.png").write_bytes(b"no")
     arguments = ["restore", saved_model, pictures, "--task", "denoise", "--noise", "0.1", "--steps", "5"]
     assert cli.run([str(word) for word in [*arguments, "--out", tmp_path / "out"]]) == 0
@@ -99,7 +99,7 @@ def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys)
         (["--task", "denoise", "--noise", "auto", "--degrade"], "give --noise a number"),
         (["--task", "denoise", "--option", "zeta=1"], "no option 'zeta'"),
         (["--task", "denoise", "--option", "eta=nan"], "takes numbers"),
-        (["--task", "denoise", "--noise", "0.1", "--option", "eta=5"], "eta must lie between 0 and 1"),
+        (["--task", "denoise", "--noise", "0.1", "--option", "eta=5"], "eta must be between 0 and 1"),
         (["--task", "denoise", "--method", "ddnm", "--option", "travel_length=2.5"], "takes whole numbers"),
         (["--task", "denoise", "--noise", "0.1", "--samples", "0"], "at least 1"),
         (["--task", "denoise", "--noise", "0.1", "--batch-size", "0"], "at least 1"),
@@ -107,7 +107,7 @@ def test_command_line_restores_a_folder(saved_model, pictures, tmp_path, capsys)
         (["--task", "denoise", "--noise", "0.1", "--out", "x.jpg"], "end in .png"),
     ],
 )
-def test_command_line_refuses_in_one_line(saved_model, pictures, tmp_path, capsys, arguments, words):
+def test_restore_refuses_bad_options_in_one_line(saved_model, pictures, tmp_path, capsys, arguments, words):
     rest = [] if "--out" in arguments else ["--out", str(tmp_path / "x.png")]
     assert cli.run(["restore", str(saved_model), str(pictures / "0.png"), *arguments, *rest]) == 2
     message = capsys.readouterr().err
@@ -115,7 +115,7 @@ def test_command_line_refuses_in_one_line(saved_model, pictures, tmp_path, capsy
     assert words in message
 
 
-def test_command_line_refuses_masks_that_say_nothing(saved_model, pictures, tmp_path, capsys):
+def test_restore_refuses_empty_full_and_misfitting_masks(saved_model, pictures, tmp_path, capsys):
     for name, value, words in [("empty", 0, "is empty"), ("full", 255, "no pixel known")]:
         Image.fromarray(np.full((12, 12), value, np.uint8)).save(tmp_path / f"{name}.png")
         arguments = [

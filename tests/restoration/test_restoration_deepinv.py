@@ -1,4 +1,4 @@
-"""Against deepinv: its physics as our operators, our model as its denoiser, its DDRM as a yardstick."""
+"""Conversion to and from deepinv, compared with deepinv's own physics and DDRM."""
 
 import math
 
@@ -35,7 +35,7 @@ def decomposable(sigma=0.1):
 
 
 @pytest.mark.parametrize("name", ["denoising", "inpainting", "camera", "economic", "blur", "grey"])
-def test_decomposable_physics_are_our_operators(name):
+def test_from_deepinv_operator_equals_the_physics(name):
     shape = (3, 16, 16) if name == "grey" else SHAPE
     theirs = physics.Decolorize() if name == "grey" else decomposable()[name]
     ours = from_deepinv(theirs, shape)
@@ -50,7 +50,7 @@ def test_decomposable_physics_are_our_operators(name):
 
 @pytest.mark.parametrize("method", ["ddrm", "ddnm"])
 @pytest.mark.parametrize("name", ["inpainting", "economic", "blur"])
-def test_decomposable_physics_are_restored(name, method):
+def test_from_deepinv_operator_restores(name, method):
     theirs = decomposable(0.05)[name]
     prior = GaussianPrior.smooth(SHAPE)
     denoiser, x = prior.denoiser(), prior.sample(20)
@@ -69,7 +69,7 @@ def test_decomposable_physics_are_restored(name, method):
     assert psnr(found, x).mean() > psnr(operator.H_pinv(y), x).mean() + 1
 
 
-def test_any_linear_physics_serves_ddnm_and_dps():
+def test_linear_physics_works_with_ddnm_and_dps():
     theirs = physics.Downsampling(img_size=SHAPE, filter="bilinear", factor=2)
     operator = from_deepinv(theirs, SHAPE)
     prior = GaussianPrior.smooth(SHAPE)
@@ -87,11 +87,11 @@ def test_any_linear_physics_serves_ddnm_and_dps():
             METHODS[method].check(operator, 0.1)
 
 
-def test_blur_becomes_our_own_because_half_a_spectrum_is_not_orthonormal():
+def test_blurfft_becomes_circular_blur():
     assert isinstance(from_deepinv(decomposable()["blur"], SHAPE), CircularBlur)
 
 
-def test_a_decomposition_that_is_not_orthonormal_is_refused():
+def test_from_deepinv_refuses_other_decompositions_and_nonlinear_physics():
     skewed = physics.DecomposablePhysics(V_adjoint=lambda x: 2 * x, V=lambda x: 2 * x, mask=1.0, img_size=SHAPE)
     with pytest.raises(UserError, match="not orthonormal"):
         from_deepinv(skewed, SHAPE)
@@ -100,7 +100,7 @@ def test_a_decomposition_that_is_not_orthonormal_is_refused():
 
 
 @pytest.mark.parametrize("name", ["denoising", "inpainting", "camera"])
-def test_ddrm_equals_deepinvs(name):
+def test_ddrm_equals_deepinv_ddrm(name):
     """100 images, one denoiser, one σ grid: mean PSNR within two standard errors of the difference.
 
     deepinv divides its noise by √2, which suits the complex half spectrum of `BlurFFT` and halves the variance of
@@ -134,7 +134,7 @@ def test_ddrm_equals_deepinvs(name):
     assert psnr(ours(1.0), x).mean() < expected.mean()
 
 
-def test_the_model_as_a_deepinv_denoiser(grey):
+def test_as_deepinv_denoiser_is_the_posterior_mean(grey):
     model, prior = grey
     denoiser = as_deepinv(model, precision="fp32", clip=None)
     assert isinstance(denoiser, deepinv.models.Denoiser)
@@ -150,9 +150,9 @@ def test_the_model_as_a_deepinv_denoiser(grey):
     assert torch.equal(mixed[1], noisy[1])
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 2], [1]], ids=["one an image", "one for all"])
+@pytest.mark.parametrize("labels", [[0, 1, 2], [1]], ids=["one per image", "one for all"])
 @pytest.mark.parametrize("batch_size", [None, 4])
-def test_an_image_keeps_its_class_whether_sigma_is_one_or_one_an_image(conditional_model, batch_size, labels):
+def test_as_deepinv_keeps_each_label_with_one_or_several_sigmas(conditional_model, batch_size, labels):
     noisy = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     denoiser = as_deepinv(
         conditional_model, labels=torch.tensor(labels), batch_size=batch_size, precision="fp32", clip=None

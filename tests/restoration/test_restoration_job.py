@@ -1,4 +1,4 @@
-"""Files and folders: what is written, what a second call keeps, and what a bad picture does."""
+"""Restoring files and folders: outputs, resuming, masks and unusable pictures."""
 
 import csv
 import shutil
@@ -33,13 +33,13 @@ def changed(settings, **options):
     return replace(settings, sampling=sampling, **{k: v for k, v in options.items() if k in own})
 
 
-def test_a_folder_is_restored_and_reported(grey, pictures, tmp_path):
+def test_folder_is_restored_and_reported(grey, pictures, tmp_path):
     out = tmp_path / "out"
     rows = restore_folder(grey[0], pictures, out, settings(samples=4))
     assert [row["name"] for row in rows] == ["0", "1", "2", "3", "4", "sub/wide"]
     for row in rows:
         assert float(row["psnr_result"]) > float(row["psnr_input"]) + 2
-        assert float(row["residual"]) == pytest.approx(0.15, rel=0.4)  # what is left over is the noise
+        assert float(row["residual"]) == pytest.approx(0.15, rel=0.4)  # the rest is the noise
         for ending in ("", "_std", "_samples", "_compare"):
             assert (out / f"{row['name']}{ending}.png").is_file()
     assert read_image(out / "sub" / "wide.png", channels=1).shape == (1, 12, 24)
@@ -48,7 +48,7 @@ def test_a_folder_is_restored_and_reported(grey, pictures, tmp_path):
     assert read_image(out / "report.png").shape[1] == 6 * 16  # six strips of 12 pixels and their white border
 
 
-def test_what_the_reports_picture_cannot_show_is_left_out(grey, pictures, tmp_path, monkeypatch):
+def test_report_picture_leaves_out_unreadable_comparisons(grey, pictures, tmp_path, monkeypatch):
     out, chosen = tmp_path / "out", settings(steps=2)
     restore_folder(grey[0], pictures, out, chosen)
     (out / "3_compare.png").unlink()
@@ -61,13 +61,13 @@ def test_what_the_reports_picture_cannot_show_is_left_out(grey, pictures, tmp_pa
     assert not (out / "report.png").exists()
 
 
-def test_large_pictures_are_small_in_the_report(grey, pictures, tmp_path, monkeypatch):
+def test_report_picture_reduces_large_pictures(grey, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("ddpm.restoration.job.STRIP_SIDE", 29)
     restore_folder(grey[0], pictures, tmp_path / "out", settings(steps=2))
     assert read_image(tmp_path / "out" / "report.png").shape == (3, 5 * 8 + 4, 29)
 
 
-def test_an_interrupted_folder_goes_on_and_ends_the_same(grey, pictures, tmp_path, monkeypatch):
+def test_interrupted_folder_resumes_to_equal_files(grey, pictures, tmp_path, monkeypatch):
     whole, halted = tmp_path / "whole", tmp_path / "halted"
     chosen = settings("inpaint", 0.05, mask="random:0.5", batch_size=2)
     restore_folder(grey[0], pictures, whole, chosen)
@@ -96,7 +96,7 @@ def test_an_interrupted_folder_goes_on_and_ends_the_same(grey, pictures, tmp_pat
         assert path.read_bytes() == (halted / path.relative_to(whole)).read_bytes(), path
 
 
-def test_other_settings_do_not_mix_with_what_is_there(grey, pictures, tmp_path):
+def test_folder_of_other_settings_is_refused(grey, pictures, tmp_path):
     out = tmp_path / "out"
     restore_folder(grey[0], pictures, out, settings(noise=0.1))
     with pytest.raises(UserError, match="--overwrite"):
@@ -106,7 +106,7 @@ def test_other_settings_do_not_mix_with_what_is_there(grey, pictures, tmp_path):
         assert {row["sigma"] for row in csv.DictReader(file)} == {"0.2"}
 
 
-def test_overwriting_leaves_no_picture_of_the_earlier_call(grey, pictures, tmp_path):
+def test_overwriting_a_folder_removes_earlier_results(grey, pictures, tmp_path):
     out = tmp_path / "out"
     restore_folder(grey[0], pictures, out, settings(steps=2, samples=2))
     shutil.copy(pictures / "0.png", out / "mine.png")
@@ -121,18 +121,18 @@ def test_overwriting_leaves_no_picture_of_the_earlier_call(grey, pictures, tmp_p
     assert (tmp_path / "outside.png").is_file()
 
 
-def test_overwriting_a_result_takes_its_samples_away(grey, pictures, tmp_path):
+def test_overwriting_a_file_removes_its_earlier_samples(grey, pictures, tmp_path):
     shutil.copy(pictures / "0.png", tmp_path / "x_std.png")
     restore_file(grey[0], pictures / "0.png", tmp_path / "x.png", settings(steps=2))
-    assert (tmp_path / "x_std.png").is_file()  # somebody else's: there was no result before
+    assert (tmp_path / "x_std.png").is_file()  # not ours: there was no result before
     for samples, others in ((2, ["x_samples.png", "x_std.png"]), (1, [])):
         chosen = settings(steps=2, samples=samples)
         restore_file(grey[0], pictures / "0.png", tmp_path / "x.png", chosen, overwrite=True)
         assert sorted(path.name for path in tmp_path.glob("x*")) == sorted(["x.png", "x_compare.png", *others])
 
 
-def test_a_folder_goes_on_with_another_batch_size(grey, pictures, tmp_path):
-    """As the command line advises where the memory did not suffice."""
+def test_folder_resumes_with_another_batch_size(grey, pictures, tmp_path):
+    """As the error for insufficient memory advises."""
     out = tmp_path / "out"
     restore_folder(grey[0], pictures, out, settings(steps=2))
     (out / "0.png").unlink()
@@ -142,7 +142,7 @@ def test_a_folder_goes_on_with_another_batch_size(grey, pictures, tmp_path):
     assert (out / "1.png").stat().st_mtime_ns == kept
 
 
-def test_only_the_same_picture_under_the_same_mask_is_kept(grey, pictures, tmp_path):
+def test_changed_picture_is_restored_again_and_changed_mask_refused(grey, pictures, tmp_path):
     out, mask = tmp_path / "out", tmp_path / "mask.png"
     shutil.copy(pictures / "1.png", mask)
     chosen = settings("inpaint", 0.05, mask=str(mask), steps=5)
@@ -160,7 +160,7 @@ def test_only_the_same_picture_under_the_same_mask_is_kept(grey, pictures, tmp_p
         times()
 
 
-def test_results_among_the_pictures_are_not_restored_again(grey, pictures):
+def test_results_below_the_source_are_not_restored_again(grey, pictures):
     names = [row["name"] for row in restore_folder(grey[0], pictures, pictures / "restored", settings(steps=2))]
     again = restore_folder(grey[0], pictures, pictures / "restored", settings(steps=2))
     assert [row["name"] for row in again] == names == ["0", "1", "2", "3", "4", "sub/wide"]
@@ -168,7 +168,7 @@ def test_results_among_the_pictures_are_not_restored_again(grey, pictures):
         restore_folder(grey[0], pictures, pictures, settings(steps=2), overwrite=True)
 
 
-def test_bad_pictures_are_named_and_the_rest_restored(grey, pictures, tmp_path):
+def test_unusable_pictures_are_named_and_the_rest_restored(grey, pictures, tmp_path):
     (pictures / "broken.png").write_bytes(b"not a picture")
     Image.fromarray(np.zeros((5, 30), np.uint8)).save(pictures / "low.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 12, 3), np.uint8)).save(pictures / "colour.png")
@@ -186,14 +186,14 @@ def test_bad_pictures_are_named_and_the_rest_restored(grey, pictures, tmp_path):
         restore_folder(grey[0], pictures, tmp_path / "none", settings())
 
 
-def test_pictures_that_differ_only_in_their_ending_are_both_kept(grey, pictures, tmp_path):
+def test_pictures_that_differ_only_in_their_ending_keep_it(grey, pictures, tmp_path):
     shutil.copy(pictures / "0.png", pictures / "1.bmp")
     rows = restore_folder(grey[0], pictures, tmp_path / "out", settings())
     assert {"1.bmp", "1.png"} <= {row["name"] for row in rows}
     assert (tmp_path / "out" / "1.bmp.png").is_file()
 
 
-def test_endings_that_differ_in_case_or_stand_in_a_name_lose_no_picture(grey, pictures, tmp_path):
+def test_uppercase_and_double_endings_lose_no_picture(grey, pictures, tmp_path):
     Image.open(pictures / "0.png").save(pictures / "1.JPG")
     shutil.copy(pictures / "0.png", pictures / "1.png.bmp")  # without its ending it would be the other's 1.png
     rows = restore_folder(grey[0], pictures, tmp_path / "out", settings(steps=2))
@@ -201,7 +201,7 @@ def test_endings_that_differ_in_case_or_stand_in_a_name_lose_no_picture(grey, pi
     assert all((tmp_path / "out" / f"{row['name']}.png").is_file() for row in rows)
 
 
-def test_no_result_takes_the_place_of_another_picture_of_the_report(grey, pictures, tmp_path):
+def test_no_result_replaces_another_picture_of_the_report(grey, pictures, tmp_path):
     out = tmp_path / "out"
     shutil.copy(pictures / "0.png", pictures / "1_compare.png")
     restore_folder(grey[0], pictures, out, settings(steps=2))
@@ -229,7 +229,7 @@ def test_no_result_takes_the_place_of_another_picture_of_the_report(grey, pictur
         {"task": Task("inpaint", mask="nowhere.png")},
     ],
 )
-def test_a_wrong_option_shows_before_anything_is_touched(grey, pictures, tmp_path, wrong):
+def test_wrong_option_is_refused_before_any_file_changes(grey, pictures, tmp_path, wrong):
     out, good = tmp_path / "out", settings("inpaint", 0.05, mask="half", steps=2)
     with pytest.raises(UserError):
         restore_folder(grey[0], pictures, out, changed(good, **wrong))
@@ -242,7 +242,7 @@ def test_a_wrong_option_shows_before_anything_is_touched(grey, pictures, tmp_pat
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in notes] == before
 
 
-def test_a_folder_takes_one_label(conditional_model, tmp_path):
+def test_folder_takes_one_label(conditional_model, tmp_path):
     for index in range(2):
         save_picture(torch.full((1, 8, 8), 90 * index, dtype=torch.uint8), tmp_path / "in" / f"{index}.png")
     with pytest.raises(UserError, match="one label"):
@@ -252,7 +252,7 @@ def test_a_folder_takes_one_label(conditional_model, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["_compare", "_std", "_samples"])
-def test_pictures_beside_a_result_are_kept_unless_overwritten(grey, pictures, tmp_path, ending):
+def test_existing_pictures_beside_a_result_are_refused(grey, pictures, tmp_path, ending):
     beside, chosen = tmp_path / f"x{ending}.png", settings(samples=2, steps=2)
     shutil.copy(pictures / "0.png", beside)
     before = beside.read_bytes()
@@ -264,7 +264,7 @@ def test_pictures_beside_a_result_are_kept_unless_overwritten(grey, pictures, tm
     assert beside.read_bytes() != before
 
 
-def test_the_result_has_the_name_that_was_given(grey, pictures, tmp_path):
+def test_result_has_the_given_name(grey, pictures, tmp_path):
     restore_file(grey[0], pictures / "0.png", tmp_path / "x.PNG", settings(steps=2))
     assert sorted(path.name for path in tmp_path.glob("x*")) == ["x.PNG", "x_compare.PNG"]
 
@@ -280,7 +280,7 @@ def test_the_result_has_the_name_that_was_given(grey, pictures, tmp_path):
         ("inpaint", {"mask": "half"}),
     ],
 )
-def test_every_task_beats_its_input(grey, pictures, tmp_path, name, options):
+def test_every_task_improves_on_its_input(grey, pictures, tmp_path, name, options):
     item, row = restore_file(
         grey[0], pictures / "0.png", tmp_path / "x.png", settings(name, 0.05, samples=4, **options)
     )
@@ -288,7 +288,7 @@ def test_every_task_beats_its_input(grey, pictures, tmp_path, name, options):
     assert bool(item.operator.notes) == (options.get("scale") == 5)
 
 
-def test_a_small_picture_is_taken_as_the_measurement(grey, tmp_path):
+def test_picture_is_the_measurement_without_degrade(grey, tmp_path):
     model, prior = grey
     x = prior.sample(1)
     small = torch.nn.functional.avg_pool2d(x, 2)[0]
@@ -303,8 +303,8 @@ def test_a_small_picture_is_taken_as_the_measurement(grey, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ddnm", "ddrm"])
-def test_the_rounding_of_a_blurred_picture_is_taken_for_noise(grey, tmp_path, method):
-    """Undoing the blur would multiply it a hundred thousand times."""
+def test_rounding_of_a_blurred_picture_counts_as_noise(grey, tmp_path, method):
+    """The inverse of this blur amplifies the rounding 100,000 times."""
     model, prior = grey
     x = prior.sample(1)
     task = Task("deblur", kernel="gaussian:1.5")
@@ -316,7 +316,7 @@ def test_the_rounding_of_a_blurred_picture_is_taken_for_noise(grey, tmp_path, me
     assert psnr(restored[None], x) > psnr(item.y[None], x) + 1
 
 
-def test_a_folder_of_many_sizes_keeps_few_operators(grey, pictures, tmp_path):
+def test_reader_keeps_few_operators(grey, pictures, tmp_path):
     reader = Reader(grey[0], settings())
     for side in range(12, 30):
         Image.new("L", (side, side)).save(tmp_path / "x.png")
@@ -334,30 +334,30 @@ def test_a_folder_of_many_sizes_keeps_few_operators(grey, pictures, tmp_path):
         ("deblur", {"kernel": "gaussian:1.5", "degrade": True}),
     ],
 )
-def test_a_measurement_whose_rounding_does_no_harm_stays_exact(grey, pictures, tmp_path, name, options):
+def test_measurement_stays_exact_if_its_rounding_is_harmless(grey, pictures, tmp_path, name, options):
     reader = Reader(grey[0], settings(name, 0.0, **{"degrade": False, **options}))
     assert reader.read(pictures / "0.png", "0", tmp_path / "x.png").sigma == 0
 
 
-def test_a_mask_picture_says_what_is_lost(grey, tmp_path):
+def test_white_mask_pixels_are_lost_and_the_others_kept(grey, tmp_path):
     model, prior = grey
     image = to_uint8(prior.sample(1)[0])
     mask = torch.zeros(1, 12, 12, dtype=torch.uint8)
     mask[:, 3:9, 3:9] = 255
-    spoilt = torch.where(mask > 0, 77, image)
-    for name, picture in {"mask": mask, "spoilt": spoilt}.items():
+    damaged = torch.where(mask > 0, 77, image)
+    for name, picture in {"mask": mask, "damaged": damaged}.items():
         save_picture(picture, tmp_path / f"{name}.png")
     for method in ("ddrm", "ddnm", "repaint"):
         chosen = settings("inpaint", 0.0, mask=str(tmp_path / "mask.png"), method=method, degrade=False, steps=20)
-        restore_file(model, tmp_path / "spoilt.png", tmp_path / f"{method}.png", chosen)
+        restore_file(model, tmp_path / "damaged.png", tmp_path / f"{method}.png", chosen)
         restored = read_image(tmp_path / f"{method}.png", channels=1)
         assert torch.equal(restored[mask == 0], image[mask == 0])
         lost = (restored - image.float())[mask > 0].square().mean()
-        assert lost < (spoilt - image.float())[mask > 0].square().mean()
+        assert lost < (damaged - image.float())[mask > 0].square().mean()
 
 
 @pytest.mark.parametrize("colour", [0, 90, 255])
-def test_of_a_mask_with_transparency_what_is_painted_is_lost(tmp_path, colour):
+def test_painted_pixels_of_a_transparent_mask_are_lost(tmp_path, colour):
     painted = np.zeros((12, 12, 2), np.uint8)
     painted[3:9, 3:9] = (colour, 255)
     Image.fromarray(painted, "LA").save(tmp_path / "mask.png")
@@ -365,21 +365,21 @@ def test_of_a_mask_with_transparency_what_is_painted_is_lost(tmp_path, colour):
     assert torch.equal(operator.known[0] == 0, torch.from_numpy(painted[..., 1] == 255))
 
 
-def test_a_kernel_is_0_where_its_picture_is_transparent(tmp_path):
+def test_kernel_is_0_at_transparent_pixels(tmp_path):
     bar = np.full((5, 5, 2), 255, np.uint8)
     bar[[0, 1, 3, 4], :, 1] = 0
     Image.fromarray(bar, "LA").save(tmp_path / "kernel.png")
     assert torch.equal(from_file(tmp_path / "kernel.png")[:, 0], torch.tensor([0, 0, 0.2, 0, 0], dtype=torch.float64))
 
 
-def test_colour_comes_back_from_a_grey_picture(colour, tmp_path):
+def test_colorize_gives_a_colour_picture(colour, tmp_path):
     model, prior = colour
     Image.fromarray(to_uint8(prior.sample(1)[0].mean(0)).numpy()).save(tmp_path / "grey.png")
     restore_file(model, tmp_path / "grey.png", tmp_path / "x.png", settings("colorize", 0.0, degrade=False))
     assert read_image(tmp_path / "x.png").shape == (3, 8, 8)
 
 
-def test_noise_is_estimated_when_asked(grey, tmp_path):
+def test_noise_is_estimated_if_none_is_given(grey, tmp_path):
     model, prior = grey
     x = torch.cat([torch.cat([*prior.sample(4, seed=i)], dim=-1) for i in range(4)], dim=-2) * 0.5
     noisy = x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -388,7 +388,7 @@ def test_noise_is_estimated_when_asked(grey, tmp_path):
     assert item.sigma == pytest.approx(0.1, rel=0.25)
 
 
-def test_alpha_is_flattened_on_the_background_that_the_model_was_trained_on(grey, tmp_path, monkeypatch):
+def test_alpha_is_flattened_on_the_models_background(grey, tmp_path, monkeypatch):
     model, _ = grey
     Image.new("LA", (12, 12), (200, 0)).save(tmp_path / "clear.png")
     monkeypatch.setitem(model.provenance, "config", {"data": {"background": 30}})
@@ -396,7 +396,7 @@ def test_alpha_is_flattened_on_the_background_that_the_model_was_trained_on(grey
     assert (to_uint8(item.y) == 30).all()
 
 
-def test_colour_is_not_thrown_away_unasked(tmp_path):
+def test_grey_rgb_picture_is_read_as_grey(tmp_path):
     Image.fromarray(np.full((12, 12, 3), 90, np.uint8)).save(tmp_path / "rgb_but_grey.png")
     assert read_picture(tmp_path / "rgb_but_grey.png", 1).shape == (1, 12, 12)
 

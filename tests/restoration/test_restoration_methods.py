@@ -1,4 +1,4 @@
-"""The methods against what is known without them: exact posteriors, exact measurements, the papers' own schedules."""
+"""Restoration methods against exact posteriors, exact measurements and the papers' schedules."""
 
 import inspect
 import math
@@ -37,7 +37,7 @@ def stream(count, shape=SHAPE, seed=0):
 
 
 def crooked(shape):
-    """A denoiser that is no Gaussian's, and clips."""
+    """A denoiser of no Gaussian, which clips."""
     diffusion = GaussianDiffusion(NoiseSchedule(make_betas("linear", 50, 1e-3, 0.2)), prediction="x_0")
     return Denoiser(lambda x, t, labels: torch.sin(3 * x) + 0.3 * x.roll(1, -1), diffusion)
 
@@ -79,14 +79,14 @@ def samples_and_posterior(name, sigma, method, count=1500, steps=None, **options
         ("average", 0.0, "dps", {"steps": 400, "count": 150}, 0.3, (0.7, 1.4)),
     ],
 )
-def test_samples_against_the_exact_posterior(name, sigma, method, options, bias, spread):
+def test_samples_are_near_the_exact_posterior(name, sigma, method, options, bias, spread):
     found = deviations(*samples_and_posterior(name, sigma, method, **options))
     assert found["bias"] < bias
     assert spread[0] < found["spread"] < spread[1]
 
 
-def test_the_exact_posterior_is_bayes_rule():
-    """The yardstick itself: prior draws, kept by importance weights, have its mean."""
+def test_exact_posterior_is_bayes_rule():
+    """The reference itself: importance-weighted prior samples have its mean."""
     operator = superresolution(SHAPE, 4)
     y = operator.H(PRIOR.sample(1, seed=7)).double().flatten()
     mean, covariance = PRIOR.posterior(as_matrix(operator), y, 0.5)
@@ -98,7 +98,7 @@ def test_the_exact_posterior_is_bayes_rule():
     assert float(variance / covariance.trace()) == pytest.approx(1, abs=0.03)
 
 
-def test_resampling_brings_repaint_closer():
+def test_repaint_jumps_improve_the_posterior():
     few, many = (
         deviations(*samples_and_posterior("inpainting", 0.0, "repaint", 300, steps=50, jump_length=5, jump_repeats=r))
         for r in (1, 6)
@@ -108,8 +108,8 @@ def test_resampling_brings_repaint_closer():
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.85])
-def test_what_the_operator_does_not_see_is_sampled_as_by_ddim(eta):
-    """On a prior of independent pixels the unseen ones must not notice that others are measured."""
+def test_ddrm_samples_unseen_pixels_as_ddim(eta):
+    """With independent pixels, the measured ones must not affect the unseen ones."""
     shape = (1, 4, 4)
     prior = GaussianPrior(torch.zeros(shape).double(), 0.2 * torch.eye(16).double())
     denoiser = prior.denoiser()
@@ -133,7 +133,7 @@ def test_what_the_operator_does_not_see_is_sampled_as_by_ddim(eta):
 
 @pytest.mark.parametrize("method", ["ddrm", "ddnm"])
 @pytest.mark.parametrize("name", ["inpainting", "average", "bicubic", "grey", "hadamard", "blur", "dense"])
-def test_without_noise_the_result_has_the_measurement(name, method):
+def test_result_satisfies_an_exact_measurement(name, method):
     shape = (3, 6, 8)
     operator = operator_of(name, shape)
     y = operator.H(torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1)
@@ -142,7 +142,7 @@ def test_without_noise_the_result_has_the_measurement(name, method):
     assert (operator.H(x) - y).abs().max() < 2e-5 * float(operator.singulars.max())
 
 
-def test_repaint_keeps_the_known_pixels_bit_for_bit():
+def test_repaint_keeps_known_pixels_exactly():
     shape = (3, 6, 8)
     operator, denoiser = operator_of("inpainting", shape), crooked(shape)
     y = operator.H(torch.rand(2, *shape))
@@ -151,24 +151,24 @@ def test_repaint_keeps_the_known_pixels_bit_for_bit():
     assert not torch.equal(x, y)
 
 
-def test_a_worthless_measurement_leaves_the_priors_mean():
-    """With σ far above the image's own spread, y tells nothing; only η = 1 forgets y's noise as well."""
+def test_ddrm_ignores_a_very_noisy_measurement():
+    """If σ is much larger than the image's deviation, y has no information; η = 1 also forgets y's noise."""
     found = samples_and_posterior("denoising", 100.0, "ddrm", eta=1.0)[0]
     assert torch.allclose(found.mean(0), PRIOR.mean.flatten(), atol=0.08)
 
 
-def test_eta_b_zero_ignores_a_trusted_measurement_in_the_mean():
+def test_ddrm_with_eta_b_zero_ignores_an_accurate_measurement():
     operator = Denoising(SHAPE)
     grid = timestep_grid(DENOISER.schedule, 10)
     one, other = (
         ddrm(DENOISER, torch.full((1, *SHAPE), value), operator, 0.0, grid, noise=stream(1), eta_b=0.0)
         for value in (0.0, 0.1)
     )
-    assert (one - other).abs().max() < 0.1  # only the start knew of y
+    assert (one - other).abs().max() < 0.1  # only the start depends on y
     assert not torch.allclose(one, torch.zeros_like(one), atol=1e-2)
 
 
-def test_images_do_not_mix():
+def test_images_of_a_batch_do_not_mix():
     """An image's result is the same alone and in a batch, for every method."""
     operator = operator_of("inpainting", SHAPE)
     y = operator.H(PRIOR.sample(3))
@@ -180,7 +180,7 @@ def test_images_do_not_mix():
         assert torch.allclose(together[1:2], alone, atol=1e-4), name
 
 
-def test_callbacks_see_every_step():
+def test_callback_gets_every_step():
     operator = operator_of("inpainting", SHAPE)
     y = operator.H(PRIOR.sample(1))
     for name, method in METHODS.items():
@@ -196,7 +196,7 @@ def test_callbacks_see_every_step():
     ("method", "options"),
     [("repaint", {"jump_length": 2, "jump_repeats": 3}), ("ddnm", {"travel_length": 2, "travel_repeats": 3})],
 )
-def test_a_step_walked_again_has_its_own_number_again(method, options):
+def test_repeated_step_keeps_its_index(method, options):
     seen = []
     operator, grid = operator_of("inpainting", SHAPE), timestep_grid(DENOISER.schedule, 6)
     y = operator.H(PRIOR.sample(1))
@@ -206,7 +206,7 @@ def test_a_step_walked_again_has_its_own_number_again(method, options):
 
 
 def repaint_listing(steps, length, repeats):
-    """The schedule as RePaint's appendix lists it, in its own time: t counts down to 0, then -1."""
+    """The schedule as listed in RePaint's appendix: t counts down to 0, then -1."""
     jumps = dict.fromkeys(range(0, steps - length, length), repeats - 1)
     t, times = steps, []
     while t >= 1:
@@ -221,20 +221,20 @@ def repaint_listing(steps, length, repeats):
 
 
 @pytest.mark.parametrize(("steps", "length", "repeats"), [(250, 10, 10), (20, 5, 3), (12, 1, 2), (7, 10, 4)])
-def test_jump_path_is_repaints(steps, length, repeats):
+def test_jump_path_equals_repaints_listing(steps, length, repeats):
     assert [steps - 1 - position for position in jump_path(steps, length, repeats)] == repaint_listing(
         steps, length, repeats
     )
 
 
-def test_renoise_has_the_marginal_of_the_process():
+def test_renoise_has_the_variance_of_the_forward_process():
     schedule = DENOISER.schedule
     up = renoise(schedule, torch.zeros(1, 1, 200, 200), 100, 400, stream(1, (1, 200, 200)))
     expected = 1 - schedule.alpha_bar(400) / schedule.alpha_bar(100)
     assert float(up.var()) == pytest.approx(expected, rel=0.03)
 
 
-def test_dps_follows_a_nonlinear_forward_function():
+def test_dps_fits_a_nonlinear_measurement():
     expose = saturation(1.8)
     truth = PRIOR.sample(8).clamp(-1, 1)
     grid = timestep_grid(DENOISER.schedule, 300)
@@ -244,7 +244,7 @@ def test_dps_follows_a_nonlinear_forward_function():
     assert (x - truth).square().mean() < 0.3 * (blind - truth).square().mean()
 
 
-def test_saturation_is_an_exposure():
+def test_saturation_is_a_clipped_gain():
     pixels = torch.tensor([0.0, 0.25, 0.5, 1.0]) * 2 - 1
     assert torch.allclose(saturation(2.0)(pixels), torch.tensor([0.0, 0.5, 1.0, 1.0]) * 2 - 1)
 
@@ -260,12 +260,12 @@ def test_saturation_is_an_exposure():
         ("ddrm", Denoising(SHAPE), float("nan"), "at least 0"),
     ],
 )
-def test_a_method_refuses_what_it_cannot_do(method, operator, sigma, words):
+def test_method_refuses_impossible_tasks(method, operator, sigma, words):
     with pytest.raises(UserError, match=words):
         METHODS[method].check(operator, sigma)
 
 
-def test_unknown_method_names_the_nearest():
+def test_find_method_names_the_nearest():
     with pytest.raises(UserError, match="did you mean ddrm"):
         find_method("drrm")
     with pytest.raises(UserError, match="known pixels as exact"):

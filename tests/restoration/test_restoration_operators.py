@@ -1,4 +1,4 @@
-"""Every degradation against the definition of its operator, its adjoint, its pseudo-inverse and a dense SVD."""
+"""Operators against their definition, their adjoint and pseudo-inverse, and a dense SVD."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ NAMES = ["denoising", "inpainting", "average", "bicubic", "circular", "separable
 
 @st.composite
 def operators(draw, name):
-    """An operator of a kind on an image of any small size, with any parameters."""
+    """Any operator of a kind, on a small image of any size."""
     channels = draw(st.integers(1, 4), label="channels")
     height = draw(st.integers(2, 9), label="height")
     width = draw(st.integers(2, 9), label="width")
@@ -59,7 +59,7 @@ def operators(draw, name):
 
 
 def as_matrix(operator):
-    """H as (m, n), a column an image with a single 1."""
+    """H as a dense matrix (m, n)."""
     n = int(np.prod(operator.image_shape))
     return operator.H(torch.eye(n).reshape(n, *operator.image_shape)).flatten(1).T.double()
 
@@ -114,7 +114,7 @@ def test_circular_blur_is_the_convolution(size):
         np.testing.assert_allclose(blurred[0, channel], expected, atol=1e-4)
 
 
-def test_a_kernel_for_each_channel():
+def test_circular_blur_takes_a_kernel_per_channel():
     taps, image = normal(2, 3, 3), normal(1, 2, 8, 6)
     together = CircularBlur((2, 8, 6), taps).H(image)
     apart = [CircularBlur((1, 8, 6), taps[i]).H(image[:, i : i + 1]) for i in range(2)]
@@ -131,7 +131,7 @@ def test_separable_blur_is_the_mirrored_convolution():
 
 
 @pytest.mark.parametrize(("size", "scale"), [((12, 20), 2), ((12, 20), 4), ((15, 9), 3)])
-def test_bicubic_is_pillows(size, scale):
+def test_bicubic_equals_pillow(size, scale):
     image = normal(1, 1, *size)
     small = superresolution((1, *size), scale, "bicubic").H(image)[0, 0]
     picture = Image.fromarray(image[0, 0].numpy(), mode="F")
@@ -145,7 +145,7 @@ def test_block_average_is_average_pooling():
     assert torch.allclose(small, torch.nn.functional.avg_pool2d(image, 4), atol=1e-6)
 
 
-def test_a_scale_that_does_not_divide_pads_with_the_edge_and_says_so():
+def test_superresolution_pads_with_the_edge_and_notes_it():
     image = normal(1, 1, 7, 10)
     operator = superresolution((1, 7, 10), 4)
     padded = torch.nn.functional.pad(image, (0, 2, 0, 1), mode="replicate")
@@ -154,7 +154,7 @@ def test_a_scale_that_does_not_divide_pads_with_the_edge_and_says_so():
     assert superresolution((1, 8, 12), 4).notes == []
 
 
-def test_hadamard_is_scipys_on_a_power_of_two():
+def test_hadamard_equals_scipy():
     operator = WalshHadamard((1, 4, 8), 32)
     image = normal(1, 1, 4, 8)
     shuffled = image.flatten()[operator.order].double().numpy()
@@ -162,7 +162,7 @@ def test_hadamard_is_scipys_on_a_power_of_two():
     np.testing.assert_allclose(operator.H(image)[0, 0], expected, atol=1e-5)
 
 
-def test_grey_is_pillows():
+def test_grey_equals_pillow():
     pixels = torch.randint(0, 256, (5, 6, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     grey = Channels.grey((3, 5, 6)).H(pixels.permute(2, 0, 1)[None].float())[0, 0]
     expected = np.asarray(Image.fromarray(pixels.numpy()).convert("L"), dtype=float)
@@ -181,7 +181,7 @@ def test_motion_kernel_lies_along_its_direction():
     assert torch.allclose(upright, across.T, atol=1e-6)
 
 
-def test_kernel_files(tmp_path):
+def test_kernel_from_file(tmp_path):
     np.save(tmp_path / "k.npy", np.array([[1.0, 3.0]]))
     Image.fromarray(np.array([[0, 50], [50, 100]], dtype=np.uint8)).save(tmp_path / "k.png")
     assert torch.allclose(kernels.from_file(tmp_path / "k.npy"), torch.tensor([[0.25, 0.75]]).double())
@@ -216,7 +216,7 @@ def test_kernel_files(tmp_path):
         (lambda: kernels.motion(float("nan")), "length"),
     ],
 )
-def test_bad_input_is_one_clear_line(make, words):
+def test_operators_refuse_bad_input(make, words):
     with pytest.raises(UserError, match=words):
         make()
 

@@ -1,4 +1,4 @@
-"""`restore`: whole batches, several draws, and independence of how they were batched."""
+"""`restore`: several samples, labels and options, and independence of the batches."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from ddpm.restoration import Channels, Denoising, Inpainting, estimate_noise, re
 from ddpm.restoration.methods import METHODS
 
 
-def test_draws_their_mean_and_their_spread(grey):
+def test_restored_has_samples_mean_and_std(grey):
     model, prior = grey
     x = prior.sample(4)
     operator = superresolution(model.image_shape, 2)
@@ -27,7 +27,7 @@ def test_draws_their_mean_and_their_spread(grey):
     assert (restored.mean - x).square().mean() < (single.mean - x).square().mean()
 
 
-def test_an_images_draws_depend_on_its_name_and_the_seed_alone(grey):
+def test_samples_depend_only_on_name_and_seed(grey):
     model, prior = grey
     operator = Inpainting(model.image_shape, torch.rand(12, 12, generator=torch.Generator().manual_seed(0)) < 0.3)
     y = operator.H(prior.sample(5))
@@ -42,24 +42,24 @@ def test_an_images_draws_depend_on_its_name_and_the_seed_alone(grey):
     assert not torch.allclose(other.samples, alone.samples, atol=1e-2)
 
 
-def test_a_function_is_enough_for_dps(grey):
+def test_dps_takes_any_function(grey):
     model, prior = grey
     x = prior.sample(2)
     restored = restore(model, saturation(1.5)(x), saturation(1.5), method="dps", steps=50, precision="fp32", scale=0.5)
     assert restored.mean.shape == x.shape
 
 
-def test_colour(colour):
+def test_colour_is_restored_from_grey(colour):
     model, prior = colour
     x = prior.sample(6)
     operator = Channels.grey(model.image_shape)
     restored = restore(model, operator.H(x), operator, samples=4, precision="fp32")
-    assert (operator.H(restored.samples[:, 0]) - operator.H(x)).abs().mean() < 0.02  # but where [-1, 1] ends
+    assert (operator.H(restored.samples[:, 0]) - operator.H(x)).abs().mean() < 0.02  # except for clipping to [-1, 1]
     grey = operator.H_pinv(operator.H(x))
     assert (restored.mean - x).square().mean() < (grey - x).square().mean()
 
 
-def test_the_operator_stays_where_the_caller_has_it(grey, monkeypatch):
+def test_restore_does_not_move_the_callers_operator(grey, monkeypatch):
     class Watched(Denoising):
         moved = False
 
@@ -69,7 +69,7 @@ def test_the_operator_stays_where_the_caller_has_it(grey, monkeypatch):
 
     model, prior = grey
     operator = Watched(model.image_shape)
-    monkeypatch.setattr(Model, "device", torch.device("cpu", 0))  # not equal to "cpu": as good as a card
+    monkeypatch.setattr(Model, "device", torch.device("cpu", 0))  # not equal to "cpu", like a GPU
     restore(model, operator.H(prior.sample(1)), operator, noise=0.1, steps=2, precision="fp32")
     assert not operator.moved
 
@@ -90,14 +90,14 @@ def test_the_operator_stays_where_the_caller_has_it(grey, monkeypatch):
         ({"steps": 2000}, "steps"),
     ],
 )
-def test_bad_input_is_one_clear_line(grey, change, words):
+def test_restore_refuses_bad_input(grey, change, words):
     arguments = {"y": torch.zeros(1, 1, 12, 12), "operator": Denoising((1, 12, 12)), **change}
     with pytest.raises(UserError, match=words):
         restore(grey[0], arguments.pop("y"), arguments.pop("operator"), **arguments)
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.1, 0.25, 0.5])
-def test_noise_is_estimated(sigma):
+def test_estimate_noise_finds_sigma(sigma):
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 96), indexing="ij")
     picture = (torch.sin(3 * rows) * torch.cos(4 * columns))[None].expand(3, 96, 96).clone()
     picture[:, 30:60, 30:60] *= -1  # with edges
@@ -107,7 +107,7 @@ def test_noise_is_estimated(sigma):
     assert estimate_noise(noisy * known, known) == pytest.approx(sigma, rel=0.15)
 
 
-def test_noise_of_a_clean_picture_and_of_too_little():
+def test_estimate_noise_of_clean_and_of_small_pictures():
     assert estimate_noise(torch.zeros(1, 28, 28)) == 0
     with pytest.raises(UserError, match="give its σ"):
         estimate_noise(torch.zeros(1, 4, 4))

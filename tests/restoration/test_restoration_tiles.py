@@ -1,4 +1,4 @@
-"""Large images: every pixel covered, no seam, and a large image of one tile is that tile."""
+"""Large images as overlapping tiles: coverage, labels and seams."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ PROCESS = GaussianDiffusion(NoiseSchedule(make_betas("linear", 100, 1e-3, 0.1)),
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 8), (12, 20), (31, 17)])
-def test_tiles_cover_the_image_and_end_flush(size):
+def test_tiles_cover_the_image(size):
     grid = TileGrid(size, (8, 8))
     covered = torch.zeros(size)
     for top, left in grid.corners:
@@ -27,12 +27,12 @@ def test_tiles_cover_the_image_and_end_flush(size):
     assert (covered >= 1).all()
 
 
-def test_an_image_smaller_than_the_model_is_refused():
+def test_tile_grid_refuses_images_smaller_than_the_model():
     with pytest.raises(UserError, match="smaller than the model's 8×8"):
         TileGrid((8, 7), (8, 8))
 
 
-def test_a_pointwise_denoiser_is_the_same_in_tiles():
+def test_pointwise_denoiser_is_equal_in_tiles():
     denoiser = Denoiser(lambda x, t, labels: torch.tanh(2 * x), PROCESS)
     x_t = torch.randn(2, 1, 20, 13)
     tiled, whole = TiledDenoiser(denoiser, TileGrid((20, 13), (8, 8)))(x_t, 50), denoiser(x_t, 50)
@@ -40,7 +40,7 @@ def test_a_pointwise_denoiser_is_the_same_in_tiles():
     assert torch.allclose(tiled.epsilon, whole.epsilon, atol=1e-5)
 
 
-def test_labels_go_with_their_images():
+def test_tiles_keep_the_labels_of_their_images():
     denoiser = Denoiser(
         lambda x, t, labels: labels.reshape(-1, 1, 1, 1).float().expand_as(x), PROCESS, labels=torch.tensor([0, 1] * 9)
     )
@@ -52,7 +52,7 @@ def test_labels_go_with_their_images():
 
 
 def smoothing(x, t, labels):
-    """A denoiser that disagrees with its neighbours: zero padding darkens its border, and it has its own brightness."""
+    """A denoiser whose tiles disagree: zero padding darkens their borders, and each has its own brightness."""
     blurred = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, (2, 2, 2, 2)), 5, 1)
     return 0.8 * blurred + 0.2 * x.mean((1, 2, 3), keepdim=True)
 
@@ -66,7 +66,7 @@ def border_ratio(image, tile, starts):
 
 
 @pytest.mark.parametrize("task", ["denoise", "inpaint"])
-def test_no_seam_at_tile_borders(task):
+def test_tiles_leave_no_seam(task):
     size, tile = (48, 48), 16
     grid = TileGrid(size, (tile, tile))
     denoiser = TiledDenoiser(Denoiser(smoothing, PROCESS), grid)
@@ -88,8 +88,8 @@ def test_no_seam_at_tile_borders(task):
     assert border_ratio(x.transpose(-1, -2), tile, starts) <= 1.05
 
 
-def test_tiles_restored_apart_do_have_a_seam():
-    """What the above avoids, so that its measure is seen to measure."""
+def test_tiles_restored_separately_have_a_seam():
+    """The control of the test above: its measure does detect seams."""
     denoiser = Denoiser(smoothing, PROCESS)
     torch.manual_seed(0)
     truth = torch.nn.functional.interpolate(torch.randn(32, 1, 7, 7), (48, 48), mode="bicubic").clamp(-1, 1)
@@ -105,7 +105,7 @@ def test_tiles_restored_apart_do_have_a_seam():
     assert border_ratio(x, 16, [0, 16, 32]) > 1.05
 
 
-def test_a_large_image_through_restore(grey):
+def test_restore_takes_an_image_larger_than_the_model(grey):
     model, prior = grey
     x = torch.cat([prior.sample(2), prior.sample(2, seed=1)], dim=-1)  # 12×24
     operator = Denoising((1, 12, 24))

@@ -114,7 +114,7 @@ def sdedit(editor: Editor, images: Tensor, strength: float, **changes: Any) -> T
 def timesteps_from(schedule: NoiseSchedule, strength: float, steps: int | None) -> list[float]:
     """Evenly spaced timesteps from strength·T - 1 down to -1: the fraction `strength` of `steps` (default: T)."""
     if not 0 <= strength <= 1:
-        raise UserError(f"the strength must lie between 0 (keep the image) and 1 (a fresh sample), not at {strength}")
+        raise UserError(f"the strength must be between 0 (keep the image) and 1 (a new sample), not {strength}")
     steps = schedule.timesteps if steps is None else min(steps, schedule.timesteps)
     if steps < 1:
         raise UserError(f"at least 1 step is needed, not {steps}")
@@ -211,7 +211,7 @@ def interpolate(
     Returns: (len(weights), C, H, W) in [-1, 1].
     """
     if not 0 <= depth <= 1:
-        raise UserError(f"the depth must lie between 0 (the images, mixed) and 1 (pure noise), not at {depth}")
+        raise UserError(f"the depth must be between 0 (the images, mixed) and 1 (pure noise), not {depth}")
     editor = editor.with_options(**changes)
     lambdas = torch.tensor(list(weights), dtype=torch.float32).reshape(-1, 1, 1, 1)
     images = torch.lerp(first[None], second[None], lambdas)

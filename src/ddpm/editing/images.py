@@ -61,7 +61,7 @@ def draw_curve(points: Sequence[CurvePoint]) -> "Figure":
     """Plot the edited images of each strength, and below them PSNR and denoising loss; strength 0 is the original."""
     edited = points[1:]
     strengths = [point.strength for point in edited]
-    with _gallery([point.images for point in points], ["original", *(f"{s:g}" for s in strengths)]) as (drawn, ax):
+    with _gallery([point.images for point in points], ["original", *(f"{s:g}" for s in strengths)]) as (plot, ax):
         ax.plot(strengths, [point.psnr for point in edited], color=COLOURS[0], marker="o")
         ax.set(xlabel="strength: the fraction of timesteps by which the image was noised")
         ax.set_ylabel("PSNR to the original, dB", color=COLOURS[0])
@@ -70,21 +70,21 @@ def draw_curve(points: Sequence[CurvePoint]) -> "Figure":
         other.axhline(points[0].denoising_loss, color=COLOURS[1], linewidth=0.8, linestyle=":")
         other.set_ylabel(r"denoising loss $\Vert\epsilon-\hat\epsilon\Vert^2$ (dotted: originals)", color=COLOURS[1])
         other.grid(False)
-        return drawn
+        return plot
 
 
 def draw_reconstructions(originals: Tensor, trips: Sequence[RoundTrip]) -> "Figure":
     """Plot the round trips of each depth, and below them their error."""
     depths = [trip.depth for trip in trips]
     titles = ["original", *(f"{depth:g}" for depth in depths)]
-    with _gallery([originals, *(trip.images for trip in trips)], titles) as (drawn, ax):
+    with _gallery([originals, *(trip.images for trip in trips)], titles) as (plot, ax):
         ax.plot(depths, [trip.error * 127.5 for trip in trips], color=COLOURS[0], marker="o", label="root mean square")
         ax.plot(
             depths, [trip.largest * 127.5 for trip in trips], color=COLOURS[1], marker="s", ls="--", label="largest"
         )
         ax.set(xlabel="depth: the fraction of timesteps inverted", ylabel="round-trip error, of 255", yscale="log")
         ax.legend()
-        return drawn
+        return plot
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _gallery(columns: Sequence[Tensor], titles: Sequence[str]) -> Iterator[tuple
     across, channels, width = images.shape[1], images.shape[2], images.shape[4]
     grid = make_grid(images.flatten(0, 1), columns=across).permute(1, 2, 0).numpy()
     picture_inches = 6.3 * grid.shape[0] / grid.shape[1]
-    with figure(2, 1, picture_inches + 2.8) as (drawn, axes):
+    with figure(2, 1, picture_inches + 2.8) as (plot, axes):
         axes[0, 0].get_gridspec().set_height_ratios([picture_inches, 2.4])
         ax = axes[0, 0]
         ax.imshow(grid[..., 0] if channels < 3 else grid, cmap="gray", vmin=0, vmax=255, interpolation="none")
@@ -103,4 +103,4 @@ def _gallery(columns: Sequence[Tensor], titles: Sequence[str]) -> Iterator[tuple
         ax.set_yticks([])
         ax.tick_params(length=0, labelbottom=False, labeltop=True)
         ax.set_xticks((np.arange(across) + 0.5) * (width + 2) + 1, titles)
-        yield drawn, axes[1, 0]
+        yield plot, axes[1, 0]

@@ -69,7 +69,7 @@ def timestep_of(schedule: NoiseSchedule, angle: float) -> float:
 def angles_to(schedule: NoiseSchedule, depth: float, steps: int) -> list[float]:
     """steps + 1 evenly spaced φ from the data to t = depth·T - 1."""
     if not 0 < depth <= 1:
-        raise UserError(f"the depth must lie above 0 (the data) and not above 1 (pure noise), not at {depth}")
+        raise UserError(f"the depth must be above 0 (the data) and at most 1 (pure noise), not {depth}")
     if steps < 1:
         raise UserError(f"at least 1 step is needed, not {steps}")
     signal, sigma = schedule.alpha_sigma(max(0.0, depth * schedule.timesteps - 1))

@@ -353,7 +353,7 @@ def inputs(source: Path, out: Path, task: Task) -> tuple[dict[str, Path], list[R
     mask = user_path(task.mask).resolve() if task.mask else None
     paths = [path for path in found if not path.resolve().is_relative_to(results)]
     if found and not paths:
-        raise UserError(f"all pictures in {source} lie below {out}, where results go: give another --out")
+        raise UserError(f"all pictures in {source} are below {out}, the folder of the results: give another --out")
     paths = sorted(path for path in paths if mask is None or not path.resolve().is_relative_to(mask))
     skipped = [
         {"name": name, "error": reason, "digest": ""}

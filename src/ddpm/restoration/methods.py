@@ -88,7 +88,7 @@ def ddrm(
 def check_fraction(name: str, value: float) -> None:
     """Raise UserError if the option is not in [0, 1]."""
     if not 0 <= value <= 1:
-        raise UserError(f"{name} must lie between 0 and 1, not at {value}")
+        raise UserError(f"{name} must be between 0 and 1, not {value}")
 
 
 class SpectralMeasurement:

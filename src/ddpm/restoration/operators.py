@@ -110,7 +110,7 @@ class Inpainting(SpectralOperator):
     def random(cls, image_shape: Sequence[int], lost: float, seed: int = 0) -> "Inpainting":
         """Lose each pixel with probability `lost`, in all channels at once; `seed` is any whole number."""
         if not 0 < lost < 1:
-            raise UserError(f"the fraction of pixels lost must lie between 0 and 1, not at {lost}")
+            raise UserError(f"the fraction of pixels lost must be between 0 and 1, not {lost}")
         _, height, width = check_image_shape(image_shape)
         generator = torch.Generator().manual_seed(derive_seed(seed, "lost pixels"))
         return cls(image_shape, torch.rand(height, width, generator=generator) >= lost)
@@ -255,7 +255,9 @@ class WalshHadamard(SpectralOperator):
         channels, height, width = check_image_shape(image_shape)
         pixels = height * width
         if not 1 <= count <= pixels:
-            raise UserError(f"{count} measurements asked for; an image of {pixels} pixels allows 1 to {pixels}")
+            raise UserError(
+                f"the number of measurements must be from 1 to {pixels}, the pixels of the image, not {count}"
+            )
         generator = torch.Generator().manual_seed(derive_seed(seed, "hadamard"))
         order = torch.randperm(pixels, generator=generator)
         rows = torch.randperm(pixels, generator=generator)[:count].sort().values
