@@ -20,7 +20,7 @@ gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 build = pytest.importorskip("ddpm.app.page").build
 
-GUIDE = Path(__file__).parents[2] / "docs" / "serving.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "serving.md"
 AppError = gradio_client.exceptions.AppError
 
 

@@ -202,7 +202,7 @@ def test_generated_images_refuse_a_model_with_damaged_weights(cache):
     with torch.no_grad():
         next(unet.parameters()).fill_(torch.nan)
     damaged = Model(unet, DiffusionConfig(timesteps=8).build(), image_shape=(3, 8, 8))
-    with pytest.raises(UserError, match="images that are not finite: its weights are damaged"):
+    with pytest.raises(UserError, match="numbers that are not finite: the weights are not finite"):
         GeneratedImages(damaged, 4).prepare(progress=False)
     assert not list(cache.glob("evaluation/images-*/*.npy"))
     with pytest.raises(UserError, match="likelihood at timestep 0 is not finite"):

@@ -282,7 +282,7 @@ def test_cli_evaluate_sweep_names_its_files_after_out(model, tmp_path):
 
 
 def test_docs_name_every_metric():
-    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "evaluation.md").read_text()
     assert not [name for name in METRICS if f"`{name}`" not in text]
 
 
@@ -322,7 +322,7 @@ def test_cli_evaluate_keeps_numbers_that_are_not_finite_out_of_the_card(tmp_path
     before = (tmp_path / "model" / "README.md").read_text()
     words = ["evaluate", str(tmp_path / "model"), "--data", save(tmp_path / "real.npz", digits[0][:70])]
     assert run([*words, "--features", "builtin", "--num", "8", "--metrics", "kid"]) == 2
-    assert "images that are not finite" in capsys.readouterr().err
+    assert "numbers that are not finite" in capsys.readouterr().err
     assert (tmp_path / "model" / "README.md").read_text() == before
     assert not (tmp_path / "evaluation.json").exists()
 

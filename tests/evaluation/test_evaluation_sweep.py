@@ -9,8 +9,7 @@ from evaluation_cases import save
 from PIL import Image
 
 from ddpm.common.errors import UserError
-from ddpm.data import DataConfig, open_dataset
-from ddpm.data import datasets as stored
+from ddpm.data import DataConfig, open_dataset, stored
 from ddpm.evaluation.sweep import sweep
 from ddpm.evaluation.training_eval import real_images, training_evaluator
 
@@ -40,7 +39,7 @@ def test_sweep_compares_samplers_at_equal_evaluations(model, network, tmp_path, 
 @pytest.mark.parametrize(
     ("samplers", "evaluations", "more", "match"),
     [
-        (["dpm++"], [2, 9], {}, "9 steps asked for"),
+        (["dpm++"], [2, 9], {}, "cannot take 9 steps"),
         (["dpm++", "nope"], [2], {}, "no sampler named 'nope'"),
         (["ddim", "heun"], [2], {"eta": 0.5}, "heun takes no option 'eta'"),
     ],

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import ddpm
 from ddpm.common.errors import UserError
 from ddpm.common.files import is_model, is_run
-from ddpm.evaluation.sources import open_judged
+from ddpm.evaluation.sources import open_candidate
 from ddpm.interop.convert import convert
 from ddpm.interop.diffusers import load_folder
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_a_run_opens_with_its_averaged_weights(run, model, tmp_p
 @pytest.mark.parametrize("name", ["", "config.yaml", "metrics.jsonl", "model", "model/model_index.json"])
 def test_a_run_and_its_files_lead_to_its_model(run, model, name):
     assert ddpm.load(run / name, device="cpu").weights_hash == model.weights_hash
-    assert open_judged(str(run / name)).weights_hash == model.weights_hash
+    assert open_candidate(str(run / name)).weights_hash == model.weights_hash
 
 
 def test_a_run_without_a_model_is_advised_truthfully(run):
@@ -159,7 +159,7 @@ def test_a_folder_of_images_with_a_class_called_model_is_no_model(tmp_path):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         ddpm.save_grid(torch.zeros(1, 1, 8, 8), tmp_path / "pictures" / name / "0.png", gap=0)
     (tmp_path / "pictures" / "config.yaml").touch()
-    assert len(open_judged(str(tmp_path / "pictures"))) == 2
+    assert len(open_candidate(str(tmp_path / "pictures"))) == 2
     assert not is_model(tmp_path / "pictures")
     assert not is_run(tmp_path / "pictures")
 

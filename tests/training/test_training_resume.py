@@ -168,7 +168,7 @@ def test_run_inside_its_dataset_is_not_trained_on(tiny, tmp_path, capsys):
     train(tiny(steps=2, **options), run, resume=True)
     assert load(run).class_names == begun.class_names == ["cat", "dog"]
     assert load(run).provenance["data"] == begun.provenance["data"]
-    assert "runs/tiny: it is a training run, whose pictures are no data" in capsys.readouterr().out
+    assert "runs/tiny: it is a training run, whose pictures are not data" in capsys.readouterr().out
 
 
 def test_same_seed_gives_the_same_bytes(tiny, tmp_path):
