@@ -83,7 +83,7 @@ def test_real_images_decodes_no_more_images_than_needed(tmp_path, monkeypatch):
     expected = open_dataset(data).draw(0, range(39))[0].flatten(1).unique(dim=0)
     decoded = []
     decode = stored.decode
-    monkeypatch.setattr(stored, "decode", lambda *asked: (decoded.append(1), decode(*asked))[1])
+    monkeypatch.setattr(stored, "decode", lambda *asked, **named: (decoded.append(1), decode(*asked, **named))[1])
     few = real_images(data, 6)
     assert len(few.flatten(1).unique(dim=0)) == 6
     assert len(decoded) <= 7
