@@ -103,7 +103,7 @@ def test_restore_folder_prints_what_it_leaves_out(saved_model, pictures, tmp_pat
         (["--task", "denoise", "--method", "ddnm", "--option", "travel_length=2.5"], "takes whole numbers"),
         (["--task", "denoise", "--noise", "0.1", "--samples", "0"], "at least 1"),
         (["--task", "denoise", "--noise", "0.1", "--batch-size", "0"], "at least 1"),
-        (["--task", "denoise", "--noise", "0.1", "--steps", "0"], "0 steps asked for"),
+        (["--task", "denoise", "--noise", "0.1", "--steps", "0"], "cannot take 0 steps"),
         (["--task", "denoise", "--noise", "0.1", "--out", "x.jpg"], "end in .png"),
     ],
 )
