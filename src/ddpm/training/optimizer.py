@@ -1,4 +1,4 @@
-"""Adam and Muon, learning-rate schedule, gradient clipping, loss scaling and the moving average of the weights (EMA)."""
+"""Adam and Muon, learning rate, gradient clipping, loss scaling and the moving average of the weights (EMA)."""
 
 import math
 
@@ -72,7 +72,13 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * factor[config.lr_schedule]
 
 
-NOT_MATRICES = {"conv_in", "conv_out", "time_embedding", "time_emb_proj", "class_embedding"}  # which Muon leaves to Adam
+NOT_MATRICES = {
+    "conv_in",
+    "conv_out",
+    "time_embedding",
+    "time_emb_proj",
+    "class_embedding",
+}  # which Muon leaves to Adam
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a·x + b·x³ + c·x⁵, chosen by Jordan et al. 2024
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95

@@ -111,7 +111,6 @@ class Trainer:
         self._prepare()
         if checkpoint is not None:
             self.restore(checkpoint)
-        print_on_main(self.summary())
 
     def _prepare(self) -> None:
         """Put the data and the network where they are computed with, and build everything that a step needs."""
@@ -470,6 +469,7 @@ def train(
         on_main(lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
         trainer = Trainer(config, out, init=init, resume=resume, evaluator=evaluator)
         stack.callback(trainer.close)
+        print_on_main(trainer.summary())
         trainer.setup()
         with deferred_signals() as request:
             number = trainer.fit(request)
