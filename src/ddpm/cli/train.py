@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from ddpm.cli.options import PATH, complete_preset
 from ddpm.common.errors import UserError
-from ddpm.training.config import Config, config_notes, load_config, preset_names, read_yaml
+from ddpm.training.config import Config, load_config, preset_names, read_yaml
 from ddpm.training.config import find_file as find_configuration
 from ddpm.training.fields import fields, fields_help
 
@@ -86,9 +86,6 @@ def train(
     from ddpm.training.trainer import train as run_training
 
     first = process_rank()[0] == 0
-    if first:
-        for note in config_notes(config):
-            print(f"note: {note}", flush=True)
     if minutes is not None:
         if "training.steps" in overrides:
             raise UserError("--minutes chooses the steps: give one of --minutes and --training.steps")

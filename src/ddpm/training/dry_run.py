@@ -26,7 +26,7 @@ def dry_run(config: Config, *, init: str | Path | None = None) -> str:
     forward = count_flops(trainer.network)
     images, size = training.steps * training.batch_size, size_of(trainer.dataset)
     epochs = "" if size is None else f", {images / size:,.1f} epochs"
-    return "\n".join(
+    return trainer.notes() + "\n".join(
         [
             f"parameters          {sum(p.numel() for p in trainer.network.parameters()):,}",
             f"FLOPs an image      {forward / 1e9:.3g} G forward, {3 * forward / 1e9:.3g} G forward and backward",
