@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm.networks.unet import UNet
 
 SHAPES = 4  # recorded graphs that are kept; each holds the memory of its activations
+SMALL_BATCHES = (1, 2, 4, 8)  # images in a forward pass that may give the bits of a larger one
 
 _turn = threading.Lock()  # a process records one graph at a time, and a graph's tensors serve one call at a time
 
@@ -98,6 +99,7 @@ class InferenceNetworks:
         self.network, self.compiled = network, False
         self._copies: dict[tuple[torch.dtype, bool], nn.Module] = {}
         self._state: tuple = ()
+        self._smallest: dict[tuple, bool] = {}
 
     @torch.inference_mode(False)  # a copy made in inference mode could not be used outside it
     def get(self, dtype: torch.dtype) -> nn.Module:
@@ -105,6 +107,7 @@ class InferenceNetworks:
         state = weights_state(self.network)
         if state != self._state:
             self._copies.clear()
+            self._smallest.clear()
             self._state = state
         key = (dtype, self.compiled)
         if key not in self._copies:
@@ -114,6 +117,49 @@ class InferenceNetworks:
             graphed = isinstance(network, UNet) and next(network.parameters()).device.type == "cuda"
             self._copies[key] = CudaGraphed(network) if graphed else network
         return self._copies[key]
+
+    def smallest_batch(self, dtype: torch.dtype, images: int, largest: int, rows: int = 1) -> int:
+        """Return the least number of images >= `images` whose forward pass gives the bits of one of `largest` images.
+
+        A kernel may add in another order if its input has another shape. So the same images go through both shapes
+        once, and every layer is compared. Only done on a CPU, where small batches are much cheaper.
+
+        Args:
+            rows: of the network's batch per image; 2 if guidance doubles it.
+        """
+        network = self.get(dtype)
+        if not isinstance(network, UNet) or self.compiled or next(network.parameters()).device.type != "cpu":
+            return largest
+        reference: list[Tensor] = []
+        for size in SMALL_BATCHES:
+            if images <= size < largest:
+                key = (dtype, torch.get_num_threads(), rows * size, rows * largest)
+                if key not in self._smallest:
+                    reference = reference or layer_outputs(network, dtype, rows * largest)
+                    found = layer_outputs(network, dtype, rows * size)
+                    self._smallest[key] = all(
+                        torch.equal(ours, theirs[: len(ours)]) for ours, theirs in zip(found, reference, strict=True)
+                    )
+                if self._smallest[key]:
+                    return size
+        return largest
+
+
+@torch.inference_mode()
+def layer_outputs(network: UNet, dtype: torch.dtype, rows: int) -> list[Tensor]:
+    """Return what each layer makes of the first `rows` of fixed random images."""
+    outputs: list[Tensor] = []
+    layers = [module for module in network.modules() if not list(module.children())]
+    hooks = [layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output)) for layer in layers]
+    shape = (network.in_channels, *network.image_size)
+    x_t = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(row)) for row in range(rows)])
+    labels = None if network.num_classes is None else torch.arange(rows) % network.num_classes
+    try:
+        network(x_t.to(dtype), torch.full((rows,), 500.0), labels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
 
 
 def count_flops(network: UNet) -> int:
