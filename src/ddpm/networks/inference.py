@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.networks.unet import UNet
+from ddpm.networks.unet import ROWS, UNet
 
 SHAPES = 4  # recorded graphs that are kept; each holds the memory of its activations
 SMALL_BATCHES = (1, 2, 4, 8)  # images in a forward pass that may give the bits of a larger one
@@ -169,8 +169,8 @@ def count_flops(network: UNet) -> int:
     much. The network is counted as its paper defines it, whatever shortcut computes it; nothing is computed.
     """
     shadow = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
-    x_t = torch.empty(1, shadow.in_channels, *shadow.image_size, device="meta")
-    labels = None if shadow.num_classes is None else torch.zeros(1, dtype=torch.int64, device="meta")
+    x_t = torch.empty(ROWS, shadow.in_channels, *shadow.image_size, device="meta")  # so that no layer pads its input
+    labels = None if shadow.num_classes is None else torch.zeros(ROWS, dtype=torch.int64, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shadow(x_t, torch.zeros(1, device="meta"), labels)
-    return counter.get_total_flops()
+        shadow(x_t, torch.zeros(ROWS, device="meta"), labels)
+    return counter.get_total_flops() // ROWS
