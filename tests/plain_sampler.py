@@ -122,7 +122,7 @@ def sample(case, kept, x, timesteps, noises, label=None) -> list[tuple]:
             beta = 1 - a**2 / a_s**2
             small = beta * b_s**2 / b**2  # eq. 7
             x_s = (a_s * beta / b**2) * x_0 + (math.sqrt(1 - beta) * b_s**2 / b**2) * x
-            if s >= 0:
+            if s > -1:
                 if case.variance == "learned_range":
                     x_s = x_s + (0.5 * (fraction * math.log(beta) + (1 - fraction) * math.log(small))).exp() * z
                 else:
@@ -144,7 +144,7 @@ def sample(case, kept, x, timesteps, noises, label=None) -> list[tuple]:
                 x_s = b_s / b * x - a_s * math.expm1(-h) * D
             else:
                 x_s = b_s / b * math.exp(-h) * x - a_s * math.expm1(-2 * h) * D
-                x_s = x_s + (b_s * math.sqrt(-math.expm1(-2 * h)) * z if s >= 0 else 0)
+                x_s = x_s + (b_s * math.sqrt(-math.expm1(-2 * h)) * z if s > -1 else 0)
         past.append((lam, x_0))
         rows.append((x, x_0, x_s))
         x = x_s
