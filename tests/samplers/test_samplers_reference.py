@@ -109,8 +109,8 @@ def test_sampler_equals_the_plain_one(index):
     case = Case(**CHOICES[index])
     zero = case.schedule == "zero"
     name = "linear" if zero else case.schedule
-    kept = plain.alphas_cumprod(name, T, 1e-3, 0.12, zero)
-    betas = make_betas(name, T, 1e-3, 0.12)
+    kept = plain.alphas_cumprod(name, T, 1e-3, 0.3, zero)
+    betas = make_betas(name, T, 1e-3, 0.3)
     schedule = NoiseSchedule(rescale_zero_terminal_snr(betas) if zero else betas)
     timesteps = SAMPLERS[case.sampler].timesteps(schedule, case.steps, case.spacing)
     assert timesteps == pytest.approx(plain.grid(kept, case.steps, case.spacing), abs=1e-7)
