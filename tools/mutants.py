@@ -32,15 +32,21 @@ ROOMS = {  # files to change, and the tests that mirror them
     "samplers": (["samplers"], ["tests/samplers"]),
     "networks": (["networks"], ["tests/networks", "tests/interop/test_interop_diffusers.py"]),
     "training": (
-        ["training/loop.py", "training/batches.py", "training/optimizer.py", "training/checkpoint.py"],
-        ["tests/training", "tests/data/test_data_loader.py", "tests/networks/test_networks_ema.py"],
+        [
+            "training/step.py",
+            "training/trainer.py",
+            "training/batches.py",
+            "training/optimizer.py",
+            "training/checkpoint.py",
+        ],
+        ["tests/training", "tests/networks/test_networks_ema.py", "tests/test_wiring.py"],
     ),
     "evaluation": (
         ["evaluation/distances.py", "evaluation/metrics.py", "evaluation/likelihood.py", "evaluation/memorisation.py"],
         ["tests/evaluation"],
     ),
     "restoration": (["restoration"], ["tests/restoration"]),
-    "editing": (["editing"], ["tests/test_editing.py"]),
+    "editing": (["editing"], ["tests/editing"]),
 }
 EQUIVALENT: dict[str, str] = {}  # "file: change" -> why no test can notice it
 
@@ -195,8 +201,9 @@ def main() -> int:
     rows = []
     for room in options.rooms:
         places, tests = ROOMS[room]
-        tests = [test for test in tests if Path(test).exists()]
         paths = [ROOT / "src" / "ddpm" / place for place in places]
+        if missing := [str(path) for path in [*paths, *map(Path, tests)] if not path.exists()]:
+            raise SystemExit(f"ROOMS of {Path(__file__).name} names what is not there: {', '.join(missing)}")
         for path in sorted(file for place in paths for file in (place.glob("*.py") if place.is_dir() else [place])):
             found = [mutant for mutant in mutants(path) if f"{mutant.file}: {mutant.became}" not in EQUIVALENT]
             if options.sample:
