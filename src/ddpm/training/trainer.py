@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddpm.common.distributed import is_main, join, my_share, on_main, print_on_main, world_size
-from ddpm.common.errors import RunStopped, UserError, require
+from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import default_device
 from ddpm.data import open_dataset
@@ -49,6 +49,7 @@ from ddpm.training.tracking import (
     add_preview,
     channel_drift,
     channel_means,
+    check_loggers,
     draw_preview,
     log_record,
     progress_bar,
@@ -92,8 +93,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None  # the evaluation with the lowest first figure, and its step
         self.figures: dict[str, float] = {}  # the latest evaluation, and its step
         self.saved: int | None = None  # the step of the newest checkpoint
-        if "wandb" in config.training.loggers:
-            require("wandb", "track")
+        check_loggers(config.training.loggers)
         self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep_checkpoints)
         checkpoint = self.checkpoints.to_resume(print_on_main) if resume else None
         model = init if isinstance(init, Model) or init is None else load(init, device="cpu")
@@ -155,7 +155,12 @@ class Trainer:
                     empty(self.out)
                 shown = self.config.model_dump(mode="json")
                 # Its metrics.jsonl comes first, because it marks the directory as a run.
-                self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
+                try:
+                    self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
+                except UserError:
+                    if not self.resume:
+                        empty(self.out)  # so that the next try can begin
+                    raise
                 (self.out / "samples").mkdir(exist_ok=True)
                 if not self.fine_tunes:
                     write_config()
