@@ -74,23 +74,22 @@ def train(
     else:
         config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
 
-    from ddpm.common.hardware import process_rank
+    from ddpm.common.distributed import is_main
     from ddpm.evaluation.training_eval import training_evaluator
     from ddpm.training.dry_run import dry_run
     from ddpm.training.trainer import train as run_training
 
-    first = process_rank()[0] == 0
-    if first:
+    if is_main():
         for note in config_notes(config):
             print(f"note: {note}", flush=True)
     if dry:
         summary = dry_run(config, init=init)
-        if first:
+        if is_main():
             print(summary)
         return
     evaluator = training_evaluator(config.data) if config.training.evaluate_every else None
     run_training(config, folder, init=init, resume=resume is not None, overwrite=overwrite, evaluator=evaluator)
-    if first:
+    if is_main():
         print(folder)
 
 

@@ -1,7 +1,8 @@
 """List the images in a folder, and open a folder of images as a data set. Sub-folders are classes."""
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ddpm.common.errors import UserError
@@ -50,6 +51,13 @@ def list_images(folder: str | Path, *, recursive: bool = True) -> tuple[list[Pat
     root = user_path(folder)
     names, skipped = _scan(root, recursive)
     return [root / name for name in names], [(printable(name), reason) for name, reason in skipped]
+
+
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """Return the paths without their endings. The ending stays if another image would get the same name."""
+    stems = [path.with_suffix("") for path in paths]
+    uses = Counter([*stems, *paths])  # a.png.bmp may not become a.png if that exists too
+    return [str(stem if uses[stem] == 1 else path) for stem, path in zip(stems, paths, strict=True)]
 
 
 def open_folder(folder: Path, split: str | None) -> EncodedSource:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.common.errors import UserError
+from ddpm.common.pixels import MODES, grey
 from ddpm.data.config import SMALLEST_SIDE
 
 MOST_PIXELS = 2**26  # in one image: 8192 x 8192
@@ -87,7 +88,6 @@ BRANDS = {  # bytes 8..12 of an ISO base media file, ISO/IEC 14496-12 "ftyp" -> 
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
 }
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -258,6 +258,6 @@ def _window(image: Image.Image, height: int, width: int) -> tuple[float, float, 
 
 def _fill(mode: str, background) -> tuple[int, ...]:
     """Return the background in the image's mode. With alpha, it is transparent."""
-    red, green, blue = (background,) * 3 if isinstance(background, int) else background
-    grey = round(0.299 * red + 0.587 * green + 0.114 * blue)  # ITU-R 601, as Pillow's own conversion
-    return {"L": (grey,), "LA": (grey, 0), "RGB": (red, green, blue), "RGBA": (red, green, blue, 0)}[mode]
+    colour = _colour(background)[:3]
+    levels = (grey(colour),) if mode.startswith("L") else colour
+    return (*levels, 0) if mode.endswith("A") else levels

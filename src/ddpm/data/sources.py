@@ -6,8 +6,6 @@ a path. `:test` at the end selects a split.
 
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm.common.errors import UserError, nearest
@@ -20,14 +18,6 @@ from ddpm.data.folder import list_images, open_folder
 from ddpm.data.hub import is_saved, open_hub, open_parquet, open_saved, stream_hub, stream_parquet
 from ddpm.data.stored import ArraySource, ImageSource
 from ddpm.data.stream import Shards, StreamDataset, TarShards
-
-
-def picture_names(paths: Sequence[Path]) -> list[str]:
-    """Return the paths without their endings. The ending stays if another image would get the same name."""
-    stems = [path.with_suffix("") for path in paths]
-    uses = Counter([*stems, *paths])  # a.png.bmp may not become a.png if that exists too
-    return [str(stem if uses[stem] == 1 else path) for stem, path in zip(stems, paths, strict=True)]
-
 
 DIGITS = Path(__file__).parent.parent / "assets" / "digits.npz"
 DIGIT_NAMES = [str(digit) for digit in range(10)]
