@@ -127,7 +127,7 @@ def test_files_and_names_in_backticks_exist(page):
     text = page.read_text()
     for name in re.findall(r"`([\w./-]+\.py)`", text):
         assert file_called(name) or name in OF_OTHERS, f"{page.name} speaks of {name}"
-    for name, place in re.findall(r"`([A-Za-z_][\w.]*)`(?:,| in) `([\w/]+\.py)`", text):
+    for name, place in re.findall(r"`([A-Za-z_][\w.]*)` in `([\w/]+\.py)`", text):
         assert re.search(rf"\b{name.rpartition('.')[2]}\b", file_called(place).read_text()), f"{name} is not in {place}"
     for module in re.findall(r"python -m (experiments[\w.]*)", text):
         place = ROOT / module.replace(".", "/")
