@@ -141,9 +141,10 @@ def save_sweep(
     """Evaluate one metric for every sampler and number of evaluations: a table, a JSON file and a plot."""
     from ddpm.evaluation.metrics import pictures_of
     from ddpm.evaluation.sources import open_candidate
-    from ddpm.evaluation.sweep import default_budgets, plot_points, point_pictures, save_points, table
+    from ddpm.evaluation.sweep import default_budgets, point_pictures, save_points, table
     from ddpm.evaluation.sweep import sweep as run_sweep
     from ddpm.model import Model
+    from ddpm.plotting.plots import quality, save_figure
     from ddpm.samplers import SAMPLERS
 
     if metrics is not None and len(metrics) != 1:
@@ -161,7 +162,7 @@ def save_sweep(
     points = run_sweep(model, data, options, samplers=samplers, evaluations=budgets, pictures=pictures, **chosen)
     if points:
         save_points(points, out)
-        plot_points(points, plot, overwrite=True)
+        save_figure(quality(out), plot, overwrite=True)
         print(table(points))
         print(f"written to {out} and {plot}")
 
