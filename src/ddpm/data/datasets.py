@@ -249,8 +249,7 @@ def make_ready(stored: ImageSource, config: DataConfig) -> MemoryDataset | LazyD
     The images are decoded into memory, unless that takes more than MOST_MEMORY_BYTES: then each is decoded when it is
     needed. A class whose images are all broken is left out.
 
-    Raises:
-        UserError: no image can be read, or labels are wanted and there are none.
+    Raises UserError if no image can be read, or labels are wanted and there are none.
     """
     if isinstance(stored, ArraySource) and not 1 <= stored.images.shape[3] <= 4:
         raise UserError(f"{config.source} holds images of {stored.images.shape[3]} channels; 1 to 4 can be read")

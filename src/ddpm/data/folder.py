@@ -45,8 +45,7 @@ def list_images(folder: str | Path, *, recursive: bool = True) -> tuple[list[Pat
             of its sub-folders.
         skipped: (name relative to `folder`, reason) in the same order. The names can be printed safely.
 
-    Raises:
-        UserError: a folder cannot be listed.
+    Raises UserError if a folder cannot be listed.
     """
     root = user_path(folder)
     names, skipped = _scan(root, recursive)
@@ -67,9 +66,8 @@ def open_folder(folder: Path, split: str | None) -> EncodedSource:
     skipped, as downloads unpack: `animals10/raw-img/cat` has the class `cat`. A folder that is divided into train and
     test (or val) gives the split, by default train.
 
-    Raises:
-        UserError: a folder cannot be listed (without its class, the others would have other numbers); there is no such
-            split; or split folders are mixed with others.
+    Raises UserError if a folder cannot be listed (without its class, the others would have other numbers), there is no
+    such split, or split folders are mixed with others.
     """
     outer = folder.resolve()
     names, skipped = _scan(outer, recursive=True)

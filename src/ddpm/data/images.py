@@ -113,8 +113,7 @@ def read_image(path: str | Path, channels: int = 3, background=255, smallest: in
 
     Returns: uint8 (channels, H, W) in 0..255.
 
-    Raises:
-        UserError: the file is missing, is not an image, or is too small or too large.
+    Raises UserError if the file is missing, is not an image, or is too small or too large.
     """
     try:
         with Path(path).open("rb") as file:
@@ -138,8 +137,7 @@ def decode(data: bytes, channels: int, background=255, smallest: int = SMALLEST_
         smallest: least side in pixels.
         name: of the file, for the message about a wrong ending.
 
-    Raises:
-        BrokenFile: the image cannot be used, for any reason.
+    Raises BrokenFile if the image cannot be used, for any reason.
     """
     if len(data) > MOST_FILE_BYTES:
         raise BrokenFile(f"the file is larger than {MOST_FILE_BYTES:,} bytes")

@@ -56,8 +56,7 @@ def open_dataset(source: str | DataConfig, **options) -> ImageDataset:
         source: a name, `hf:user/set`, a path, or a whole DataConfig.
         options: the other fields of DataConfig: image_size, channels, labels, fit, background, streaming.
 
-    Raises:
-        UserError: the source is missing, empty or cannot be read. Single broken files are listed in `.report`.
+    Raises UserError if the source is missing, empty or cannot be read. Single broken files are listed in `.report`.
     """
     config = source if isinstance(source, DataConfig) else checked_config(source, **options)
     if config.streaming:
@@ -88,8 +87,7 @@ def find_stored(source: str) -> ImageSource:
 def find_shards(source: str) -> Shards:
     """Find the shards of a SOURCE for streaming: a data set of the Hub, parquet files or tar shards.
 
-    Raises:
-        UserError: there are none, or they cannot be read.
+    Raises UserError if there are none, or they cannot be read.
     """
     if source.startswith("hf:"):
         return stream_hub(source)

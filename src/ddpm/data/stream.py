@@ -119,8 +119,7 @@ class StreamDataset(ImageDataset):
 
     Call `draw` with increasing positions. A few blocks back costs reading one block again; further back, all of them.
 
-    Raises:
-        UserError: there are no shards, or labels are wanted and the source does not tell its classes.
+    Raises UserError if there are no shards, or labels are wanted and the source does not tell its classes.
     """
 
     def __init__(self, shards: Shards, config: DataConfig):

@@ -49,8 +49,7 @@ class Editor:
             more: further tensors with one row per image, passed to `work` with their images.
             same_noise: every image gets the noise of image 0.
 
-        Raises:
-            UserError: the images do not have the model's shape, there are none, or an option is not possible.
+        Raises UserError if the images do not have the model's shape, there are none, or an option is not possible.
         """
         model, options = self.model, self.options
         if tuple(images.shape[1:]) != model.image_shape:

@@ -165,8 +165,7 @@ def ddnm(
         travel_length, travel_repeats: time travel: jump back `travel_length` steps and denoise again, so that each
             section is walked `travel_repeats` times.
 
-    Raises:
-        UserError: σ_y > 0 and the operator has no singular values.
+    Raises UserError if σ_y > 0 and the operator has no singular values.
     """
     check_fraction("eta", eta)
     schedule, steps = denoiser.schedule, len(timesteps) - 1
