@@ -182,15 +182,9 @@ class _BatchUnpickler(pickle.Unpickler):
 
 
 def read_batch(data: bytes, path) -> dict[bytes, Any]:
-    """Read the dictionary in a pickled CIFAR batch. No code in the pickle is run.
+    """Return the dictionary in a pickled CIFAR batch: numbers, bytes, lists and uint8 arrays, by keys as bytes.
 
-    Args:
-        data: the pickle, of any protocol.
-        path: for messages.
-
-    Returns: numbers, strings (as bytes), lists, and uint8 arrays, by keys as bytes.
-
-    Raises UserError if it is not such a pickle, or it holds anything but plain data.
+    No code in the pickle is run. Raises UserError if it holds anything but plain data; `path` is for the message.
     """
     try:
         _check_instructions(data)

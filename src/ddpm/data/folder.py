@@ -36,9 +36,7 @@ def list_images(folder: str | Path, *, recursive: bool = True) -> tuple[list[Pat
     `NAME_std.png`, `NAME_samples.png` and `NAME_draws.png`.
     Links to image files and to folders are followed, but no folder is read twice.
 
-    Args:
-        folder: `~` is the home folder.
-        recursive: also list sub-folders; otherwise they are skipped with a reason.
+    Unless `recursive`, sub-folders are skipped with a reason.
 
     Returns:
         paths: the images, each below `folder`. A folder's files come in the order of their names, before the files

@@ -145,7 +145,7 @@ class HubShards:
 
 
 class Columns:
-    """The columns of the image and its class, and the rows that are wanted.
+    """The columns of the image and its class (`image`, `label_column`), and the rows that are wanted.
 
     Args:
         source: for messages.
@@ -153,12 +153,8 @@ class Columns:
         filters: column -> the values that are wanted.
         follow_paths: read images from paths in the image column.
 
-    Attributes:
-        image: the column of the images.
-        label_column: the column of the classes, or None.
-        class_names: one per class, or None if only the rows tell.
-
-    Raises UserError if there is no column of images, or no such column or value as a filter names.
+    `class_names` is None if only the rows tell. Raises UserError if there is no column of images, or no such column or
+    value as a filter names.
     """
 
     def __init__(self, source: str, features: Any, filters: dict[str, list[str]], *, follow_paths: bool):

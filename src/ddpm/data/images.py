@@ -39,10 +39,7 @@ def check_size(height: int, width: int, smallest: int = SMALLEST_SIDE) -> None:
 def check_array(path: Path, shape: tuple[int, ...], itemsize: int, stored_bytes: int, zipped: bool) -> int:
     """Return the size in bytes of the array that a header announces. Raise UserError if the file cannot hold it.
 
-    Args:
-        itemsize: bytes per value.
-        stored_bytes: size of the array in the file.
-        zipped: the array is compressed by deflate.
+    itemsize: bytes per value. stored_bytes: size of the array in the file. zipped: it is compressed by deflate.
     """
     size = math.prod(shape) * itemsize
     if not 0 < size <= stored_bytes * (MOST_DEFLATE_RATIO if zipped else 1):
@@ -126,18 +123,10 @@ def read_image(path: str | Path, channels: int = 3, background=255, smallest: in
 
 
 def decode(data: bytes, channels: int, background=255, smallest: int = SMALLEST_SIDE, *, name: str = "") -> Image.Image:
-    """Decode an image to a Pillow image of mode L, LA, RGB or RGBA, at its own size.
+    """Decode the content of an image file to a Pillow image of mode L, LA, RGB or RGBA, at its own size.
 
-    The size in the header is checked before any pixel is decoded.
-
-    Args:
-        data: the content of an image file.
-        channels: 1 to 4, see `read_image`.
-        background: see `read_image`.
-        smallest: least side in pixels.
-        name: of the file, for the message about a wrong ending.
-
-    Raises BrokenFile if the image cannot be used, for any reason.
+    The size in the header is checked before any pixel is decoded. `name` is the file's, for the message about a wrong
+    ending; for the other arguments see `read_image`. Raises BrokenFile if the image cannot be used, for any reason.
     """
     if len(data) > MOST_FILE_BYTES:
         raise BrokenFile(f"the file is larger than {MOST_FILE_BYTES:,} bytes")
