@@ -293,18 +293,15 @@ class Model:
         callback: Callable[[Step], None] | None = None,
         **changes: Any,
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Sample the images `indices` of a seed, one batch at a time.
+        """Sample the images `indices` of a seed; yield (indices, images) of each batch, with images as `sample` does.
 
         Image i is the same whichever other images are sampled: it has its own noise, and every forward pass has one
         padded shape of `batch_size` images. Equal shapes give equal bits; another shape moves float32 by less than
         1/255.
 
         Args:
-            indices: numbers of the images.
             options: see `SamplingOptions`; `changes` are fields that replace those of `options`.
             callback: called with a `Step` after every sampling step of every batch.
-
-        Yields: (indices, float32 images (N, C, H, W) in [-1, 1] on the CPU) for each batch.
 
         Raises UserError if an option is wrong or an image is not finite.
         """
