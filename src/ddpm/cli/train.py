@@ -80,17 +80,16 @@ def train(
     else:
         config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
 
-    from ddpm.common.hardware import process_rank
+    from ddpm.common.distributed import is_main
     from ddpm.evaluation.training_eval import training_evaluator
     from ddpm.training.dry_run import dry_run, fit_to_minutes
     from ddpm.training.trainer import train as run_training
 
-    first = process_rank()[0] == 0
     if minutes is not None:
         if "training.steps" in overrides:
             raise UserError("--minutes chooses the steps: give one of --minutes and --training.steps")
         config = fit_to_minutes(config, minutes, init=init)
-        if first:
+        if is_main():
             print(
                 f"{minutes:g} minutes: {config.training.steps:,} steps, warm-up {config.training.warmup:,}, "
                 f"ema_decay {config.training.ema_decay:g}",
@@ -98,12 +97,12 @@ def train(
             )
     if dry:
         summary = dry_run(config, init=init)
-        if first:
+        if is_main():
             print(summary)
         return
     evaluator = training_evaluator(config.data) if config.training.evaluate_every else None
     run_training(config, folder, init=init, resume=resume is not None, overwrite=overwrite, evaluator=evaluator)
-    if first:
+    if is_main():
         print(folder)
 
 

@@ -79,7 +79,8 @@ class CudaGraphed(nn.Module):
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity, or None if all numbers are finite."""
-    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+    finite = {name: torch.isfinite(tensor).all() for name, tensor in tensors.items()}  # queued before the first wait
+    return next((name for name, flag in finite.items() if not flag), None)
 
 
 def weights_state(network: nn.Module) -> tuple:

@@ -299,8 +299,7 @@ class UNet(nn.Module):
         in_channels, out_channels: 1 to 4 of the image; twice as many outputs if the variance is learned.
         num_classes: rows of the class embedding, the null class included; None for an unconditional network.
 
-    Raises:
-        UserError: the levels do not divide the image, or `config.attention` names a size that no level has.
+    Raises UserError if the levels do not divide the image, or `config.attention` names a size that no level has.
     """
 
     def __init__(
