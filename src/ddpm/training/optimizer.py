@@ -125,7 +125,7 @@ class Muon:
     def step(self, learning_rate: float, finite: Tensor) -> None:
         """Take one step, or leave weights and momentum as they are if `finite`, a truth value (), is false."""
         for shape, names in self.shapes.items():
-            momentum, parameters = self.momentum[shape], [self.parameters[name] for name in names]
+            momentum, parameters = self.momentum[shape], list[Tensor](self.parameters[name] for name in names)
             gradients = torch.stack([p.grad.flatten(1) for p in parameters if p.grad is not None])
             average = momentum.lerp(gradients, 1 - MUON_MOMENTUM)
             torch.where(finite, average, momentum, out=momentum)
