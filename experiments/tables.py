@@ -174,6 +174,7 @@ TABLES: dict[str, Table] = {
         ["recipe", "parameters", "batch", "images seen", "seconds", "FID", "distance (built-in)"],
         table_rows.time_to_quality,
     ),
+    "ablations_muon": one_result("ablations_muon", ABLATIONS_HEAD, table_rows.ablations),
     "ablations_short": one_result("ablations_short", ABLATIONS_HEAD, table_rows.ablations),
     "ablations_longer": one_result("ablations_longer", ABLATIONS_HEAD, table_rows.ablations),
     "usual_sampler": one_result("usual_sampler", ["model", "drawn with", "n", "FID"], table_rows.usual_sampler),
@@ -222,7 +223,8 @@ GALLERIES: dict[str, dict[str, str]] = {
     "bits_per_dim": {"bits_per_dim.png": "The bundled model: bits/dim and error by timestep, error by bits received"},
     "time_to_quality": {"time_to_quality.png": "The first samples of every contestant, none of them chosen"},
     "ablations": {
-        "ablations_short.png": "Samples of the recipe and of every variant, all of seed 0",
+        "ablations_muon.png": "Samples of the recipe with Muon and of every variant, all of seed 0",
+        "ablations_short.png": "Samples of the recipe before and of every variant, all of seed 0",
         "ablations_longer.png": "The same of those that were trained for longer",
     },
     "few_steps": {
