@@ -6,9 +6,9 @@
 
 `muon` changes the recipe of the presets, with a smaller network. `short` changes the recipe before it, with Adam, and
 `longer` repeats the winners of `short` with four times the images. Every variant sees as many images, except those of
-equal time: their steps follow from a measurement at the start, kept in RUNS/BUDGET/paces.json. Figures: the distance with the built-in features
-to the training images, and the fraction of misplaced levels, which those features cannot see. A cell is a run directory
-in RUNS/BUDGET. Finished cells are kept. Writes ablations_BUDGET.json after every cell, and
+equal time: their steps follow from a measurement at the start, kept in RUNS/BUDGET/paces.json. Figures: the distance
+with the built-in features to the training images, and the fraction of misplaced levels, which those cannot see.
+A cell is a run directory in RUNS/BUDGET. Finished cells are kept. Writes ablations_BUDGET.json after every cell, and
 ablations_BUDGET.png at the end.
 """
 
