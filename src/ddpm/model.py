@@ -248,6 +248,7 @@ class Model:
                 raise UserError("this model was trained with classes and without dropping them: it needs labels")
             network = _Unlabelled(network, self.null_label)
             guidance = 1.0 if guidance == 0 else guidance  # this network already predicts for the null class
+        size, halves = options.batch_size, 1 if labels is None or guidance in (0, 1) else 2
         return Denoiser(
             network,
             self.diffusion,
@@ -256,7 +257,8 @@ class Model:
             guidance=guidance,
             guidance_rescale=options.guidance_rescale,
             clip=options.clip,
-            batch_size=options.batch_size,
+            batch_size=size,
+            smallest_batch=None if size is None else lambda n: self._copies.smallest_batch(dtype, n, size, halves),
             dtype=dtype,
             integer_t=not isinstance(self.network, UNet),
         )

@@ -143,9 +143,9 @@ def fidelity_curve(
     **changes: Any,
 ) -> list[CurvePoint]:
     """Trade fidelity for realism: run `sdedit` at each strength, after the unchanged images (strength 0)."""
-    points = []
+    editor, points = editor.with_options(**changes), []
     for strength in [0.0, *(s for s in strengths if s > 0)]:
-        edited = sdedit(editor, images, strength, **changes)
+        edited = sdedit(editor, images, strength)
         similarity = ssim_or_none(edited, images)
         points.append(
             CurvePoint(
