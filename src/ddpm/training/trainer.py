@@ -20,6 +20,7 @@ from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import default_device
 from ddpm.data import open_dataset
+from ddpm.data.notes import data_notes
 from ddpm.model import Model, load
 from ddpm.training.batches import Batch, BatchSource, place_dataset
 from ddpm.training.checkpoint import (
@@ -34,7 +35,7 @@ from ddpm.training.checkpoint import (
     writing,
 )
 from ddpm.training.compute import plan_compute, reproducible_kernels
-from ddpm.training.config import Config
+from ddpm.training.config import Config, config_notes
 from ddpm.training.finetune import adopt, build_network, copy_weights
 from ddpm.training.guards import NonFiniteGuard, StopRequest, deferred_signals, lost_process_explained
 from ddpm.training.optimizer import learning_rate
@@ -111,7 +112,6 @@ class Trainer:
         self._prepare()
         if checkpoint is not None:
             self.restore(checkpoint)
-        print_on_main(self.summary())
 
     def _prepare(self) -> None:
         """Put the data and the network where they are computed with, and build everything that a step needs."""
@@ -132,6 +132,10 @@ class Trainer:
         )
         self.learner = build_learner(self.network, config.diffusion, training, self.plan)
         self.averaged = copy.deepcopy(self.network)  # holds the averaged weights while they are sampled from or saved
+
+    def notes(self) -> str:
+        """Return what the user probably did not mean, as lines, each with its end."""
+        return "".join(f"note: {note}\n" for note in (*config_notes(self.config), *data_notes(self.dataset)))
 
     def summary(self) -> str:
         """Say what is trained, and how it is computed."""
@@ -475,6 +479,7 @@ def train(
         on_main(lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
         trainer = Trainer(config, out, init=init, resume=resume, evaluator=evaluator)
         stack.callback(trainer.close)
+        print_on_main(trainer.notes() + trainer.summary())
         trainer.setup()
         with deferred_signals() as request:
             number = trainer.fit(request)
