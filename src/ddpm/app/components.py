@@ -116,6 +116,7 @@ def stop_all(patience: float) -> None:
 
 
 MOST_BYTES = 20 * 2**20  # of one upload
+EXACT_PIXELS = 64 * 64
 SHOWN_SIDE = 448  # pixels; small images are enlarged towards this size by a whole factor
 PAINTED_FRACTION = 0.25  # of an image pixel that the brush must cover
 
@@ -170,9 +171,9 @@ def enlarged(pixels: Tensor, side: int = SHOWN_SIDE) -> Image.Image:
 
 
 def address(image: Image.Image, kind: str = "png") -> str:
-    """Return a picture in a `data:` address: `png` is exact, `webp` is smaller."""
+    """Return a picture in a `data:` address: `png` is exact, `webp` only if the picture is small."""
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, quality=90)
+    image.save(buffer, format=kind, quality=90, lossless=image.width * image.height <= EXACT_PIXELS)
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -213,7 +214,7 @@ def shots(frames: Sequence[Frame]) -> list[Shot]:
 
 
 def tile(pixels: Tensor, caption: str, file: str, name: str = "") -> str:
-    """Return the HTML of an image, uint8 (C, H, W), in a gallery: a button that enlarges it, with `name` in a corner."""
+    """Return the HTML of an image, uint8 (C, H, W), in a gallery: a button that enlarges it; `name` is in a corner."""
     words, corner = escape(caption), f"<span>{escape(name)}</span>" if name else ""
     return (
         f'<button type="button" class="tile" data-caption="{words}" data-file="{file}" aria-label="Enlarge {words}">'
@@ -301,9 +302,14 @@ def picture_pad(model: Model, name: str, label: str, *, marks: bool = False, fil
     )
 
 
+def knows_digits(model: Model) -> bool:
+    """Whether this is a model of handwritten digits, by its classes and its size."""
+    return model.image_shape == (1, 28, 28) and model.class_names == list("0123456789")
+
+
 def examples(model: Model) -> list[str]:
     """Return bundled pictures for a model of digits; for another, the page offers the model's own samples."""
-    if model.image_shape != (1, 28, 28) or model.class_names != list("0123456789"):
+    if not knows_digits(model):
         return []
     with Image.open(ASSETS / "examples.png") as strip:
         return [address(strip.crop((left, 0, left + 28, 28))) for left in range(0, strip.width, 28)]
@@ -330,7 +336,8 @@ def class_field(model: Model, **options: Any) -> gr.Dropdown:
 
 def status_line(text: str) -> gr.HTML:
     """Create the line that says what goes on; screen readers read it out."""
-    return gr.HTML(text, html_template='<div class="status" role="status" aria-live="polite">${value}</div>')
+    template = '<div class="status" role="status" aria-live="polite">${value}</div>'
+    return gr.HTML(text, html_template=template, js_on_load=None, elem_classes="status-block")
 
 
 def running(text: str) -> str:

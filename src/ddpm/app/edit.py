@@ -80,8 +80,8 @@ class Settings:
         }
         if as_labels(self.label) is not None:
             options["labels"] = self.label
-        if self.guidance != 1:
-            options["guidance"] = float(self.guidance)
+            if self.guidance != 1:
+                options["guidance"] = float(self.guidance)
         return options
 
     def editor(self, model: Model, number: int, callback: Callback | None = None) -> WatchedEditor:
@@ -167,13 +167,14 @@ def tab(model: Model, name: str) -> None:
 
     def fields() -> list[Any]:
         """Create the fields of `Settings`, in its order."""
-        label = class_field(model, min_width=110)
-        guidance = gr.Slider(
-            0, 8, USUAL_GUIDANCE if guided else 1, step=0.1, label="Guidance", visible=guided, min_width=120
-        )
-        with gr.Accordion("Steps and seed", open=False), gr.Row():
+        with gr.Row():
+            label = class_field(model, min_width=110)
+            guidance = gr.Slider(
+                0, 8, USUAL_GUIDANCE if guided else 1, step=0.1, label="Guidance", visible=guided, min_width=120
+            )
+        with gr.Row():
             steps = gr.Slider(1, most_steps, min(50, most_steps), step=1, label="Steps of a whole run", min_width=120)
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110)
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
         return [label, guidance, steps, seed]
 
     with gr.Row(elem_classes="room"):
@@ -183,8 +184,7 @@ def tab(model: Model, name: str) -> None:
             strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
             with gr.Column(visible=False) as target:
                 to = class_field(model, info="What it is to become. The class below is what it is.")
-            own = fields()
-            pressed = buttons("Edit")
+            own, pressed = fields(), buttons("Edit")
         with gr.Column(scale=1, min_width=300):
             status = status_line("Choose a strength and a class, then press Edit.")
             moving = gr.HTML(elem_classes="moving")
@@ -193,10 +193,13 @@ def tab(model: Model, name: str) -> None:
                 files = [gr.DownloadButton(text, size="sm", min_width=90) for text in ("Picture, PNG", "Edited, PNG")]
     boxes = code_boxes()
     gr.Markdown("### From one picture to another")
-    with gr.Row(elem_classes="room"):
+    with gr.Row():
         with gr.Column(scale=1, min_width=300):
             first_pad, first = picture_pad(model, "first", "First picture"), program_file("First")
+        with gr.Column(scale=1, min_width=300):
             second_pad, second = picture_pad(model, "second", "Second picture", filled=1), program_file("Second")
+    with gr.Row(elem_classes="room"):
+        with gr.Column(scale=1, min_width=300):
             depth = gr.Slider(0, 1, 0.5, step=0.05, label="Depth", info="How far both are noised before they are mixed")
             number = gr.Slider(2, MOST_BETWEEN, 7, step=1, label="Images between")
             walk_own = fields()

@@ -34,6 +34,7 @@ from ddpm.plotting.trace import trace_forward
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 OWN = "this model's"
 NAMES = (OWN, *SCHEDULES)
+ALPHA_BAR = "ᾱ"
 MOST_TIMESTEPS, MOST_FRAMES = 4000, 36
 
 
@@ -63,7 +64,7 @@ def schedule_curves(model: Model, names: list[str], asked: Range) -> dict[str, l
     """Return β_t, ᾱ_t and the SNR of the chosen schedules."""
     if not names:
         raise UserError("no schedule is chosen: choose at least one")
-    found: dict[str, list[Curve]] = {"β_t": [], "ᾱ_t": [], "SNR": []}
+    found: dict[str, list[Curve]] = {"β": [], ALPHA_BAR: [], "SNR": []}
     for name in names:
         schedule, place = asked.schedule(name, model), NAMES.index(name)
         t = np.arange(len(schedule))
@@ -77,7 +78,7 @@ def schedule_curves(model: Model, names: list[str], asked: Range) -> dict[str, l
 def schedule_figure(model: Model, names: list[str], asked: Range) -> str:
     """Plot β_t, ᾱ_t and the SNR of the chosen schedules, as HTML."""
     found = schedule_curves(model, names, asked)
-    charts = [chart(title, "t", curves, log=title != "ᾱ_t") for title, curves in found.items()]
+    charts = [chart(title, "t", curves, log=title != ALPHA_BAR) for title, curves in found.items()]
     return figure(charts, found["SNR"], f"β, ᾱ and SNR over t of the schedules: {', '.join(names)}")
 
 
@@ -107,17 +108,14 @@ def tab(model: Model) -> None:
             yield "Done. Move the slider from the picture to noise.", film(shots(frames)), str(path)
 
     with gr.Row():
-        with gr.Column(scale=1, min_width=280):
-            chosen = gr.CheckboxGroup(list(NAMES), value=FIRST, label="Schedules")
-            timesteps: Any = gr.Slider(2, MOST_TIMESTEPS, 1000, step=1, label="T")
-            # checked in `Range.schedule`: the field may be empty or half typed
-            timesteps.preprocess = lambda value: value
-            with gr.Row():
-                beta_start = gr.Number(1e-4, label="First β", minimum=1e-6, maximum=0.5, step=1e-4, min_width=100)
-                beta_end = gr.Number(0.02, label="Last β", minimum=1e-5, maximum=0.999, step=1e-3, min_width=100)
-            zero = gr.Checkbox(False, label="Rescale to zero terminal SNR")
-        with gr.Column(scale=2, min_width=300):
-            drawn = gr.HTML(schedules(FIRST, 1000, 1e-4, 0.02, False))
+        chosen = gr.CheckboxGroup(list(NAMES), value=FIRST, label="Schedules", scale=2, min_width=300)
+        timesteps: Any = gr.Slider(2, MOST_TIMESTEPS, 1000, step=1, label="T", min_width=200)
+        # checked in `Range.schedule`: the field may be empty or half typed
+        timesteps.preprocess = lambda value: value
+        beta_start = gr.Number(1e-4, label="First β", minimum=1e-6, maximum=0.5, step=1e-4, min_width=90)
+        beta_end = gr.Number(0.02, label="Last β", minimum=1e-5, maximum=0.999, step=1e-3, min_width=90)
+        zero = gr.Checkbox(False, label="Rescale to zero terminal SNR", min_width=140)
+    drawn = gr.HTML(schedules(FIRST, 1000, 1e-4, 0.02, False), js_on_load=None)
     gr.Markdown("### From a picture to noise")
     with gr.Row(elem_classes="room"):
         with gr.Column(scale=1, min_width=300):

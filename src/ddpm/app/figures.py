@@ -43,40 +43,40 @@ def figure(charts: Sequence[str], curves: Sequence[Curve], description: str) -> 
     )
 
 
-def chart(title: str, xlabel: str, curves: Sequence[Curve], *, log: bool = False) -> str:
+def chart(title: str, xlabel: str, curves: Sequence[Curve], *, log: bool = False, width: int = WIDTH) -> str:
     """Return one chart as SVG; with `log`, over a logarithmic y-axis, which leaves out values that are not positive."""
     shown = [(curve, *_points(curve, log)) for curve in curves]
     xs, ys = (np.concatenate([np.empty(0), *(points[axis] for points in shown)]) for axis in (1, 2))
     if not len(xs):
         return (
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}"><text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle" '
+            f'<svg viewBox="0 0 {width} {HEIGHT}"><text x="{width / 2}" y="{HEIGHT / 2}" text-anchor="middle" '
             'fill="currentColor" font-size="13">nothing logged yet</text></svg>'
         )
     (left, right), (low, high) = _range(xs), _range(ys)
 
     def across(x):
-        return LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (x - left) / (right - left) * (width - LEFT - RIGHT)
 
     def down(y):
         return HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - BOTTOM - TOP)
 
     parts = [f'<text x="{LEFT}" y="14" fill="currentColor" font-size="13">{escape(title)}</text>']
-    for y in _ticks(low, high, whole=log):
-        words = f"1e{y:.0f}" if log else _number(y)
+    for y in _decades(low, high) if log else _ticks(low, high):
+        words = _number(10**y if log else y)
         parts.append(
-            f'<path d="M{LEFT} {down(y):.1f}H{WIDTH - RIGHT}" stroke="currentColor" opacity="0.15"/>'
+            f'<path d="M{LEFT} {down(y):.1f}H{width - RIGHT}" stroke="currentColor" opacity="0.15"/>'
             f'<text x="{LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end" {SMALL}>{words}</text>'
         )
     for x in _ticks(left, right):
         parts.append(
             f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle" {SMALL}>{_number(x)}</text>'
         )
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end" {SMALL}>{escape(xlabel)}</text>')
+    parts.append(f'<text x="{width - RIGHT}" y="{HEIGHT - 4}" text-anchor="end" {SMALL}>{escape(xlabel)}</text>')
     for order, (curve, x, y) in enumerate(shown):
-        width = 2.2 + 1.6 * (len(shown) - 1 - order) / max(1, len(shown) - 1)  # a curve under another is still seen
+        line = 2.2 + 1.6 * (len(shown) - 1 - order) / max(1, len(shown) - 1)  # a curve under another is still seen
         places = " ".join(f"{across(u):.1f},{down(v):.1f}" for u, v in zip(x, y, strict=True))
-        parts.append(f'<polyline points="{places}" fill="none" stroke-width="{width:.1f}" {curve.style()}/>')
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
+        parts.append(f'<polyline points="{places}" fill="none" stroke-width="{line:.1f}" {curve.style()}/>')
+    return f'<svg viewBox="0 0 {width} {HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 def _points(curve: Curve, log: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -94,14 +94,24 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Return 2 to 6 round numbers within a range."""
-    rough = (high - low) / 4
+def _ticks(low: float, high: float) -> list[float]:
+    """Return 2 to 7 round numbers within a range."""
+    rough = (high - low) / 6
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    step = max(1, round(step)) if whole else step
     return [float(tick) for tick in np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step]
 
 
+def _decades(low: float, high: float) -> list[float]:
+    """Return the logarithms of round numbers between 10^low and 10^high: powers of ten if there are several."""
+    if high - low > 2:
+        return [float(power) for power in np.unique(np.round(_ticks(low, high))) if low <= power <= high]
+    powers = range(math.floor(low), math.ceil(high))
+    return [y for power in powers for factor in (1, 2, 5) if low <= (y := power + math.log10(factor)) <= high]
+
+
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 10):.4g}"
+    """Write a number in few letters."""
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -206,7 +206,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
     """Build the tab and connect its events; endpoint /generate."""
     has_classes, first = model.class_names is not None, usual(model)
     kept: list[Samples] = []  # the first drawing, for those who open the page later
-    with gr.Row(elem_classes="room"):
+    with gr.Row(elem_classes=["room", "result-first"]):
         with gr.Column(scale=2, min_width=280):
             label = choice([EVERY_CLASS, *(model.class_names or [])], EVERY_CLASS, "Class", visible=has_classes)
             with gr.Row():
@@ -219,7 +219,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             sampler = choice(list(SAMPLERS), DEFAULT_SAMPLER, "Sampler")
             with gr.Row(elem_classes="seed"):
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110)
-                dice = gr.Button("New seed", min_width=90)
+                dice = gr.Button("New seed", size="sm", min_width=90)
                 again = gr.Checkbox(True, label="A new one each time", min_width=140)
             pressed = buttons("Generate")
         with gr.Column(scale=3, min_width=300):

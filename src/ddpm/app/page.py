@@ -1,5 +1,6 @@
 """The web page: its tabs, its style and the server that shows it."""
 
+import logging
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import gradio as gr
 from gradio.themes.utils.fonts import Font
 
 from ddpm.app import edit, explore, generate, restore, runs
-from ddpm.app.components import ASSETS, MOST_BYTES, stop_all
+from ddpm.app.components import ASSETS, MOST_BYTES, knows_digits, stop_all
 from ddpm.common.errors import UserError
 from ddpm.model import Model
 
@@ -52,6 +53,8 @@ def theme() -> gr.themes.Base:
         block_info_text_color_dark="*neutral_300",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
+        block_background_fill_dark="*body_background_fill",
+        block_label_background_fill_dark="*body_background_fill",
         block_border_width="0px",
         block_padding="4px",
         block_shadow="none",
@@ -65,6 +68,8 @@ def theme() -> gr.themes.Base:
         button_secondary_border_color="*neutral_300",
         button_secondary_background_fill_hover="*neutral_100",
         button_border_width="1px",
+        button_large_text_size="*text_md",
+        button_large_text_weight="500",
         input_background_fill="white",
         input_border_width="1px",
         input_border_color="*neutral_400",
@@ -83,7 +88,7 @@ def build(model: Model, name: str, folder: Path) -> gr.Blocks:
     """Build the page of a model called `name`, with the runs in `folder`."""
     called = escape(Path(name).resolve().name)
     with gr.Blocks(title=f"{called} · ddpm", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
-        gr.HTML(f"<h1>{called}</h1><p>{escape(describe(model))}</p>", elem_classes="masthead")
+        gr.HTML(f"<h1>{called}</h1><p>{escape(describe(model))}</p>", js_on_load=None, elem_classes="masthead")
         with gr.Tabs():
             with gr.Tab("Generate"):
                 generate.tab(model, name, page)
@@ -104,7 +109,9 @@ def describe(model: Model) -> str:
     channels, height, width = model.image_shape
     kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
     what = f"{width}×{height} {kind} images"
-    if model.class_names:
+    if knows_digits(model):
+        what = f"handwritten digits, {what},"
+    elif model.class_names:
         shown = ", ".join(model.class_names[:NAMED]) + (", …" if len(model.class_names) > NAMED else "")
         what += f" of {len(model.class_names)} classes ({shown})"
     return f"Draws {what} from noise, in up to {len(model.diffusion.schedule):,} steps, on {model.device.type}."
@@ -148,7 +155,8 @@ def _until_interrupted(page: gr.Blocks) -> None:
             signal.signal(number, signal.SIG_IGN)
         stop_all(PATIENCE)
         if page.server:
-            page.server.force_exit = True  # do not wait for open pages
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # about the open pages that it leaves
+            page.server.config.timeout_graceful_shutdown = 1
         page.close(verbose=False)
         os._exit(0)  # threads of the server's pool may still wait for a step
 

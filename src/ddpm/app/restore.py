@@ -294,22 +294,20 @@ def tab(model: Model, name: str) -> None:
             with gr.Column(visible=False) as blur_only:
                 blur = gr.Slider(0.3, 4, 1.5, step=0.1, label="Blur (σ in pixels)")
             pressed = buttons("Restore")
-            with gr.Accordion("Noise, class and method", open=False):
-                noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)")
-                clean = gr.Checkbox(True, label="The picture is clean: damage it first")
-                label = class_field(model)
-                with gr.Row():
-                    method = choice(list(METHODS), "ddnm", "Method", min_width=110)
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110)
-                with gr.Row():
-                    steps = gr.Slider(1, most, min(100, most), step=1, label="Steps", min_width=120)
-                    draws = gr.Slider(1, MOST_DRAWS, 4, step=1, label="Draws", min_width=120)
         with gr.Column(scale=1, min_width=300):
             status = status_line("Mark what is lost, then press Restore.")
             moving = gr.HTML(elem_classes="moving")
             result = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
             with gr.Row(elem_classes="downloads"):
                 archive = gr.DownloadButton("All pictures, ZIP", size="sm", min_width=120)
+    with gr.Accordion("Noise, class and method", open=False), gr.Row():
+        noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)", min_width=140)
+        label = class_field(model, min_width=120)
+        method = choice(list(METHODS), "ddnm", "Method", min_width=120)
+        steps = gr.Slider(1, most, min(100, most), step=1, label="Steps", min_width=140)
+        draws = gr.Slider(1, MOST_DRAWS, 4, step=1, label="Draws", min_width=140)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+        clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=180)
     command, python = code_boxes()
 
     def restore(image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label):

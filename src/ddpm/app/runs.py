@@ -27,6 +27,7 @@ MOST_RUNS, MOST_POINTS, MOST_PREVIEWS = 200, 2000, 24
 MOST_LOG_BYTES = 2**26
 LARGEST_GRID = 480  # pixels a side, as shown
 SMOOTHING = 20  # points per running mean of a long curve
+WIDE = 560
 AXES = ("step", "images", "epoch", "seconds")
 
 
@@ -198,7 +199,9 @@ def tab(folder: Path, page: gr.Blocks) -> None:
         found = curves(folder, names, quantity)
         words = quantity.replace("_", " ")
         log = quantity == "loss" and all((curve.y > 0).all() for curve in found)
-        plot = figure([chart(words, "step", found, log=log)], found, f"{words} over steps of {', '.join(names)}")
+        plot = figure(
+            [chart(words, "step", found, log=log, width=WIDE)], found, f"{words} over steps of {', '.join(names)}"
+        )
         films = [film([([image], caption) for image, caption in grids], last=True) for grids in
                  (previews(folder, name) for name in names[:FIRST]) if grids]  # fmt: skip
         return table(folder, names), plot, f'<div class="strip films">{"".join(films)}</div>'

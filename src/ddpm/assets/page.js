@@ -65,7 +65,7 @@ window.ddpm = (() => {
     const chooser = make("input", { type: "file", accept: "image/*", hidden: true, "aria-label": `File for ${options.label}` });
     const invert = make("input", { type: "checkbox" });
     const examples = make("div", { class: "pad-examples", role: "group", "aria-label": "Examples" });
-    const names = marks ? { draw: "Draw", mark: "Mark lost", erase: "Unmark" } : { draw: "Draw", erase: "Erase" };
+    const names = marks ? { draw: "Draw", mark: "Mark", erase: "Unmark" } : { draw: "Draw", erase: "Erase" };
     const tools = Object.entries(names).map(([name, text]) =>
       make("button", { type: "button", "data-tool": name, onclick: () => choose(tool === name && touch ? null : name) }, text));
     Object.assign(canvas, { tabIndex: 0 });
@@ -75,13 +75,12 @@ window.ddpm = (() => {
     const colour = options.grey ? null : make("input", { type: "color", value: "#ffffff", "aria-label": "Colour" });
     element.replaceChildren(
       make("div", { class: "pad-stage" }, canvas),
-      make("div", { class: "pad-side" },
-        make("div", { class: "pad-tools" },
-          make("button", { type: "button", class: "pad-file", onclick: () => chooser.click() }, "Choose a file"), chooser,
-          ...tools, ...(colour ? [colour] : []),
-          make("button", { type: "button", onclick: clear }, "Clear"),
-          make("label", {}, invert, " Invert")),
-        examples, note));
+      make("div", { class: "pad-tools" },
+        make("button", { type: "button", onclick: () => chooser.click() }, "Open a file"), chooser,
+        ...tools, ...(colour ? [colour] : []),
+        make("button", { type: "button", onclick: clear }, "Clear"),
+        make("label", {}, invert, " Invert")),
+      examples, note);
 
     function choose(name) {
       tool = name;
@@ -407,15 +406,11 @@ window.ddpm = (() => {
     return found;
   }
 
-  // The newest message of an error, for the status line.
-  let newest = "";
-  new MutationObserver(() => {
-    const toasts = [...document.querySelectorAll(".toast-text")];
-    if (toasts.length) newest = toasts[toasts.length - 1].textContent.trim();
-  }).observe(document, { childList: true, subtree: true });
-  function reason() {
-    const words = make("span", {}, newest || "That did not work.");
-    return words.innerHTML;
+  // The message of an error that has just come, for the status line. Gradio shows it a moment after it tells of the error.
+  async function reason() {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    const texts = [...document.querySelectorAll("[data-testid=toast-text]")].map((toast) => toast.textContent.trim());
+    return make("span", {}, texts.pop() || "That did not work.").innerHTML;
   }
 
   const random = () => Math.floor(Math.random() * 2 ** 32);
