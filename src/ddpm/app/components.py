@@ -331,7 +331,7 @@ def choice(known: Sequence[str], value: str, label: str, **options: Any) -> gr.D
 def class_field(model: Model, **options: Any) -> gr.Dropdown:
     """Create the choice of a class: none by default, or the first if the model needs one; hidden without classes."""
     known = classes(model)
-    return choice(known, known[0] if known else NO_CLASS, "Class", visible=bool(known), **options)
+    return choice(known or [NO_CLASS], known[0] if known else NO_CLASS, "Class", visible=bool(known), **options)
 
 
 def status_line(text: str) -> gr.HTML:

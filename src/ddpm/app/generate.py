@@ -250,7 +250,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             else:
                 if settings == first and not kept:
                     kept.append(event)
-                yield done(event, settings, options)
+                yield from done(event, settings, options)
 
     def done(samples, settings, options):
         with TempImages() as out:
@@ -259,13 +259,13 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             images = "1 image" if number == 1 else f"{number} images"
             gallery = tiles(samples.images, class_names(model, settings), settings)
             equivalents = as_command(name, options), as_python(name, options)
-            return f"Done: {images}, seed {settings.seed}.", "", gallery, *files, *equivalents
+            yield f"Done: {images}, seed {settings.seed}.", "", gallery, *files, *equivalents
 
     def begin(label, sampler, steps, guidance, seed, number):
         """Draw as soon as the page opens; the usual drawing is done once for all visitors."""
         asked = Settings(label, sampler, steps, guidance, seed, number)
         if asked == first and kept:
-            yield done(kept[0], first, first.options(model))
+            yield from done(kept[0], first, first.options(model))
         elif is_quick(model, asked):
             yield from generate(label, sampler, steps, guidance, seed, number)
         else:
