@@ -88,8 +88,8 @@ def test_a_program_asks_for_runs_it_has_not_looked_at(client):
     assert "images per second" in drawn
     assert "first, step 100" in previews
     assert ">first, step 200<" in previews  # the last is shown
-    with pytest.raises(AppError, match="No run 'second'"):
-        client.predict(names=["second"], quantity="loss", api_name="/runs")
+    with pytest.raises(AppError, match="No run 'fourth'"):
+        client.predict(names=["fourth"], quantity="loss", api_name="/runs")
 
 
 def test_a_request_leaves_no_component_behind(client):

@@ -410,7 +410,7 @@ def connect(
     )
     run.failure(None, None, status, js="() => ddpm.reason()", **quiet)
     stopped = stop.click(None, None, None, cancels=run, **quiet)
-    stopped.then(None, None, status, js="() => 'Stopped.'", **quiet)
+    stopped.then(None, None, status, js="() => ddpm.stopped()", **quiet)
 
 
 def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:

@@ -215,14 +215,17 @@ def tab(model: Model, name: str) -> None:
                 ]
     walk_boxes = code_boxes()
 
+    def unfinished(files: list) -> list:
+        return ["", *[None] * len(files), "", ""]
+
     def edit(image, pad, way, strength, to, label, guidance, steps, seed):
         settings = Settings(label, guidance, steps, seed)
-        yield running("Starting …"), *[gr.skip()] * 6
+        yield running("Starting …"), "", *unfinished(files)
         original = read_fitted(from_pad(pad, image), model.image_shape, preprocessing=model.preprocessing)
         goal, began = (to if way == TRANSLATE else None), time.monotonic()
         for event in edit_upload(model, original, strength, settings, goal):
             if isinstance(event, Step):
-                yield pace(event, began), live_pictures(event, log_snr(event.t)), *[gr.skip()] * 5
+                yield pace(event, began), live_pictures(event, log_snr(event.t)), *unfinished(files)
                 continue
             options = settings.options(model, 1)
             if goal is None:
@@ -251,11 +254,11 @@ def tab(model: Model, name: str) -> None:
     def interpolation(first, first_pad, second, second_pad, depth, number, label, guidance, steps, seed):
         settings = Settings(label, guidance, steps, seed)
         sources = from_pad(first_pad, first), from_pad(second_pad, second)
-        yield running("Starting …"), *[gr.skip()] * 7
+        yield running("Starting …"), "", *unfinished(walk_files)
         began = time.monotonic()
         for event in between(model, sources, depth, number, settings):
             if isinstance(event, Step):
-                yield pace(event, began), live_pictures(event, log_snr(event.t)), *[gr.skip()] * 6
+                yield pace(event, began), live_pictures(event, log_snr(event.t)), *unfinished(walk_files)
                 continue
             options, last = settings.options(model, number), len(event) - 1
             command = as_command(

@@ -99,7 +99,7 @@ def tab(model: Model) -> None:
         return schedule_figure(model, names, Range(timesteps, beta_start, beta_end, zero_terminal_snr))
 
     def forward(image, pad, name, timesteps, beta_start, beta_end, zero_terminal_snr):
-        yield running("Starting …"), gr.skip(), gr.skip()
+        yield running("Starting …"), "", None
         asked = Range(timesteps, beta_start, beta_end, zero_terminal_snr)
         pixels = read_fitted(from_pad(pad, image), model.image_shape, preprocessing=model.preprocessing)
         with TempImages() as out:

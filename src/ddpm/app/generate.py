@@ -241,12 +241,12 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         settings = Settings(label, sampler, steps, guidance, seed, number)
         options = settings.options(model)
         settings = replace(settings, steps=options["steps"], seed=options["seed"], number=options["num"])
-        yield running("Starting …"), *unchanged
+        yield running("Starting …"), "", *unfinished
         began = time.monotonic()
         for event in sample_live(model, settings):
             if isinstance(event, Step):
                 pictures = live_pictures(event, model.diffusion.schedule.log_snr(event.t), columns(len(event.x_t)))
-                yield pace(event, began), pictures, *unchanged[1:]
+                yield pace(event, began), pictures, *unfinished
             else:
                 if settings == first and not kept:
                     kept.append(event)
@@ -269,13 +269,13 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         elif is_quick(model, asked):
             yield from generate(label, sampler, steps, guidance, seed, number)
         else:
-            yield "Press Generate.", *unchanged
+            yield "Press Generate.", "", *unfinished
 
     fields, outputs = (
         [label, sampler, steps, guidance, seed, number],
         [status, moving, gallery, *files, command, python],
     )
-    unchanged = [gr.skip()] * (len(outputs) - 1)
+    unfinished = ["", *[None] * len(files), "", ""]  # not gr.skip(): each one leaves a component behind in the session
     names, values = json.dumps(list(asdict(first))), json.dumps(list(asdict(first).values()))
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     before = [seed, again], [seed], "(seed, again) => [again ? ddpm.random() : seed]"

@@ -86,9 +86,9 @@ CACHE_AGE = 3600  # seconds that images and uploads are kept
 
 def build(model: Model, name: str, folder: Path) -> gr.Blocks:
     """Build the page of a model called `name`, with the runs in `folder`."""
-    called = escape(Path(name).resolve().name)
+    called = Path(name).resolve().name
     with gr.Blocks(title=f"{called} · ddpm", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
-        gr.HTML(f"<h1>{called}</h1><p>{escape(describe(model))}</p>", js_on_load=None, elem_classes="masthead")
+        gr.HTML(f"<h1>{escape(called)}</h1><p>{escape(describe(model))}</p>", js_on_load=None, elem_classes="masthead")
         with gr.Tabs():
             with gr.Tab("Generate"):
                 generate.tab(model, name, page)

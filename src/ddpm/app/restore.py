@@ -314,12 +314,12 @@ def tab(model: Model, name: str) -> None:
         lost = read_mask(mask_of(pad, mask), (height, width)) if kind == PAINTED else None
         damage, source = Damage(kind, share, scale, blur, noise), from_pad(pad, image)
         options = {"method": method, "steps": steps, "draws": draws, "seed": seed, "label": label}
-        yield running("Starting …"), *unchanged
+        yield running("Starting …"), "", *unfinished
         began = time.monotonic()
         for event in restore_upload(model, source, lost, damage, clean=clean, **options):
             if isinstance(event, Step):
                 pictures = live_pictures(event, model.diffusion.schedule.log_snr(event.t))
-                yield pace(event, began), pictures, *unchanged[1:]
+                yield pace(event, began), pictures, *unfinished
             else:
                 given = {"method": method, "noise": noise, "samples": draws, "steps": steps, "seed": seed}
                 given |= {"batch_size": min(draws, model.default_batch_size)}
@@ -337,7 +337,7 @@ def tab(model: Model, name: str) -> None:
         return *own, USUAL_NOISE.get(kind, 0)
 
     outputs = [status, moving, result, archive, command, python]
-    unchanged = [gr.skip()] * (len(outputs) - 1)
+    unfinished = ["", None, "", ""]
     inputs = [image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label]
     connect(pressed, restore, inputs, outputs, api_name="restore")
     shown = [random_only, small_only, blur_only, noise]

@@ -333,7 +333,7 @@ window.ddpm = (() => {
   })();
 
   // Settings: in the address, in a picture's text, and in the history; `apply` puts them into the fields.
-  let fill = () => {};
+  let fill = () => {}, back = () => {};
   const results = [];
 
   function fromAddress(names, usual) {
@@ -361,7 +361,19 @@ window.ddpm = (() => {
   function gallery(element, props, watch) {
     const strip = make("div", { class: "history", role: "group", "aria-label": "Earlier results" });
     element.after(strip);
-    let returning = false;
+    let returning = false, fresh = false;
+    // The files and the command belong to the newest result; they are hidden beside an earlier one.
+    function show(result, newest) {
+      returning = props.value !== result.html;
+      props.value = result.html;
+      element.closest(".room").classList.toggle("past", !newest);
+      setTimeout(keep);
+    }
+    back = () => {
+      if (element.querySelector(".tiles") || !results.length) return;
+      fresh = false;
+      show(results[0], false);
+    };
     function keep() {
       const tiles = element.querySelector(".tiles");
       if (!tiles) return;
@@ -370,16 +382,14 @@ window.ddpm = (() => {
       const given = JSON.parse(tiles.dataset.settings);
       if (tiles.dataset.first === undefined) history.replaceState(null, "", "#" + new URLSearchParams(given));
       if (returning) return void (returning = false);
+      fresh = true;
+      element.closest(".room").classList.remove("past");
       results.unshift({ html: props.value, given, image: sources[0] });
       results.length = Math.min(results.length, MOST_RESULTS);
       strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
         const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
-        return make("button", { type: "button", title: words, "aria-label": `Back to ${words}`, onclick() {
-          returning = props.value !== result.html;
-          props.value = result.html;
-          fill(result.given);
-          setTimeout(keep);
-        } }, make("img", { src: result.image, alt: "" }));
+        return make("button", { type: "button", title: words, "aria-label": `Back to ${words}`,
+          onclick: () => (show(result, fresh && result === results[0]), fill(result.given)) }, make("img", { src: result.image, alt: "" }));
       }));
     }
     watch("value", keep);
@@ -410,8 +420,12 @@ window.ddpm = (() => {
   async function reason() {
     await new Promise((resolve) => setTimeout(resolve, 100));
     const texts = [...document.querySelectorAll("[data-testid=toast-text]")].map((toast) => toast.textContent.trim());
+    back();
     return make("span", {}, texts.pop() || "That did not work.").innerHTML;
   }
+
+  // What a room shows after Stop: the result before it, if there is one.
+  const stopped = () => (back(), "Stopped.");
 
   const random = () => Math.floor(Math.random() * 2 ** 32);
 
@@ -446,5 +460,5 @@ window.ddpm = (() => {
     }
   }, true);
 
-  return { pad, gallery, settings, fields, fromAddress, reason, random };
+  return { pad, gallery, settings, fields, fromAddress, reason, stopped, random };
 })();
