@@ -264,7 +264,7 @@ def _of_pad(pad: str | None, what: str) -> bytes | None:
     return read_address(str(text)) if text else None
 
 
-def picture_pad(model: Model, name: str, label: str, *, marks: bool = False, filled: int | bool = 0) -> gr.HTML:
+def picture_pad(model: Model, name: str, label: str, *, marks: bool = False, filled: int = 0) -> gr.HTML:
     """Create a pad of the model's size: choose, drop or draw a picture; with `marks`, also mark a part of it.
 
     Its value is JSON with two `data:` addresses, `image` and `mask`. `filled`: number of the example it begins with.

@@ -118,14 +118,9 @@ def sample_live(model: Model, settings: Settings) -> Iterator[Step | Samples]:
     chosen, schedule = find_sampler(options["sampler"]), model.diffusion.schedule
     timesteps = chosen.timesteps(schedule, options["steps"])
     recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=GIF_FRAMES)
-    record = recording(recorder)
 
     def work(callback: Callback) -> Samples:
-        def on_step(step: Step) -> None:
-            record(step)
-            callback(step)
-
-        images = model.sample(**options, callback=on_step)
+        images = model.sample(**options, callback=recording(recorder, callback))
         return Samples(images, Trajectory(recorder.frames, images))
 
     return live(work)

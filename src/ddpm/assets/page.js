@@ -2,6 +2,7 @@
 // and the keyboard. Gradio calls `ddpm.pad` and `ddpm.gallery` when it has made their elements.
 window.ddpm = (() => {
   const pads = {};
+  let samples = []; // the model's own, which pads without examples offer
   const LOST = "#D55E00";
   const MOST_RESULTS = 12;
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -174,8 +175,10 @@ window.ddpm = (() => {
       send();
     }
 
-    function halve() {
-      lost.forEach((_, place) => (lost[place] = place >= lost.length / 2 ? 1 : 0));
+    // Show a picture from the page itself, with its lower half marked if nothing is.
+    function take(source) {
+      if (marks && !lost.some(Boolean)) lost.fill(1, lost.length >> 1);
+      return show(source);
     }
 
     function shade() {
@@ -270,19 +273,16 @@ window.ddpm = (() => {
       context.drawImage(first, 0, 0, width, height);
       background = border(context, width, height);
       examples.replaceChildren(...sources.slice(0, 6).map((source, index) =>
-        make("button", { type: "button", "aria-label": `Example ${index + 1}`, onclick: () => (marks && !lost.some(Boolean) && halve(), show(source)) },
+        make("button", { type: "button", "aria-label": `Example ${index + 1}`, onclick: () => take(source) },
           make("img", { src: source, alt: "" }))));
-      if (empty && !stamp && options.filled !== false) {
-        if (marks) halve();
-        await show(sources[options.filled || 0] || sources[0]);
-      }
+      if (empty && !stamp) await take(sources[options.filled] ?? sources[0]);
     }
 
     choose(tool);
     props.value = "";
     render();
-    pads[options.name] = { show, read, offer, element };
-    offer(options.examples);
+    pads[options.name] = { take, offer };
+    offer(options.examples.length ? options.examples : samples);
   }
 
   // The room that a person sees now, and a button of it.
@@ -294,13 +294,20 @@ window.ddpm = (() => {
     tabs.find((tab) => tab.textContent.trim() === name)?.click();
   }
 
+  // A tab is built when it is first opened, so its pad may have to be waited for.
+  async function sendTo(tab, name, source) {
+    openTab(tab);
+    for (let tries = 0; tries < 200 && !pads[name]; tries++) await new Promise((resolve) => setTimeout(resolve, 50));
+    pads[name]?.take(source);
+  }
+
   // One image of a gallery, large, with what can be done with it.
   const viewer = (() => {
     const image = make("img", { alt: "" }), caption = make("p");
     const save = make("a", { class: "button" }, "Save");
     const rooms = { restore: ["Restore", "Restore"], edit: ["Edit", "Edit"], first: ["Edit", "First"], second: ["Edit", "Second"] };
     const sends = Object.entries(rooms).map(([name, [tab, text]]) =>
-      make("button", { type: "button", onclick: () => (dialog.close(), openTab(tab), pads[name].show(image.src)) }, `→ ${text}`));
+      make("button", { type: "button", onclick: () => (dialog.close(), sendTo(tab, name, image.src)) }, `→ ${text}`));
     const dialog = make("dialog", { class: "viewer", "aria-label": "One image" },
       image, caption,
       make("div", { class: "row" }, make("button", { type: "button", onclick: () => step(-1) }, "Previous"),
@@ -378,7 +385,8 @@ window.ddpm = (() => {
       const tiles = element.querySelector(".tiles");
       if (!tiles) return;
       const sources = [...tiles.querySelectorAll("img")].map((image) => image.src);
-      Object.values(pads).forEach((one) => one.offer(sources));
+      samples = sources;
+      Object.values(pads).forEach((one) => one.offer(samples));
       const given = JSON.parse(tiles.dataset.settings);
       if (tiles.dataset.first === undefined) history.replaceState(null, "", "#" + new URLSearchParams(given));
       if (returning) return void (returning = false);

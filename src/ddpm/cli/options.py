@@ -2,7 +2,9 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, get_args
 
 import typer
@@ -97,6 +99,26 @@ def sampling_flags(*, steps: int = DEFAULT_STEPS, without: Collection[str] = (),
         return with_flags
 
     return decorate
+
+
+@contextmanager
+def step_bar(images: int) -> Iterator[Callable[[Any], None]]:
+    """Give a sampler's callback that shows its steps on a terminal, if they take over two seconds.
+
+    images: how many are sampled, in batches.
+    """
+    from tqdm import tqdm
+
+    done = 0
+    with tqdm(desc="steps", unit="step", delay=2, leave=False, disable=None) as bar:
+
+        def callback(step: Any) -> None:
+            nonlocal done
+            bar.total = math.ceil(images / len(step.x_t)) * step.steps if not done else bar.total
+            done += 1
+            bar.update()
+
+        yield callback
 
 
 def parse_clip(text: str) -> Literal["static", "dynamic"] | None:

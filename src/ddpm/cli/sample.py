@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddpm.cli.options import PATH, ModelName, Overwrite, sampling_flags
+from ddpm.cli.options import PATH, ModelName, Overwrite, sampling_flags, step_bar
 
 
 @sampling_flags()
@@ -24,5 +24,6 @@ def sample(
     from ddpm.generate import generate
     from ddpm.model import load
 
-    generate(load(model), out, num=num, overwrite=overwrite, columns=columns, **sampling)
+    with step_bar(num) as callback:
+        generate(load(model), out, num=num, overwrite=overwrite, columns=columns, callback=callback, **sampling)
     print(out)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, sampling_flags
+from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, sampling_flags, step_bar
 from ddpm.common.errors import UserError
 from ddpm.common.names import ScheduleName
 
@@ -52,14 +52,11 @@ def trace(
         trajectory = trace_forward(diffusion, prepared(forward), seed=sampling["seed"], **shown)
     else:
         loaded = load(model)
-        trajectory = trace_model(
-            loaded,
-            image=None if forward is None else read_fitted(forward, loaded)[0],
-            num=num,
-            columns=columns,
-            **shown,
-            **sampling,
-        )
+        image = None if forward is None else read_fitted(forward, loaded)[0]
+        with step_bar(num) as callback:
+            trajectory = trace_model(
+                loaded, image=image, num=num, columns=columns, callback=callback, **shown, **sampling
+            )
     print(trajectory.save(out, fps=fps, hold=hold, overwrite=overwrite))
 
 
