@@ -3,7 +3,10 @@
 import gc
 import re
 import shlex
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -252,3 +255,25 @@ def test_a_port_in_use_is_an_error_of_one_line(capfd):
     error = capfd.readouterr().err
     assert error.count("\n") == 1
     assert "Address already in use; choose another --port" in error
+
+
+def test_ctrl_c_ends_the_server_while_somebody_draws(served_model, tmp_path):
+    served_model.save(tmp_path / "model")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "ddpm", "app", str(tmp_path / "model"), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            lines = iter(server.stdout.readline, "")
+            address = next(re.search(r"http://\S+", line)[0] for line in lines if "the page is at" in line)
+            drawing = gradio_client.Client(address, verbose=False).submit(
+                number=64, steps=1000, guidance=1, api_name="/generate"
+            )
+            next(iter(drawing))  # it has begun
+            server.send_signal(signal.SIGINT)
+            _, errors = server.communicate(timeout=60)
+        finally:
+            server.kill()
+    assert server.returncode == 0
+    assert "Traceback" not in errors

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.pixels import make_grid, to_float, to_pillow, to_uint8
+from ddpm.common.pixels import make_grid, png_text, to_float, to_pillow, to_uint8
 from ddpm.data.config import Preprocessing
 from ddpm.data.images import BrokenFile, decode, resize_to, to_tensor
 from ddpm.model import Model
@@ -170,10 +170,11 @@ def enlarged(pixels: Tensor, side: int = SHOWN_SIDE) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def address(image: Image.Image, kind: str = "png") -> str:
+def address(image: Image.Image, kind: str = "png", **more: Any) -> str:
     """Return a picture in a `data:` address: `png` is exact, `webp` only if the picture is small."""
     buffer = io.BytesIO()
-    image.save(buffer, format=kind, quality=90, lossless=image.width * image.height <= EXACT_PIXELS)
+    told = {"pnginfo": png_text(**more)} if kind == "png" else {}
+    image.save(buffer, format=kind, quality=90, **told, lossless=image.width * image.height <= EXACT_PIXELS)
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -213,12 +214,12 @@ def shots(frames: Sequence[Frame]) -> list[Shot]:
     return found
 
 
-def tile(pixels: Tensor, caption: str, file: str, name: str = "") -> str:
+def tile(pixels: Tensor, caption: str, file: str, name: str = "", **more: Any) -> str:
     """Return the HTML of an image, uint8 (C, H, W), in a gallery: a button that enlarges it; `name` is in a corner."""
     words, corner = escape(caption), f"<span>{escape(name)}</span>" if name else ""
     return (
         f'<button type="button" class="tile" data-caption="{words}" data-file="{file}" aria-label="Enlarge {words}">'
-        f'<img class="pixels" src="{address(to_pillow(pixels))}" alt="">{corner}</button>'
+        f'<img class="pixels" src="{address(to_pillow(pixels), **more)}" alt="">{corner}</button>'
     )
 
 

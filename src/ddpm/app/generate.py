@@ -32,8 +32,8 @@ from ddpm.app.components import (
     status_line,
     tile,
 )
-from ddpm.common.pixels import save_grid, to_pillow, to_uint8
-from ddpm.model import Model
+from ddpm.common.pixels import made_by, origin_of, origin_text, png_text, save_grid, to_pillow, to_uint8
+from ddpm.model import Model, SamplingOptions
 from ddpm.networks.inference import count_flops
 from ddpm.networks.unet import UNet
 from ddpm.plotting.animation import Recorder, Trajectory
@@ -94,10 +94,13 @@ class Samples:
         with zipfile.ZipFile(singles, "w") as archive:
             for index, pixels in enumerate(to_uint8(self.images)):
                 with archive.open(f"{index:06d}.png", "w") as entry:
-                    to_pillow(pixels).save(entry, format="png")
+                    to_pillow(pixels).save(entry, format="png", pnginfo=png_text(index=index))
+            archive.comment = origin_text().encode()
         self.trajectory.save(gif)
         buffer = io.BytesIO()
         np.savez(buffer, arr_0=to_uint8(self.images).permute(0, 2, 3, 1).numpy())
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.comment = origin_text().encode()
         array.write_bytes(buffer.getvalue())
         return grid, singles, gif, array
 
@@ -131,7 +134,7 @@ def tiles(images: Tensor, names: Sequence[str], settings: Settings) -> str:
     buttons = []
     for index, (pixels, name) in enumerate(zip(to_uint8(images), names, strict=True)):
         caption = ", ".join([f"image {index}", *([f"class {name}"] if name else []), f"seed {settings.seed}"])
-        buttons.append(tile(pixels, caption, f"seed{settings.seed}_{index:06d}.png", name))
+        buttons.append(tile(pixels, caption, f"seed{settings.seed}_{index:06d}.png", name, index=index))
     told = escape(json.dumps(asdict(settings)))
     style = f"--columns:{columns(len(images))}"
     return f'<div class="tiles" data-settings="{told}" style="{style}">{"".join(buttons)}</div>'
@@ -156,6 +159,14 @@ def as_command(name: str, options: dict[str, Any]) -> str:
     """Return the command that writes the same grid."""
     flags = [f"--{flag.replace('_', '-')} {shlex.quote(str(value))}" for flag, value in options.items()]
     return " \\\n    ".join([f"ddpm sample {shlex.quote(name)}", *in_lines([*flags, "--out samples.png"])])
+
+
+def origin(model: Model, command: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the origin that `ddpm sample` writes into the same pictures."""
+    line = shlex.join(shlex.split(command.replace("\\\n", "")))
+    sampling = {key: value for key, value in options.items() if key != "num"}
+    resolved = SamplingOptions.of(**sampling).resolved(model).as_dict()
+    return origin_of(line, model.weights_hash, options=resolved, images=options["num"])
 
 
 def as_python(name: str, options: dict[str, Any]) -> str:
@@ -200,10 +211,11 @@ def is_quick(model: Model, settings: Settings) -> bool:
 def tab(model: Model, name: str, page: gr.Blocks) -> None:
     """Build the tab and connect its events; endpoint /generate."""
     has_classes, first = model.class_names is not None, usual(model)
+    choices = [EVERY_CLASS, *(model.class_names or [])]
     kept: list[Samples] = []  # the first drawing, for those who open the page later
     with gr.Row(elem_classes=["room", "result-first"]):
         with gr.Column(scale=2, min_width=280):
-            label = choice([EVERY_CLASS, *(model.class_names or [])], EVERY_CLASS, "Class", visible=has_classes)
+            label = choice(choices, EVERY_CLASS, "Class", visible=has_classes)
             with gr.Row():
                 number = gr.Slider(1, most_images(model), first.number, step=1, label="Images", min_width=120)
                 steps = gr.Slider(1, most_steps(model), first.steps, step=1, label="Steps", min_width=120)
@@ -222,7 +234,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             moving = gr.HTML(elem_classes="moving")
             gallery = gr.HTML(
                 html_template='<div class="result">${value}</div>',
-                js_on_load="ddpm.gallery(element, props, watch);",
+                js_on_load=f"ddpm.gallery(element, props, watch, {json.dumps(choices)});",
                 elem_classes="gallery",
             )
             with gr.Row(elem_classes="downloads"):
@@ -248,12 +260,12 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
                 yield from done(event, settings, options)
 
     def done(samples, settings, options):
+        number, equivalents = len(samples.images), (as_command(name, options), as_python(name, options))
         with TempImages() as out:
-            files = [str(path) for path in samples.save(out.folder)]
-            number = len(samples.images)
+            with made_by(origin(model, equivalents[0], options)):
+                files = [str(path) for path in samples.save(out.folder)]
+                gallery = tiles(samples.images, class_names(model, settings), settings)
             images = "1 image" if number == 1 else f"{number} images"
-            gallery = tiles(samples.images, class_names(model, settings), settings)
-            equivalents = as_command(name, options), as_python(name, options)
             yield f"Done: {images}, seed {settings.seed}.", "", gallery, *files, *equivalents
 
     def begin(label, sampler, steps, guidance, seed, number):

@@ -365,7 +365,8 @@ window.ddpm = (() => {
     return names.map((name, index) => given[name] ?? own[index]);
   }
 
-  function gallery(element, props, watch) {
+  // classes: the choice of all classes, then every class
+  function gallery(element, props, watch, classes) {
     const strip = make("div", { class: "history", role: "group", "aria-label": "Earlier results" });
     element.after(strip);
     let returning = false, fresh = false;
@@ -405,8 +406,9 @@ window.ddpm = (() => {
     element.addEventListener("drop", async (event) => {
       event.preventDefault();
       const told = event.dataTransfer.files[0] && texts(await event.dataTransfer.files[0].arrayBuffer()).ddpm;
-      const given = told && JSON.parse(told);
-      if (given?.page) fill(given.page);
+      const { options, images } = told ? JSON.parse(told) : {};
+      const label = options?.labels?.length === 1 ? classes[options.labels[0] + 1] : classes[0];
+      if (options) fill({ ...options, number: images, label });
     });
   }
 

@@ -3,8 +3,10 @@
 import functools
 import inspect
 import math
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, Literal, get_args
 
 import typer
@@ -47,6 +49,9 @@ Seed = Annotated[int, typer.Option(help="image i of a seed is always the same im
 BatchSize = Annotated[int | None, typer.Option(help="images per forward pass")]
 PrecisionName = Annotated[str, typer.Option(help=f"number format: {', '.join(get_args(Precision))}")]
 Overwrite = Annotated[bool, typer.Option(help="replace existing output")]
+Metadata = Annotated[
+    bool, typer.Option("--metadata/--no-metadata", help="write into the file how it was made, for `ddpm info`")
+]
 
 SAMPLING: dict[str, tuple[Any, Any]] = {  # the fields of `ddpm.SamplingOptions` that are flags, with type and default
     "labels": (Labels, None),
@@ -119,6 +124,20 @@ def step_bar(images: int) -> Iterator[Callable[[Any], None]]:
             bar.update()
 
         yield callback
+
+
+command_line: ContextVar[list[str]] = ContextVar("command_line")  # the arguments of the command that is running
+
+
+def origin(metadata: bool, loaded: Any, **more: Any) -> dict[str, Any] | None:
+    """Return how the files of the running command are made, for `made_by`; None without --metadata.
+
+    loaded: the model, or None. more: JSON values.
+    """
+    from ddpm.common.pixels import origin_of
+
+    weights = None if loaded is None else loaded.weights_hash
+    return origin_of(shlex.join(["ddpm", *command_line.get([])]), weights, **more) if metadata else None
 
 
 def parse_clip(text: str) -> Literal["static", "dynamic"] | None:
