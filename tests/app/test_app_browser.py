@@ -89,11 +89,10 @@ class Visit:
         return np.asarray(Image.open(io.BytesIO(bytes_of(data))).convert("L"))
 
     def choose(self, label: str, option: str) -> None:
-        self.panel.get_by_label(label, exact=True).first.click()
-        self.page.get_by_role("option", name=option, exact=True).click()
+        self.panel.get_by_label(label).filter(visible=True).first.select_option(option)
 
     def number(self, label: str, value: int) -> None:
-        field = self.panel.get_by_label(f"number input for {label}")
+        field = self.panel.get_by_label(f"number input for {label}").first
         field.fill(str(value))
         field.press("Tab")
 
@@ -148,7 +147,7 @@ def phone(browser, address) -> Iterator[Visit]:
 def test_the_page_begins_with_a_drawing(visit, served_model):
     assert visit.panel.locator(".tile").count() == 16
     assert visit.page.title() == "somebody's model · ddpm"
-    assert not visit.panel.get_by_label("Command").filter(visible=True).count()
+    assert not visit.panel.get_by_label("Command", exact=True).filter(visible=True).count()
 
 
 def test_every_class_image_and_seed_is_said_and_an_image_is_enlarged_and_sent(visit, served_model):
@@ -185,9 +184,9 @@ def test_generate_a_class_and_go_back_to_what_was_before(visit):
     seed = re.search(r"seed=(\d+)", visit.page.url)[1]
     assert seed != "0"  # a new one each time
     visit.panel.get_by_text("The same from the command line").click()
-    command = visit.panel.get_by_label("Command")
-    assert "--labels 'class 1'" in command.input_value()
-    assert f"--seed {seed}" in command.input_value()
+    command = visit.panel.get_by_label("Command", exact=True)
+    assert "--labels 'class 1'" in command.inner_text()
+    assert f"--seed {seed}" in command.inner_text()
     with visit.page.expect_download() as download:
         visit.panel.get_by_text("Grid, PNG").click()
     assert download.value.suggested_filename == "samples.png"
@@ -223,10 +222,6 @@ def test_keys_start_and_stop_and_move_between_tabs(visit):
     visit.page.keyboard.press("Escape")
     visit.status("Stopped.")
     visit.number("Steps", 2)
-    visit.panel.get_by_label("Class", exact=True).first.focus()
-    visit.page.keyboard.press("Tab")
-    visit.page.wait_for_timeout(300)
-    assert not visit.page.get_by_role("option").filter(visible=True).count()  # the list has closed
     visit.page.get_by_role("tab", name="Generate").focus()
     visit.page.keyboard.press("ArrowRight")
     visit.until(lambda: visit.page.get_by_role("tab", name="Restore").get_attribute("aria-selected") == "true")
@@ -240,9 +235,9 @@ def test_a_second_tab_says_that_it_waits(browser, address, visit):
     other = Visit.__new__(Visit)
     other.page = browser.new_page()
     other.page.set_default_timeout(PATIENCE)
-    other.page.goto(address + "/#steps=2&number=3&again=no")
+    other.page.goto(address + "#steps=2&number=3&again=no")
     other.page.get_by_role("tab", name="Edit").click()
-    other.press("Edit")
+    other.panel.get_by_role("button", name="Edit", exact=True).click()
     other.status("Waiting")
     assert other.button("Stop").first.is_visible()
     visit.page.wait_for_timeout(700)
@@ -253,7 +248,7 @@ def test_a_second_tab_says_that_it_waits(browser, address, visit):
 
 
 def test_the_address_holds_the_settings(browser, address):
-    for visit in fresh(browser, address + "/#label=class+2&steps=3&seed=7&number=5"):
+    for visit in fresh(browser, address + "#label=class+2&steps=3&seed=7&number=5"):
         visit.status("Done: 5 images, seed 7.")
         assert visit.panel.get_by_label("Seed").first.input_value() == "7"
         tile = visit.panel.locator(".tile").first
@@ -345,7 +340,6 @@ def test_edit_and_translate_and_interpolate(visit):
     visit.press("Edit")
     visit.status("Strength 0.5: PSNR")
     visit.panel.get_by_label("translate it to another class").check()
-    visit.panel.get_by_label("Class", exact=True).first.wait_for()
     visit.choose("Class", "class 1")
     visit.press("Edit")
     visit.status("Translated to class 1")
@@ -459,7 +453,7 @@ def axe(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_keeps_anybody_out(browser, address, axe, scheme):
-    for visit in fresh(browser, address + f"/?__theme={scheme}", color_scheme=scheme):
+    for visit in fresh(browser, address + f"?__theme={scheme}", color_scheme=scheme):
         visit.page.evaluate(axe)
         for tab in TABS:
             visit.open(tab)

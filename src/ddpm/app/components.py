@@ -322,14 +322,19 @@ def program_file(label: str) -> gr.Image:
     return _own_files(image, lambda payload: None if payload is None else payload.path)
 
 
-def choice(known: Sequence[str], value: str, label: str, **options: Any) -> gr.Dropdown:
-    """Create a choice that passes on any text, because our own check refuses a wrong one with a better message."""
-    field: Any = gr.Dropdown(list(known), value=value, label=label, **options)
-    field.preprocess = lambda payload: payload
-    return field
+def choice(known: Sequence[str], value: str, label: str, info: str = "", **options: Any) -> gr.HTML:
+    """Create a choice as the browser's own list, for keyboards and phones. A program can send any text."""
+    told = json.dumps({"label": label, "info": info, "choices": list(known)})
+    return gr.HTML(
+        value,
+        label=label,
+        html_template='<div class="choice"></div>',
+        js_on_load=f"ddpm.choice(element, props, trigger, watch, {told}); // 'change'",
+        **options,
+    )
 
 
-def class_field(model: Model, **options: Any) -> gr.Dropdown:
+def class_field(model: Model, **options: Any) -> gr.HTML:
     """Create the choice of a class: none by default, or the first if the model needs one; hidden without classes."""
     known = classes(model)
     return choice(known or [NO_CLASS], known[0] if known else NO_CLASS, "Class", visible=bool(known), **options)
@@ -370,16 +375,15 @@ def buttons(text: str) -> tuple[gr.Button, gr.Button]:
     return start, stop
 
 
-def code_boxes() -> tuple[gr.Textbox, gr.Textbox]:
+def code_boxes() -> tuple[gr.HTML, gr.HTML]:
     """Create the boxes with the command and the program that do the same as the page did."""
+
+    def box(label: str) -> gr.HTML:
+        script = f"ddpm.code(element, props, watch, {json.dumps(label)});"
+        return gr.HTML("", label=label, html_template='<div class="code"></div>', js_on_load=script, min_width=280)
+
     with gr.Accordion("The same from the command line and in Python", open=False), gr.Row():
-        return tuple(
-            gr.Textbox(
-                label=label, lines=4, max_lines=20, interactive=False, buttons=["copy"], elem_classes="code",
-                min_width=280, placeholder="Appears with the result.",
-            )
-            for label in ("Command", "Python")
-        )  # fmt: skip
+        return box("Command"), box("Python")
 
 
 WAITING = running("Waiting for the model …")

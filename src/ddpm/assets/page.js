@@ -285,6 +285,33 @@ window.ddpm = (() => {
     offer(options.examples.length ? options.examples : samples);
   }
 
+  // A list to choose from. options: label, info (may be empty), choices
+  function choice(element, props, trigger, watch, options) {
+    const select = make("select", {}, ...options.choices.map((name) => make("option", { value: name }, name)));
+    const info = options.info ? [make("small", {}, options.info)] : [];
+    select.value = props.value;
+    select.addEventListener("change", () => ((props.value = select.value), trigger("change")));
+    watch("value", () => (select.value = props.value));
+    element.querySelector(".choice").replaceChildren(make("label", {}, make("span", {}, options.label), ...info, select));
+  }
+
+  // A text to copy.
+  function code(element, props, watch, label) {
+    const text = make("pre", { tabindex: 0, role: "region", "aria-label": label });
+    const copy = make("button", { type: "button", class: "copy", "aria-label": `Copy: ${label}`, async onclick() {
+      await navigator.clipboard.writeText(props.value);
+      copy.textContent = "Copied";
+      setTimeout(() => (copy.textContent = "Copy"), 2000);
+    } }, "Copy");
+    const show = () => {
+      text.textContent = props.value || "Appears with the result.";
+      copy.hidden = !props.value;
+    };
+    watch("value", show);
+    show();
+    element.querySelector(".code").replaceChildren(make("div", { class: "code-head" }, make("span", {}, label), copy), text);
+  }
+
   // The room that a person sees now, and a button of it.
   const room = () => [...document.querySelectorAll("[role=tabpanel]")].find((panel) => panel.offsetParent) || document;
   const seen = (selector) => [...room().querySelectorAll(selector)].find((element) => element.offsetParent);
@@ -461,7 +488,6 @@ window.ddpm = (() => {
     const tab = event.target.closest?.("[role=tab]");
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) seen(".start")?.click();
     else if (event.key === "Escape" && !document.querySelector("dialog[open]")) seen(".stop")?.click();
-    else if (event.key === "Tab" && event.target.matches?.("input[role=listbox]")) event.target.blur(), event.target.focus({ preventScroll: true });
     else if (tab && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
       const tabs = [...tab.parentElement.querySelectorAll("[role=tab]")];
       const next = tabs[(tabs.indexOf(tab) + (event.key === "ArrowRight" ? 1 : -1) + tabs.length) % tabs.length];
@@ -470,5 +496,5 @@ window.ddpm = (() => {
     }
   }, true);
 
-  return { pad, gallery, settings, fields, fromAddress, reason, stopped, random };
+  return { pad, choice, code, gallery, settings, fields, fromAddress, reason, stopped, random };
 })();
