@@ -13,8 +13,8 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
-TABS = ["Generate", "Restore", "Edit", "Explore", "Runs"]
-PATIENCE = 60_000  # milliseconds; nothing here takes one, unless the machine is busy
+TABS = ["Generate", "Restore", "Edit", "Compare", "Explore", "Runs"]
+PATIENCE = 100_000  # milliseconds; nothing here takes one, unless the machine is busy
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +359,19 @@ def test_a_picture_is_drawn(visit):
     visit.page.mouse.move(box["x"] + 180, box["y"] + 60, steps=4)
     visit.page.mouse.up()
     visit.until(lambda: visit.drawn().std() > 10)
+
+
+def test_samplers_are_compared(visit):
+    visit.open("Compare")
+    visit.panel.get_by_label("Their values").fill("2, 3")
+    visit.press("Compare")
+    visit.status("Done in")
+    assert visit.panel.locator("td img").count() == 6
+    assert visit.panel.get_by_alt_text("ddim, 3 steps").count() == 1
+    visit.panel.get_by_label("Their values").fill("many")
+    visit.press("Compare")
+    visit.status("The columns are numbers")
+    visit.wrong.clear()  # Gradio logs the refusal
 
 
 # explore and runs

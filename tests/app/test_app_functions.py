@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.app import edit, explore, figures, generate, runs
+from ddpm.app import compare, edit, explore, figures, generate, runs
 from ddpm.app import restore as restoring
 from ddpm.app.components import (
     address,
@@ -186,6 +186,7 @@ def test_what_is_drawn_is_what_the_model_draws(served_model, tmp_path):
         pictures = [np.asarray(Image.open(archive.open(name))) for name in archive.namelist()]
     assert np.array_equal(pictures, np.load(array)["arr_0"][..., 0])
     assert np.load(array)["arr_0"].shape == (5, 16, 16, 1)
+    assert generate.steps_of(events[-1]).count("predicted x") == 2  # its alternative text and its caption
     with Image.open(gif) as animation:
         assert animation.n_frames == 5  # 4 steps and the end
     assert Image.open(grid).size == (3 * 18 + 2, 2 * 18 + 2)
@@ -403,6 +404,39 @@ def test_the_uploads_stand_at_the_ends_of_the_way_between_them(served_model, upl
 def test_a_missing_second_upload_is_named(served_model, uploads):
     with pytest.raises(UserError, match="the second upload is missing"):
         edit.between(served_model, [str(uploads / "good.png"), None], 0.5, 3, edit.Settings())
+
+
+# compare
+
+
+def test_every_cell_is_what_the_model_samples(served_model):
+    grid = compare.Grid(["ddim", "heun"], compare.STEPS, [2, 3], 1.5, "class 1", 2, 7)
+    cells = {place: event for place, event in compare.compare(served_model, grid) if isinstance(event, torch.Tensor)}
+    assert list(cells) == [0, 1, 2, 3]
+    expected = served_model.sample(2, sampler="heun", steps=3, labels=1, guidance=1.5, seed=7, batch_size=2)
+    assert torch.equal(cells[3], expected)
+    by_guidance = compare.Grid(["ddim"], compare.GUIDANCE, [0, 4], 3, number=2)
+    assert torch.equal(
+        last(compare.compare(served_model, by_guidance))[1],
+        served_model.sample(2, sampler="ddim", steps=3, guidance=4.0, batch_size=2),
+    )
+    assert compare.table(grid, ["data:,"]).count("<img") == 1
+    assert compare.table(grid, []).count("<td>") == 5
+
+
+@pytest.mark.parametrize("text", ["", "many", "1,2,3,4,5,6,7,8,9"])
+def test_columns_that_cannot_be_are_refused(text):
+    with pytest.raises(UserError, match="columns"):
+        compare.read_values(text)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"samplers": []}, {"values": [0]}, {"values": [2.5]}, {"fixed": 9}, {"number": 0}, {"label": "class 9"}]
+)
+def test_a_comparison_that_cannot_be_is_refused(served_model, changes):
+    grid = replace(compare.Grid(["ddim"], compare.STEPS, [2], 1.0, number=1), **changes)
+    with pytest.raises(UserError):
+        list(compare.compare(served_model, grid))
 
 
 # explore

@@ -201,6 +201,7 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
+TITLES = {"x_t": "x<sub>t</sub>", "predicted x_0": "predicted x<sub>0</sub>"}  # alternative text: caption
 Shot = tuple[Sequence[Image.Image], str]  # the pictures of one moment, and its words
 
 
@@ -227,7 +228,8 @@ def film(shots: Sequence[Shot], *, last: bool = False) -> str:
     """Return the HTML of shots with a slider through them, at the first or the last."""
     told = [{"pictures": [address(one, "webp") for one in images], "words": words} for images, words in shots]
     now = told[-1 if last else 0]
-    pictures = "".join(figure(source, f"picture {place + 1}") for place, source in enumerate(now["pictures"]))
+    titles = TITLES if len(now["pictures"]) > 1 else {now["words"]: ""}
+    pictures = "".join(figure(source, *title) for source, title in zip(now["pictures"], titles.items(), strict=True))
     return (
         f'<div class="film" data-frames="{escape(json.dumps(told))}"><div class="pair">{pictures}</div>'
         f'<label><span class="film-words">{escape(now["words"])}</span><input type="range" min="0" '
@@ -361,8 +363,8 @@ def pace(step: Step, began: float) -> str:
 def live_pictures(step: Step, log_snr: float, columns: int | None = None) -> str:
     """Return the HTML of x_t and the predicted x_0, side by side, and how far the run is."""
     snr = "infinite" if log_snr == np.inf else f"{np.exp(log_snr):.2g}"
-    noisy = figure(sheet(step.x_t, columns), "x_t", f"x<sub>t</sub>, t = {step.t:.0f}, SNR {snr}")
-    clean = figure(sheet(step.x_0, columns), "predicted x_0", "predicted x<sub>0</sub>")
+    noisy = figure(sheet(step.x_t, columns), "x_t", f"{TITLES['x_t']}, t = {step.t:.0f}, SNR {snr}")
+    clean = figure(sheet(step.x_0, columns), *list(TITLES.items())[1])
     bar = f'<progress max="{step.steps}" value="{step.index + 1}" aria-label="steps done"></progress>'
     return f'<div class="pair">{noisy}{clean}</div>{bar}'
 

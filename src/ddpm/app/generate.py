@@ -24,10 +24,12 @@ from ddpm.app.components import (
     choice,
     code_boxes,
     connect,
+    film,
     live,
     live_pictures,
     pace,
     running,
+    shots,
     show_user_errors,
     status_line,
     tile,
@@ -41,7 +43,7 @@ from ddpm.plotting.trace import recording
 from ddpm.samplers import DEFAULT_SAMPLER, SAMPLERS, Callback, Step, find_sampler
 
 MOST_IMAGES, MOST_STEPS = 64, 1000
-GIF_FRAMES = 40
+GIF_FRAMES, FILM_FRAMES = 40, 20
 EVERY_CLASS = "every class in turn"
 FILES = ("Grid, PNG", "Images, ZIP", "Animation, GIF", "Array, NPZ")
 USUAL_GUIDANCE = 1.5  # more digits are read as asked for than with 1 (README)
@@ -138,6 +140,14 @@ def tiles(images: Tensor, names: Sequence[str], settings: Settings) -> str:
     told = escape(json.dumps(asdict(settings)))
     style = f"--columns:{columns(len(images))}"
     return f'<div class="tiles" data-settings="{told}" style="{style}">{"".join(buttons)}</div>'
+
+
+def steps_of(samples: Samples) -> str:
+    """Return the HTML of a slider over t, which one has to open."""
+    frames = samples.trajectory.frames
+    chosen = sorted({round(place) for place in np.linspace(0, len(frames) - 1, min(len(frames), FILM_FRAMES))})
+    moments = film(shots([frames[index] for index in chosen]), last=True)
+    return f'<details class="steps"><summary>Step by step, from noise to images</summary>{moments}</details>'
 
 
 def columns(number: int) -> int:
@@ -264,7 +274,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         with TempImages() as out:
             with made_by(origin(model, equivalents[0], options)):
                 files = [str(path) for path in samples.save(out.folder)]
-                gallery = tiles(samples.images, class_names(model, settings), settings)
+                gallery = tiles(samples.images, class_names(model, settings), settings) + steps_of(samples)
             images = "1 image" if number == 1 else f"{number} images"
             yield f"Done: {images}, seed {settings.seed}.", "", gallery, *files, *equivalents
 

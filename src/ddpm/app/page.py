@@ -11,7 +11,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils.fonts import Font
 
-from ddpm.app import edit, explore, generate, restore, runs
+from ddpm.app import compare, edit, explore, generate, restore, runs
 from ddpm.app.components import ASSETS, MOST_BYTES, knows_digits, stop_all
 from ddpm.common.errors import UserError
 from ddpm.model import Model
@@ -96,6 +96,8 @@ def build(model: Model, name: str, folder: Path) -> gr.Blocks:
                 restore.tab(model, name)
             with gr.Tab("Edit"):
                 edit.tab(model, name)
+            with gr.Tab("Compare"):
+                compare.tab(model)
             with gr.Tab("Explore"):
                 explore.tab(model)
             with gr.Tab("Runs"):

@@ -332,7 +332,7 @@ window.ddpm = (() => {
   const viewer = (() => {
     const image = make("img", { alt: "" }), caption = make("p");
     const save = make("a", { class: "button" }, "Save");
-    const rooms = { restore: ["Restore", "Restore"], edit: ["Edit", "Edit"], first: ["Edit", "First"], second: ["Edit", "Second"] };
+    const rooms = { restore: ["Restore", "Restore"], edit: ["Edit", "Edit"], first: ["Edit", "Interpolate from"], second: ["Edit", "Interpolate to"] };
     const sends = Object.entries(rooms).map(([name, [tab, text]]) =>
       make("button", { type: "button", onclick: () => (dialog.close(), sendTo(tab, name, image.src)) }, `→ ${text}`));
     const dialog = make("dialog", { class: "viewer", "aria-label": "One image" },
