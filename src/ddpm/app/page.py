@@ -11,7 +11,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils.fonts import Font
 
-from ddpm.app import compare, edit, explore, generate, restore, runs
+from ddpm.app import compare, edit, explore, generate, restore, runs, without_proxies
 from ddpm.app.components import ASSETS, MOST_BYTES, knows_digits, stop_all
 from ddpm.common.errors import UserError
 from ddpm.model import Model
@@ -122,22 +122,23 @@ def describe(model: Model) -> str:
 def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True, browser: bool = False) -> str:
     """Serve the page until Ctrl-C and return its address; with `block=False`, return at once."""
     check_port(host, port)
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        show_error=True,
-        quiet=True,
-        max_file_size=MOST_BYTES,
-        theme=theme(),
-        css=(ASSETS / "page.css").read_text(),
-        head=f"<script>{(ASSETS / 'page.js').read_text()}</script>",
-        favicon_path=ASSETS / "icon.png",
-        footer_links=[],
-        run_history=False,  # the page has its own
-        prevent_thread_lock=True,
-    )
+    with without_proxies():
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            show_error=True,
+            quiet=True,
+            max_file_size=MOST_BYTES,
+            theme=theme(),
+            css=(ASSETS / "page.css").read_text(),
+            head=f"<script>{(ASSETS / 'page.js').read_text()}</script>",
+            favicon_path=ASSETS / "icon.png",
+            footer_links=[],
+            run_history=False,  # the page has its own
+            prevent_thread_lock=True,
+        )
     if block:
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
         if browser:

@@ -18,10 +18,12 @@ def app(
 ) -> None:
     """Serve a web page for a model."""
     print("starting …", flush=True)  # the imports alone take seconds
+    from ddpm.app import without_proxies
     from ddpm.model import load
 
-    require("gradio", "app")
-    from ddpm.app.page import build, check_port, launch
+    with without_proxies():
+        require("gradio", "app")
+        from ddpm.app.page import build, check_port, launch
 
     check_port(host, port)  # before the model loads, which takes seconds
     launch(build(load(model), model, runs), host, port, browser=browser)
