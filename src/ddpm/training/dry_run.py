@@ -18,7 +18,11 @@ LEAST_SECONDS = 2.0  # a GPU takes many steps in that time, and its queue of bat
 
 def dry_run(config: Config, *, init: str | Path | None = None) -> str:
     """Return a table: parameters, FLOPs, memory, speed and time. Nothing is written."""
-    trainer = Trainer(config, Path(), init=init)
+    return cost(Trainer(config, Path(), init=init))
+
+
+def cost(trainer: Trainer) -> str:
+    """Return the table of `dry_run` for a run that has not begun; its weights change."""
     training = trainer.config.training
     per_step = seconds_per_step(trainer)
     speed = training.batch_size / per_step

@@ -27,7 +27,6 @@ from ddpm.interop.card import add_samples
 from ddpm.model import Model, blocks
 from ddpm.training.batches import Batch
 from ddpm.training.config import TrainingConfig
-from ddpm.training.optimizer import learning_rate
 from ddpm.training.step import Learner
 
 MEAN_OF = 1024  # images of the dataset, at most, whose mean colour stands for all
@@ -108,7 +107,7 @@ def size_of(dataset: ImageDataset) -> int | None:
 
 
 @torch.no_grad()
-def log_record(progress: Progress, training: TrainingConfig, learner: Learner, skipped: int) -> dict[str, Any]:
+def log_record(progress: Progress, learning_rate: float, learner: Learner, skipped: int) -> dict[str, Any]:
     """Return the numbers of a log line, and start its sums again.
 
     ema_drift = ‖θ_EMA - θ‖ / ‖θ‖: how far the average trails; it falls as training settles.
@@ -122,7 +121,7 @@ def log_record(progress: Progress, training: TrainingConfig, learner: Learner, s
         "images": progress.images,
         "loss": loss,
         "gradient_norm": gradient_norm,
-        "learning_rate": learning_rate(training, progress.step - 1),
+        "learning_rate": learning_rate,
         "weight_norm": norm,
         "ema_drift": distance / max(norm, math.ulp(1.0)),
         "skipped": skipped,
@@ -148,11 +147,15 @@ def progress_bar(progress: Progress, training: TrainingConfig) -> tqdm:
 
 
 def draw_preview(model: Model, num: int, steps: int, seed: int) -> Tensor:
-    """Sample images 0 … num-1 of `seed`, (num, C, H, W) in [-1, 1]; every process samples some of the batches."""
+    """Sample images 0 … num-1 of `seed`, (num, C, H, W) in [-1, 1]; every process samples some of the batches.
+
+    A student takes its own number of steps.
+    """
+    steps = model.student.steps if model.student else min(steps, model.diffusion.schedule.timesteps)
     mine = []
     for number, block in enumerate(blocks(range(num), model.default_batch_size)):
         if number % world_size() == rank():
-            mine += list(model.sample_batches(block, steps=min(steps, model.diffusion.schedule.timesteps), seed=seed))
+            mine += list(model.sample_batches(block, steps=steps, seed=seed))
     return torch.cat([images for _, images in sorted(gather(mine), key=lambda part: part[0][0])])
 
 

@@ -21,6 +21,7 @@ from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import default_device
 from ddpm.data import open_dataset
 from ddpm.model import Model, load
+from ddpm.networks import UNet
 from ddpm.training.batches import Batch, BatchSource, place_dataset
 from ddpm.training.checkpoint import (
     Checkpoint,
@@ -103,7 +104,7 @@ class Trainer:
         self.dataset = open_dataset(self.config.data)
         self.broken_files = BrokenFileReporter(self.dataset.report)
         self.broken_files.tell()
-        self.network, self.null_label = build_network(self.config, self.dataset)
+        self.network, self.null_label = self.initial_network()
         if model is not None:
             shared = copy_weights(self.network, model, self.dataset.class_names, self.null_label)
             if self.dataset.class_names is not None:
@@ -112,6 +113,10 @@ class Trainer:
         if checkpoint is not None:
             self.restore(checkpoint)
         print_on_main(self.summary())
+
+    def initial_network(self) -> tuple[UNet, int | None]:
+        """Return the network, initialised from the seed, and its null class."""
+        return build_network(self.config, self.dataset)
 
     def _prepare(self) -> None:
         """Put the data and the network where they are computed with, and build everything that a step needs."""
@@ -209,12 +214,16 @@ class Trainer:
                     return request.signal or signal.SIGTERM  # another process was asked
         return None
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, …"""
+        return learning_rate(self.config.training, step)
+
     def step(self, batch: Batch, *, stop: bool = False) -> PendingStep:
         """Take the next step, with a smaller micro-batch if memory runs out; its numbers may still be on their way."""
         number, training = self.progress.step, self.config.training
         while True:
             try:
-                result = train_step(self.learner, batch, learning_rate(training, number), stop=stop)
+                result = train_step(self.learner, batch, self.learning_rate(number), stop=stop)
                 break
             except torch.OutOfMemoryError as error:
                 self.learner.optimizer.zero_grad()
@@ -246,7 +255,7 @@ class Trainer:
     def log(self) -> float:
         """Write the numbers since the last log line to metrics.jsonl and the other loggers; return the mean loss."""
         steps, seconds = self.timer.lap(self.progress)
-        record = log_record(self.progress, self.config.training, self.learner, self.guard.skipped)
+        record = log_record(self.progress, self.learning_rate(self.progress.step - 1), self.learner, self.guard.skipped)
         record["images_per_second"] = round(steps * self.config.training.batch_size / max(seconds, 1e-9), 2)
         if size := size_of(self.dataset):
             record["epoch"] = round(self.progress.images / size, 4)
@@ -466,15 +475,24 @@ def train(
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
     out = user_path(out)
+
+    def trainer() -> Trainer:
+        return Trainer(config, out, init=init, resume=resume, evaluator=evaluator)
+
+    run(trainer, out, resume=resume, overwrite=overwrite)
+    return out
+
+
+def run(trainer: Callable[[], Trainer], out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Run a trainer, which is built once `out` is claimed, to its last step; see `train` for what it raises."""
     with lost_process_explained(out), reproducible_kernels(default_device()), contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
-        trainer = Trainer(config, out, init=init, resume=resume, evaluator=evaluator)
-        stack.callback(trainer.close)
-        trainer.setup()
+        running = trainer()
+        stack.callback(running.close)
+        running.setup()
         with deferred_signals() as request:
-            number = trainer.fit(request)
+            number = running.fit(request)
             if number is not None:
-                trainer.save()
-                print_on_main(f"saved at step {trainer.progress.step:,}; resume with ddpm train --resume {out}")
+                running.save()
+                print_on_main(f"saved at step {running.progress.step:,}; resume with ddpm train --resume {out}")
                 request.leave(number)
-    return out
