@@ -38,6 +38,13 @@ Sampler = Annotated[
     str,
     typer.Option(help=", ".join(get_args(SamplerName)), autocompletion=complete(lambda: list(get_args(SamplerName)))),
 ]
+OwnSampler = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(get_args(SamplerName))}; default: {DEFAULT_SAMPLER}, or a student's own",
+        autocompletion=complete(lambda: list(get_args(SamplerName))),
+    ),
+]
 Spacing = Annotated[str | None, typer.Option(help=f"{', '.join(get_args(SpacingName))}; default: the sampler's own")]
 Eta = Annotated[float | None, typer.Option(min=0, max=1, help="ddim only: 0 is deterministic, 1 as noisy as ancestral")]
 ClipName = Annotated[str, typer.Option(help="clipping of the predicted x_0: static, dynamic or none")]
@@ -50,7 +57,7 @@ SAMPLING: dict[str, tuple[Any, Any]] = {  # the fields of `ddpm.SamplingOptions`
     "labels": (Labels, None),
     "guidance": (Guidance, 1.0),
     "guidance_rescale": (GuidanceRescale, 0.0),
-    "sampler": (Sampler, DEFAULT_SAMPLER),
+    "sampler": (OwnSampler, None),
     "steps": (int | None, None),
     "spacing": (Spacing, None),
     "eta": (Eta, None),
@@ -71,7 +78,7 @@ def sampling_flags(*, steps: int = DEFAULT_STEPS, without: Collection[str] = (),
         without: options that the command does not have.
         defaults: defaults that differ from those of `SamplingOptions`.
     """
-    count = typer.Option(help=f"sampling steps; default: {steps}, or T if that is less")
+    count = typer.Option(help=f"sampling steps; default: {steps}, T if that is less, or a student's own")
     types = {name: kind for name, (kind, _) in SAMPLING.items()} | {"steps": Annotated[int | None, count]}
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=types[name], default=default)

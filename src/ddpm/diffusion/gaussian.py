@@ -19,9 +19,9 @@ from ddpm.diffusion.schedule import NoiseSchedule
 class TimestepTable:
     """Columns of float64 coefficients, one row per timestep.
 
-    Calling it with `t`, integers (N,) in 0..T-1 (-1 is the last row), gives one (N, 1, ..., 1) tensor per column in `like`'s dtype, device
-    and number of axes. The rounded table is kept on each device, so that a look-up is one gather and never makes a GPU
-    wait for the host.
+    Calling it with `t`, integers (N,) in 0..T-1 (-1 is the last row), gives one (N, 1, ..., 1) tensor per column in
+    `like`'s dtype, device and number of axes. The rounded table is kept on each device, so that a look-up is one gather
+    and never makes a GPU wait for the host.
     """
 
     def __init__(self, *columns: Tensor):

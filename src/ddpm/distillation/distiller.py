@@ -4,6 +4,7 @@ The loss is the ordinary one, with the x_0 that the teacher shows in place of th
 """
 
 import copy
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ddpm.networks import UNet
 from ddpm.samplers.denoiser import Denoiser
 from ddpm.training.checkpoint import Checkpoint, write_model, writing
 from ddpm.training.config import TrainingConfig, overridden, validate
+from ddpm.training.dry_run import cost, seconds_per_step
 from ddpm.training.finetune import shared_classes
 from ddpm.training.optimizer import learning_rate
 from ddpm.training.tracking import PendingStep
@@ -232,7 +234,9 @@ class Distiller(Trainer):
         """Continue from a checkpoint, with the teacher of its stage."""
         asked, planned = self.config.training.steps, checkpoint.state["training_steps"]
         if asked != planned:
-            raise UserError(f"--training.steps cannot change when a distillation resumes: its stages end at {planned:,}")
+            raise UserError(
+                f"--training.steps cannot change when a distillation resumes: its stages end at {planned:,}"
+            )
         super().restore(checkpoint)
         if TEACHER in checkpoint.parts:
             self.teacher = self.stage_teacher()
@@ -244,6 +248,7 @@ def distill(
     out: str | Path,
     teacher: Model | None = None,
     *,
+    minutes: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
     evaluator: Evaluator | None = None,
@@ -253,18 +258,33 @@ def distill(
     Args:
         config: see `student_config`. If its data are `OWN_SAMPLES` in `out`, the teacher samples them first.
         out: the run directory; `~` is the home folder.
-        teacher: the model that teaches; if it resumes, the one in out/teacher.
-        resume, overwrite, evaluator: see `ddpm.training.train`, and what it raises.
+        teacher: the model that teaches; default: the one that `config` names, or the copy in a run that resumes.
+        minutes: train for about so long, instead of `training.steps`.
+        resume, overwrite, evaluator: see `ddpm.training.train`, also for what it raises.
     """
     out = user_path(out)
 
     def distiller() -> Distiller:
         model = teacher or load(out / TEACHER if resume else config.distillation.teacher)
-        own = out / OWN_SAMPLES
+        own, timed = out / OWN_SAMPLES, config
         if not resume and config.data.source == str(own):
             print_on_main(f"no data given: the teacher samples {NUM_SAMPLES:,} images first")
             on_main(lambda: write_own_samples(model, own, NUM_SAMPLES))
-        return Distiller(config, out, model, resume=resume, evaluator=evaluator)
+        if minutes is not None:
+            steps = max(1, round(60 * minutes / seconds_per_step(Distiller(config, out, model))))
+            print_on_main(f"{steps:,} steps take about {minutes:g} min")
+            timed = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
+        return Distiller(timed, out, model, resume=resume, evaluator=evaluator)
 
     run(distiller, out, resume=resume, overwrite=overwrite)
     return out
+
+
+def dry_run(config: StudentConfig, out: str | Path, teacher: Model) -> str:
+    """Return what a distillation would cost, see `ddpm.training.dry_run`; nothing is written in `out`."""
+    with tempfile.TemporaryDirectory() as folder:
+        if config.data.source == str(user_path(out) / OWN_SAMPLES):
+            own = Path(folder) / OWN_SAMPLES
+            write_own_samples(teacher, own, config.training.batch_size)
+            config = config.model_copy(update={"data": config.data.model_copy(update={"source": str(own)})})
+        return cost(Distiller(config, Path(folder), teacher))

@@ -87,13 +87,21 @@ class Curriculum:
             first = made_for or first_steps(settings.steps, schedule.timesteps)
             while 2 * self.stages[0] < first:
                 self.stages.insert(0, 2 * self.stages[0])
+        if training_steps < 2 ** len(self.stages) - 1:
+            raise UserError(
+                f"{training_steps} training steps are too few: {' to '.join(map(str, self.stages))} steps are "
+                f"{len(self.stages)} stages, each twice as long as the one before"
+            )
 
     def stage(self, step: int) -> tuple[int, int, int]:
-        """Return the number of the stage that a training step belongs to, its first step, and the next one's."""
-        count = len(self.stages)
-        number = min(step * count // self.training_steps, count - 1)
-        first, following = (-(-index * self.training_steps // count) for index in (number, number + 1))
-        return number, first, following
+        """Return the number of the stage that a training step belongs to, its first step, and the next one's.
+
+        Each stage is twice as long as the one before: the fewer steps, the more there is to learn.
+        """
+        halves = 2 ** len(self.stages) - 1
+        begins = [(2**number - 1) * self.training_steps // halves for number in range(len(self.stages) + 1)]
+        number = max(number for number in range(len(self.stages)) if begins[number] <= step)
+        return number, begins[number], begins[number + 1]
 
     def student_steps(self, step: int) -> int:
         """Return the sampling steps of the student at a training step."""

@@ -39,7 +39,15 @@ from ddpm.networks.inference import first_non_finite
 
 DIFFUSERS_VERSION = "0.30.0"  # the field names are those of this version and later
 COMPONENTS = {"unet", "scheduler"}  # of a pipeline whose network works on pixels
-LASTING = ("ddpm", "fine-tuned from", "distilled from", "config", "data", "engine", "limits")  # provenance that every step of a run has
+LASTING = (
+    "ddpm",
+    "fine-tuned from",
+    "distilled from",
+    "config",
+    "data",
+    "engine",
+    "limits",
+)  # provenance that every step of a run has
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 
