@@ -37,7 +37,8 @@ from ddpm.training.trainer import Batch, Evaluator, Trainer, run
 TEACHER = "teacher"  # the copy of the teacher's model in a run, and the checkpoints' name for the teacher of a stage
 OWN_SAMPLES = "teacher_images.npz"  # of a run without data
 NUM_SAMPLES = 4096
-TRAINING = {"batch_size": 64, "learning_rate": 2e-4, "warmup": 0, "lr_schedule": "linear", "ema_decay": 0.999}
+BATCH_SIZE = 64  # if nobody knows the teacher's
+TRAINING = {"learning_rate": 2e-4, "warmup": 0, "lr_schedule": "linear", "ema_decay": 0.999}
 UNKNOWN_STEPS = 10_000  # of training, if nobody knows how long the teacher was trained
 COST = 3  # a step costs up to 7/3 of one of the teacher's training: two guided predictions, and forward and backward
 
@@ -101,10 +102,10 @@ def training_length(teacher: Model) -> dict[str, int]:
     trained = config.get("training", {}) if isinstance(config, dict) else {}
     steps, batch_size = trained.get("steps"), trained.get("batch_size")
     if not (isinstance(steps, int) and isinstance(batch_size, int) and steps > 0 and batch_size > 0):
-        steps, batch_size = COST * UNKNOWN_STEPS, TRAINING["batch_size"]
+        steps, batch_size = COST * UNKNOWN_STEPS, BATCH_SIZE
     steps = max(1, steps // COST)
     every = min(TrainingConfig().checkpoint_every, max(1, steps // 4))
-    return {"steps": steps, "batch_size": int(batch_size), "checkpoint_every": every, "preview_every": every}
+    return {"steps": steps, "batch_size": batch_size, "checkpoint_every": every, "preview_every": every}
 
 
 def made_for(teacher: Model) -> int | None:
@@ -119,7 +120,7 @@ def write_own_samples(teacher: Model, file: Path, num: int) -> None:
     if teacher.num_classes:
         arrays["arr_1"] = np.arange(num) % teacher.num_classes
     with atomic_path(file) as beside:
-        np.savez(beside, **arrays)
+        np.savez(beside, **arrays)  # type: ignore[arg-type]
 
 
 class Distiller(Trainer):

@@ -197,4 +197,4 @@ def second_weight(diffusion: GaussianDiffusion, t: Tensor, s: Tensor, u: Tensor,
     (alpha_t, sigma_t), (alpha_s, sigma_s), (alpha_u, sigma_u) = (diffusion.alpha_sigma(x, like) for x in (t, s, u))
     above = (alpha_u * sigma_s - alpha_s * sigma_u) * sigma_t
     below = (alpha_u * sigma_t - alpha_t * sigma_u) * sigma_s
-    return torch.where((s == u).reshape(above.shape), 0.0, above / below)
+    return torch.where((s == u).reshape(-1, *[1] * (like.ndim - 1)), 0.0, above / below)
