@@ -93,6 +93,9 @@ def student_config(
             raise UserError(f"--{name} cannot be set here: the student has its teacher's network and diffusion")
     config = validate(overridden(tree, "the teacher", overrides or {}), StudentConfig)
     Curriculum(settings, teacher.diffusion.schedule, made_for(teacher), config.training.steps)
+    teacher.denoiser(
+        torch.zeros(1) if teacher.class_names else None, guidance=settings.guidance
+    )  # refuses what cannot be
     return config
 
 
