@@ -78,7 +78,7 @@ def sampling_flags(*, steps: int = DEFAULT_STEPS, without: Collection[str] = (),
         without: options that the command does not have.
         defaults: defaults that differ from those of `SamplingOptions`.
     """
-    count = typer.Option(help=f"sampling steps; default: {steps}, T if that is less, or a student's own")
+    count = typer.Option(help=f"sampling steps; default: {steps}, or T if that is less, or a student's own")
     types = {name: kind for name, (kind, _) in SAMPLING.items()} | {"steps": Annotated[int | None, count]}
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=types[name], default=default)
