@@ -41,7 +41,7 @@ Sampler = Annotated[
 OwnSampler = Annotated[
     str | None,
     typer.Option(
-        help=f"{', '.join(get_args(SamplerName))}; default: {DEFAULT_SAMPLER}, or a student's own",
+        help=f"{', '.join(get_args(SamplerName))}; default: {DEFAULT_SAMPLER}; for a student its own",
         autocompletion=complete(lambda: list(get_args(SamplerName))),
     ),
 ]
@@ -78,8 +78,11 @@ def sampling_flags(*, steps: int = DEFAULT_STEPS, without: Collection[str] = (),
         without: options that the command does not have.
         defaults: defaults that differ from those of `SamplingOptions`.
     """
-    count = typer.Option(help=f"sampling steps; default: {steps}, or T if that is less, or a student's own")
+    own = "" if "sampler" in defaults else "; for a student its own"
+    count = typer.Option(help=f"sampling steps; default: {steps}, or T if that is less{own}")
     types = {name: kind for name, (kind, _) in SAMPLING.items()} | {"steps": Annotated[int | None, count]}
+    if "sampler" in defaults:
+        types["sampler"] = Sampler
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=types[name], default=default)
         for name, default in ({name: default for name, (_, default) in SAMPLING.items()} | defaults).items()
