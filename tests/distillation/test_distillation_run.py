@@ -2,8 +2,12 @@
 
 import errno
 import json
+import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 import ddpm
@@ -87,6 +92,29 @@ def test_resume_is_exact_within_and_between_stages(command, teacher, data, tmp_p
         assert tensors(again, STEPS) == tensors(whole, STEPS)
         assert numbers(again) == numbers(whole)
     assert ("teacher.safetensors" in tensors(whole, STEPS)) == (method == "progressive")
+
+
+def test_two_processes_teach_the_same_student(command, teacher, data, tmp_path):
+    words = ["distill", teacher, "--steps", 2, "--data", data, *FLAGS]
+    assert command(*words, "--out", "one")[0] == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        source = str(Path(ddpm.__file__).parents[1])
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ddpm", *map(str, words), "--out", "two"],
+            env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1", "PYTHONPATH": source},
+        )
+        for rank in ("0", "1")
+    ]
+    for process in started:
+        process.wait(300)
+    one, two = (
+        load_file(tmp_path / out / "checkpoints" / f"{STEPS:06d}" / "ema.safetensors") for out in ("one", "two")
+    )
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)  # Adam's first steps amplify rounding
 
 
 def test_learning_rate_falls_to_zero_in_each_stage(command, teacher, data, tmp_path):
