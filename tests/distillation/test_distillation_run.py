@@ -142,6 +142,9 @@ def test_student_is_a_model_folder_that_samples_with_its_own_steps(command, teac
     assert command("sample", "runs/teacher-2", "--num", 3, "--out", "a.npz")[0] == 0
     assert command("sample", "runs/teacher-2", "--num", 3, "--sampler", "ddim", "--steps", 2, "--out", "b.npz")[0] == 0
     assert np.array_equal(np.load("a.npz")["arr_0"], np.load("b.npz")["arr_0"])
+    card = Path("runs/teacher-2/model/README.md").read_text()
+    assert "It was distilled to sample in 2 steps of ddim" in card
+    assert "`DDIMScheduler`" in card
     student.save("copy")
     assert ddpm.load("copy").student == student.student
     assert "student" not in json.loads((teacher / "ddpm.json").read_text())

@@ -24,6 +24,7 @@ from ddpm.common.pixels import numbered, save_grid
 from ddpm.data.datasets import ImageDataset, Report
 from ddpm.data.stream import StreamDataset
 from ddpm.interop.card import add_samples
+from ddpm.interop.diffusers import Student
 from ddpm.model import Model, blocks
 from ddpm.training.batches import Batch
 from ddpm.training.config import TrainingConfig
@@ -164,12 +165,13 @@ def save_preview(images: Tensor, folder: Path, step: int) -> None:
     save_grid(images, folder / f"{step:06d}.png", overwrite=True)
 
 
-def add_preview(run: Path, step: int, training: TrainingConfig) -> None:
+def add_preview(run: Path, step: int, training: TrainingConfig, student: Student | None) -> None:
     """Show the newest preview in the card of RUN/model, but none of a later step (left over from before a rollback)."""
     previews = [path for path in numbered(run / "samples") if int(path.stem) <= step]
     if previews:
         caption = f"After {int(previews[-1].stem):,} steps: the first images of seed {training.seed}, none of them "
-        caption += f"chosen; {training.preview_steps} steps of DPM-Solver++."
+        steps, sampler = (student.steps, student.sampler) if student else (training.preview_steps, "DPM-Solver++")
+        caption += f"chosen; {steps} steps of {sampler}."
         add_samples(run / "model", previews[-1], caption)
 
 

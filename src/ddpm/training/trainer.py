@@ -361,8 +361,9 @@ class Trainer:
 
     def _write_model(self) -> None:
         """Write RUN/model, with the newest preview in its model card."""
-        if write_model(self.model(), self.out / "model", print_on_main):
-            add_preview(self.out, self.progress.step, self.config.training)
+        model = self.model()
+        if write_model(model, self.out / "model", print_on_main):
+            add_preview(self.out, self.progress.step, self.config.training, model.student)
 
     def _rescue(self) -> None:
         """Save when a preview or an evaluation fails, so that a resumed run does not fail there again.
