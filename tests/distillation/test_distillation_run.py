@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from distillation_cases import tiny_model
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -30,8 +30,7 @@ from ddpm.interop.diffusers import Student
 from ddpm.model import Model
 from ddpm.networks import UNet
 
-TIMESTEPS = 16  # the stages of a student of 2 steps: 8, 4, 2
-STEPS = 14  # of training; the stages begin at 0, 2 and 6
+STEPS = 14  # of training; the stages of a student of 2 steps begin at 0, 2 and 6
 FLAGS = ["--training.steps", STEPS, "--training.batch_size", 4, "--training.precision", "fp32"]
 FLAGS += ["--training.preview_every", 0, "--training.checkpoint_every", 1, "--training.keep_checkpoints", 99]
 FLAGS += ["--training.loggers", "[]", "--training.learning_rate", 1e-3]
@@ -47,7 +46,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def teacher(tmp_path) -> Path:
-    tiny_model(classes=3, timesteps=TIMESTEPS).save(tmp_path / "teacher")
+    tiny_model(classes=3).save(tmp_path / "teacher")
     return tmp_path / "teacher"
 
 
@@ -153,7 +152,7 @@ def test_student_is_a_model_folder_that_samples_with_its_own_steps(command, teac
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_diffusers_samples_the_same_images_of_a_student(tmp_path, steps):
     diffusers = pytest.importorskip("diffusers")
-    model = tiny_model(prediction="v", timesteps=TIMESTEPS)
+    model = tiny_model(prediction="v")
     model.student = Student(steps=steps)
     model.save(tmp_path / "student")
     mine = ddpm.load(tmp_path / "student").sample(3, precision="fp32")
@@ -172,7 +171,7 @@ def test_diffusers_samples_the_same_images_of_a_student(tmp_path, steps):
 
 @pytest.mark.parametrize("classes", [None, 3])
 def test_first_prediction_of_the_student_is_that_of_a_teacher_with_v(data, tmp_path, classes):
-    model = tiny_model(classes=classes, prediction="v", timesteps=TIMESTEPS)
+    model = tiny_model(classes=classes, prediction="v")
     settings = DistillationConfig(teacher="mine", steps=2)
     config = student_config(model, settings, str(data), {"training.precision": "fp32", "training.loggers": []})
     run = Distiller(config, tmp_path, model)
@@ -182,7 +181,7 @@ def test_first_prediction_of_the_student_is_that_of_a_teacher_with_v(data, tmp_p
 
 
 def test_teacher_with_a_learned_variance_has_a_student_without(data, tmp_path):
-    tiny = tiny_model(timesteps=TIMESTEPS)
+    tiny = tiny_model()
     network = UNet(tiny.network.config, (8, 8), 1, 2, None)
     process = GaussianDiffusion(tiny.diffusion.schedule, "epsilon", "learned_range")
     model = Model(network, process, image_shape=(1, 8, 8))
@@ -195,7 +194,7 @@ def test_teacher_with_a_learned_variance_has_a_student_without(data, tmp_path):
 
 def test_guidance_of_the_teacher_is_in_the_target(data, tmp_path):
     """Against a guided prediction written out, for one x_0: with equal timesteps s = u the target is the teacher's."""
-    model = tiny_model(classes=3, timesteps=TIMESTEPS)
+    model = tiny_model(classes=3)
     settings = DistillationConfig(teacher="mine", steps=1, guidance=3.0)
     config = student_config(model, settings, str(data), {"training.precision": "fp32", "training.loggers": []})
     run = Distiller(config, tmp_path, model)
@@ -272,7 +271,7 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "said"), BAD, ids=lambda value: str(value)[:30])
 def test_bad_requests_are_one_line(command, teacher, data, tmp_path, words, said):
-    tiny_model(timesteps=TIMESTEPS).save(tmp_path / "unconditional")
+    tiny_model().save(tmp_path / "unconditional")
     places = {"TEACHER": teacher, "UNCONDITIONAL": tmp_path / "unconditional"}
     code, _, error = command("distill", *[places.get(word, word) for word in words], "--data", data, *FLAGS)
     assert code == 2
