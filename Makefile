@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: help demo test check docs bench torture fuzz lock clean
+.PHONY: help demo test check docs bench torture fuzz mutants lock clean
 help:
 	@echo "make demo     install, draw digits with the bundled model, train one from scratch (about five minutes)"
 	@echo "make test     install everything, lint, check types, run the whole test suite"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench    compare speed with other libraries on this machine"
 	@echo "make torture  kill training runs 100 times and compare what they end with"
 	@echo "make fuzz     feed hostile files to every reader"
+	@echo "make mutants  plant one-line errors in the source and count those that the tests notice (hours)"
 	@echo "make lock     resolve the pinned versions again"
 
 $(VENV)/bin/python:
@@ -61,6 +62,9 @@ torture: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/campaigns/fuzz.py
+
+mutants: $(VENV)/.dev
+	$(BIN)/python tools/mutants.py
 
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --all-extras --no-header --no-annotate --no-emit-index-url --python-version 3.11 \

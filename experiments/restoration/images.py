@@ -20,7 +20,8 @@ from torch.nn.functional import interpolate
 from ddpm.common.fidelity import psnr, ssim
 from ddpm.model import Model, load
 from ddpm.plotting.plots import plot_images
-from ddpm.restoration import Inpainting, Task, restore
+from ddpm.restoration import Task, restore
+from ddpm.restoration.job import seen_part
 from ddpm.restoration.operator import LinearOperator, SpectralOperator
 from ddpm.restoration.posterior import PIXEL_SCALE
 from experiments.lib import about, add_folders, command_line, first_images, launch, save_picture, save_result
@@ -118,7 +119,7 @@ def measure(operator: LinearOperator, x: Tensor, sigma: float) -> Tensor:
     """y = H x + σ n with a fixed seed for n; lost pixels are 0."""
     y = operator.H(x)
     y = y + PIXEL_SCALE * sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
-    return y * operator.known if isinstance(operator, Inpainting) else y
+    return seen_part(operator, y)
 
 
 def figures(images: Tensor, originals: Tensor) -> dict[str, float]:

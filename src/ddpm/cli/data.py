@@ -61,8 +61,9 @@ def data(
     for name, value in _facts(source, dataset).items():
         print(f"{name:<12}{value}")
     print(f"{'sheet':<12}{sheet}")
-    for note in data_notes(dataset):
-        print(note)
+    for note in [dataset.report.summary(), *data_notes(dataset)]:
+        if note:
+            print(note)
 
 
 def _facts(source: str, dataset: MemoryDataset | LazyDataset) -> dict[str, str]:

@@ -37,21 +37,21 @@ def distill(
     (name,) = positional
     folder = out or Path("runs") / f"{Path(name).name}-{steps}"
 
-    from ddpm.common.hardware import process_rank
+    from ddpm.common.distributed import is_main
     from ddpm.distillation.distiller import OWN_SAMPLES, dry_run, student_config
     from ddpm.distillation.distiller import distill as run_distillation
     from ddpm.evaluation.training_eval import training_evaluator
     from ddpm.model import load
 
-    teacher, first = load(name), process_rank()[0] == 0
+    teacher = load(name)
     settings = DistillationConfig(teacher=name, steps=steps, method=method, guidance=guidance)
     config = student_config(teacher, settings, data or str(folder / OWN_SAMPLES), overrides)
     if dry:
         summary = dry_run(config, folder, teacher)
-        if first:
+        if is_main():
             print(summary)
         return
     evaluator = training_evaluator(config.data) if config.training.evaluate_every else None
     run_distillation(config, folder, teacher, minutes=minutes, overwrite=overwrite, evaluator=evaluator)
-    if first:
+    if is_main():
         print(folder)

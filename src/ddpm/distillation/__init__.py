@@ -5,16 +5,15 @@ from typing import TYPE_CHECKING
 from ddpm.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ddpm.distillation.config import StudentConfig
-    from ddpm.distillation.distiller import distill, student_config
+    from ddpm.distillation.config import DistillationConfig as DistillationConfig
+    from ddpm.distillation.config import StudentConfig as StudentConfig
+    from ddpm.distillation.distiller import distill as distill
+    from ddpm.distillation.distiller import student_config as student_config
 
-__all__ = ["StudentConfig", "distill", "student_config"]
-
-__getattr__, __dir__ = lazy_exports(
+__getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "StudentConfig": "ddpm.distillation.config",
-        "distill": "ddpm.distillation.distiller",
-        "student_config": "ddpm.distillation.distiller",
+        "ddpm.distillation.config": "DistillationConfig StudentConfig",
+        "ddpm.distillation.distiller": "distill student_config",
     },
 )

@@ -28,7 +28,7 @@ from ddpm.networks import UNet
 from ddpm.samplers.denoiser import Denoiser
 from ddpm.training.checkpoint import Checkpoint, write_model, writing
 from ddpm.training.config import TrainingConfig, overridden, validate
-from ddpm.training.dry_run import cost, seconds_per_step
+from ddpm.training.dry_run import cost, fitted
 from ddpm.training.finetune import shared_classes
 from ddpm.training.optimizer import learning_rate
 from ddpm.training.tracking import PendingStep
@@ -154,7 +154,7 @@ class Distiller(Trainer):
         super().__init__(config, out, resume=resume, evaluator=evaluator)
         self.fine_tunes = not resume  # the first checkpoint, and RUN/teacher with it, comes before config.yaml
 
-    def initial_network(self) -> tuple[UNet, int | None]:
+    def student_network(self) -> tuple[UNet, int | None]:
         """Return the teacher's network without its dropout and its variance, and its null class."""
         teacher, given = self.first_teacher, self.first_teacher.network
         assert isinstance(given, UNet)
@@ -171,6 +171,7 @@ class Distiller(Trainer):
         return network, teacher.null_label
 
     def _prepare(self) -> None:
+        self.network, self.null_label = self.student_network()
         super()._prepare()
         self.first_teacher.to(self.device)
         self.batches.timestep_sampler = self.curriculum
@@ -263,7 +264,7 @@ def distill(
         config: see `student_config`. If its data are `OWN_SAMPLES` in `out`, the teacher samples them first.
         out: the run directory; `~` is the home folder.
         teacher: the model that teaches; default: the one that `config` names, or the copy in a run that resumes.
-        minutes: train for about so long, instead of `training.steps`.
+        minutes: train for about so long, instead of `training.steps`; see `ddpm.training.dry_run.fitted`.
         resume, overwrite, evaluator: see `ddpm.training.train`, also for what it raises.
     """
     out = user_path(out)
@@ -275,9 +276,8 @@ def distill(
             print_on_main(f"no data given: the teacher samples {NUM_SAMPLES:,} images first")
             on_main(lambda: write_own_samples(model, own, NUM_SAMPLES))
         if minutes is not None:
-            steps = max(1, round(60 * minutes / seconds_per_step(Distiller(config, out, model))))
-            print_on_main(f"{steps:,} steps take about {minutes:g} min")
-            timed = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
+            timed = config.model_copy(update={"training": fitted(Distiller(config, out, model), minutes)})
+            print_on_main(f"{minutes:g} minutes: {timed.training.steps:,} steps")
         return Distiller(timed, out, model, resume=resume, evaluator=evaluator)
 
     run(distiller, out, resume=resume, overwrite=overwrite)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from ddpm.common.distributed import is_main, join, my_share, on_main, print_on_main, world_size
-from ddpm.common.errors import RunStopped, UserError, require
+from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import default_device
 from ddpm.data import open_dataset
+from ddpm.data.notes import data_notes
 from ddpm.model import Model, load
-from ddpm.networks import UNet
 from ddpm.training.batches import Batch, BatchSource, place_dataset
 from ddpm.training.checkpoint import (
     Checkpoint,
@@ -35,7 +35,7 @@ from ddpm.training.checkpoint import (
     writing,
 )
 from ddpm.training.compute import plan_compute, reproducible_kernels
-from ddpm.training.config import Config
+from ddpm.training.config import Config, config_notes
 from ddpm.training.finetune import adopt, build_network, copy_weights
 from ddpm.training.guards import NonFiniteGuard, StopRequest, deferred_signals, lost_process_explained
 from ddpm.training.optimizer import learning_rate
@@ -49,6 +49,7 @@ from ddpm.training.tracking import (
     add_preview,
     channel_drift,
     channel_means,
+    check_loggers,
     draw_preview,
     log_record,
     progress_bar,
@@ -92,8 +93,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None  # the evaluation with the lowest first figure, and its step
         self.figures: dict[str, float] = {}  # the latest evaluation, and its step
         self.saved: int | None = None  # the step of the newest checkpoint
-        if "wandb" in config.training.loggers:
-            require("wandb", "track")
+        check_loggers(config.training.loggers)
         self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep_checkpoints)
         checkpoint = self.checkpoints.to_resume(print_on_main) if resume else None
         model = init if isinstance(init, Model) or init is None else load(init, device="cpu")
@@ -104,7 +104,7 @@ class Trainer:
         self.dataset = open_dataset(self.config.data)
         self.broken_files = BrokenFileReporter(self.dataset.report)
         self.broken_files.tell()
-        self.network, self.null_label = self.initial_network()
+        self.network, self.null_label = build_network(self.config, self.dataset)
         if model is not None:
             shared = copy_weights(self.network, model, self.dataset.class_names, self.null_label)
             if self.dataset.class_names is not None:
@@ -112,11 +112,6 @@ class Trainer:
         self._prepare()
         if checkpoint is not None:
             self.restore(checkpoint)
-        print_on_main(self.summary())
-
-    def initial_network(self) -> tuple[UNet, int | None]:
-        """Return the network, initialised from the seed, and its null class."""
-        return build_network(self.config, self.dataset)
 
     def _prepare(self) -> None:
         """Put the data and the network where they are computed with, and build everything that a step needs."""
@@ -138,6 +133,10 @@ class Trainer:
         self.learner = build_learner(self.network, config.diffusion, training, self.plan)
         self.averaged = copy.deepcopy(self.network)  # holds the averaged weights while they are sampled from or saved
 
+    def notes(self) -> str:
+        """Return what the user probably did not mean, as lines, each with its end."""
+        return "".join(f"note: {note}\n" for note in (*config_notes(self.config), *data_notes(self.dataset)))
+
     def summary(self) -> str:
         """Say what is trained, and how it is computed."""
         parameters, images = sum(p.numel() for p in self.network.parameters()), size_of(self.dataset)
@@ -156,7 +155,12 @@ class Trainer:
                     empty(self.out)
                 shown = self.config.model_dump(mode="json")
                 # Its metrics.jsonl comes first, because it marks the directory as a run.
-                self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
+                try:
+                    self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
+                except UserError:
+                    if not self.resume:
+                        empty(self.out)  # so that the next try can begin
+                    raise
                 (self.out / "samples").mkdir(exist_ok=True)
                 if not self.fine_tunes:
                     write_config()
@@ -476,11 +480,8 @@ def train(
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
     out = user_path(out)
-
-    def trainer() -> Trainer:
-        return Trainer(config, out, init=init, resume=resume, evaluator=evaluator)
-
-    run(trainer, out, resume=resume, overwrite=overwrite)
+    options: dict[str, Any] = {"init": init, "resume": resume, "evaluator": evaluator}
+    run(lambda: Trainer(config, out, **options), out, resume=resume, overwrite=overwrite)
     return out
 
 
@@ -490,6 +491,7 @@ def run(trainer: Callable[[], Trainer], out: Path, *, resume: bool, overwrite: b
         on_main(lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
         running = trainer()
         stack.callback(running.close)
+        print_on_main(running.notes() + running.summary())
         running.setup()
         with deferred_signals() as request:
             number = running.fit(request)
