@@ -280,7 +280,7 @@ def distill(
             print_on_main(f"{minutes:g} minutes: {timed.training.steps:,} steps")
         return Distiller(timed, out, model, resume=resume, evaluator=evaluator)
 
-    run(distiller, out, resume=resume, overwrite=overwrite)
+    run(distiller, out, resume, overwrite)
     return out
 
 

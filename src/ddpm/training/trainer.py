@@ -480,12 +480,11 @@ def train(
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
     out = user_path(out)
-    options: dict[str, Any] = {"init": init, "resume": resume, "evaluator": evaluator}
-    run(lambda: Trainer(config, out, **options), out, resume=resume, overwrite=overwrite)
+    run(lambda: Trainer(config, out, init=init, resume=resume, evaluator=evaluator), out, resume, overwrite)
     return out
 
 
-def run(trainer: Callable[[], Trainer], out: Path, *, resume: bool, overwrite: bool) -> None:
+def run(trainer: Callable[[], Trainer], out: Path, resume: bool, overwrite: bool) -> None:
     """Run a trainer, which is built once `out` is claimed, to its last step; see `train` for what it raises."""
     with lost_process_explained(out), reproducible_kernels(default_device()), contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
