@@ -377,3 +377,17 @@ def serving(found: Result) -> Rows:
         [str(number), str(found["requests"]), *(f"{row[key]:,}" for key in keys)]
         for number, row in enumerate(found["rounds"], start=1)
     ]
+
+
+def distillation(found: Result) -> Rows:
+    """Figures of the teacher and of each student."""
+    return [
+        [
+            row["title"],
+            f"{row['n']:,}",
+            f"{row['figures']['frechet_distance']:.2f}",
+            f"{row['figures']['precision']:.2f} / {row['figures']['recall']:.2f}",
+            f"{row['read_as_asked']:.1%}",
+        ]
+        for row in found["rows"]
+    ]
