@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: help demo test check docs bench torture fuzz mutants lock clean
+.PHONY: help demo test check docs bench gpu torture fuzz mutants lock clean
 help:
 	@echo "make demo     install, draw digits with the bundled model, train one from scratch (about five minutes)"
 	@echo "make test     install everything, lint, check types, run the whole test suite"
 	@echo "make check    lint, check types, layers and documentation, without the tests"
 	@echo "make docs     write the references and build the documentation site into site/"
 	@echo "make bench    compare speed with other libraries on this machine"
+	@echo "make gpu      tests, speed, a profile and minutes of CIFAR-10 on a GPU"
 	@echo "make torture  kill training runs 100 times and compare what they end with"
 	@echo "make fuzz     feed hostile files to every reader"
 	@echo "make mutants  plant one-line errors in the source and count those that the tests notice (hours)"
@@ -56,6 +57,9 @@ test: check
 
 bench: $(VENV)/.peers
 	$(BIN)/python -m experiments.speed.run cpu
+
+gpu: $(VENV)/.peers
+	PYTHON=$(BIN)/python bash experiments/speed/gpu.sh
 
 torture: $(VENV)/.dev
 	$(BIN)/python tests/campaigns/torture.py
