@@ -266,6 +266,7 @@ ROWS = {
     "network.downsample_padding": ([0, 1], {}, answer),
     "network.gradient_checkpointing": ([False, True], {}, block_calls),
     "training.steps": ([2, 3], {}, lambda c, o: len(metrics(c, o))),
+    "training.optimizer": (["adam", "muon"], {}, raw_weights),
     "training.learning_rate": ([0.01, 0.02], {}, raw_weights),
     "training.grad_clip": ([None, 0.001], {"training.learning_rate": 1e-3}, logged("loss")),
     "training.ema_decay": ([0.9, 0.5], {"training.ema_warmup": False}, weights),

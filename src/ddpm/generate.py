@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm.common.distributed import is_main, rank, world_size
 from ddpm.common.errors import UserError
 from ddpm.common.files import atomic_path, atomic_write, folder_lock, refuse_existing, user_path
-from ddpm.common.hardware import process_rank
-from ddpm.common.pixels import save_grid, to_uint8
+from ddpm.common.pixels import origin_text, png_text, save_grid, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.samplers import Callback
 
@@ -49,23 +49,22 @@ def generate(
 
     Raises UserError if an option is wrong, or if `out` exists with other options and `overwrite` is False.
     """
-    out = user_path(out)
     if num < 1:
         raise UserError(f"the number of images must be at least 1, not {num}")
     out = user_path(out)
     if out.suffix.lower() in (".jpg", ".jpeg"):
         raise UserError(f"cannot write {out.name}: JPEG changes pixels; name a .png, a .npz or a folder")
     options = SamplingOptions.of(options, **changes).resolved(model)
-    rank, size = process_rank()[0], options.batch_size
+    size = options.batch_size
     assert size is not None
     assert options.steps is not None
     model.compile_if_worthwhile(num, options.steps)
     if out.suffix.lower() == ".png":
-        if rank == 0:
+        if is_main():
             refuse_existing(out, overwrite)
             save_grid(model.sample(num, options, callback=callback), out, columns=columns, overwrite=overwrite)
         return
-    if rank * size >= num:
+    if rank() * size >= num:
         return  # more processes than batches: the others may have finished already
     as_folder = out.suffix.lower() != ".npz"
     parts, ending = (out, ".png") if as_folder else (out.with_name(out.name + ".parts"), ".npy")
@@ -104,11 +103,11 @@ def missing_batches(
     model: Model, parts: Path, ending: str, num: int, options: SamplingOptions, callback: Callback | None
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Sample this process's batches that are not in `parts` yet; the first process shows a progress bar."""
-    (rank, processes), size = process_rank(), options.batch_size
+    size = options.batch_size
     assert size is not None
-    mine = [range(start, min(start + size, num)) for start in range(rank * size, num, processes * size)]
+    mine = [range(start, min(start + size, num)) for start in range(rank() * size, num, world_size() * size)]
     todo = [batch for batch in mine if not all(path.exists() for path in batch_files(parts, batch, ending))]
-    for batch in tqdm(todo, unit="batch", desc="sampling", disable=rank != 0 or len(todo) < 2):
+    for batch in tqdm(todo, unit="batch", desc="sampling", disable=not is_main() or len(todo) < 2):
         yield from model.sample_batches(batch, options, callback=callback)
 
 
@@ -121,7 +120,8 @@ def write_pngs(folder: Path, indices: list[int], pixels: np.ndarray) -> None:
     """Write one PNG per image, named after its index."""
     for index, image in zip(indices, pixels, strict=True):
         buffer = io.BytesIO()
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, format="png")
+        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        picture.save(buffer, format="png", pnginfo=png_text(index=index))
         atomic_write(folder / f"{index:06d}.png", buffer.getvalue())
 
 
@@ -155,3 +155,4 @@ def join_arrays(files: list[Path], num: int, out: Path) -> None:
         np.lib.format.write_array_header_1_0(entry, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for file in files:
             entry.write(np.load(file).tobytes())
+        archive.comment = origin_text().encode()

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from ddpm.common.errors import UserError, nearest
 from ddpm.common.files import content_key, is_model, is_run, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
+from ddpm.common.pixels import final_images
 from ddpm.common.randomness import ImageNoise
 from ddpm.data.config import Preprocessing, data_section, preprocessing_of
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
+from ddpm.interop.diffusers import Student
 from ddpm.interop.layouts import is_checkpoint, model_folder
 from ddpm.networks.inference import InferenceNetworks, count_flops, first_non_finite, weights_state
 from ddpm.networks.unet import UNet
@@ -40,8 +42,8 @@ class SamplingOptions:
     """How to sample. None means the default of the model or of the sampler; `resolved` fills it in.
 
     Args:
-        sampler: a name in `ddpm.samplers.SAMPLERS`.
-        steps: 1 to T; default 20, or T if that is less.
+        sampler: a name in `ddpm.samplers.SAMPLERS`; default: a student's own, "dpm++sde" for any other model.
+        steps: 1 to T; default: a student's own, for any other model 20, or T if that is less.
         spacing: see `timestep_grid`; default: the sampler's own.
         labels: classes that the images take in turn, see `Model.resolve_labels`; default: all classes.
         guidance: weight W of classifier-free guidance; 1 is off, 0 is unconditional.
@@ -54,7 +56,7 @@ class SamplingOptions:
         precision: number format of the network; "fp32" for comparisons across machines.
     """
 
-    sampler: str = DEFAULT_SAMPLER
+    sampler: str | None = None
     steps: int | None = None
     spacing: Spacing | None = None
     labels: Labels = None
@@ -82,7 +84,10 @@ class SamplingOptions:
         Raises UserError if an option is unknown, out of range or not possible with this model. Resolved options are
         the cache key of samples and the text of the model card.
         """
-        sampler = find_sampler(self.sampler)
+        few = min(DEFAULT_STEPS, len(model.diffusion.schedule))
+        usual = model.student or Student(steps=few, sampler=DEFAULT_SAMPLER)
+        name = self.sampler or usual.sampler
+        sampler = find_sampler(name)
         given = {name: value for name in ("eta", "variant") if (value := getattr(self, name)) is not None}
         sampler.check(given)
         size = model.default_batch_size if self.batch_size is None else self.batch_size
@@ -91,7 +96,8 @@ class SamplingOptions:
         labels = model.resolve_labels(self.labels)
         options = replace(
             self,
-            steps=min(DEFAULT_STEPS, len(model.diffusion.schedule)) if self.steps is None else self.steps,
+            sampler=name,
+            steps=usual.steps if self.steps is None else self.steps,
             spacing=self.spacing or sampler.spacing,
             labels=labels,
             batch_size=size,
@@ -104,7 +110,7 @@ class SamplingOptions:
 
     @property
     def spec(self) -> SamplerSpec:
-        return find_sampler(self.sampler)
+        return find_sampler(self.sampler or DEFAULT_SAMPLER)
 
     @property
     def sampler_options(self) -> dict[str, float | str]:
@@ -139,6 +145,7 @@ class Model:
         image_shape: (C, H, W).
         class_names: one name per class for a class-conditional network, else None.
         null_label: the label that means "no class" if classes were dropped in training, else None.
+        student: for a distilled network, the steps and the sampler that it was made for.
         provenance: data, configuration, metrics, as JSON values; saved in ddpm.json.
     """
 
@@ -150,6 +157,7 @@ class Model:
         image_shape: tuple[int, int, int],
         class_names: Sequence[str] | None = None,
         null_label: int | None = None,
+        student: Student | None = None,
         provenance: dict[str, Any] | None = None,
     ):
         self.network = network.eval().requires_grad_(False)
@@ -157,6 +165,7 @@ class Model:
         self.image_shape = image_shape
         self.class_names = list(class_names) if class_names is not None else None
         self.null_label = null_label
+        self.student = student
         self.provenance = provenance or {}
         self._copies = InferenceNetworks(self.network)
         self._weights_hash: tuple[tuple, str] | None = None
@@ -192,27 +201,19 @@ class Model:
         """Twelve hexadecimal digits that identify the weights."""
         state = weights_state(self.network)
         if self._weights_hash is None or self._weights_hash[0] != state:
-            self._weights_hash = state, self._hashed_weights()
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.network.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            self._weights_hash = state, digest.hexdigest()[:12]
         return self._weights_hash[1]
-
-    def _hashed_weights(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:12]
 
     @property
     def cache_key(self) -> dict[str, str]:
         """What samples depend on besides the options: weights, definition (schedule, network, code version), device."""
         diffusion, network = self.diffusion, self.network
-        words = [
-            SAMPLING_CODE_VERSION,
-            diffusion.schedule.betas.tolist(),
-            diffusion.prediction,
-            diffusion.variance,
-            self.null_label,
-        ]
+        words = [SAMPLING_CODE_VERSION, diffusion.schedule.betas.tolist(), diffusion.prediction, diffusion.variance]
+        words.append(self.null_label)
         config = getattr(network, "config", f"{type(network).__module__}.{network!r}")
         _, height, width = self.image_shape
         if height != width or not getattr(config, "attention", None):  # attention sizes imply the size of square images
@@ -247,6 +248,7 @@ class Model:
                 raise UserError("this model was trained with classes and without dropping them: it needs labels")
             network = _Unlabelled(network, self.null_label)
             guidance = 1.0 if guidance == 0 else guidance  # this network already predicts for the null class
+        size, halves = options.batch_size, 1 if labels is None or guidance in (0, 1) else 2
         return Denoiser(
             network,
             self.diffusion,
@@ -255,7 +257,8 @@ class Model:
             guidance=guidance,
             guidance_rescale=options.guidance_rescale,
             clip=options.clip,
-            batch_size=options.batch_size,
+            batch_size=size,
+            smallest_batch=None if size is None else lambda n: self._copies.smallest_batch(dtype, n, size, halves),
             dtype=dtype,
             integer_t=not isinstance(self.network, UNet),
         )
@@ -292,18 +295,15 @@ class Model:
         callback: Callable[[Step], None] | None = None,
         **changes: Any,
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Sample the images `indices` of a seed, one batch at a time.
+        """Sample the images `indices` of a seed; yield (indices, images) of each batch, with images as `sample` does.
 
         Image i is the same whichever other images are sampled: it has its own noise, and every forward pass has one
         padded shape of `batch_size` images. Equal shapes give equal bits; another shape moves float32 by less than
         1/255.
 
         Args:
-            indices: numbers of the images.
             options: see `SamplingOptions`; `changes` are fields that replace those of `options`.
             callback: called with a `Step` after every sampling step of every batch.
-
-        Yields: (indices, float32 images (N, C, H, W) in [-1, 1] on the CPU) for each batch.
 
         Raises UserError if an option is wrong or an image is not finite.
         """
@@ -319,16 +319,14 @@ class Model:
             yield block, self.finish(images)
 
     def finish(self, images: Tensor) -> Tensor:
-        """Clamp sampled images to [-1, 1] and move them to the CPU as float32; raise UserError if one is not finite."""
-        return self.check_finite(images.float().clamp(-1, 1).cpu())
+        """Return sampled images as the user gets them; see `final_images`. UserError if a value is not finite."""
+        return final_images(images, self.why_not_finite)
 
-    def check_finite(self, images: Tensor) -> Tensor:
-        """Return what the model made; raise UserError if it holds NaN or infinity, which would look like black."""
-        if not bool(torch.isfinite(images).all()):
-            broken = first_non_finite(self.network.state_dict())
-            reason = f"the weights are not finite, first in {broken}" if broken else "try --precision fp32"
-            raise UserError(f"the model predicts numbers that are not finite: {reason}")
-        return images
+    def why_not_finite(self) -> str:
+        """Return the message for images that are not finite: it names the first broken weight, if there is one."""
+        broken = first_non_finite(self.network.state_dict())
+        reason = f"the weights are not finite, first in {broken}" if broken else "try --precision fp32"
+        return f"the model predicts numbers that are not finite: {reason}"
 
     def resolve_labels(self, labels: Labels) -> list[int] | None:
         """Return the classes that images take in turn, from one class, several, or None for all of them.
@@ -376,7 +374,10 @@ class Model:
                 f"a {type(self.network).__name__} has no model folder format, only the U-Net of this package has: "
                 "save its state_dict() with safetensors instead"
             )
-        extra = {"class_names": self.class_names, "null_label": self.null_label, "provenance": self.provenance}
+        extra: dict[str, Any] = {"class_names": self.class_names, "null_label": self.null_label}
+        if self.student:
+            extra["student"] = self.student.model_dump()
+        extra["provenance"] = self.provenance
         diffusers_format.save_folder(
             folder, self.network, self.diffusion, image_shape=self.image_shape, extra=extra, dtype=dtype
         )
@@ -432,7 +433,7 @@ def load(name: str | Path, *, device: torch.device | str | None = None) -> Model
     rows = parts.network.num_classes if known["class_names"] is None else None
     if rows:
         known["class_names"] = [str(label) for label in range(rows)]
-    model = Model(parts.network, parts.diffusion, image_shape=parts.image_shape, **known)
+    model = Model(parts.network, parts.diffusion, image_shape=parts.image_shape, student=parts.student, **known)
     return model.to(device or default_device())
 
 

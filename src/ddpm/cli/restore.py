@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite, PrecisionName
+from ddpm.cli.options import PATH, Metadata, ModelName, Overwrite, origin, sampling_flags
 from ddpm.common.errors import UserError
 
 if TYPE_CHECKING:
     from ddpm.restoration.job import RestoreSettings, Row
 
 
+@sampling_flags(steps="100 for ddnm, 20 ddrm, 250 repaint, 1000 dps", without=["labels", "sampler", "eta"])
 def restore(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: ModelName,
     source: Annotated[Path, typer.Argument(**PATH | {"metavar": "INPUT"}, help="a picture, or a folder of them")],
     task: Annotated[str, typer.Option(help="denoise, inpaint, superresolve, deblur or colorize")],
     method: Annotated[str, typer.Option(help="ddnm, ddrm, repaint (inpainting only) or dps")] = "ddnm",
@@ -33,46 +34,46 @@ def restore(
     ] = None,
     degrade: Annotated[bool, typer.Option(help="INPUT is clean: degrade it first, and print PSNR and SSIM")] = False,
     samples: Annotated[int, typer.Option(help="number of posterior samples; saves mean, samples and std")] = 1,
-    steps: Annotated[int | None, typer.Option(help="default: 100 for ddnm, 20 ddrm, 250 repaint, 1000 dps")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="NAME=NUMBER: an option of the method, e.g. eta=0.5, jump_repeats=5 or scale=0.3"),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="class of all images; default: no class")] = None,
-    guidance: Guidance = 1.0,
-    seed: Annotated[int, typer.Option(help="a picture's result depends only on the seed and its name")] = 0,
-    batch_size: BatchSize = None,
-    precision: PrecisionName = "auto",
+    *,
+    sampling: dict[str, Any],
     out: Annotated[Path | None, typer.Option(**PATH, help="a .png, or a folder if INPUT is a folder")] = None,
     overwrite: Overwrite = False,
+    metadata: Metadata = True,
 ) -> None:
-    """Restore a picture or a folder of pictures."""
+    """Restore a picture or a folder of pictures. A picture's result depends only on the seed and its name."""
+    from ddpm.common.pixels import made_by
     from ddpm.model import SamplingOptions, load
     from ddpm.restoration.job import RestoreSettings, restore_file, restore_folder
     from ddpm.restoration.tasks import Task, number
 
     settings = RestoreSettings(
-        task=Task(task, scale=scale, filter=filter, mask=mask, kernel=kernel, seed=seed),
+        task=Task(task, scale=scale, filter=filter, mask=mask, kernel=kernel, seed=sampling["seed"]),
         method=method,
         noise=None if noise == "auto" else number(noise, "--noise"),
         degrade=degrade,
         samples=samples,
-        sampling=SamplingOptions.of(
-            steps=steps, labels=labels, guidance=guidance, seed=seed, precision=precision, batch_size=batch_size
-        ),
+        sampling=SamplingOptions(labels=labels, **sampling),
         options=parse_options(option or [], method),
     )
     if not source.exists():
         raise UserError(f"no picture or folder {source}")
     prior = load(model)
+    made = origin(metadata, prior, options=settings.sampling.as_dict())
     if source.is_dir():
         target = out or Path("restored")
-        rows = restore_folder(prior, source, target, settings, overwrite=overwrite)
+        with made_by(made):
+            rows = restore_folder(prior, source, target, settings, overwrite=overwrite)
         print_rounding(rows, settings)
         report_folder(rows, target)
     else:
         target = out or Path("restored.png")
-        item, row = restore_file(prior, source, target, settings, overwrite=overwrite)
+        with made_by(made):
+            item, row = restore_file(prior, source, target, settings, overwrite=overwrite)
         for note in item.operator.notes:
             print(f"note: {note}")
         if settings.noise is None:

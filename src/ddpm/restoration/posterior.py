@@ -38,8 +38,7 @@ def estimate_noise(y: Tensor, known: Tensor | None = None) -> float:
         y: (C, H, W).
         known: bool (C, H, W) or (H, W), true for the pixels that y contains; default: all.
 
-    Raises:
-        UserError: y is smaller than 2×2, or fewer than 16 blocks are known.
+    Raises UserError if y is smaller than 2×2, or fewer than 16 blocks are known.
     """
     if y.ndim != 3 or min(y.shape[-2:]) < 2:
         raise UserError("the noise can only be estimated on pictures of at least 2×2; give its σ instead")
@@ -159,9 +158,9 @@ def restore(
     Args:
         y: (N, *measurement_shape), as the operator returns it for images in [-1, 1].
         operator: see `ddpm.restoration.operators`. DPS also takes any differentiable function of (N, C, H, W).
-        options: steps (default: the method's own), spacing, labels (one class for all images, or one per image; None
-            means no class), guidance, guidance_rescale, clip, seed, batch_size (network inputs per forward pass) and
-            precision. The sampler and its own options are not used.
+        options: steps (default: a student's own, else the method's), spacing, labels (one class for all images, or one
+            per image; None means no class), guidance, guidance_rescale, clip, seed, batch_size (network inputs per
+            forward pass) and precision. The sampler and its own options are not used.
         method: ddnm, ddrm, repaint or dps.
         noise: σ of y's Gaussian noise, in units of the [0, 1] image.
         samples: posterior samples per image, K.
@@ -171,8 +170,7 @@ def restore(
         callback: called with a `Step` after every step of every batch.
         changes: options of the method (eta, travel_repeats, scale, …), and fields that replace those of `options`.
 
-    Raises:
-        UserError: the method cannot undo this degradation, the shapes do not match, or an option is not possible.
+    Raises UserError if the method cannot undo this degradation, the shapes do not match, or an option is not possible.
     """
     chosen = find_method(method)
     chosen.check(operator, noise)
@@ -189,7 +187,8 @@ def restore(
     tiles = TileGrid(shape[1:], model.image_shape[1:])
     labels = model.labels_per_image(options.labels, len(y))
     schedule = model.diffusion.schedule
-    steps = chosen.default_steps(schedule) if options.steps is None else options.steps
+    usual = model.student.steps if model.student else chosen.default_steps(schedule)
+    steps = usual if options.steps is None else options.steps
     # without the labels, for which None means "all classes in turn" if images are sampled from nothing
     options = replace(options, steps=steps, spacing=options.spacing or "trailing", labels=None).resolved(model)
     assert options.steps is not None

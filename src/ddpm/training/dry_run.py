@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would cost, measured by a few of its own steps."""
+"""What a run costs, measured by a few of its own steps: `--dry-run` prints it, and `--minutes` fits the run to it."""
 
 import contextlib
 import math
@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from ddpm.common.distributed import gather
+from ddpm.common.errors import UserError
 from ddpm.networks.inference import count_flops
 from ddpm.training.compute import reproducible_kernels
-from ddpm.training.config import Config
+from ddpm.training.config import Config, TrainingConfig
 from ddpm.training.tracking import size_of
 from ddpm.training.trainer import Trainer
 
@@ -18,14 +19,18 @@ LEAST_SECONDS = 2.0  # a GPU takes many steps in that time, and its queue of bat
 
 def dry_run(config: Config, *, init: str | Path | None = None) -> str:
     """Return a table: parameters, FLOPs, memory, speed and time. Nothing is written."""
-    trainer = Trainer(config, Path(), init=init)
+    return cost(Trainer(config, Path(), init=init))
+
+
+def cost(trainer: Trainer) -> str:
+    """Return the table of `dry_run` for a run that has not begun; its weights change."""
     training = trainer.config.training
     per_step = seconds_per_step(trainer)
     speed = training.batch_size / per_step
     forward = count_flops(trainer.network)
     images, size = training.steps * training.batch_size, size_of(trainer.dataset)
     epochs = "" if size is None else f", {images / size:,.1f} epochs"
-    return "\n".join(
+    return trainer.notes() + "\n".join(
         [
             f"parameters          {sum(p.numel() for p in trainer.network.parameters()):,}",
             f"FLOPs an image      {forward / 1e9:.3g} G forward, {3 * forward / 1e9:.3g} G forward and backward",
@@ -35,6 +40,45 @@ def dry_run(config: Config, *, init: str | Path | None = None) -> str:
             f"training            {training.steps:,} steps, {images:,} images{epochs}",
             f"time                {duration(training.steps * per_step)}",
         ]
+    )
+
+
+def fit_to_minutes(config: Config, minutes: float, *, init: str | Path | None = None) -> Config:
+    """Return the configuration with as many steps as take `minutes` on this machine; see `fitted`."""
+    return config.model_copy(update={"training": fitted(Trainer(config, Path(), init=init), minutes)})
+
+
+def fitted(trainer: Trainer, minutes: float) -> TrainingConfig:
+    """Return the section of a run that has not begun with as many steps as take `minutes`, previews included.
+
+    The warm-up, the memory of the average, and the intervals of checkpoints and previews keep their proportion to the
+    run. Starting, evaluating and other programs take their time beside.
+
+    Raises UserError if not even 10 steps fit.
+    """
+    per_step, old = max(gather([seconds_per_step(trainer)])), trainer.config.training
+    previews = old.steps // old.preview_every if old.preview_every else 0
+    # a forward pass is a third of a training step's work
+    preview = old.preview_images * old.preview_steps * per_step / old.batch_size / 3
+    steps = round((60 * minutes - previews * preview) / per_step)
+    if steps < 10:
+        raise UserError(
+            f"{minutes:g} minutes are too short: one step takes {per_step:.2g} s, a preview {preview:.2g} s"
+        )
+    return scaled(old, steps)
+
+
+def scaled(training: TrainingConfig, steps: int) -> TrainingConfig:
+    """Return a run of `steps` steps of which everything takes the same fraction as before."""
+    ratio = steps / training.steps
+    return training.model_copy(
+        update={
+            "steps": steps,
+            "warmup": round(training.warmup * ratio),
+            "ema_decay": max(0.0, round(1 - (1 - training.ema_decay) / ratio, 6)),
+            "checkpoint_every": max(1, round(training.checkpoint_every * ratio)),
+            "preview_every": training.preview_every and max(1, round(training.preview_every * ratio)),
+        }
     )
 
 

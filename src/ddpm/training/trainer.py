@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ddpm.common.distributed import is_main, join, my_share, on_main, print_on_main, world_size
-from ddpm.common.errors import RunStopped, UserError, require
+from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import default_device
 from ddpm.data import open_dataset
+from ddpm.data.notes import data_notes
 from ddpm.model import Model, load
 from ddpm.training.batches import Batch, BatchSource, place_dataset
 from ddpm.training.checkpoint import (
@@ -34,7 +35,7 @@ from ddpm.training.checkpoint import (
     writing,
 )
 from ddpm.training.compute import plan_compute, reproducible_kernels
-from ddpm.training.config import Config
+from ddpm.training.config import Config, config_notes
 from ddpm.training.finetune import adopt, build_network, copy_weights
 from ddpm.training.guards import NonFiniteGuard, StopRequest, deferred_signals, lost_process_explained
 from ddpm.training.optimizer import learning_rate
@@ -48,6 +49,7 @@ from ddpm.training.tracking import (
     add_preview,
     channel_drift,
     channel_means,
+    check_loggers,
     draw_preview,
     log_record,
     progress_bar,
@@ -91,8 +93,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None  # the evaluation with the lowest first figure, and its step
         self.figures: dict[str, float] = {}  # the latest evaluation, and its step
         self.saved: int | None = None  # the step of the newest checkpoint
-        if "wandb" in config.training.loggers:
-            require("wandb", "track")
+        check_loggers(config.training.loggers)
         self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep_checkpoints)
         checkpoint = self.checkpoints.to_resume(print_on_main) if resume else None
         model = init if isinstance(init, Model) or init is None else load(init, device="cpu")
@@ -111,7 +112,6 @@ class Trainer:
         self._prepare()
         if checkpoint is not None:
             self.restore(checkpoint)
-        print_on_main(self.summary())
 
     def _prepare(self) -> None:
         """Put the data and the network where they are computed with, and build everything that a step needs."""
@@ -133,6 +133,10 @@ class Trainer:
         self.learner = build_learner(self.network, config.diffusion, training, self.plan)
         self.averaged = copy.deepcopy(self.network)  # holds the averaged weights while they are sampled from or saved
 
+    def notes(self) -> str:
+        """Return what the user probably did not mean, as lines, each with its end."""
+        return "".join(f"note: {note}\n" for note in (*config_notes(self.config), *data_notes(self.dataset)))
+
     def summary(self) -> str:
         """Say what is trained, and how it is computed."""
         parameters, images = sum(p.numel() for p in self.network.parameters()), size_of(self.dataset)
@@ -151,7 +155,12 @@ class Trainer:
                     empty(self.out)
                 shown = self.config.model_dump(mode="json")
                 # Its metrics.jsonl comes first, because it marks the directory as a run.
-                self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
+                try:
+                    self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
+                except UserError:
+                    if not self.resume:
+                        empty(self.out)  # so that the next try can begin
+                    raise
                 (self.out / "samples").mkdir(exist_ok=True)
                 if not self.fine_tunes:
                     write_config()
@@ -209,12 +218,16 @@ class Trainer:
                     return request.signal or signal.SIGTERM  # another process was asked
         return None
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, …"""
+        return learning_rate(self.config.training, step)
+
     def step(self, batch: Batch, *, stop: bool = False) -> PendingStep:
         """Take the next step, with a smaller micro-batch if memory runs out; its numbers may still be on their way."""
         number, training = self.progress.step, self.config.training
         while True:
             try:
-                result = train_step(self.learner, batch, learning_rate(training, number), stop=stop)
+                result = train_step(self.learner, batch, self.learning_rate(number), stop=stop)
                 break
             except torch.OutOfMemoryError as error:
                 self.learner.optimizer.zero_grad()
@@ -246,7 +259,7 @@ class Trainer:
     def log(self) -> float:
         """Write the numbers since the last log line to metrics.jsonl and the other loggers; return the mean loss."""
         steps, seconds = self.timer.lap(self.progress)
-        record = log_record(self.progress, self.config.training, self.learner, self.guard.skipped)
+        record = log_record(self.progress, self.learning_rate(self.progress.step - 1), self.learner, self.guard.skipped)
         record["images_per_second"] = round(steps * self.config.training.batch_size / max(seconds, 1e-9), 2)
         if size := size_of(self.dataset):
             record["epoch"] = round(self.progress.images / size, 4)
@@ -352,8 +365,9 @@ class Trainer:
 
     def _write_model(self) -> None:
         """Write RUN/model, with the newest preview in its model card."""
-        if write_model(self.model(), self.out / "model", print_on_main):
-            add_preview(self.out, self.progress.step, self.config.training)
+        model = self.model()
+        if write_model(model, self.out / "model", print_on_main):
+            add_preview(self.out, self.progress.step, self.config.training, model.student)
 
     def _rescue(self) -> None:
         """Save when a preview or an evaluation fails, so that a resumed run does not fail there again.
@@ -466,15 +480,21 @@ def train(
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
     out = user_path(out)
+    run(lambda: Trainer(config, out, init=init, resume=resume, evaluator=evaluator), out, resume, overwrite)
+    return out
+
+
+def run(trainer: Callable[[], Trainer], out: Path, resume: bool, overwrite: bool) -> None:
+    """Run a trainer, which is built once `out` is claimed, to its last step; see `train` for what it raises."""
     with lost_process_explained(out), reproducible_kernels(default_device()), contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
-        trainer = Trainer(config, out, init=init, resume=resume, evaluator=evaluator)
-        stack.callback(trainer.close)
-        trainer.setup()
+        running = trainer()
+        stack.callback(running.close)
+        print_on_main(running.notes() + running.summary())
+        running.setup()
         with deferred_signals() as request:
-            number = trainer.fit(request)
+            number = running.fit(request)
             if number is not None:
-                trainer.save()
-                print_on_main(f"saved at step {trainer.progress.step:,}; resume with ddpm train --resume {out}")
+                running.save()
+                print_on_main(f"saved at step {running.progress.step:,}; resume with ddpm train --resume {out}")
                 request.leave(number)
-    return out
