@@ -329,6 +329,40 @@ def test_build_learner_passes_the_configuration_and_the_plan_on(monkeypatch):
     assert compiled == [network]
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "products"),
+    [
+        ("adam", torch.bfloat16, None),
+        ("muon", torch.float32, torch.float32),
+        ("muon", torch.bfloat16, torch.bfloat16),
+        ("muon", torch.float16, torch.float32),
+    ],
+)
+def test_build_learner_gives_muon_its_number_format(name, dtype, products):
+    """fp16 is too narrow for its products."""
+    plan = SimpleNamespace(
+        device=torch.device("cpu"), dtype=dtype, scales_loss=dtype == torch.float16, micro_batch=2, compile=False
+    )
+    learner = build_learner(Plain(2, 3), DiffusionConfig(), TrainingConfig(optimizer=name), plan)
+    found = learner.optimizer.muon
+    assert (None if found is None else found.dtype) == products
+
+
+@pytest.mark.parametrize("scales", [False, True])
+def test_muon_gets_the_clipped_gradient_without_the_loss_scale(scales):
+    network = nn.Linear(3, 2)
+    optimizer = Optimizer(network, 1.0, scales, torch.float32)
+    draw = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(p.shape, generator=draw) for p in network.parameters()]
+    length = float(torch.cat([g.flatten() for g in gradients]).norm())
+    for p, g in zip(network.parameters(), gradients, strict=True):
+        p.grad = g * 4 * optimizer.scale
+    assert float(optimizer.step(1e-3, torch.tensor(0.0))) == pytest.approx(4 * length)
+    state = optimizer.state_dict()
+    torch.testing.assert_close(state["weight.momentum"], 0.05 * gradients[0] / length, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(state["bias.exp_avg"], 0.1 * gradients[1] / length, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("scales", [False, True])
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_optimizer_leaves_everything_alone_if_loss_or_gradient_is_not_finite(scales, clip):
