@@ -15,16 +15,15 @@ from ddpm.app.components import (
     choice,
     connect,
     film,
-    from_pad,
     picture_pad,
     program_file,
-    read_fitted,
     running,
     shots,
     show_user_errors,
     status_line,
 )
 from ddpm.app.figures import Curve, chart, figure
+from ddpm.app.uploads import from_pad, read_fitted
 from ddpm.common.errors import UserError
 from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
 from ddpm.model import Model

@@ -27,20 +27,17 @@ from ddpm.app.components import (
     code_boxes,
     connect,
     figure,
-    from_pad,
     live,
     live_pictures,
-    mask_of,
     pace,
     picture_pad,
     program_file,
-    read_fitted,
-    read_mask,
     running,
     sheet,
     status_line,
 )
 from ddpm.app.generate import in_lines
+from ddpm.app.uploads import from_pad, mask_of, read_fitted, read_mask
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr
 from ddpm.common.pixels import to_pillow, to_uint8
