@@ -89,7 +89,7 @@ class Visit:
         return np.asarray(Image.open(io.BytesIO(bytes_of(data))).convert("L"))
 
     def choose(self, label: str, option: str) -> None:
-        self.panel.get_by_label(label).filter(visible=True).first.select_option(option)
+        self.panel.get_by_role("combobox", name=label).first.select_option(option)
 
     def number(self, label: str, value: int) -> None:
         field = self.panel.get_by_label(f"number input for {label}").first
@@ -235,14 +235,14 @@ def test_a_second_tab_says_that_it_waits(browser, address, visit):
     other = Visit.__new__(Visit)
     other.page = browser.new_page()
     other.page.set_default_timeout(PATIENCE)
-    other.page.goto(address + "#steps=2&number=3&again=no")
-    other.page.get_by_role("tab", name="Edit").click()
-    other.panel.get_by_role("button", name="Edit", exact=True).click()
+    other.page.goto(address)
+    other.page.get_by_role("tab", name="Compare").click()
+    other.panel.get_by_label("Their values").fill("2")
+    other.press("Compare")
     other.status("Waiting")
-    assert other.button("Stop").first.is_visible()
-    visit.page.wait_for_timeout(700)
+    assert other.button("Stop").is_visible()
     visit.press("Stop")
-    other.status("Strength 0.5: PSNR")
+    other.status("Done in")
     other.page.close()
     visit.number("Steps", 2)
 
@@ -278,6 +278,8 @@ def test_restore_what_is_marked_after_another_damage_has_been_looked_at(visit, u
     visit.page.mouse.down()
     visit.page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.5, steps=5)
     visit.page.mouse.up()
+    visit.panel.get_by_text("Noise, class and method").click()
+    visit.number("Steps", 3)
     visit.press("Restore")
     visit.status("Mean of 4 draws.")
     before = pixels_of(visit.panel.get_by_alt_text("what was given"))
