@@ -165,12 +165,14 @@ def tile(pixels: Tensor, caption: str, file: str, name: str = "", **more: Any) -
 def film(shots: Sequence[Shot], *, last: bool = False) -> str:
     """Return the HTML of shots with a slider through them, at the first or the last."""
     told = [{"pictures": [address(one, "webp") for one in images], "words": words} for images, words in shots]
-    now = told[-1 if last else 0]
-    titles = TITLES if len(now["pictures"]) > 1 else {now["words"]: ""}
-    pictures = "".join(figure(source, *title) for source, title in zip(now["pictures"], titles.items(), strict=True))
+    (now, words), place = shots[-1 if last else 0], -1 if last else 0
+    titles = TITLES if len(now) > 1 else {words: ""}
+    pictures = "".join(
+        figure(source, *title) for source, title in zip(told[place]["pictures"], titles.items(), strict=True)
+    )
     return (
         f'<div class="film" data-frames="{escape(json.dumps(told))}"><div class="pair">{pictures}</div>'
-        f'<label><span class="film-words">{escape(now["words"])}</span><input type="range" min="0" '
+        f'<label><span class="film-words">{escape(words)}</span><input type="range" min="0" '
         f'max="{len(told) - 1}" value="{len(told) - 1 if last else 0}" aria-label="moment"></label></div>'
     )
 
@@ -310,7 +312,7 @@ def connect(
     """
     (start, stop), status = buttons, outputs[0]
     own, changed, script = before or ([], [], "() => []")
-    quiet = {"api_visibility": "private", "show_progress": "hidden"}
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     script = f"(...all) => [{json.dumps(WAITING)}, ...({script})(...all)]"
     pressed = start.click(None, own, [status, *changed], js=script, **quiet)
     run = pressed.then(

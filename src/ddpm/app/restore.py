@@ -180,7 +180,7 @@ def damages(model: Model) -> list[str]:
 
 def restore_upload(
     model: Model,
-    source: str | None,
+    source: str | bytes | None,
     lost: Tensor | None,
     damage: Damage,
     *,
@@ -224,7 +224,7 @@ def restore_upload(
 
 
 def _measure(
-    model: Model, source: str | None, operator: SpectralOperator, damage: Damage, clean: bool, seed: int
+    model: Model, source: str | bytes | None, operator: SpectralOperator, damage: Damage, clean: bool, seed: int
 ) -> tuple[Tensor, Tensor | None]:
     """Return (y, the original or None). The upload is resized to the shape that the operator expects."""
     if clean:

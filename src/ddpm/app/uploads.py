@@ -40,7 +40,7 @@ def read_upload(
 
 
 def read_fitted(
-    source: str | Path | None,
+    source: str | Path | bytes | None,
     shape: Sequence[int],
     what: str = "the upload",
     preprocessing: Preprocessing | None = None,
