@@ -164,16 +164,16 @@ def tile(pixels: Tensor, caption: str, file: str, name: str = "", **more: Any) -
 
 def film(shots: Sequence[Shot], *, last: bool = False) -> str:
     """Return the HTML of shots with a slider through them, at the first or the last."""
-    told = [{"pictures": [address(one, "webp") for one in images], "words": words} for images, words in shots]
-    (now, words), place = shots[-1 if last else 0], -1 if last else 0
-    titles = TITLES if len(now) > 1 else {words: ""}
-    pictures = "".join(
-        figure(source, *title) for source, title in zip(told[place]["pictures"], titles.items(), strict=True)
-    )
+    addresses = [[address(image, "webp") for image in images] for images, _ in shots]
+    told = [{"pictures": pictures, "words": words} for pictures, (_, words) in zip(addresses, shots, strict=True)]
+    place = len(shots) - 1 if last else 0
+    words = shots[place][1]
+    titles = TITLES if len(addresses[place]) > 1 else {words: ""}
+    pictures = "".join(figure(source, *title) for source, title in zip(addresses[place], titles.items(), strict=True))
     return (
         f'<div class="film" data-frames="{escape(json.dumps(told))}"><div class="pair">{pictures}</div>'
         f'<label><span class="film-words">{escape(words)}</span><input type="range" min="0" '
-        f'max="{len(told) - 1}" value="{len(told) - 1 if last else 0}" aria-label="moment"></label></div>'
+        f'max="{len(told) - 1}" value="{place}" aria-label="moment"></label></div>'
     )
 
 
