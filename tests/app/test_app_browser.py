@@ -294,6 +294,7 @@ def pixels_of(image) -> np.ndarray:
 
 
 def test_a_mask_is_painted_by_keys(visit):
+    visit.open("Restore")
     visit.press("Clear")
     visit.pad().locator(".pad-examples button").first.click()
     visit.press("Unmark")
@@ -309,6 +310,7 @@ def test_a_mask_is_painted_by_keys(visit):
 
 
 def test_a_refused_run_says_why_and_can_be_pressed_again(visit):
+    visit.open("Restore")
     visit.press("Clear")
     visit.press("Restore")
     visit.status("No pixels are marked")
@@ -338,6 +340,7 @@ def test_a_picture_of_the_wrong_kind_is_refused_on_the_pad_and_a_negative_is_inv
 
 
 def test_edit_and_translate_and_interpolate(visit):
+    visit.open("Edit")
     visit.number("Steps of a whole run", 4)
     visit.press("Edit")
     visit.status("Strength 0.5: PSNR")
@@ -351,6 +354,7 @@ def test_edit_and_translate_and_interpolate(visit):
 
 
 def test_a_picture_is_drawn(visit):
+    visit.open("Edit")
     visit.pad().get_by_role("button", name="Clear").click()
     visit.pad().get_by_role("button", name="Draw").click()
     blank = visit.drawn()
@@ -442,15 +446,14 @@ def test_on_a_phone_picture_and_button_are_on_the_first_screen_and_a_swipe_scrol
     assert phone.pad().locator("canvas").evaluate("canvas => getComputedStyle(canvas).touchAction") == "none"
 
 
-def test_the_wheel_scrolls_over_a_result(visit):
+def test_the_wheel_scrolls_over_a_pad_and_a_picture(visit):
     visit.open("Edit")
-    picture = visit.panel.locator(".views img").first
-    picture.scroll_into_view_if_needed()
-    box = picture.bounding_box()
     visit.page.evaluate("scrollTo(0, 0)")
-    visit.page.mouse.move(box["x"] + 30, min(800, box["y"] + 30))
-    visit.page.mouse.wheel(0, 200)
-    visit.until(lambda: visit.page.evaluate("scrollY") > 0)
+    for picture in (visit.pad().locator("canvas"), visit.pad().locator(".pad-examples img").first):
+        before = visit.page.evaluate("scrollY")
+        picture.hover()
+        visit.page.mouse.wheel(0, 60)
+        visit.until(lambda before=before: visit.page.evaluate("scrollY") > before)
 
 
 @pytest.fixture(scope="module")
