@@ -1,5 +1,6 @@
 """The page in a real browser: what people do with it, at the width of a desk and of a phone."""
 
+import base64
 import io
 import json
 import re
@@ -110,8 +111,6 @@ class Visit:
 
 
 def bytes_of(address: str) -> bytes:
-    import base64
-
     return base64.b64decode(address.partition(",")[2])
 
 

@@ -145,7 +145,7 @@ Shot = tuple[Sequence[Image.Image], str]  # the pictures of one moment, and its 
 
 def shots(frames: Sequence[Frame]) -> list[Shot]:
     """Return the frames of a process as shots: x_t, and x_0 where there is one."""
-    found = []
+    found: list[Shot] = []
     for frame in frames:
         snr = "infinite" if frame.log_snr == np.inf else f"{np.exp(frame.log_snr):.2g}"
         grids = [to_pillow(grid) for grid in (frame.x_t, frame.x_0) if grid is not None]
