@@ -10,6 +10,7 @@ import typer
 from ddpm.cli.app import app as page
 from ddpm.cli.convert import convert
 from ddpm.cli.data import data
+from ddpm.cli.distill import distill
 from ddpm.cli.edit import edit
 from ddpm.cli.evaluate import evaluate
 from ddpm.cli.info import info
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(cls=TrainCommand, context_settings=CONTEXT | HELP_NAMES)(train)
+app.command(context_settings=CONTEXT | HELP_NAMES)(distill)
 for command in (sample, trace, evaluate, restore, edit, interpolate, info, data, presets, convert, push):
     app.command(context_settings=HELP_NAMES)(command)
 app.add_typer(plot)

@@ -38,9 +38,9 @@ PATH: dict[str, Any] = {"parser": user_path, "metavar": "PATH"}
 Labels = Annotated[str | None, typer.Option(help="classes that images take in turn: 3, or 0,1,2, or names, or all")]
 GuidanceRescale = Annotated[float, typer.Option(min=0, max=1, help="0 to 1: undo guidance's contrast")]
 Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 is unconditional")]
+SAMPLERS = ", ".join(f"{name} (the usual one)" if name == DEFAULT_SAMPLER else name for name in get_args(SamplerName))
 Sampler = Annotated[
-    str,
-    typer.Option(help=", ".join(get_args(SamplerName)), autocompletion=complete(lambda: list(get_args(SamplerName)))),
+    str | None, typer.Option(help=SAMPLERS, autocompletion=complete(lambda: list(get_args(SamplerName))))
 ]
 Spacing = Annotated[str | None, typer.Option(help=f"{', '.join(get_args(SpacingName))}; default: the sampler's own")]
 Eta = Annotated[float | None, typer.Option(min=0, max=1, help="ddim only: 0 is deterministic, 1 as noisy as ancestral")]
@@ -57,7 +57,7 @@ SAMPLING: dict[str, tuple[Any, Any]] = {  # the fields of `ddpm.SamplingOptions`
     "labels": (Labels, None),
     "guidance": (Guidance, 1.0),
     "guidance_rescale": (GuidanceRescale, 0.0),
-    "sampler": (Sampler, DEFAULT_SAMPLER),
+    "sampler": (Sampler, None),
     "steps": (int | None, None),
     "spacing": (Spacing, None),
     "eta": (Eta, None),
@@ -78,7 +78,8 @@ def sampling_flags(*, steps: int | str = DEFAULT_STEPS, without: Collection[str]
         without: options that the command does not have.
         defaults: defaults that differ from those of `SamplingOptions`.
     """
-    count = typer.Option(help=f"sampling steps; default: {steps}, or T if that is less")
+    own = "" if "sampler" in defaults else "; a student has its own steps and sampler"
+    count = typer.Option(help=f"sampling steps; default: {steps}, or T if that is less{own}")
     types = {name: kind for name, (kind, _) in SAMPLING.items()} | {"steps": Annotated[int | None, count]}
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=types[name], default=default)
