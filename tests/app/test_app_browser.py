@@ -15,7 +15,7 @@ from PIL import Image
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 TABS = ["Generate", "Restore", "Edit", "Compare", "Explore", "Runs"]
-PATIENCE = 100_000  # milliseconds; nothing here takes one, unless the machine is busy
+PATIENCE = 60_000  # milliseconds; nothing here takes one, unless the machine is busy
 
 
 @pytest.fixture(scope="module")
