@@ -19,19 +19,8 @@ from PIL import Image
 
 from ddpm.app import compare, edit, explore, figures, generate, runs
 from ddpm.app import restore as restoring
-from ddpm.app.components import (
-    address,
-    film,
-    from_pad,
-    live,
-    mask_of,
-    read_address,
-    read_fitted,
-    read_mask,
-    read_upload,
-    sheet,
-    stop_all,
-)
+from ddpm.app.components import address, film, live, sheet, stop_all
+from ddpm.app.uploads import from_pad, mask_of, read_address, read_fitted, read_mask, read_upload
 from ddpm.cli import run as command_line
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import to_uint8
