@@ -47,7 +47,7 @@ def headline_columns(result: Result) -> dict[str, str]:
         "images seen": f"{training['images']:,}",
         "training": duration(training["seconds"]),
         # results without a spacing are from a time when all spacing was even in t
-        "drawn with": f"{settings['steps']} × {settings['sampler']}, {settings.get('spacing', 'trailing')}",
+        "sampled with": f"{settings['steps']} × {settings['sampler']}, {settings.get('spacing', 'trailing')}",
         "n": f"{settings['n']:,}",
         distance["title"]: f"{distance['value']:.2f}" + (" (biased)" if distance["note"].startswith("BIASED") else ""),
         "distance (built-in features)": f"{others['frechet_distance']['value']:.3f}",
@@ -176,6 +176,13 @@ def real_against_real(found: Result) -> Rows:
 # speed and scale
 
 
+def fastest(limits: dict[str, float]) -> tuple[str, float]:
+    """Return the number format of the fastest convolution that was measured, and its GFLOP/s: the limit."""
+    rates = {key.removeprefix("convolution_"): rate for key, rate in limits.items() if key.startswith("convolution_")}
+    name = max(rates, key=lambda each: rates[each])
+    return name, rates[name]
+
+
 def speed(found: Result) -> Rows:
     """Images per second of every contestant, and its speed relative to Diffusers as documented."""
     return [
@@ -186,7 +193,7 @@ def speed(found: Result) -> Rows:
             f"{row['parameters'] / 1e6:.1f} M",
             f"{row['images_per_second']:,.1f}",
             ratio(row["times_as_fast"]),
-            f"{row['gflops']:,.0f} ({row['share_of_limit']:.0%} of the limit)",
+            f"{row['gflops']:,.0f} ({row['share_of_limit']:.0%} of the {fastest(problem['limits'])[0]} limit)",
             f"{row['peak_gib']:.1f}",
         ]
         for problem in found["problems"]

@@ -1,10 +1,16 @@
 """Every sampler once more, plainly: float64, one image at a time, each formula as its paper prints it."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+from ddpm.common.randomness import image_generator
+from ddpm.diffusion import GaussianDiffusion, NoiseSchedule
+from ddpm.model import Model
 
 FIRST_CLEAR = 200  # Heun takes Euler steps from where the noise is more than 200 times the signal
 
@@ -177,3 +183,50 @@ def _unipc(variant: str, x, x_0, past, lam: float, lam_s: float, ratio: float, a
         return first - a_s * B * total
 
     return predicted, corrected
+
+
+# --- a model to sample from and to edit with
+
+CLASSES, SHAPE = 3, (2, 5, 6)
+
+
+class Waves(nn.Module):
+    """Not linear in x_t, t or the class, and different for every pixel; bounded, so that images stay near [-1, 1]."""
+
+    def __init__(self):
+        super().__init__()
+        self.ramp = nn.Parameter(torch.linspace(-0.7, 1.1, math.prod(SHAPE)).reshape(1, *SHAPE))
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        h = x_t + 0.3 * x_t.flip(1) + torch.cos(t / 9).to(x_t.dtype)[:, None, None, None]
+        return torch.sin(h + (0.5 + labels.to(x_t.dtype) ** 2)[:, None, None, None] * self.ramp)
+
+
+@dataclass
+class Plain:
+    """What `sample` needs to know of a run."""
+
+    network: nn.Module
+    sampler: str = "ddim"
+    prediction: str = "epsilon"
+    variance: str = "fixed_large"
+    guidance: float = 1.0
+    rescale: float = 0.0
+    clip: str | None = None
+    eta: float = 0.0
+    variant: str = "bh2"
+    null_label: int = CLASSES
+
+
+def wave_model(kept) -> Model:
+    """A model of `Waves` that predicts ε."""
+    betas = 1 - kept / np.array([1.0, *kept[:-1]])
+    process = GaussianDiffusion(NoiseSchedule(torch.from_numpy(betas)), "epsilon", "fixed_large")
+    return Model(Waves(), process, image_shape=SHAPE, class_names=["a", "b", "c"], null_label=CLASSES)
+
+
+def draws(seed: int, index: int, number: int) -> list[Tensor]:
+    """The noise of an image, in the order in which it is drawn."""
+    generator = image_generator(seed, index)
+    return [torch.randn(SHAPE, generator=generator).double() for _ in range(number)]

@@ -42,7 +42,7 @@ ROWS: list[tuple[str, Task, float]] = [
 ]
 TV_WEIGHTS = (0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # λ for images in [0, 1]; 0 without noise
 NLM_STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # h, for images in [0, 1]
-COLUMNS = ("original", "input", "pseudo-inverse", "total variation", "a draw", "mean", "deviation")  # of the picture
+COLUMNS = ("original", "input", "pseudo-inverse", "total variation", "a sample", "mean", "deviation")  # of the picture
 WHITE = 0.25  # the standard deviation, of images in [0, 1], that the picture shows as white
 
 
@@ -166,7 +166,7 @@ def run_row(
     row["non-local means"], _ = best(smoothed, x)
     ddrm, ddnm = (restore(model, y, operator, method=m, noise=sigma, samples=samples) for m in ("ddrm", "ddnm"))
     for name, restored in {"DDRM": ddrm, "DDNM(+)": ddnm}.items():
-        row[f"{name}, one draw"] = figures(restored.samples[:, 0], x)
+        row[f"{name}, one sample"] = figures(restored.samples[:, 0], x)
         row[f"{name}, mean of {samples}"] = figures(restored.mean, x)
     print(f"{title:22}" + "  ".join(f"{key}: {v['psnr']}" for key, v in row.items() if isinstance(v, dict)), flush=True)
     strip = [x, shown, inverse, classical, ddnm.samples[:, 0], ddnm.mean, 2 / WHITE * ddnm.std - 1]

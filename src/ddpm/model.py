@@ -201,27 +201,19 @@ class Model:
         """Twelve hexadecimal digits that identify the weights."""
         state = weights_state(self.network)
         if self._weights_hash is None or self._weights_hash[0] != state:
-            self._weights_hash = state, self._hashed_weights()
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.network.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            self._weights_hash = state, digest.hexdigest()[:12]
         return self._weights_hash[1]
-
-    def _hashed_weights(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:12]
 
     @property
     def cache_key(self) -> dict[str, str]:
         """What samples depend on besides the options: weights, definition (schedule, network, code version), device."""
         diffusion, network = self.diffusion, self.network
-        words = [
-            SAMPLING_CODE_VERSION,
-            diffusion.schedule.betas.tolist(),
-            diffusion.prediction,
-            diffusion.variance,
-            self.null_label,
-        ]
+        words = [SAMPLING_CODE_VERSION, diffusion.schedule.betas.tolist(), diffusion.prediction, diffusion.variance]
+        words.append(self.null_label)
         config = getattr(network, "config", f"{type(network).__module__}.{network!r}")
         _, height, width = self.image_shape
         if height != width or not getattr(config, "attention", None):  # attention sizes imply the size of square images

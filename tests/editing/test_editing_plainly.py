@@ -1,18 +1,15 @@
 """Edits against the same edits written plainly in float64, one image at a time, with inputs that have no symmetry."""
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import plain_sampler as plain
 import pytest
 import torch
-from torch import Tensor, nn
+from plain_sampler import CLASSES, SHAPE, Plain, Waves, draws, wave_model
+from torch import Tensor
 
-from ddpm.common.randomness import image_generator
-from ddpm.diffusion.gaussian import GaussianDiffusion
-from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.editing import (
     Editor,
     coarse_to_fine,
@@ -28,56 +25,15 @@ from ddpm.editing import (
 )
 from ddpm.editing.editor import LOSS_DEPTHS, STRENGTHS, timesteps_from
 from ddpm.editing.inversion import DEPTHS, angles_to, steps_within
-from ddpm.model import Model
 
-T, CLASSES, SHAPE = 40, 3, (2, 5, 6)
+T = 40
 KEPT = plain.alphas_cumprod("linear", T, 1e-3, 0.25)
 LABELS = [2, 0, 1, 1, 0]
 
 
-class Waves(nn.Module):
-    """Not linear in x_t, t or the class, and different for every pixel; bounded, so that edits stay near [-1, 1]."""
-
-    def __init__(self):
-        super().__init__()
-        self.ramp = nn.Parameter(torch.linspace(-0.7, 1.1, math.prod(SHAPE)).reshape(1, *SHAPE))
-
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        assert labels is not None
-        h = x_t + 0.3 * x_t.flip(1) + torch.cos(t / 9).to(x_t.dtype)[:, None, None, None]
-        return torch.sin(h + (0.5 + labels.to(x_t.dtype) ** 2)[:, None, None, None] * self.ramp)
-
-
-@dataclass
-class Plain:
-    """What `plain_sampler` needs to know of an edit."""
-
-    network: nn.Module
-    sampler: str = "ddim"
-    prediction: str = "epsilon"
-    variance: str = "fixed_large"
-    guidance: float = 1.0
-    rescale: float = 0.0
-    clip: str | None = None
-    eta: float = 0.0
-    variant: str = "bh2"
-    null_label: int = CLASSES
-
-
-def model() -> Model:
-    process = GaussianDiffusion(NoiseSchedule(make_betas("linear", T, 1e-3, 0.25)), "epsilon", "fixed_large")
-    return Model(Waves(), process, image_shape=SHAPE, class_names=["a", "b", "c"], null_label=CLASSES)
-
-
-MODEL = model()
+MODEL = wave_model(KEPT)
 EXACT = Waves().double().requires_grad_(False)
 IMAGES = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(1)) * 1.8 - 0.7
-
-
-def draws(seed: int, index: int, number: int) -> list[Tensor]:
-    """The noise of an image, in the order in which it is drawn."""
-    generator = image_generator(seed, index)
-    return [torch.randn(SHAPE, generator=generator).double() for _ in range(number)]
 
 
 def falling(strength: float, steps: int) -> list[float]:

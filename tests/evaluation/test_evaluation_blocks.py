@@ -16,6 +16,7 @@ from ddpm.evaluation import classifier, distances, memorisation
 from ddpm.evaluation.classifier import Classifier, accuracy, normalise, predict, small, train_classifier
 from ddpm.evaluation.distances import (
     channel_drift,
+    frechet_distance,
     inception_score,
     kernel_distance,
     level_fractions,
@@ -193,6 +194,33 @@ def test_nearest_neighbours_are_found_at_any_block_size(monkeypatch, block):
     np.testing.assert_allclose(found.distance, [min(row) for row in table], rtol=1e-6)
 
 
+def test_frechet_distance_takes_singular_covariances_on_either_side():
+    """Rounding makes some of their eigenvalues negative; two distributions along one line each are a closed form."""
+    line = np.random.default_rng(0).normal(size=30)
+    a, b = np.outer(line, np.arange(1.0, 8.0)) * 1e3, np.outer(line * 2 + 3, np.arange(1.0, 8.0)) * 1e3
+    length = float((np.arange(1.0, 8.0) ** 2).sum()) * 1e6
+    expected = length * ((line.mean() + 3) ** 2 + line.var(ddof=1))
+    for first, second in ((a, b), (b, a)):
+        assert frechet_distance(moments_of([first]), moments_of([second])) == pytest.approx(expected, rel=1e-6)
+
+
+def test_nearest_compares_one_row_at_a_time_if_no_more_fit(monkeypatch):
+    monkeypatch.setattr(memorisation, "VALUES", 3)  # fewer than one row of four
+    asked, base = (torch.from_numpy(grid_points(n, n, d=4, most=50)).float() for n in (3, 5))
+    lengths = []
+
+    def rows_of(x):
+        def rows(part):
+            lengths.append(len(x[part]))
+            return x[part]
+
+        return rows
+
+    found = memorisation.nearest(rows_of(asked), 3, rows_of(base), 5)
+    assert set(lengths) == {1}
+    assert found.index.tolist() == torch.cdist(asked, base).argmin(1).tolist()
+
+
 @pytest.mark.parametrize("most", [9, 14])
 def test_pixel_neighbours_are_looked_up_for_a_fixed_choice_of_queries(monkeypatch, most):
     """Mirrored or not; more queries than `QUERIES` are thinned, and each result belongs to its row."""
@@ -243,7 +271,8 @@ def test_save_pairs_shows_the_closest_samples_above_their_training_images(tmp_pa
     by_pixels = Neighbours(np.array([150, 151, 152]), np.array([3.0, 1.0, 2.0]))
     by_features = Neighbours(np.array([180, 181, 182]), np.array([0.5, 9.0, 0.1]))
     rows = np.array([2, 5, 8])
-    save_pairs(tmp_path / "pairs.png", Images(ours), Images(training), (by_pixels, rows), (by_features, rows))
+    for _ in range(2):  # an evaluation that is repeated draws it again
+        save_pairs(tmp_path / "pairs.png", Images(ours), Images(training), (by_pixels, rows), (by_features, rows))
     picture = np.asarray(Image.open(tmp_path / "pairs.png").convert("L")).astype(int)
     shown = [value for value, _ in itertools.groupby(picture[:, 5].tolist())]
     second = [value for value, _ in itertools.groupby(picture[:, -5].tolist())]

@@ -15,7 +15,7 @@ from ddpm.data.images import read_image
 from ddpm.restoration import Task, restore_file
 from ddpm.restoration.job import Reader
 from ddpm.restoration.operators import from_file
-from ddpm.restoration.tasks import read_picture
+from ddpm.restoration.tasks import lost_pixels, marked, read_picture
 
 
 @pytest.mark.parametrize(
@@ -206,3 +206,42 @@ def test_any_whole_number_is_a_seed(grey, pictures, tmp_path, seed):
     chosen = replace(settings("inpaint", 0.0, steps=2, seed=seed, mask="half"), task=task)
     _, row = restore_file(grey[0], pictures / "0.png", tmp_path / "x.png", chosen)
     assert not row["error"]
+
+
+def mask_of(grey: list[list[int]], alpha: list[list[int]]) -> torch.Tensor:
+    return torch.tensor([grey, alpha], dtype=torch.uint8)
+
+
+def test_marked_pixels_begin_at_half_of_the_levels():
+    """White ones of an opaque mask; opaque ones, of any colour, of a mask with transparency."""
+    white = mask_of([[0, 127, 128, 255]], [[255] * 4])
+    assert marked(white).tolist() == [[False, False, True, True]]
+    painted = mask_of([[0, 255, 0, 255]], [[127, 127, 128, 255]])
+    assert marked(painted).tolist() == [[False, False, True, True]]
+    almost = mask_of([[0, 200, 0, 0]], [[255, 255, 255, 254]])
+    assert marked(almost).all()  # one pixel that is not quite opaque makes it a mask with transparency
+
+
+@pytest.mark.parametrize(("opaque", "spread", "erased"), [(9, 8, True), (9, 4, False), (8, 8, False), (15, 8, True)])
+def test_picture_with_an_erased_part_is_told_from_a_painted_mask(opaque, spread, erased):
+    """More than half is opaque, with many grey values; `spread` is their standard deviation, rounded."""
+    grey = torch.full((16,), 100)
+    count = opaque // 2
+    grey[:count], grey[count : 2 * count] = 100 - spread - 1, 100 + spread + 1
+    alpha = torch.where(torch.arange(16) < opaque, 255, 0)
+    lost = lost_pixels(torch.stack([grey, alpha]).reshape(2, 4, 4).to(torch.uint8)).flatten()
+    assert torch.equal(lost, alpha == 0 if erased else alpha > 0)
+
+
+def test_tint_of_a_scan_may_reach_sixteen_levels_in_one_percent_of_the_pixels(tmp_path):
+    """A level more, or one pixel more, and it is a colour picture."""
+    for tint, pixels, taken in ((15, 400, True), (16, 4, True), (16, 5, False)):
+        scan = torch.full((3, 20, 20), 120, dtype=torch.uint8)
+        scan.view(3, -1)[1, :pixels] += tint
+        save_picture(scan, tmp_path / "scan.png", overwrite=True)
+        if taken:
+            assert read_picture(tmp_path / "scan.png", 1).shape == (1, 20, 20)
+        else:
+            with pytest.raises(UserError, match="colour picture"):
+                read_picture(tmp_path / "scan.png", 1)
+    assert read_picture(tmp_path / "scan.png", 1, toned=True).shape == (1, 20, 20)

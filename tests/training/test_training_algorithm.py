@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ddpm.diffusion.config import DiffusionConfig
+from ddpm.training import optimizer as optimizer_module
 from ddpm.training.batches import Batch
 from ddpm.training.config import TrainingConfig
 from ddpm.training.optimizer import EMA, Optimizer
@@ -236,8 +237,10 @@ def test_clipping_leaves_a_gradient_up_to_its_limit_alone():
             torch.testing.assert_close(first, torch.tensor([0.6, -0.8]) * expected, rtol=1e-5, atol=0)
 
 
-def test_loss_scale_grows_after_2000_good_steps_and_halves_at_an_overflow():
+def test_loss_scale_doubles_after_so_many_good_steps_and_halves_at_an_overflow(monkeypatch):
     """Micikevicius et al. 2018, section 3.2; an overflow changes nothing else, and the count begins again."""
+    assert optimizer_module.GROW_AFTER == 2000
+    monkeypatch.setattr(optimizer_module, "GROW_AFTER", 6)
     network = nn.Linear(1, 1, bias=False)
     optimizer = Optimizer(network, None, True)
     assert optimizer.scale == 2**16
@@ -249,25 +252,22 @@ def test_loss_scale_grows_after_2000_good_steps_and_halves_at_an_overflow():
     def good(times: int) -> float:
         for _ in range(times):
             step(3.0)
-        return float(optimizer.scale)
+        return math.log2(optimizer.scale)
 
-    assert good(1999) == 2**16
-    assert good(1) == 2**17
-    assert good(1999) == 2**17
-    assert good(1) == 2**18
-    assert good(1999) == 2**18
+    assert [good(1) for _ in range(14)] == [16] * 5 + [17] * 6 + [18] * 3
+    assert good(2) == 18
     before = {name: tensor.clone() for name, tensor in optimizer.state_dict().items() if "scale" not in name}
     step(math.inf)
     assert optimizer.scale == 2**17
     step(1.0, loss=math.nan)
     assert optimizer.scale == 2**16
     assert all(torch.equal(optimizer.state_dict()[name], tensor) for name, tensor in before.items())
-    assert good(1999) == 2**16
+    assert good(5) == 16
     state = {name: tensor.clone() for name, tensor in optimizer.state_dict().items()}
-    assert good(1) == 2**17
+    assert good(1) == 17
     resumed = Optimizer(network, None, True)
     resumed.load_state_dict(state)
-    assert (resumed.scale, resumed.good_steps) == (2**16, 1999)
+    assert (resumed.scale, resumed.good_steps) == (2**16, 5)
 
 
 def test_optimizer_state_is_restored_by_name_in_the_memory_order_of_the_parameters():

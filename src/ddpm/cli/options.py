@@ -2,7 +2,11 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+import math
+import shlex
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, Literal, get_args
 
 import typer
@@ -45,6 +49,9 @@ Seed = Annotated[int, typer.Option(help="image i of a seed is always the same im
 BatchSize = Annotated[int | None, typer.Option(help="images per forward pass")]
 PrecisionName = Annotated[str, typer.Option(help=f"number format: {', '.join(get_args(Precision))}")]
 Overwrite = Annotated[bool, typer.Option(help="replace existing output")]
+Metadata = Annotated[
+    bool, typer.Option("--metadata/--no-metadata", help="write into the file how it was made, for `ddpm info`")
+]
 
 SAMPLING: dict[str, tuple[Any, Any]] = {  # the fields of `ddpm.SamplingOptions` that are flags, with type and default
     "labels": (Labels, None),
@@ -98,6 +105,40 @@ def sampling_flags(*, steps: int | str = DEFAULT_STEPS, without: Collection[str]
         return with_flags
 
     return decorate
+
+
+@contextmanager
+def step_bar(images: int) -> Iterator[Callable[[Any], None]]:
+    """Give a sampler's callback that shows its steps on a terminal, if they take over two seconds.
+
+    images: how many are sampled, in batches.
+    """
+    from tqdm import tqdm
+
+    done = 0
+    with tqdm(desc="steps", unit="step", delay=2, leave=False, disable=None) as bar:
+
+        def callback(step: Any) -> None:
+            nonlocal done
+            bar.total = math.ceil(images / len(step.x_t)) * step.steps if not done else bar.total
+            done += 1
+            bar.update()
+
+        yield callback
+
+
+command_line: ContextVar[list[str]] = ContextVar("command_line")  # the arguments of the command that is running
+
+
+def origin(metadata: bool, loaded: Any, **more: Any) -> dict[str, Any] | None:
+    """Return how the files of the running command are made, for `made_by`; None without --metadata.
+
+    loaded: the model, or None. more: JSON values.
+    """
+    from ddpm.common.pixels import origin_of
+
+    weights = None if loaded is None else loaded.weights_hash
+    return origin_of(shlex.join(["ddpm", *command_line.get([])]), weights, **more) if metadata else None
 
 
 def parse_clip(text: str) -> Literal["static", "dynamic"] | None:

@@ -13,7 +13,7 @@ DARK = 128  # of 255; photographs, drawings and digits all have brighter pixels
 
 
 def data_notes(dataset: ImageDataset) -> list[str]:
-    """Return what `ddpm data` and the start of a run should tell about a data set, one string per note.
+    """Return what a user should know about a data set, one string per note.
 
     The notes name classes that were left out or have no images, numeric class names in the order of text, and images
     that are dark throughout. An ordinary data set has none. The files that are not read are in `dataset.report`.
