@@ -2,7 +2,6 @@
 
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +21,7 @@ from ddpm.cli.trace import trace
 from ddpm.cli.train import CONTEXT, TrainCommand, train
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import NO_SPACE
+from ddpm.common.names import VERSION
 
 INTERRUPTED = 130  # exit code of a process that Ctrl-C has ended; Typer returns it, too
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -46,7 +46,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 def print_version(asked: bool) -> None:
     """Print the version and exit."""
     if asked:
-        print(version("ddpm"))
+        print(VERSION)
         raise typer.Exit
 
 
