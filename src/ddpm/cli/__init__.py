@@ -11,6 +11,7 @@ from ddpm.cli.convert import convert
 from ddpm.cli.data import data
 from ddpm.cli.edit import edit
 from ddpm.cli.evaluate import evaluate
+from ddpm.cli.export import export
 from ddpm.cli.interpolate import interpolate
 from ddpm.cli.plot import plot
 from ddpm.cli.presets import presets
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(cls=TrainCommand, context_settings=CONTEXT | HELP_NAMES)(train)
-for command in (sample, trace, evaluate, restore, edit, interpolate, data, presets, convert, push):
+for command in (sample, trace, evaluate, restore, edit, interpolate, data, presets, convert, export, push):
     app.command(context_settings=HELP_NAMES)(command)
 app.add_typer(plot)
 app.command("app", context_settings=HELP_NAMES)(page)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite, PrecisionName, Sampler
+from ddpm.cli.options import PATH, BatchSize, Guidance, ModelName, Overwrite, PrecisionName, Sampler
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def edit(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: ModelName,
     source: Annotated[Path, typer.Argument(**PATH | {"metavar": "INPUT"}, help="a picture, or a folder of them")],
     strength: Annotated[
         float | None, typer.Option(help="SDEdit: noise the picture by this fraction of the timesteps")

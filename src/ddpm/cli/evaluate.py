@@ -19,6 +19,7 @@ from ddpm.cli.options import (
     PrecisionName,
     Seed,
     Spacing,
+    complete_model,
     parse_clip,
 )
 from ddpm.common.errors import UserError
@@ -35,7 +36,10 @@ QUICK_METRICS = ("fid", "kid", "prdc", "is", "drift", "levels")
 
 
 def evaluate(
-    candidate: Annotated[str, typer.Argument(metavar="MODEL", help="a model, or a folder or .npz of images")],
+    candidate: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="a model, or a folder or .npz of images", autocompletion=complete_model),
+    ],
     data: Annotated[str, typer.Option(help="real images: a SOURCE, or an .npz of precomputed mu, sigma, n")],
     metrics: Annotated[
         str | None,

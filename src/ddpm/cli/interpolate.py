@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite, PrecisionName, Sampler
+from ddpm.cli.options import PATH, BatchSize, Guidance, ModelName, Overwrite, PrecisionName, Sampler
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
 
 def interpolate(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: ModelName,
     first: Annotated[Path, typer.Argument(**PATH | {"metavar": "A"}, help="a picture")],
     second: Annotated[Path, typer.Argument(**PATH | {"metavar": "B"}, help="another picture")],
     num: Annotated[int, typer.Option(help="number of images from λ = 0 (A) to λ = 1 (B)")] = 9,

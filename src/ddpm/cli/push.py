@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from ddpm.cli.options import ModelName
+
 
 def push(
-    model: Annotated[str, typer.Argument(help="a run directory or a model folder")],
+    model: ModelName,
     name: Annotated[str, typer.Argument(help="user/name on the Hub; created if needed")],
     private: Annotated[bool, typer.Option(help="create the repository as private")] = False,
     num: Annotated[int, typer.Option(help="number of samples on the card; 0 for none")] = 16,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, BatchSize, Guidance, Overwrite, PrecisionName
+from ddpm.cli.options import PATH, BatchSize, Guidance, ModelName, Overwrite, PrecisionName
 from ddpm.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def restore(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    model: ModelName,
     source: Annotated[Path, typer.Argument(**PATH | {"metavar": "INPUT"}, help="a picture, or a folder of them")],
     task: Annotated[str, typer.Option(help="denoise, inpaint, superresolve, deblur or colorize")],
     method: Annotated[str, typer.Option(help="ddnm, ddrm, repaint (inpainting only) or dps")] = "ddnm",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ddpm.cli.options import PATH, complete_preset
+from ddpm.cli.options import PATH, complete_model, complete_preset, complete_run
 from ddpm.common.errors import UserError
 from ddpm.training.config import Config, config_notes, load_config, preset_names, read_yaml
 from ddpm.training.config import find_file as find_configuration
@@ -54,8 +54,10 @@ def train(
     ] = None,
     data: Annotated[str | None, typer.Option(help="SOURCE of images: a name, hf:user/set, or a path")] = None,
     out: Annotated[Path | None, typer.Option(**PATH, help="run directory; default: runs/PRESET")] = None,
-    init: Annotated[str | None, typer.Option(help="fine-tune this model")] = None,
-    resume: Annotated[Path | None, typer.Option(**PATH, help="resume the run in this directory")] = None,
+    init: Annotated[str | None, typer.Option(help="fine-tune this model", autocompletion=complete_model)] = None,
+    resume: Annotated[
+        Path | None, typer.Option(**PATH, help="resume the run in this directory", autocompletion=complete_run)
+    ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="print what the run would cost, and stop")] = False,
     overwrite: Annotated[bool, typer.Option(help="start a new run even if --out holds one")] = False,
 ) -> None:
