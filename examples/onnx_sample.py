@@ -68,8 +68,8 @@ def main():
     given = parser.parse_args()
     model = json.loads((given.folder / "model.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(given.folder / "model.onnx", providers=["CPUExecutionProvider"])
-    classes = [int(word) for word in given.labels.split(",")] if given.labels else range(len(model["class_names"] or [0]))
-    labels = np.resize(np.array(classes, np.int64), given.num)
+    known = range(len(model["class_names"] or [0]))
+    labels = np.resize(list(map(int, given.labels.split(","))) if given.labels else known, given.num)
     generator, shape = np.random.default_rng(given.seed), (given.num, *model["image_shape"])
     guidance = model["guidance"] if given.guidance is None else given.guidance
     write_png(given.out, sample(session, model, labels, lambda: generator.standard_normal(shape, np.float32), guidance))
