@@ -55,13 +55,19 @@ def check_login() -> None:
         huggingface_hub.HfApi().whoami()
 
 
-def upload(folder: Path, name: str, *, private: bool) -> str:
-    """Upload a model folder to the repository `name`, creating it if needed; return its address."""
+def upload(folder: Path, name: str, *, private: bool, space: bool = False) -> str:
+    """Upload a model folder, or the folder of a Space, to the repository `name`, creating it if needed.
+
+    Returns its address.
+    """
     check_id(name)
     api = huggingface_hub.HfApi()
+    kind = {"repo_type": "space" if space else "model"}
     with one_line(name):
-        address = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a ddpm model")
+        sdk = {"space_sdk": "gradio"} if space else {}
+        address = api.create_repo(name, private=private, exist_ok=True, **kind, **sdk)
+        message = f"Upload {'the page' if space else 'a model'} of ddpm"
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, **kind)
     return str(address)
 
 
