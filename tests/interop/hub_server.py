@@ -66,7 +66,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             asked = json.loads(body)
             key = (asked.get("type") or "model", f"{asked['organization']}/{asked['name']}")
             if key in self.server.repositories:
-                return self.refuse(409)
+                return self.answer({"error": "You already created this repo", "url": self.server.url(key)}, 409)
             self.server.repositories[key] = asked
             self.server.files[key] = {}
             return self.answer({"url": self.server.url(key)})
@@ -125,11 +125,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def answer(self, content: dict) -> None:
-        self.send(json.dumps(content).encode(), "application/json")
+    def answer(self, content: dict, status: int = 200) -> None:
+        self.send(json.dumps(content).encode(), "application/json", status)
 
-    def send(self, data: bytes, kind: str = "application/octet-stream") -> None:
-        self.send_response(200)
+    def send(self, data: bytes, kind: str = "application/octet-stream", status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')

@@ -1,4 +1,4 @@
-"""`ddpm push`: upload a model folder to the Hub, with its card and an image of its samples, and a Space that shows it."""
+"""`ddpm push`: upload a model folder to the Hub with its card and samples, and make a Space that shows it."""
 
 import tempfile
 from pathlib import Path
