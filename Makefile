@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # what `make oldest` runs: the parts of the suite that need no newer library than the package itself
 OLDEST := tests/cli tests/common tests/data tests/diffusion tests/networks tests/samplers tests/interop tests/training tests/test_model.py tests/test_generation.py --ignore tests/samplers/test_samplers_diffusers.py
 
-.PHONY: help demo test check release oldest docs bench torture fuzz lock clean
+.PHONY: help demo test check release oldest docs bench torture fuzz mutants lock clean
 help:
 	@echo "make demo     install, draw digits with the bundled model, train one from scratch (about five minutes)"
 	@echo "make test     install everything, lint, check types, run the whole test suite"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench    compare speed with other libraries on this machine"
 	@echo "make torture  kill training runs 100 times and compare what they end with"
 	@echo "make fuzz     feed hostile files to every reader"
+	@echo "make mutants  plant one-line errors in the source and count those that the tests notice (hours)"
 	@echo "make lock     resolve the pinned versions again"
 
 $(VENV)/bin/python:
@@ -75,6 +76,9 @@ torture: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/campaigns/fuzz.py
+
+mutants: $(VENV)/.dev
+	$(BIN)/python tools/mutants.py
 
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --all-extras --no-header --no-annotate --no-emit-index-url --python-version 3.11 \

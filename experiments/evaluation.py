@@ -1,14 +1,14 @@
 """Check the evaluation itself, and measure what the evaluation guide and the results report besides the models' rows.
 
     python -m experiments.evaluation likelihood [--num 1000]
-    python -m experiments.evaluation real MOMENTS.npz [--features inception]
+    python -m experiments.evaluation real STATISTICS.npz [--features inception]
     python -m experiments.evaluation speed
     python -m experiments.evaluation digits MODEL NAME [--num 1000]
 
 `likelihood`: bits/dim of MNIST's test images by the bundled model and by an untrained network of the same
 configuration, given the true classes. Writes bits_per_dim.json, and the bundled model's terms in bits_per_dim.png.
 `real`: FID of real images, the lower limit of every figure, and a check that the pipeline is the standard one.
-MOMENTS.npz holds mu, sigma and n of CIFAR-10's training images. About 15 minutes on two cores. Writes
+STATISTICS.npz holds mu, sigma and n of CIFAR-10's training images. About 15 minutes on two cores. Writes
 real_against_real.json.
 `speed`: images per second of the standard feature network, by each installed engine. Writes features_speed.json.
 `digits`: how often a classifier reads the digit that a sample was conditioned on. The built-in classifier has not seen

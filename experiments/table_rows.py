@@ -47,7 +47,7 @@ def headline_columns(result: Result) -> dict[str, str]:
         "images seen": f"{training['images']:,}",
         "training": duration(training["seconds"]),
         # results without a spacing are from a time when all spacing was even in t
-        "drawn with": f"{settings['steps']} × {settings['sampler']}, {settings.get('spacing', 'trailing')}",
+        "sampled with": f"{settings['steps']} × {settings['sampler']}, {settings.get('spacing', 'trailing')}",
         "n": f"{settings['n']:,}",
         distance["title"]: f"{distance['value']:.2f}" + (" (biased)" if distance["note"].startswith("BIASED") else ""),
         "distance (built-in features)": f"{others['frechet_distance']['value']:.3f}",

@@ -138,7 +138,7 @@ TABLES: dict[str, Table] = {
     ),
     "restoration_speed": one_result(
         "restoration_speed",
-        ["", "images", "evaluations an image", "seconds", "times as fast (lowest to highest)", "PSNR (dB)"],
+        ["", "images", "evaluations per image", "seconds", "times as fast (lowest to highest)", "PSNR (dB)"],
         table_rows.restoration_speed,
     ),
     "round_trips_digits": one_result(
@@ -167,16 +167,17 @@ TABLES: dict[str, Table] = {
     "drawing_cpu": one_result("speed_cpu", DRAWING_HEAD, table_rows.drawing),
     "drawing_gpu": one_result("speed_gpu", DRAWING_HEAD, table_rows.drawing),
     "speed_variants": one_result(
-        "speed_variants", ["the small network on the processor", *PHASES.values()], table_rows.variants
+        "speed_variants", ["the small network on the CPU", *PHASES.values()], table_rows.variants
     ),
     "time_to_quality": one_result(
         "time_to_quality",
         ["recipe", "parameters", "batch", "images seen", "seconds", "FID", "distance (built-in)"],
         table_rows.time_to_quality,
     ),
+    "ablations_muon": one_result("ablations_muon", ABLATIONS_HEAD, table_rows.ablations),
     "ablations_short": one_result("ablations_short", ABLATIONS_HEAD, table_rows.ablations),
     "ablations_longer": one_result("ablations_longer", ABLATIONS_HEAD, table_rows.ablations),
-    "usual_sampler": one_result("usual_sampler", ["model", "drawn with", "n", "FID"], table_rows.usual_sampler),
+    "usual_sampler": one_result("usual_sampler", ["model", "sampled with", "n", "FID"], table_rows.usual_sampler),
     "few_steps_digits": one_result("few_steps_digits", FEW_STEPS_HEAD, table_rows.few_steps, table_rows.few_steps_head),
     "few_steps_cifar10": one_result(
         "few_steps_cifar10", FEW_STEPS_HEAD, table_rows.few_steps, table_rows.few_steps_head
@@ -216,13 +217,14 @@ GALLERIES: dict[str, dict[str, str]] = {
         for data, title in (("mnist", "MNIST"), ("cifar10", "CIFAR-10"))
     },
     "speed": {
-        f"speed_{kind}.png": f"Images a second beside Diffusers as documented, on a {title}"
-        for kind, title in (("cpu", "processor"), ("gpu", "card"))
+        f"speed_{kind}.png": f"Images per second compared with Diffusers as documented, on a {title}"
+        for kind, title in (("cpu", "CPU"), ("gpu", "GPU"))
     },
     "bits_per_dim": {"bits_per_dim.png": "The bundled model: bits/dim and error by timestep, error by bits received"},
     "time_to_quality": {"time_to_quality.png": "The first samples of every contestant, none of them chosen"},
     "ablations": {
-        "ablations_short.png": "Samples of the recipe and of every variant, all of seed 0",
+        "ablations_muon.png": "Samples of the recipe with Muon and of every variant, all of seed 0",
+        "ablations_short.png": "Samples of the recipe before and of every variant, all of seed 0",
         "ablations_longer.png": "The same of those that were trained for longer",
     },
     "few_steps": {

@@ -15,6 +15,7 @@ from ddpm.cli import run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "api")]
+MAPS = [ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 
 TINY_RUN = [
     *("--training.steps", "2"),
@@ -29,6 +30,7 @@ TINY_NETWORK = [
     *("--network.channel_mult", "[1,2]"),
     *("--network.blocks", "1"),
 ]
+OF_OTHERS = {"train_unconditional.py"}  # Diffusers' training example
 UNENDING = {"app", "push"}  # a server, and an upload
 TOY = {
     "sample": ["--num", "2", "--steps", "2", "--overwrite"],
@@ -119,7 +121,26 @@ def test_nobody_is_sent_to_a_stranger(page):
     assert not re.search(r"pip install '?ddpm(?!-kit)", page.read_text())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *MAPS], ids=lambda page: page.name)
+def test_files_and_names_in_backticks_exist(page):
+    """`data/folder.py` is a file of the package or of the checkout; a bare `folder.py` is in some package."""
+    text = page.read_text()
+    for name in re.findall(r"`([\w./-]+\.py)`", text):
+        assert file_called(name) or name in OF_OTHERS, f"{page.name} speaks of {name}"
+    for name, place in re.findall(r"`([A-Za-z_][\w.]*)` in `([\w/]+\.py)`", text):
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", file_called(place).read_text()), f"{name} is not in {place}"
+    for module in re.findall(r"python -m (experiments[\w.]*)", text):
+        place = ROOT / module.replace(".", "/")
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), f"{page.name}: no {module}"
+
+
+def file_called(name: str) -> Path | None:
+    places = [ROOT / name, ROOT / "src" / "ddpm" / name]
+    found = [path for path in places if path.is_file()] or ([] if "/" in name else [*ROOT.rglob(f"src/ddpm/*/{name}")])
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("page", [*PAGES, *MAPS], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"

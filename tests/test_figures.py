@@ -141,27 +141,6 @@ def test_an_unconditional_model_has_no_classes_to_show(model):
         figures.samples_by_class(model)
 
 
-def test_interpolation_begins_and_ends_at_samples_of_the_seed(model):
-    pixels = shown(figures.interpolation(model, rows=2, columns=5, steps=6, seed=3))
-    samples = model.sample(4, sampler="ddim", steps=6, seed=3)
-    ends = table(samples.unflatten(0, (2, 2)))
-    np.testing.assert_allclose(pixels[:, :10], ends[:, :10], atol=1)
-    np.testing.assert_allclose(pixels[:, -10:], ends[:, -10:], atol=1)
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
-def test_slerp_keeps_the_norm_and_the_ends(weight):
-    a, b = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    b *= a.norm() / b.norm()
-    point = figures.slerp(a, b, weight)
-    assert point.norm().item() == pytest.approx(a.norm().item(), rel=1e-9)
-    angle = torch.arccos(a @ b / a.norm() ** 2)
-    assert torch.arccos((a @ point / a.norm() ** 2).clamp(-1, 1)).item() == pytest.approx(
-        weight * angle.item(), abs=1e-6
-    )
-    torch.testing.assert_close(figures.slerp(a, a, weight), a)
-
-
 def test_a_copied_image_is_its_own_nearest_neighbour(model, tmp_path):
     samples = model.sample(3, steps=4)
     others = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(2)) * 2 - 1

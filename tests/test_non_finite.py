@@ -1,5 +1,6 @@
 """NaN and infinity are refused where they enter, with the tensor that holds them; none becomes a black picture."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -13,9 +14,10 @@ import ddpm
 from ddpm.cli import run
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.pixels import final_images, to_uint8
-from ddpm.editing import Editor, sdedit
+from ddpm.editing import Editor, interpolate, sdedit
 from ddpm.networks.inference import first_non_finite
 from ddpm.restoration import Inpainting, restore
+from ddpm.samplers import SAMPLERS
 from ddpm.training import load_config, train
 from ddpm.training.optimizer import Optimizer
 
@@ -155,6 +157,29 @@ def test_resume_passes_over_a_checkpoint_that_is_not_finite(tmp_path, capsys):
     train(config, out, resume=True)
     assert "holds values that are not finite (ema: conv_out.bias)" in capsys.readouterr().out
     assert torch.equal(load_file(out / "model" / WEIGHTS)["conv_out.bias"], weights["conv_out.bias"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+def test_a_sample_that_ends_at_infinity_is_refused_before_it_is_clamped(value, sampler, monkeypatch):
+    """Infinity clamped to [-1, 1] would be a white or black pixel that looks right."""
+    spec = SAMPLERS[sampler]
+
+    def ends_badly(denoiser, x_T, timesteps, **options):
+        x_0 = spec.function(denoiser, x_T, timesteps, **options)
+        x_0[-1, 0, 3, 5] = value
+        return x_0
+
+    monkeypatch.setitem(SAMPLERS, sampler, dataclasses.replace(spec, function=ends_badly))
+    model, x = ddpm.load("digits"), torch.zeros(2, 1, 28, 28)
+    for use in (
+        lambda: model.sample(2, steps=2, sampler=sampler),
+        lambda: ddpm.trace(model, steps=2, sampler=sampler),
+        lambda: sdedit(Editor(model), x, 0.5, steps=4, sampler=sampler),
+        lambda: interpolate(Editor(model), x[0], x[1], [0, 1], steps=4, sampler=sampler),
+    ):
+        with pytest.raises(UserError, match="not finite: try --precision fp32"):
+            use()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

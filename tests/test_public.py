@@ -29,6 +29,7 @@ PACKAGES = [
     "data",
     "diffusion",
     "editing",
+    "evaluation",
     "interop",
     "networks",
     "plotting",

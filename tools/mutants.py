@@ -3,15 +3,20 @@
     python tools/mutants.py [ROOM ...] [--sample 40] [--seed 0] [--jobs 1] [--out mutants.json]
 
 A mutant changes one expression: an operator, a comparison, a number, a truth value, the order of two arguments, a
-keyword argument left out, a negation, a bound of a slice. Each runs in a process forked from one that has imported the
-libraries, so a mutant costs its tests alone. A mutant that no test notices is a survivor: write a test for it, or
-explain in `EQUIVALENT` why it changes nothing. `--sample` takes that many mutants of each file, chosen by the seed.
+keyword argument left out, a negation, a bound of a slice, a term, factor, root or limit left out, a variable taken for
+its sibling (`alpha` for `alpha_prev`), a call or an update not made. Each runs in a process forked from one that has
+imported the libraries, so a mutant costs its tests alone. A mutant that no test notices is a survivor: write a test for
+it, or explain in `EQUIVALENT` why it changes nothing. `--sample` takes that many mutants of each file, chosen by the
+seed.
 """
 
 import argparse
 import ast
+import contextlib
 import copy
+import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -23,24 +28,31 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TIMEOUT = 300  # seconds; a mutant that loops for ever is noticed
+PATIENCE = 5  # a mutant that takes so many times as long as the source itself, and a minute, is noticed
 ROOMS = {  # files to change, and the tests that mirror them
     "diffusion": (["diffusion"], ["tests/diffusion", "tests/test_wiring.py"]),
     "samplers": (["samplers"], ["tests/samplers"]),
     "networks": (["networks"], ["tests/networks", "tests/interop/test_interop_diffusers.py"]),
     "training": (
-        ["training/loop.py", "training/batches.py", "training/optimizer.py", "training/checkpoint.py"],
-        ["tests/training", "tests/data/test_data_loader.py", "tests/networks/test_networks_ema.py"],
+        [
+            "training/step.py",
+            "training/trainer.py",
+            "training/batches.py",
+            "training/optimizer.py",
+            "training/checkpoint.py",
+        ],
+        ["tests/training", "tests/networks/test_networks_ema.py", "tests/test_wiring.py"],
     ),
     "evaluation": (
         ["evaluation/distances.py", "evaluation/metrics.py", "evaluation/likelihood.py", "evaluation/memorisation.py"],
         ["tests/evaluation"],
     ),
     "restoration": (["restoration"], ["tests/restoration"]),
-    "editing": (["editing"], ["tests/test_editing.py"]),
+    "editing": (["editing"], ["tests/editing"]),
 }
 EQUIVALENT: dict[str, str] = {}  # "file: change" -> why no test can notice it
 
@@ -56,6 +68,13 @@ OPERATORS = {
 }
 PAIRS = [(ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)]
 COMPARISONS = {**dict(PAIRS), **{b: a for a, b in PAIRS}}
+TERMS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
+LEFT_OUT = ("sqrt", "square", "exp", "log", "abs", "clamp", "mean", "expm1", "log1p", "detach", "float", "round", "min",
+            "max", "int", "flip", "rsqrt", "clone", "to", "reversed", "sorted", "double")  # fmt: skip
+LIBRARIES = ("pytest", "hypothesis", "scipy.stats", "diffusers.schedulers.scheduling_dpmsolver_multistep",
+             "diffusers.schedulers.scheduling_unipc_multistep", "diffusers.models.unets.unet_2d", "PIL.Image",
+             "matplotlib.pyplot", "sklearn.metrics", "datasets", "deepinv", "torch._dynamo",
+             "torch.utils.tensorboard")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,11 +88,18 @@ class Mutant:
     source: str
 
 
-def changes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield each small change of one node as a changed copy."""
+def changes(node: ast.AST, siblings: set[str]) -> Iterator[ast.AST]:
+    """Yield each small change of one node as a changed copy; `siblings` are the variables of its function."""
     match node:
-        case ast.BinOp(op=op) if type(op) in OPERATORS:
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in OPERATORS:
             yield _with(node, op=OPERATORS[type(op)]())
+            if isinstance(op, TERMS):
+                yield from (left, right)
+        case ast.Name(id=name, ctx=ast.Load()) if name in siblings:
+            alike = sorted(other for other in siblings if other != name and _stem(other) == _stem(name))
+            yield from (ast.Name(other, ast.Load()) for other in alike[:2])
+        case ast.Expr(value=ast.Call()) | ast.AugAssign():
+            yield ast.Pass()
         case ast.Compare(ops=[op, *rest]) if type(op) in COMPARISONS:
             yield _with(node, ops=[COMPARISONS[type(op)](), *rest])
         case ast.BoolOp(op=op):
@@ -91,12 +117,22 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
                 yield _with(node, lower=None)
             if upper is not None:
                 yield _with(node, upper=None)
-        case ast.Call(args=arguments, keywords=keywords):
+        case ast.Call(func=ast.Attribute(attr=name, value=value), args=[]) if name in LEFT_OUT:
+            yield value  # x.sqrt()
+        case ast.Call(func=function, args=arguments, keywords=keywords):
+            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            if name in LEFT_OUT:  # math.sqrt(x), or x.clamp(0, 1)
+                module = isinstance(function, ast.Name) or getattr(function.value, "id", "") in ("math", "np", "torch")
+                yield arguments[0] if module else function.value
             if len(arguments) >= 2 and not any(isinstance(argument, ast.Starred) for argument in arguments[:2]):
                 yield _with(node, args=[arguments[1], arguments[0], *arguments[2:]])
             for keyword in keywords:
                 if keyword.arg and keyword.arg not in ("description", "help", "desc"):
                     yield _with(node, keywords=[other for other in keywords if other is not keyword])
+
+
+def _stem(name: str) -> str:
+    return name.partition("_")[0]
 
 
 def _with(node: ast.AST, **fields: object) -> ast.AST:
@@ -106,31 +142,29 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
     return changed
 
 
-class Replace(ast.NodeTransformer):
-    """Put one node in the place of another."""
-
-    def __init__(self, old: ast.AST, new: ast.AST):
-        self.old, self.new = old, new
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        return self.new if node is self.old else self.generic_visit(node)
-
-
 def mutants(path: Path) -> list[Mutant]:
     """Return every mutant of a file; messages, annotations, decorators and assertions are left alone."""
-    tree, found = ast.parse(path.read_text(encoding="utf-8")), []
+    text, found = path.read_bytes(), []
+    tree, starts = ast.parse(text), list(accumulate(map(len, text.splitlines(keepends=True)), initial=0))
+    siblings: dict[ast.AST, set[str]] = {}
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            names = [name for name in ast.walk(function) if isinstance(name, ast.Name)]
+            stored = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+            given = {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
+            siblings |= dict.fromkeys(ast.walk(function), stored | given)
     for node in list(_code(tree)):
-        for new in changes(node):
+        for new in changes(node, siblings.get(node, set())):
             was, became = ast.unparse(node), ast.unparse(new)
             if was != became:
-                source = ast.unparse(Replace(node, new).visit(copy_of(tree, node)))
+                start, end = (
+                    starts[node.lineno - 1] + node.col_offset,
+                    starts[node.end_lineno - 1] + node.end_col_offset,
+                )
+                code = became if isinstance(new, ast.Pass | ast.Slice) else f"({became})"
+                source = (text[:start] + code.encode() + text[end:]).decode()
                 found.append(Mutant(str(path.relative_to(ROOT)), node.lineno, was[:160], became[:160], source))
     return found
-
-
-def copy_of(tree: ast.AST, keep: ast.AST) -> ast.AST:
-    """Copy a tree, except for one node, which stays the same object so that it can be found."""
-    return copy.deepcopy(tree, {id(keep): keep})
 
 
 def _code(node: ast.AST) -> Iterator[ast.AST]:
@@ -145,16 +179,17 @@ def _code(node: ast.AST) -> Iterator[ast.AST]:
                 yield from _code(child)
 
 
-def noticed(mutant: Mutant, tests: list[str]) -> bool:
+def noticed(mutant: Mutant | None, tests: list[str], limit: float) -> bool:
     """Run the tests on a copy of the source with the mutant in a forked process; True if they fail or hang."""
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(ROOT / "src", Path(scratch) / "src", ignore=shutil.ignore_patterns("__pycache__"))
-        (Path(scratch) / mutant.file).write_text(mutant.source, encoding="utf-8")
+        if mutant is not None:
+            (Path(scratch) / mutant.file).write_text(mutant.source, encoding="utf-8")
         child = os.fork()
         if child == 0:
             os.setsid()
             _run(Path(scratch) / "src", tests)
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
@@ -165,16 +200,23 @@ def noticed(mutant: Mutant, tests: list[str]) -> bool:
         return True
 
 
+def _nearest_first(tests: list[str], module: str) -> list[str]:
+    """Return the test files, those that are named after the module first."""
+    files = [file for test in tests for file in (sorted(Path(test).glob("test_*.py")) or [Path(test)])]
+    return [str(file) for file in sorted(files, key=lambda file: module.rstrip("s") not in file.stem)]
+
+
 def _run(source: Path, tests: list[str]) -> None:
     """In the child: run pytest against the changed source, and leave with its exit code."""
     import pytest
 
-    sys.path.insert(0, str(source))
+    sys.path[:0] = [str(source), str(ROOT)]
     os.environ["PYTHONPATH"] = str(source)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests])))
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header"]
+    os._exit(any(pytest.main([*options, test]) for test in tests))  # a file that notices spares the others
 
 
 def main() -> int:
@@ -189,20 +231,26 @@ def main() -> int:
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.dont_write_bytecode = True
-    import diffusers  # noqa: F401, imported before the forks
-    import torch  # noqa: F401
+    for library in LIBRARIES:  # before the forks
+        with contextlib.suppress(ImportError):
+            importlib.import_module(library)
 
     rows = []
     for room in options.rooms:
         places, tests = ROOMS[room]
-        tests = [test for test in tests if Path(test).exists()]
         paths = [ROOT / "src" / "ddpm" / place for place in places]
+        if missing := [str(path) for path in [*paths, *map(Path, tests)] if not path.exists()]:
+            raise SystemExit(f"ROOMS of {Path(__file__).name} names what is not there: {', '.join(missing)}")
+        start = time.monotonic()
+        if noticed(None, tests, math.inf):
+            raise SystemExit(f"the tests of {room} fail on the source as it is")
+        limit = PATIENCE * (time.monotonic() - start) + 60
         for path in sorted(file for place in paths for file in (place.glob("*.py") if place.is_dir() else [place])):
             found = [mutant for mutant in mutants(path) if f"{mutant.file}: {mutant.became}" not in EQUIVALENT]
             if options.sample:
                 found = random.Random(f"{options.seed} {path.name}").sample(found, min(options.sample, len(found)))
             with ThreadPoolExecutor(options.jobs) as pool:
-                results = list(pool.map(partial(noticed, tests=tests), found))
+                results = list(pool.map(partial(noticed, tests=_nearest_first(tests, path.stem), limit=limit), found))
             survivors = [mutant for mutant, seen in zip(found, results, strict=True) if not seen]
             rows.append({"file": str(path.relative_to(ROOT)), "planted": len(found), "noticed": sum(results),
                          "survivors": [{**asdict(mutant), "source": None} for mutant in survivors]})  # fmt: skip

@@ -1,13 +1,14 @@
-"""Find which choices of the fast recipe pay: change one at a time, on Fashion-MNIST, at a short budget.
+"""Find which choices of the recipe pay: change one at a time, on Fashion-MNIST, at a short budget.
 
+    CUDA_VISIBLE_DEVICES="" python -m experiments.quality.ablations muon --jobs 2
     CUDA_VISIBLE_DEVICES="" python -m experiments.quality.ablations short --jobs 8
     CUDA_VISIBLE_DEVICES="" python -m experiments.quality.ablations longer --jobs 8
 
-The base is the preset `fashion_mnist` for a fixed number of images. `longer` repeats the winners of `short` with four
-times the images. Every variant sees as many images, except the widths, which get the same time as the base: their steps
-follow from a measurement at the start, kept in RUNS/BUDGET/paces.json. Figures: the distance with the built-in features
-to the training images, and the fraction of misplaced levels, which those features cannot see. A cell is a run directory
-in RUNS/BUDGET. Finished cells are kept and killed ones are resumed. Writes ablations_BUDGET.json after every cell, and
+`muon` changes the recipe of the presets, with a smaller network. `short` changes the recipe before it, with Adam, and
+`longer` repeats the winners of `short` with four times the images. Every variant sees as many images, except those of
+equal time: their steps follow from a measurement at the start, kept in RUNS/BUDGET/paces.json. Figures: the distance
+with the built-in features to the training images, and the fraction of misplaced levels, which those cannot see.
+A cell is a run directory in RUNS/BUDGET. Finished cells are kept. Writes ablations_BUDGET.json after every cell, and
 ablations_BUDGET.png at the end.
 """
 
@@ -32,11 +33,36 @@ PRESET, COLUMNS = "fashion_mnist", 12
 BASE = "the recipe"
 QUIET = {
     "training.preview_every": 0,
-    "training.checkpoint_every": 200,
+    "training.checkpoint_every": 10_000,
     "training.keep_checkpoints": 1,
     "training.loggers": [],
 }
 
+ADAM = {
+    "network.channels": 32,
+    "network.channel_mult": [1, 2, 4],
+    "network.groups": 32,
+    "training.batch_size": 64,
+    "training.optimizer": "adam",
+    "training.learning_rate": 1e-3,
+}
+MUON = ADAM | {
+    "network.channels": 16,
+    "network.groups": 8,
+    "training.batch_size": 32,
+    "training.optimizer": "muon",
+    "training.learning_rate": 3e-3,
+}
+MUON_VARIANTS: dict[str, dict[str, Any]] = {
+    "Adam at 1e-3 in place of Muon": {"training.optimizer": "adam", "training.learning_rate": 1e-3},
+    "learning rate 2e-3": {"training.learning_rate": 2e-3},
+    "learning rate 5e-3": {"training.learning_rate": 5e-3},
+    "batches of 16, learning rate 2e-3": {"training.batch_size": 16, "training.learning_rate": 2e-3},
+    "width 24": {"network.channels": 24},
+    "width 24, batches of 64": {"network.channels": 24, "training.batch_size": 64},
+    "widths 1, 3, 6 in place of 1, 2, 4": {"network.channel_mult": [1, 3, 6]},
+    "2 blocks in each level": {"network.blocks": 2},
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},
     "v in place of x_0": {"diffusion.prediction": "v"},
@@ -56,13 +82,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no attention": {"network.attention": [], "network.mid_attention": False},
     "8 groups of channels in place of 32": {"network.groups": 8},
 }
+ALL = [*VARIANTS, *MUON_VARIANTS]
 EQUAL_TIME = [name for name in VARIANTS if name.endswith("equal time")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget(cells.Budget):
-    """Options of every variant. `images`: training images; `seeds`: number of seeds."""
+    """Options of every variant. `recipe`: what all have; `images`: training images; `seeds`: number of seeds."""
 
+    recipe: tuple[tuple[str, Any], ...] = tuple(ADAM.items())
     variants: tuple[str, ...] = tuple(VARIANTS)
     images: int = 20_000
     seeds: int = 1
@@ -77,12 +105,17 @@ WINNERS = (
     "width 24, equal time",
     "8 groups of channels in place of 32",
 )
-BUDGETS = {"short": Budget(), "longer": Budget(variants=WINNERS, images=80_000)}
+BUDGETS = {
+    "muon": Budget(recipe=tuple(MUON.items()), variants=(BASE, *MUON_VARIANTS)),
+    "short": Budget(),
+    "longer": Budget(variants=WINNERS, images=80_000),
+}
 
 
 def configuration(variant: str, seed: int, budget: Budget, paces: dict[str, float]) -> Config:
-    """Preset with one change, and with the steps and warm-up that fit the budget."""
-    overrides = QUIET | VARIANTS[variant] | dict(budget.overrides) | {"training.seed": seed}
+    """The recipe with one change, and with the steps and warm-up that fit the budget."""
+    change = (VARIANTS | MUON_VARIANTS)[variant]
+    overrides = QUIET | dict(budget.recipe) | change | dict(budget.overrides) | {"training.seed": seed}
     config = load_config(PRESET, overrides)
     steps = budget.images / config.training.batch_size
     if variant in paces:
@@ -116,12 +149,12 @@ def run_cell(variant: str, seed: int, runs: Path, budget: Budget, paces: dict[st
 
 def run_folder(variant: str, seed: int, runs: Path) -> Path:
     """Run directory of a cell."""
-    return runs / f"{list(VARIANTS).index(variant):02d}-{seed}"
+    return runs / f"{ALL.index(variant):02d}-{seed}"
 
 
 def summarise(rows: Iterable[Row]) -> list[Row]:
-    """Mean and standard deviation over the seeds of every variant, in the order of `VARIANTS`."""
-    rows = sorted(rows, key=lambda row: list(VARIANTS).index(row["variant"]))
+    """Mean and standard deviation over the seeds of every variant, in the order of `ALL`."""
+    rows = sorted(rows, key=lambda row: ALL.index(row["variant"]))
     summaries = cells.summarise(rows, ("variant",), ("frechet_distance", "levels"))
     for summary in summaries:
         group = [row for row in rows if row["variant"] == summary["variant"]]

@@ -20,7 +20,8 @@ from torch.nn.functional import interpolate
 from ddpm.common.fidelity import psnr, ssim
 from ddpm.model import Model, load
 from ddpm.plotting.plots import plot_images
-from ddpm.restoration import Inpainting, Task, restore
+from ddpm.restoration import Task, restore
+from ddpm.restoration.job import seen_part
 from ddpm.restoration.operator import LinearOperator, SpectralOperator
 from ddpm.restoration.posterior import PIXEL_SCALE
 from experiments.lib import about, add_folders, command_line, first_images, launch, save_picture, save_result
@@ -41,7 +42,7 @@ ROWS: list[tuple[str, Task, float]] = [
 ]
 TV_WEIGHTS = (0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)  # λ for images in [0, 1]; 0 without noise
 NLM_STRENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # h, for images in [0, 1]
-COLUMNS = ("original", "input", "pseudo-inverse", "total variation", "a draw", "mean", "deviation")  # of the picture
+COLUMNS = ("original", "input", "pseudo-inverse", "total variation", "a sample", "mean", "deviation")  # of the picture
 WHITE = 0.25  # the standard deviation, of images in [0, 1], that the picture shows as white
 
 
@@ -118,7 +119,7 @@ def measure(operator: LinearOperator, x: Tensor, sigma: float) -> Tensor:
     """y = H x + σ n with a fixed seed for n; lost pixels are 0."""
     y = operator.H(x)
     y = y + PIXEL_SCALE * sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
-    return y * operator.known if isinstance(operator, Inpainting) else y
+    return seen_part(operator, y)
 
 
 def figures(images: Tensor, originals: Tensor) -> dict[str, float]:
@@ -165,7 +166,7 @@ def run_row(
     row["non-local means"], _ = best(smoothed, x)
     ddrm, ddnm = (restore(model, y, operator, method=m, noise=sigma, samples=samples) for m in ("ddrm", "ddnm"))
     for name, restored in {"DDRM": ddrm, "DDNM(+)": ddnm}.items():
-        row[f"{name}, one draw"] = figures(restored.samples[:, 0], x)
+        row[f"{name}, one sample"] = figures(restored.samples[:, 0], x)
         row[f"{name}, mean of {samples}"] = figures(restored.mean, x)
     print(f"{title:22}" + "  ".join(f"{key}: {v['psnr']}" for key, v in row.items() if isinstance(v, dict)), flush=True)
     strip = [x, shown, inverse, classical, ddnm.samples[:, 0], ddnm.mean, 2 / WHITE * ddnm.std - 1]

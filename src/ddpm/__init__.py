@@ -5,58 +5,39 @@ from typing import TYPE_CHECKING
 from ddpm.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ddpm import samplers
-    from ddpm.common.pixels import save_grid
-    from ddpm.common.randomness import image_generator
-    from ddpm.data.sources import open_dataset
-    from ddpm.diffusion.gaussian import GaussianDiffusion
-    from ddpm.diffusion.schedule import NoiseSchedule
-    from ddpm.evaluation.evaluate import evaluate
-    from ddpm.model import Model, SamplingOptions, load
-    from ddpm.plotting.trace import trace
-    from ddpm.restoration.deepinv import as_deepinv
-    from ddpm.restoration.posterior import restore
-    from ddpm.samplers.denoiser import Denoiser
-    from ddpm.training.config import load_config
-    from ddpm.training.trainer import train
+    from ddpm import samplers as samplers
+    from ddpm.common.pixels import save_grid as save_grid
+    from ddpm.common.randomness import image_generator as image_generator
+    from ddpm.data.sources import open_dataset as open_dataset
+    from ddpm.diffusion.gaussian import GaussianDiffusion as GaussianDiffusion
+    from ddpm.diffusion.schedule import NoiseSchedule as NoiseSchedule
+    from ddpm.evaluation.evaluate import evaluate as evaluate
+    from ddpm.model import Model as Model
+    from ddpm.model import SamplingOptions as SamplingOptions
+    from ddpm.model import load as load
+    from ddpm.plotting.trace import trace as trace
+    from ddpm.restoration.deepinv import as_deepinv as as_deepinv
+    from ddpm.restoration.posterior import restore as restore
+    from ddpm.samplers.denoiser import Denoiser as Denoiser
+    from ddpm.training.config import load_config as load_config
+    from ddpm.training.trainer import train as train
 
-__all__ = [
-    "Denoiser",
-    "GaussianDiffusion",
-    "Model",
-    "NoiseSchedule",
-    "SamplingOptions",
-    "as_deepinv",
-    "evaluate",
-    "image_generator",
-    "load",
-    "load_config",
-    "open_dataset",
-    "restore",
-    "samplers",
-    "save_grid",
-    "trace",
-    "train",
-]
-
-__getattr__, __dir__ = lazy_exports(
+__getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "Denoiser": "ddpm.samplers.denoiser",
-        "GaussianDiffusion": "ddpm.diffusion.gaussian",
-        "Model": "ddpm.model",
-        "NoiseSchedule": "ddpm.diffusion.schedule",
-        "SamplingOptions": "ddpm.model",
-        "as_deepinv": "ddpm.restoration.deepinv",
-        "evaluate": "ddpm.evaluation.evaluate",
-        "image_generator": "ddpm.common.randomness",
-        "load": "ddpm.model",
-        "load_config": "ddpm.training.config",
-        "open_dataset": "ddpm.data.sources",
-        "restore": "ddpm.restoration.posterior",
-        "samplers": "ddpm.samplers",
-        "save_grid": "ddpm.common.pixels",
-        "trace": "ddpm.plotting.trace",
-        "train": "ddpm.training.trainer",
+        "ddpm.samplers": "samplers",
+        "ddpm.common.pixels": "save_grid",
+        "ddpm.common.randomness": "image_generator",
+        "ddpm.data.sources": "open_dataset",
+        "ddpm.diffusion.gaussian": "GaussianDiffusion",
+        "ddpm.diffusion.schedule": "NoiseSchedule",
+        "ddpm.evaluation.evaluate": "evaluate",
+        "ddpm.model": "Model SamplingOptions load",
+        "ddpm.plotting.trace": "trace",
+        "ddpm.restoration.deepinv": "as_deepinv",
+        "ddpm.restoration.posterior": "restore",
+        "ddpm.samplers.denoiser": "Denoiser",
+        "ddpm.training.config": "load_config",
+        "ddpm.training.trainer": "train",
     },
 )

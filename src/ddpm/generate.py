@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm.common.distributed import is_main, rank, world_size
 from ddpm.common.errors import UserError
 from ddpm.common.files import atomic_path, atomic_write, folder_lock, refuse_existing, user_path
-from ddpm.common.hardware import process_rank
 from ddpm.common.pixels import save_grid, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.samplers import Callback
@@ -49,23 +49,22 @@ def generate(
 
     Raises UserError if an option is wrong, or if `out` exists with other options and `overwrite` is False.
     """
-    out = user_path(out)
     if num < 1:
         raise UserError(f"the number of images must be at least 1, not {num}")
     out = user_path(out)
     if out.suffix.lower() in (".jpg", ".jpeg"):
         raise UserError(f"cannot write {out.name}: JPEG changes pixels; name a .png, a .npz or a folder")
     options = SamplingOptions.of(options, **changes).resolved(model)
-    rank, size = process_rank()[0], options.batch_size
+    size = options.batch_size
     assert size is not None
     assert options.steps is not None
     model.compile_if_worthwhile(num, options.steps)
     if out.suffix.lower() == ".png":
-        if rank == 0:
+        if is_main():
             refuse_existing(out, overwrite)
             save_grid(model.sample(num, options, callback=callback), out, columns=columns, overwrite=overwrite)
         return
-    if rank * size >= num:
+    if rank() * size >= num:
         return  # more processes than batches: the others may have finished already
     as_folder = out.suffix.lower() != ".npz"
     parts, ending = (out, ".png") if as_folder else (out.with_name(out.name + ".parts"), ".npy")
@@ -104,11 +103,11 @@ def missing_batches(
     model: Model, parts: Path, ending: str, num: int, options: SamplingOptions, callback: Callback | None
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Sample this process's batches that are not in `parts` yet; the first process shows a progress bar."""
-    (rank, processes), size = process_rank(), options.batch_size
+    size = options.batch_size
     assert size is not None
-    mine = [range(start, min(start + size, num)) for start in range(rank * size, num, processes * size)]
+    mine = [range(start, min(start + size, num)) for start in range(rank() * size, num, world_size() * size)]
     todo = [batch for batch in mine if not all(path.exists() for path in batch_files(parts, batch, ending))]
-    for batch in tqdm(todo, unit="batch", desc="sampling", disable=rank != 0 or len(todo) < 2):
+    for batch in tqdm(todo, unit="batch", desc="sampling", disable=not is_main() or len(todo) < 2):
         yield from model.sample_batches(batch, options, callback=callback)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ddpm.common.errors import UserError, nearest
 from ddpm.common.files import content_key, is_model, is_run, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
+from ddpm.common.pixels import final_images
 from ddpm.common.randomness import ImageNoise
 from ddpm.data.config import Preprocessing, data_section, preprocessing_of
 from ddpm.diffusion.gaussian import GaussianDiffusion
@@ -192,27 +193,19 @@ class Model:
         """Twelve hexadecimal digits that identify the weights."""
         state = weights_state(self.network)
         if self._weights_hash is None or self._weights_hash[0] != state:
-            self._weights_hash = state, self._hashed_weights()
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.network.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            self._weights_hash = state, digest.hexdigest()[:12]
         return self._weights_hash[1]
-
-    def _hashed_weights(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:12]
 
     @property
     def cache_key(self) -> dict[str, str]:
         """What samples depend on besides the options: weights, definition (schedule, network, code version), device."""
         diffusion, network = self.diffusion, self.network
-        words = [
-            SAMPLING_CODE_VERSION,
-            diffusion.schedule.betas.tolist(),
-            diffusion.prediction,
-            diffusion.variance,
-            self.null_label,
-        ]
+        words = [SAMPLING_CODE_VERSION, diffusion.schedule.betas.tolist(), diffusion.prediction, diffusion.variance]
+        words.append(self.null_label)
         config = getattr(network, "config", f"{type(network).__module__}.{network!r}")
         _, height, width = self.image_shape
         if height != width or not getattr(config, "attention", None):  # attention sizes imply the size of square images
@@ -247,6 +240,7 @@ class Model:
                 raise UserError("this model was trained with classes and without dropping them: it needs labels")
             network = _Unlabelled(network, self.null_label)
             guidance = 1.0 if guidance == 0 else guidance  # this network already predicts for the null class
+        size, halves = options.batch_size, 1 if labels is None or guidance in (0, 1) else 2
         return Denoiser(
             network,
             self.diffusion,
@@ -255,7 +249,8 @@ class Model:
             guidance=guidance,
             guidance_rescale=options.guidance_rescale,
             clip=options.clip,
-            batch_size=options.batch_size,
+            batch_size=size,
+            smallest_batch=None if size is None else lambda n: self._copies.smallest_batch(dtype, n, size, halves),
             dtype=dtype,
             integer_t=not isinstance(self.network, UNet),
         )
@@ -292,18 +287,15 @@ class Model:
         callback: Callable[[Step], None] | None = None,
         **changes: Any,
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Sample the images `indices` of a seed, one batch at a time.
+        """Sample the images `indices` of a seed; yield (indices, images) of each batch, with images as `sample` does.
 
         Image i is the same whichever other images are sampled: it has its own noise, and every forward pass has one
         padded shape of `batch_size` images. Equal shapes give equal bits; another shape moves float32 by less than
         1/255.
 
         Args:
-            indices: numbers of the images.
             options: see `SamplingOptions`; `changes` are fields that replace those of `options`.
             callback: called with a `Step` after every sampling step of every batch.
-
-        Yields: (indices, float32 images (N, C, H, W) in [-1, 1] on the CPU) for each batch.
 
         Raises UserError if an option is wrong or an image is not finite.
         """
@@ -319,16 +311,14 @@ class Model:
             yield block, self.finish(images)
 
     def finish(self, images: Tensor) -> Tensor:
-        """Clamp sampled images to [-1, 1] and move them to the CPU as float32; raise UserError if one is not finite."""
-        return self.check_finite(images.float().clamp(-1, 1).cpu())
+        """Return sampled images as the user gets them; see `final_images`. UserError if a value is not finite."""
+        return final_images(images, self.why_not_finite)
 
-    def check_finite(self, images: Tensor) -> Tensor:
-        """Return what the model made; raise UserError if it holds NaN or infinity, which would look like black."""
-        if not bool(torch.isfinite(images).all()):
-            broken = first_non_finite(self.network.state_dict())
-            reason = f"the weights are not finite, first in {broken}" if broken else "try --precision fp32"
-            raise UserError(f"the model predicts numbers that are not finite: {reason}")
-        return images
+    def why_not_finite(self) -> str:
+        """Return the message for images that are not finite: it names the first broken weight, if there is one."""
+        broken = first_non_finite(self.network.state_dict())
+        reason = f"the weights are not finite, first in {broken}" if broken else "try --precision fp32"
+        return f"the model predicts numbers that are not finite: {reason}"
 
     def resolve_labels(self, labels: Labels) -> list[int] | None:
         """Return the classes that images take in turn, from one class, several, or None for all of them.

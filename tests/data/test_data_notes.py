@@ -15,10 +15,10 @@ def test_data_notes_are_empty_for_an_ordinary_set(image_folder):
     assert data_notes(open_dataset("digits", image_size=28, channels=1, labels=True)) == []
 
 
-def test_data_notes_name_the_files_that_are_not_read(image_folder):
+def test_report_names_the_files_that_are_not_read(image_folder):
     folder = image_folder(["1.png"])
     (folder / "2.png").write_bytes(b"x")
-    (note,) = data_notes(opened(folder))
+    note = opened(folder).report.summary()
     assert note.splitlines() == [f"skipped 1 file of {folder}:", "  2.png: it is not an image"]
 
 
@@ -29,7 +29,7 @@ def test_data_notes_name_classes_whose_images_are_all_broken(image_folder):
     dataset = opened(folder, labels=True)
     assert dataset.class_names == ["ape", "cat"]
     assert dataset.labels.tolist() == [0, 1]
-    assert data_notes(dataset)[1] == "left out, because none of their images can be read: class bee"
+    assert data_notes(dataset)[0] == "left out, because none of their images can be read: class bee"
 
 
 def test_data_notes_name_declared_classes_without_images(tmp_path):

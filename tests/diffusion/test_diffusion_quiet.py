@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.likelihood import VariationalBound
-from ddpm.diffusion.loss import DiffusionLoss
+from ddpm.diffusion.loss import DiffusionLoss, loss_weights
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.diffusion.timestep_samplers import LossAwareSampler, StratifiedSampler, UniformSampler
 from ddpm.training.config import Config
@@ -56,6 +56,28 @@ def test_defaults_of_the_loss_are_those_of_the_configuration():
     section = Config.model_fields["diffusion"].annotation
     for name in ("loss", "weighting", "min_snr_gamma", "p2_gamma", "p2_k"):
         assert defaults[name] == section.model_fields[name].default
+    of_weights = {name: p.default for name, p in inspect.signature(loss_weights).parameters.items()}
+    for name in ("min_snr_gamma", "p2_gamma", "p2_k"):
+        assert of_weights[name] == section.model_fields[name].default
+    assert GaussianDiffusion(SCHEDULE) == GaussianDiffusion(SCHEDULE, "epsilon", "fixed_small")
+    made = inspect.signature(make_betas).parameters
+    assert [made[name].default for name in ("beta_start", "beta_end")] == [1e-4, 0.02]
+
+
+def test_a_saved_history_does_not_change_when_training_goes_on():
+    sampler, other = LossAwareSampler(3), LossAwareSampler(3)
+    sampler.update(torch.tensor([0, 2]), torch.tensor([0.5, 0.25]))
+    saved = sampler.state_dict()
+    other.load_state_dict(saved)
+    for each in (sampler, other):
+        each.update(torch.tensor([1, 2]), torch.tensor([4.0, 5.0]))
+    assert saved["seen"].tolist() == [1, 0, 1]
+    assert saved["history"][:, :2].tolist() == [[0.5, 0.0], [0.0, 0.0], [0.25, 0.0]]
+    assert other.seen.tolist() == [1, 1, 2]
+    assert other.history[:, :2].tolist() == [[0.5, 0.0], [4.0, 0.0], [0.25, 5.0]]
+    for fixed in (UniformSampler(3), StratifiedSampler(3)):
+        assert fixed.state_dict() == {}
+        assert not fixed.adaptive
 
 
 # lowest and highest value that each number of the configuration accepts; None is unbounded, (x,) excludes x itself

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
@@ -18,7 +17,7 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from ddpm.common.errors import UserError
 from ddpm.data import open_dataset
 from ddpm.evaluation import features as features_module
-from ddpm.evaluation.classifier import SOURCES, builtin_classifier, make, read_digits
+from ddpm.evaluation.classifier import builtin_classifier, read_digits
 from ddpm.evaluation.features import WithLogits, compile_network, inception_input, load_features, tf1_bilinear
 
 CPU = torch.device("cpu")
@@ -236,14 +235,3 @@ def test_builtin_features_do_not_depend_on_the_batch():
     x = torch.randn(6, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(model(x)[2:4], model(x[2:4]), rtol=1e-4, atol=1e-4)
-
-
-def test_make_writes_weights_with_default_permissions(tmp_path, monkeypatch):
-    for number, place in enumerate(f"{source}/{split}/{kind}" for source in SOURCES for split in ("train", "test")
-                                   for kind in "ab"):  # fmt: skip
-        (tmp_path / place).mkdir(parents=True)
-        Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(tmp_path / place / "0.png")
-    monkeypatch.setenv("DDPM_DATA", str(tmp_path))
-    (tmp_path / "any new file").touch()
-    make(tmp_path / "weights.safetensors")
-    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "any new file").stat().st_mode

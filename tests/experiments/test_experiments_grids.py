@@ -35,11 +35,14 @@ def source(tmp_path_factory):
         yield str(folder / "images.npz")
 
 
-def test_ablation_changes_only_what_it_names():
-    base = ablations.configuration(ablations.BASE, 0, ablations.Budget(images=40_000), {})
+@pytest.mark.parametrize("name", ["muon", "short"])
+def test_ablation_changes_only_what_it_names(name):
+    budget = ablations.BUDGETS[name]
+    base = ablations.configuration(ablations.BASE, 0, replace(budget, images=40_000), {})
     assert base.training.steps * base.training.batch_size == 40_000
-    for variant, changes in ablations.VARIANTS.items():
-        config = ablations.configuration(variant, 0, ablations.Budget(), {})
+    for variant in budget.variants:
+        changes = (ablations.VARIANTS | ablations.MUON_VARIANTS)[variant]
+        config = ablations.configuration(variant, 0, budget, {})
         fitted = {"steps": base.training.steps, "warmup": base.training.warmup}
         config.training = config.training.model_copy(update=fitted)
         found = {

@@ -51,12 +51,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return self.refuse(404, "RepoNotFound")
             siblings = [{"rfilename": name} for name in files]
             return self.answer({"id": match[2], "sha": COMMIT, "siblings": siblings, "tags": []})
+        if match := re.fullmatch(r"/api/(model|space)s/([^/]+/[^/]+)/tree/\w+", path):
+            return self.answer(self.tree((match[1], match[2])))
         if match := re.fullmatch(r"/(spaces/)?([^/]+/[^/]+)/resolve/\w+/(.+)", path):
             data = self.server.files[("space" if match[1] else "model", match[2])].get(match[3])
             return self.refuse(404, "EntryNotFound") if data is None else self.send(data)
         return self.refuse(404)
 
     do_HEAD = do_GET
+
+    def tree(self, key: tuple[str, str]) -> list[dict]:
+        return [
+            {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha256(data).hexdigest()[:40]}
+            for name, data in self.server.files[key].items()
+        ]
 
     def do_POST(self):
         path, body = unquote(urlsplit(self.path).path), self.body()
@@ -125,7 +133,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def answer(self, content: dict, status: int = 200) -> None:
+    def answer(self, content: dict | list, status: int = 200) -> None:
         self.send(json.dumps(content).encode(), "application/json", status)
 
     def send(self, data: bytes, kind: str = "application/octet-stream", status: int = 200) -> None:

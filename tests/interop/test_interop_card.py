@@ -1,12 +1,16 @@
 """The model card: what it shows, and that the Hub can read its front matter."""
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from interop_cases import small_network
 
 from ddpm.diffusion.config import DiffusionConfig
 from ddpm.interop.card import add_metrics, add_samples, model_card
 from ddpm.interop.diffusers import load_folder, save_folder
+from ddpm.interop.folder import read_json
+from ddpm.model import BUNDLED
+from ddpm.training.config import Config
 
 PROVENANCE = {
     "config": {"data": {"source": "flowers", "image_size": 8}, "training": {"steps": 100}},
@@ -15,6 +19,16 @@ PROVENANCE = {
     "seconds": 3600.5,
     "machine": "2 cores",
 }
+
+
+def test_the_card_of_the_bundled_model_speaks_todays_language():
+    folder = BUNDLED["digits"]
+    card, extra = (folder / "README.md").read_text(), read_json(folder / "ddpm.json")
+    assert 'ddpm.load("digits")' in card
+    assert "THIS_FOLDER" not in card
+    Config.model_validate(extra["provenance"]["config"])  # refuses the names of fields that have changed
+    shown = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
+    assert shown == extra["provenance"]["config"]
 
 
 def test_all_it_knows_is_there():

@@ -164,6 +164,18 @@ def test_a_folder_of_images_with_a_class_called_model_is_no_model(tmp_path):
     assert not is_run(tmp_path / "pictures")
 
 
+def test_a_class_with_a_folder_called_checkpoints_is_no_run(tmp_path):
+    for name in ("chess/checkpoints", "chess/boards", "go"):
+        (tmp_path / name).mkdir(parents=True)
+        ddpm.save_grid(torch.zeros(1, 1, 8, 8), tmp_path / name / "0.png", gap=0)
+    dataset = ddpm.open_dataset(str(tmp_path), image_size=8, channels=1, labels=True)
+    assert (len(dataset), dataset.class_names, dataset.report.skipped) == (3, ["chess", "go"], [])
+    assert not is_run(tmp_path / "chess")
+    (tmp_path / "chess" / "metrics.jsonl").touch()  # the first file that a run writes
+    assert is_run(tmp_path / "chess")
+    assert len(ddpm.open_dataset(str(tmp_path), image_size=8, channels=1)) == 1
+
+
 def test_model_folders_of_every_age_are_models(tmp_path):
     save_model(tmp_path / "ours", small_network())
     diffusers_folder(tmp_path / "theirs", random_unet2d(**SMALL))

@@ -70,3 +70,25 @@ def test_nothing_is_dropped_when_evaluating() -> None:
     assert Dropout(0.0, 0)(x, None) is x
     with pytest.raises(ValueError, match="key"):
         Dropout(P, 0)(x, None)
+
+
+def plain_word(x: int) -> int:
+    """Wellons' lowbias32 in whole numbers."""
+    x = (x ^ x >> 16) * 0x7FEB352D % 2**32
+    x = (x ^ x >> 15) * 0x846CA68B % 2**32
+    return x ^ x >> 16
+
+
+@pytest.mark.parametrize("key", [0, 1, 2**31 + 5, 2**40 + 7, 2**62 - 1])
+@pytest.mark.parametrize(("layer", "probability"), [(0, 0.3), (1, 0.04), (21, 0.75)])
+def test_masks_are_the_hash_written_out(key: int, layer: int, probability: float) -> None:
+    """u = a·s + b modulo 2³², compared as numbers that begin at -2³¹; elements are counted channels-last."""
+    salt, shape = 0x9E3779B9 * (layer + 1) % 2**32, torch.Size((1, 3, 4, 5))
+    low, high = key % 2**32, key >> 32
+    b = plain_word((plain_word(plain_word(low) ^ high) + salt) % 2**32)
+    a = plain_word((b + 1) % 2**32) | 1
+    mask = Dropout(probability, layer)._dropped(shape, torch.tensor([key]))
+    for element in range(60):
+        u = (a * plain_word((plain_word(element) + salt) % 2**32) + b) % 2**32
+        channel, row, column = element % 3, element // 15, element // 3 % 5
+        assert mask[0, channel, row, column].item() == ((u + 2**31) % 2**32 < round(probability * 2**32))

@@ -2,16 +2,19 @@
 
 import copy
 import math
+from itertools import count
 
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from unet_cases import CASES, OURS, randomize
 
 from ddpm.common.errors import UserError
 from ddpm.networks import NetworkConfig, UNet
 from ddpm.networks import unet as layers_module
+from ddpm.networks.dropout import Dropout
 from ddpm.networks.norm import GroupNorm
 from ddpm.networks.unet import Conv, Linear, Upsample, doubled
 
@@ -160,6 +163,26 @@ def test_an_image_does_not_depend_on_its_batch_in_training() -> None:
     whole = network(x, t, dropout_keys=keys)
     parts = [network(x[rows], t[rows], dropout_keys=keys[rows]) for rows in (slice(0, 1), slice(1, 4))]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["classes", "resnet_resample", "one_block", "scale_shift"])
+@torch.no_grad()
+def test_dropout_is_where_diffusers_has_it(name: str) -> None:
+    """Their dropout modules give way to ours, numbered in the order in which an image passes them."""
+    case = CASES[name]
+    ours, theirs = case.build()
+    config = ours.config.model_copy(update={"dropout": 0.4})
+    network = UNet(config, case.image_size, case.in_channels, case.out_channels, case.num_classes).train().double()
+    network.load_state_dict(ours.state_dict())
+    keys, passed = torch.tensor([5, 2**50 + 3]), count()
+    for module in theirs.double().modules():
+        if isinstance(module, ResnetBlock2D):
+            module.dropout.register_forward_hook(lambda _, inputs, output: Dropout(0.4, next(passed))(inputs[0], keys))
+    x, t, labels = case.inputs(torch.float64)
+    expected = theirs(x, t, labels).sample
+    assert next(passed) > 5
+    assert relative_error(network(x, t, labels, keys), expected) < 1e-6
+    assert relative_error(network.eval()(x, t, labels, keys), expected) > 1e-3
 
 
 def test_without_keys_dropout_follows_torchs_generator() -> None:

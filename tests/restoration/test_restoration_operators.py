@@ -121,8 +121,10 @@ def test_circular_blur_takes_a_kernel_per_channel():
     assert torch.allclose(together, torch.cat(apart, dim=1), atol=1e-6)
 
 
-def test_separable_blur_is_the_mirrored_convolution():
-    down, along = kernels.gaussian(0.8), torch.tensor([0.1, 0.2, 0.7])
+@pytest.mark.parametrize("along", [[0.1, 0.2, 0.7], [0.1, 0.2, 0.3, 0.4], [0.2, 0.8], [0.1, 0.1, 0.2, 0.2, 0.1, 0.3]])
+def test_separable_blur_is_the_mirrored_convolution(along):
+    """The centre of an even kernel is the later of its two middle taps."""
+    down, along = kernels.gaussian(0.8), torch.tensor(along)
     image = normal(1, 1, 11, 8)
     expected = image[0, 0].double().numpy()
     for axis, taps in enumerate([down, along]):

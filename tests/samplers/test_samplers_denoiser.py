@@ -1,7 +1,9 @@
 """Denoiser: guidance, rescale, thresholding, and the padded compute shape."""
 
+import inspect
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -201,3 +203,93 @@ def test_unknown_names_and_options_are_refused(network):
     for options, words in (({"eta": 1.0}, "no option 'eta'"), ({"variant": "BH2"}, "bh1 or bh2, not 'BH2'")):
         with pytest.raises(UserError, match=words):
             SAMPLERS["unipc"](Denoiser(network, GaussianDiffusion(SCHEDULE)), x_T, [5.0, -1.0], noise=noise, **options)
+
+
+# --- half precision: x goes in it, t does not, and what is computed from the answer is in x_t's format
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None])
+@pytest.mark.parametrize(("integer_t", "t"), [(False, 999.0), (False, 3.0), (True, 999.0), (True, 12.5), (False, 12.5)])
+def test_t_reaches_the_network_exactly(dtype, integer_t, t):
+    """bfloat16 knows 996 and 1,000, but no 999; float16 no fraction beside 999."""
+    schedule, seen = NoiseSchedule(make_betas("linear", 1000)), []
+
+    def network(x_t, time, labels):
+        seen.append((x_t, time, labels))
+        return x_t
+
+    labels, x_t = torch.tensor([2, 0]), random(2, 3, 4, 4)
+    diffusion = GaussianDiffusion(schedule)
+    Denoiser(network, diffusion, labels=labels, dtype=dtype, integer_t=integer_t, clip=None)(x_t, t)
+    Denoiser(network, diffusion, labels=labels, null_label=NULL, guidance=2.0, dtype=dtype, integer_t=integer_t)(x_t, t)
+    for (x, time, given), expected in zip(seen, ([2, 0], [2, 0, NULL, NULL]), strict=True):
+        assert given.tolist() == expected
+        assert time.tolist() == [t] * len(expected)
+        assert time.dtype == (torch.int64 if integer_t and t == 999 else torch.float32)
+        assert x.dtype == (dtype or torch.float32)
+        assert torch.equal(x, torch.cat([x_t] * (len(expected) // 2)).to(x.dtype))
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("guidance", [1.0, 0.0, 2.3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_ends_with_the_network(dtype, guidance, batch_size):
+    """The network answers numbers that both formats hold; all that follows must be as exact as float32."""
+    x_t, labels = random(3, 2, 4, 4), torch.tensor([0, 2, 1])
+    ramp = torch.arange(64).reshape(4, 4, 4).double() / 16 - 1.75  # (2C, H, W), each in six bits
+
+    def answer(labels):
+        return ramp * torch.tensor([1.0, 1.5, -0.5, 0.25])[labels][:, None, None, None]
+
+    def network(x, t, labels):
+        return answer(labels).to(x.dtype)
+
+    diffusion = GaussianDiffusion(SCHEDULE, "v", "learned_range")
+    options = {"null_label": NULL, "guidance": guidance, "guidance_rescale": 0.3, "clip": None}
+    found = Denoiser(network, diffusion, labels=labels, dtype=dtype, batch_size=batch_size, **options)(x_t, 17.25)
+    conditional, null = answer(labels), answer(torch.tensor([NULL] * 3))
+    v, variance = conditional[:, :2], (null if guidance == 0 else conditional)[:, 2:]
+    if guidance != 1:
+        v = null[:, :2] + guidance * (v - null[:, :2])
+    if guidance == 2.3:
+        std = conditional[:, :2].std((1, 2, 3), keepdim=True) / v.std((1, 2, 3), keepdim=True)
+        v = 0.3 * v * std + 0.7 * v
+    signal, sigma = SCHEDULE.alpha_sigma(17.25)
+    torch.testing.assert_close(found.x_0.double(), signal * x_t.double() - sigma * v, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.epsilon.double(), signal * v + sigma * x_t.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.variance_fraction.double(), (variance + 1) / 2, rtol=1e-6, atol=1e-6)
+    assert {tensor.dtype for tensor in vars(found).values()} == {torch.float32}
+
+
+def test_samplers_are_what_they_are_announced_as():
+    known = {name: (spec.spacing, dict(spec.options), spec.evaluations(7)) for name, spec in SAMPLERS.items()}
+    assert known == {
+        "ancestral": ("trailing", {}, 7),
+        "ddim": ("trailing", {"eta": 0.0}, 7),
+        "dpm++": ("log_snr", {}, 7),
+        "dpm++sde": ("trailing", {}, 7),
+        "unipc": ("trailing", {"variant": "bh2"}, 7),
+        "heun": ("trailing", {}, 13),
+    }
+    for spec in SAMPLERS.values():
+        assert spec.timesteps(SCHEDULE, 7) == timestep_grid(SCHEDULE, 7, spec.spacing)
+        assert spec.timesteps(SCHEDULE, 7, "quadratic") == timestep_grid(SCHEDULE, 7, "quadratic")
+        defaults = {name: p.default for name, p in inspect.signature(spec.function).parameters.items()}
+        assert {name: defaults[name] for name in spec.options} == spec.options
+
+
+@pytest.mark.parametrize("eta", [-0.01, 1.01, float("nan")])
+def test_an_eta_outside_0_to_1_is_refused(network, eta):
+    noise = ImageNoise.of_seed(0, [0], (3, 8, 8))
+    with pytest.raises(UserError, match="eta must be between 0 and 1"):
+        SAMPLERS["ddim"](Denoiser(network, GaussianDiffusion(SCHEDULE)), noise(), [5.0, -1.0], noise=noise, eta=eta)
+
+
+def test_the_dynamic_limit_is_a_quantile_of_each_image():
+    """99.5% of an image's own pixels, but never below 1; the limited image is divided by it (Saharia et al. 2022)."""
+    x_0 = torch.cat([random(1, 3, 30, 30), 3 * random(1, 3, 30, 30, seed=1), 0.01 * random(1, 3, 30, 30, seed=2)])
+    denoiser = Denoiser(lambda x, t, labels: x_0, GaussianDiffusion(SCHEDULE, "x_0"), clip="dynamic")
+    found = denoiser(random(3, 3, 30, 30, seed=3), 20.0).x_0
+    for image, expected in zip(found.double(), x_0.double(), strict=True):
+        limit = max(1.0, float(np.quantile(expected.abs().numpy(), 0.995)))
+        torch.testing.assert_close(image, expected.clamp(-limit, limit) / limit, rtol=1e-6, atol=1e-6)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from ddpm.cli import run
-from ddpm.training import dry_run
+from ddpm.model import load
+from ddpm.training import dry_run, load_config
 
 
 @pytest.fixture
@@ -134,3 +135,34 @@ def test_presets_lists_all_and_prints_one(command):
     assert code == 0
     assert "learning_rate" in output
     assert command("presets", "mnits")[0] == 2
+
+
+def test_train_minutes_fit_the_run_to_a_measured_time(command, tmp_path, monkeypatch):
+    """0.5 s a step and, for each of 2 previews, 20 forward passes of 8 images, each a third of a step's work."""
+    monkeypatch.setattr(dry_run, "seconds_per_step", lambda trainer: 0.5)
+    options = ["--training.preview_every", 4, "--training.preview_images", 8, "--out", "run", "--minutes", 1 / 3]
+    code, output, _ = command("train", "tiny.yaml", *options)
+    assert code == 0
+    config = load_config(tmp_path / "run")
+    previews = 2 * 20 * 0.5 / 3
+    assert config.training.steps == round((20 - previews) / 0.5) == 27
+    assert f"{config.training.steps} steps" in output
+    assert config.training.warmup == round(3 * 27 / 8)
+    assert config.training.ema_decay == pytest.approx(1 - 0.1 * 8 / 27, abs=1e-6)
+    assert (config.training.checkpoint_every, config.training.preview_every) == (14, 14)
+    assert load(tmp_path / "run").provenance["steps"] == 27
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tiny.yaml", "--minutes", 5, "--training.steps", 10], "give one of --minutes and --training.steps"),
+        (["--resume", "run", "--minutes", 5], "--resume takes everything from the run"),
+        (["tiny.yaml", "--minutes", 0.01], "0.01 minutes are too short"),
+    ],
+)
+def test_train_minutes_that_cannot_be_are_refused(command, monkeypatch, words, message):
+    monkeypatch.setattr(dry_run, "seconds_per_step", lambda trainer: 0.5)
+    code, _, error = command("train", *words)
+    assert code != 0
+    assert message in error

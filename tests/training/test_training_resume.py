@@ -22,6 +22,7 @@ VARIANTS = {
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16"},
     "micro_batch": {"micro_batch": 3},
+    "muon": {"optimizer": "muon", "precision": "bf16"},
     "unconditional": {"data.labels": False, "diffusion.timestep_sampler": "stratified"},
 }
 

@@ -2,10 +2,13 @@
 
 import math
 import shutil
+import sys
 import time
+from types import ModuleType
 
 import pytest
 
+from ddpm.common.errors import UserError
 from ddpm.model import Model, load
 from ddpm.training import train
 from ddpm.training.tracking import cut_back
@@ -120,3 +123,65 @@ def test_ema_matches_its_formula_over_a_resume(tiny, files, tmp_path):
         expected = 0.7 * expected + 0.3 * theta
         assert np.allclose(average, expected, rtol=1e-5, atol=1e-7)
     assert math.isfinite(expected.sum())
+
+
+class FakeWandb(ModuleType):
+    """wandb as far as a run uses it. `broken`: "login" or "init", which then raises wandb's error."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, broken: str | None = None):
+        super().__init__("wandb")
+        self.broken, self.begun, self.logged, self.finished = broken, [], [], 0
+
+    def login(self) -> None:
+        if self.broken == "login":
+            raise self.Error("No API key configured. Use `wandb login` to log in.\nmore")
+
+    def init(self, **options):
+        if self.broken == "init":
+            raise self.Error("Error communicating with wandb backend")
+        self.begun.append(options)
+        return self
+
+    def log(self, values: dict, step: int) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_wandb_gets_the_runs_numbers_under_one_id(tiny, files, tmp_path, monkeypatch):
+    options = {"loggers": ["wandb"], "lr_schedule": "constant"}
+    for steps in (2, 3):
+        fake = FakeWandb()
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        run = train(tiny(steps=steps, **options), tmp_path / "run", resume=steps == 3)
+        (begun,) = fake.begun
+        assert (begun["id"], begun["name"], begun["dir"]) == ((run / "wandb_id").read_text(), "run", str(run))
+        assert begun["resume"] == "allow"
+        assert begun["config"]["training"]["steps"] == steps
+        assert fake.finished == 1
+        records = [record for record in files.records(run, "step", "loss") if record["step"] > steps - len(fake.logged)]
+        assert [(step, values["loss"]) for step, values in fake.logged] == [(r["step"], r["loss"]) for r in records]
+    assert len(fake.logged) == 1
+
+
+@pytest.mark.parametrize("broken", ["login", "init"])
+def test_wandb_that_does_not_start_leaves_no_run_behind(tiny, tmp_path, monkeypatch, broken):
+    """One line that says what to do; the directory can be used at once, and a run that was there is as it was."""
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(broken))
+    said = r"Weights & Biases does not start: (No API key|Error comm).*; run `wandb login`, or set WANDB_MODE=offline"
+    with pytest.raises(UserError, match=said):
+        train(tiny(steps=1, loggers=["wandb"]), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    run = train(tiny(steps=1, lr_schedule="constant"), tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    if broken == "login":
+        with pytest.raises(UserError, match=said):
+            train(tiny(steps=1, loggers=["wandb"]), run, overwrite=True)
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    with pytest.raises(UserError, match=said):
+        train(tiny(steps=2, loggers=["wandb"], lr_schedule="constant"), run, resume=True)
+    train(tiny(steps=2, lr_schedule="constant"), run, resume=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils.fonts import Font
 
-from ddpm.app import edit, explore, generate, restore, runs
+from ddpm.app import edit, explore, generate, restore, runs, without_proxies
 from ddpm.app.components import MOST_BYTES
 from ddpm.common.errors import UserError
 from ddpm.model import Model
@@ -128,19 +128,20 @@ def build(model: Model, name: str, folder: Path) -> gr.Blocks:
 def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> str:
     """Serve the page until Ctrl-C and return its address; with `block=False`, return at once."""
     check_port(host, port)
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        show_error=True,
-        quiet=True,
-        max_file_size=MOST_BYTES,
-        theme=theme(),
-        css=CSS,
-        footer_links=[],
-        prevent_thread_lock=True,
-    )
+    with without_proxies():
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            show_error=True,
+            quiet=True,
+            max_file_size=MOST_BYTES,
+            theme=theme(),
+            css=CSS,
+            footer_links=[],
+            prevent_thread_lock=True,
+        )
     if block:
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
         page.block_thread()

@@ -16,10 +16,12 @@ def app(
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 accepts other machines")] = "127.0.0.1",
 ) -> None:
     """Serve a web page for a model."""
+    from ddpm.app import without_proxies
     from ddpm.model import load
 
-    require("gradio", "app")
-    from ddpm.app.page import build, check_port, launch
+    with without_proxies():
+        require("gradio", "app")
+        from ddpm.app.page import build, check_port, launch
 
     check_port(host, port)  # before the model loads, which takes seconds
     launch(build(load(model), model, runs), host, port)

@@ -35,7 +35,7 @@ def data(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Count a source's images, sizes, classes and broken files, and draw a contact sheet."""
+    """Count a source's images, sizes, classes and broken files, and save a contact sheet."""
     from ddpm.common.pixels import save_grid, to_float
     from ddpm.data.datasets import make_ready
     from ddpm.data.folder import CONTACT_SHEET
@@ -61,8 +61,9 @@ def data(
     for name, value in _facts(source, dataset).items():
         print(f"{name:<12}{value}")
     print(f"{'sheet':<12}{sheet}")
-    for note in data_notes(dataset):
-        print(note)
+    for note in [dataset.report.summary(), *data_notes(dataset)]:
+        if note:
+            print(note)
 
 
 def _facts(source: str, dataset: MemoryDataset | LazyDataset) -> dict[str, str]:

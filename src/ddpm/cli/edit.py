@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm.cli.options import PATH, BatchSize, Guidance, ModelName, Overwrite, PrecisionName, Sampler
+from ddpm.cli.options import PATH, ModelName, Overwrite, sampling_flags
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ddpm.model import Model
 
 
+@sampling_flags(steps=100, sampler="ancestral", without=["labels", "spacing"])
 def edit(
     model: ModelName,
     source: Annotated[Path, typer.Argument(**PATH | {"metavar": "INPUT"}, help="a picture, or a folder of them")],
@@ -31,23 +32,22 @@ def edit(
     ] = False,
     to: Annotated[str | None, typer.Option(help="translate INPUT to this class by inversion")] = None,
     labels: Annotated[str | None, typer.Option(help="class of INPUT; default: no class")] = None,
-    guidance: Guidance = 1.0,
-    sampler: Sampler = "ancestral",
-    steps: Annotated[int, typer.Option(help="steps of a full SDEdit run; strength S uses S × steps")] = 100,
+    *,
+    sampling: dict[str, Any],
     evaluations: Annotated[
         int, typer.Option(help="network evaluations of an inversion and the generation after it")
     ] = 200,
     order: Annotated[int, typer.Option(help="order of the inversion: 1 is DDIM, 2 is midpoint")] = 2,
     depth: Annotated[float, typer.Option(help="fraction of the timesteps that a translation inverts")] = 1.0,
-    seed: Annotated[int, typer.Option(help="picture i of a seed always gets the same noise")] = 0,
-    batch_size: BatchSize = None,
-    precision: PrecisionName = "auto",
     out: Annotated[
         Path | None, typer.Option(**PATH, help="a .png; a folder if INPUT is a folder; or the file of a plot")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Edit a picture or a folder of pictures, by one of --strength, --curve, --invert and --to."""
+    """Edit a picture or a folder of pictures, by one of --strength, --curve, --invert and --to.
+
+    SDEdit of strength S takes the last S × steps of a run. Picture i of a seed always gets the same noise.
+    """
     from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
     from ddpm.editing.images import draw_curve, draw_reconstructions
     from ddpm.model import load
@@ -63,16 +63,7 @@ def edit(
     target = out or Path("edited.png" if plots or source.is_file() else "edited")
     check(target, plots, source.is_dir(), overwrite)
     prior = load(model)
-    editor = Editor(
-        prior,
-        sampler=sampler,
-        steps=steps,
-        labels=labels,
-        guidance=guidance,
-        seed=seed,
-        batch_size=batch_size,
-        precision=precision,
-    )
+    editor = Editor(prior, labels=labels, **sampling)
     names, images = read(source, prior)
     if curve:
         points = fidelity_curve(editor, images)

@@ -7,21 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm.cli.options import (
-    PATH,
-    BatchSize,
-    ClipName,
-    Eta,
-    Guidance,
-    GuidanceRescale,
-    Labels,
-    Overwrite,
-    PrecisionName,
-    Seed,
-    Spacing,
-    complete_model,
-    parse_clip,
-)
+from ddpm.cli.options import PATH, Overwrite, complete_model, sampling_flags
 from ddpm.common.errors import UserError
 from ddpm.common.files import refuse_existing, user_path
 from ddpm.common.names import DEFAULT_SAMPLER, DEFAULT_STEPS
@@ -35,6 +21,7 @@ METRIC_NAMES = ("fid", "kid", "class_kid", "prdc", "is", "drift", "levels", "cas
 QUICK_METRICS = ("fid", "kid", "prdc", "is", "drift", "levels")
 
 
+@sampling_flags(without=["sampler", "steps"])
 def evaluate(
     candidate: Annotated[
         str,
@@ -53,9 +40,6 @@ def evaluate(
     fit: Annotated[
         str | None, typer.Option(help="resize real images: crop or pad; default: as the model's training data")
     ] = None,
-    labels: Labels = None,
-    guidance: Guidance = 1.0,
-    guidance_rescale: GuidanceRescale = 0.0,
     sampler: Annotated[
         str | None, typer.Option(help=f"default {DEFAULT_SAMPLER}; with --sweep several, separated by commas")
     ] = None,
@@ -63,12 +47,8 @@ def evaluate(
         str | None,
         typer.Option(help=f"default {DEFAULT_STEPS}; with --sweep network evaluations per image, separated by commas"),
     ] = None,
-    spacing: Spacing = None,
-    eta: Eta = None,
-    clip: ClipName = "static",
-    seed: Seed = 0,
-    batch_size: BatchSize = None,
-    precision: PrecisionName = "auto",
+    *,
+    sampling: dict[str, Any],
     force: Annotated[bool, typer.Option(help="compute FID on too few images and mark it as biased")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="plot quality against network evaluations")] = False,
     out: Annotated[Path, typer.Option(**PATH, help="report file (.json); plots are saved as NAME-*.png")] = Path(
@@ -83,17 +63,7 @@ def evaluate(
 
     if out.suffix != ".json":
         raise UserError(f"cannot write {out.name}: give a name ending in .json")
-    options = SamplingOptions(
-        spacing=spacing,
-        labels=labels,
-        guidance=guidance,
-        guidance_rescale=guidance_rescale,
-        clip=parse_clip(clip),
-        eta=eta,
-        seed=seed,
-        batch_size=batch_size,
-        precision=precision,
-    )
+    options = SamplingOptions(**sampling)
     common = {"features": features, "num": num, "test": test, "fit": fit, "force": force}
     names = None if metrics is None else split(metrics)
     if sweep:
@@ -145,9 +115,10 @@ def save_sweep(
     """Evaluate one metric for every sampler and number of evaluations: a table, a JSON file and a plot."""
     from ddpm.evaluation.metrics import pictures_of
     from ddpm.evaluation.sources import open_candidate
-    from ddpm.evaluation.sweep import default_budgets, plot_points, point_pictures, save_points, table
+    from ddpm.evaluation.sweep import default_budgets, point_pictures, save_points, table
     from ddpm.evaluation.sweep import sweep as run_sweep
     from ddpm.model import Model
+    from ddpm.plotting.plots import quality, save_figure
     from ddpm.samplers import SAMPLERS
 
     if metrics is not None and len(metrics) != 1:
@@ -165,7 +136,7 @@ def save_sweep(
     points = run_sweep(model, data, options, samplers=samplers, evaluations=budgets, pictures=pictures, **chosen)
     if points:
         save_points(points, out)
-        plot_points(points, plot, overwrite=True)
+        save_figure(quality(out), plot, overwrite=True)
         print(table(points))
         print(f"written to {out} and {plot}")
 

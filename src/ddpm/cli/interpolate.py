@@ -1,15 +1,16 @@
 """`ddpm interpolate`: images between two pictures, mixed in the space of x_t."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ddpm.cli.options import PATH, BatchSize, Guidance, ModelName, Overwrite, PrecisionName, Sampler
+from ddpm.cli.options import PATH, ModelName, Overwrite, sampling_flags
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
 
+@sampling_flags(steps=100, sampler="ancestral", without=["labels", "spacing"])
 def interpolate(
     model: ModelName,
     first: Annotated[Path, typer.Argument(**PATH | {"metavar": "A"}, help="a picture")],
@@ -18,19 +19,15 @@ def interpolate(
     depths: Annotated[
         str, typer.Option(help="noise depths in [0,1], one row each (0.5: fig. 8 of Ho et al.; several: fig. 9)")
     ] = "0.5",
-    sampler: Sampler = "ancestral",
-    steps: Annotated[int, typer.Option(help="steps of a full run; depth D uses D × steps")] = 100,
     labels: Annotated[str | None, typer.Option(help="class of all images; default: no class")] = None,
-    guidance: Guidance = 1.0,
-    seed: Annotated[int, typer.Option(help="the noise is the same for all images of a row")] = 0,
-    batch_size: BatchSize = None,
-    precision: PrecisionName = "auto",
+    *,
+    sampling: dict[str, Any],
     out: Annotated[Path, typer.Option(**PATH, help="NAME.png: each row is A, the images between, and B")] = Path(
         "interpolation.png"
     ),
     overwrite: Overwrite = False,
 ) -> None:
-    """Interpolate from picture A to picture B."""
+    """Interpolate from picture A to picture B. Depth D takes the last D × steps of a run."""
     import torch
 
     from ddpm.common.pixels import save_grid
@@ -42,16 +39,7 @@ def interpolate(
     if num < 2:
         raise UserError(f"--num must be at least 2 (λ = 0 and λ = 1), not {num}")
     prior = load(model)
-    editor = Editor(
-        prior,
-        sampler=sampler,
-        steps=steps,
-        labels=labels,
-        guidance=guidance,
-        seed=seed,
-        batch_size=batch_size,
-        precision=precision,
-    )
+    editor = Editor(prior, labels=labels, **sampling)
     a, b = (read_fitted(path, prior) for path in (first, second))
     weights = [i / (num - 1) for i in range(num)]
     rows = coarse_to_fine(editor, a[0], b[0], weights, parse_depths(depths))

@@ -90,7 +90,7 @@ SAMPLING: dict[str, tuple[Any, Any]] = {  # the fields of `ddpm.SamplingOptions`
 }
 
 
-def sampling_flags(*, steps: int = DEFAULT_STEPS, without: Collection[str] = (), **defaults: Any) -> Callable:
+def sampling_flags(*, steps: int | str = DEFAULT_STEPS, without: Collection[str] = (), **defaults: Any) -> Callable:
     """Replace the parameter `sampling` of a command by a flag for each sampling option.
 
     The command gets the options as a dictionary for `SamplingOptions`, without those that are None.

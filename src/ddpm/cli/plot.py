@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from ddpm.cli.options import PATH, Labels, ModelName, Overwrite, Seed, complete_model, sampling_flags
+from ddpm.cli.options import PATH, ModelName, Overwrite, Seed, complete_model, sampling_flags
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
 from ddpm.common.names import ScheduleName
@@ -76,26 +76,6 @@ def classes(
     from ddpm.plotting.plots import samples_by_class
 
     _save(samples_by_class(load(model), columns=columns, **sampling), target, overwrite)
-
-
-@plot.command()
-def interpolation(
-    model: ModelName,
-    rows: Rows = 4,
-    columns: Columns = 9,
-    steps: Annotated[int, typer.Option(help="DDIM steps")] = 50,
-    labels: Labels = None,
-    seed: Seed = 0,
-    out: Out = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """From one sample to another, between their x_T."""
-    target = _target(out, "interpolation", overwrite)
-    from ddpm.model import load
-    from ddpm.plotting import plots
-
-    drawn = plots.interpolation(load(model), rows=rows, columns=columns, steps=steps, labels=labels, seed=seed)
-    _save(drawn, target, overwrite)
 
 
 @plot.command()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm.cli.options import PATH, BatchSize, Guidance, ModelName, Overwrite, PrecisionName
+from ddpm.cli.options import PATH, ModelName, Overwrite, sampling_flags
 from ddpm.common.errors import UserError
 
 if TYPE_CHECKING:
     from ddpm.restoration.job import RestoreSettings, Row
 
 
+@sampling_flags(steps="100 for ddnm, 20 ddrm, 250 repaint, 1000 dps", without=["labels", "sampler", "eta"])
 def restore(
     model: ModelName,
     source: Annotated[Path, typer.Argument(**PATH | {"metavar": "INPUT"}, help="a picture, or a folder of them")],
@@ -33,33 +34,28 @@ def restore(
     ] = None,
     degrade: Annotated[bool, typer.Option(help="INPUT is clean: degrade it first, and print PSNR and SSIM")] = False,
     samples: Annotated[int, typer.Option(help="number of posterior samples; saves mean, samples and std")] = 1,
-    steps: Annotated[int | None, typer.Option(help="default: 100 for ddnm, 20 ddrm, 250 repaint, 1000 dps")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="NAME=NUMBER: an option of the method, e.g. eta=0.5, jump_repeats=5 or scale=0.3"),
     ] = None,
     labels: Annotated[str | None, typer.Option(help="class of all images; default: no class")] = None,
-    guidance: Guidance = 1.0,
-    seed: Annotated[int, typer.Option(help="a picture's result depends only on the seed and its name")] = 0,
-    batch_size: BatchSize = None,
-    precision: PrecisionName = "auto",
+    *,
+    sampling: dict[str, Any],
     out: Annotated[Path | None, typer.Option(**PATH, help="a .png, or a folder if INPUT is a folder")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Restore a picture or a folder of pictures."""
+    """Restore a picture or a folder of pictures. A picture's result depends only on the seed and its name."""
     from ddpm.model import SamplingOptions, load
     from ddpm.restoration.job import RestoreSettings, restore_file, restore_folder
     from ddpm.restoration.tasks import Task, number
 
     settings = RestoreSettings(
-        task=Task(task, scale=scale, filter=filter, mask=mask, kernel=kernel, seed=seed),
+        task=Task(task, scale=scale, filter=filter, mask=mask, kernel=kernel, seed=sampling["seed"]),
         method=method,
         noise=None if noise == "auto" else number(noise, "--noise"),
         degrade=degrade,
         samples=samples,
-        sampling=SamplingOptions.of(
-            steps=steps, labels=labels, guidance=guidance, seed=seed, precision=precision, batch_size=batch_size
-        ),
+        sampling=SamplingOptions(labels=labels, **sampling),
         options=parse_options(option or [], method),
     )
     if not source.exists():

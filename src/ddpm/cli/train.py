@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from ddpm.cli.options import PATH, complete_model, complete_preset, complete_run
 from ddpm.common.errors import UserError
-from ddpm.training.config import Config, config_notes, load_config, preset_names, read_yaml
+from ddpm.training.config import Config, load_config, preset_names, read_yaml
 from ddpm.training.config import find_file as find_configuration
 from ddpm.training.fields import fields, fields_help
 
@@ -23,7 +23,7 @@ except ImportError:  # Typer before 0.20 has no copy of Click
 # Every field of a configuration is a flag. Click passes on those that it does not know, and `parse_words` reads them.
 # Pydantic-settings and tyro would list them in --help too, but they know no presets and refuse [16, 8] without quotes.
 CONTEXT = {"ignore_unknown_options": True, "allow_extra_args": True}
-OPTIONS = ["data", "out", "init", "resume", "dry_run", "overwrite"]
+OPTIONS = ["data", "out", "minutes", "init", "resume", "dry_run", "overwrite"]
 
 
 class TrainCommand(TyperCommand):
@@ -54,6 +54,10 @@ def train(
     ] = None,
     data: Annotated[str | None, typer.Option(help="SOURCE of images: a name, hf:user/set, or a path")] = None,
     out: Annotated[Path | None, typer.Option(**PATH, help="run directory; default: runs/PRESET")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="train for this long on this machine: sets the steps by a short measurement"),
+    ] = None,
     init: Annotated[str | None, typer.Option(help="fine-tune this model", autocompletion=complete_model)] = None,
     resume: Annotated[
         Path | None, typer.Option(**PATH, help="resume the run in this directory", autocompletion=complete_run)
@@ -68,31 +72,39 @@ def train(
     if data is not None:
         overrides["data.source"] = data
     if resume is not None:
-        if preset is not None or out is not None or init is not None or overwrite:
-            raise UserError("--resume takes everything from the run: give no preset, --out, --init or --overwrite")
+        if preset is not None or out is not None or init is not None or minutes is not None or overwrite:
+            raise UserError(
+                "--resume takes everything from the run: give no preset, --out, --minutes, --init or --overwrite"
+            )
         config, folder = resumed(resume, overrides), resume
     elif preset is None:
         raise UserError("give a preset or a YAML file (`ddpm presets` lists the presets), or --resume a run")
     else:
         config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
 
-    from ddpm.common.hardware import process_rank
+    from ddpm.common.distributed import is_main
     from ddpm.evaluation.training_eval import training_evaluator
-    from ddpm.training.dry_run import dry_run
+    from ddpm.training.dry_run import dry_run, fit_to_minutes
     from ddpm.training.trainer import train as run_training
 
-    first = process_rank()[0] == 0
-    if first:
-        for note in config_notes(config):
-            print(f"note: {note}", flush=True)
+    if minutes is not None:
+        if "training.steps" in overrides:
+            raise UserError("--minutes chooses the steps: give one of --minutes and --training.steps")
+        config = fit_to_minutes(config, minutes, init=init)
+        if is_main():
+            print(
+                f"{minutes:g} minutes: {config.training.steps:,} steps, warm-up {config.training.warmup:,}, "
+                f"ema_decay {config.training.ema_decay:g}",
+                flush=True,
+            )
     if dry:
         summary = dry_run(config, init=init)
-        if first:
+        if is_main():
             print(summary)
         return
     evaluator = training_evaluator(config.data) if config.training.evaluate_every else None
     run_training(config, folder, init=init, resume=resume is not None, overwrite=overwrite, evaluator=evaluator)
-    if first:
+    if is_main():
         print(folder)
 
 

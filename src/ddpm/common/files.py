@@ -110,10 +110,10 @@ def folder_lock(folder: Path) -> Iterator[None]:
 def is_run(folder: Path) -> bool:
     """Whether a training run wrote in this folder.
 
-    A config.yaml alone is no sign: other programs use the name too. metrics.jsonl is the first file of a run and the
-    last that is removed.
+    The sign is metrics.jsonl, the first file of a run and the last that is removed. A config.yaml or a folder
+    `checkpoints` is no sign: other programs use these names too.
     """
-    return (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
+    return (folder / "metrics.jsonl").is_file()
 
 
 def is_model(folder: Path) -> bool:
@@ -152,8 +152,14 @@ def content_key(settings: dict[str, Any]) -> str:
     return hashlib.blake2b(as_json(settings).encode(), digest_size=10).hexdigest()
 
 
+def sha256(path: Path) -> str:
+    """Return the checksum of a file in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_digest(path: Path) -> str:
-    """Hash of a file's content; empty if it cannot be read."""
+    """Twenty hexadecimal digits that identify a file's content; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=10)).hexdigest()

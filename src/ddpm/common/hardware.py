@@ -44,8 +44,3 @@ def cpu_has_bf16() -> bool:
     """Return whether this CPU has bf16 dot products (AVX-512 BF16 or AMX)."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
-
-
-def process_rank() -> tuple[int, int]:
-    """Return (rank, number of processes) as set by torchrun or accelerate launch; (0, 1) for a plain run."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,6 +1,7 @@
 """Pixels as uint8 in 0..255 and as float in [-1, 1]; grids of images and PNG files."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,19 +23,19 @@ NOT_FINITE = (
 )
 
 
-def check_finite(images: Tensor) -> Tensor:
-    """Return the images; raise UserError if a value is NaN or infinite. Waits for the device, so once per batch."""
+def check_finite(images: Tensor, explain: Callable[[], str] = lambda: NOT_FINITE) -> Tensor:
+    """Return the images; raise UserError with the text of `explain` if a value is NaN or infinite.
+
+    Waits for the device, so call it once per batch, and before any clamp: that would turn infinity into white.
+    """
     if not bool(torch.isfinite(images).all()):
-        raise UserError(NOT_FINITE)
+        raise UserError(explain())
     return images
 
 
-def final_images(x_0: Tensor) -> Tensor:
-    """Return samples as the user gets them: float32 on the CPU, clipped to [-1, 1].
-
-    Raises UserError if a value is not finite.
-    """
-    return check_finite(x_0.float()).clamp(-1, 1).cpu()
+def final_images(x_0: Tensor, explain: Callable[[], str] = lambda: NOT_FINITE) -> Tensor:
+    """Return samples as the user gets them, float32 in [-1, 1] on the CPU; see `check_finite` for the error."""
+    return check_finite(x_0, explain).float().clamp(-1, 1).cpu()
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -47,6 +48,11 @@ def to_uint8(images: Tensor) -> Tensor:
 
 LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B in grey (ITU-R BT.601), as in Pillow's conversion
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def grey(colour: Sequence[int]) -> int:
+    """Return the grey level of a colour (r, g, b), all in 0..255."""
+    return round(sum(weight * level for weight, level in zip(LUMA, colour, strict=True)))
 
 
 def make_grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:

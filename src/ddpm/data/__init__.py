@@ -5,33 +5,22 @@ from typing import TYPE_CHECKING
 from ddpm.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ddpm.data.config import DataConfig
-    from ddpm.data.datasets import ImageDataset, LazyDataset, MemoryDataset, Report
-    from ddpm.data.images import read_image
-    from ddpm.data.sources import open_dataset
-    from ddpm.data.stream import StreamDataset
+    from ddpm.data.config import DataConfig as DataConfig
+    from ddpm.data.datasets import ImageDataset as ImageDataset
+    from ddpm.data.datasets import LazyDataset as LazyDataset
+    from ddpm.data.datasets import MemoryDataset as MemoryDataset
+    from ddpm.data.datasets import Report as Report
+    from ddpm.data.images import read_image as read_image
+    from ddpm.data.sources import open_dataset as open_dataset
+    from ddpm.data.stream import StreamDataset as StreamDataset
 
-__all__ = [
-    "DataConfig",
-    "ImageDataset",
-    "LazyDataset",
-    "MemoryDataset",
-    "Report",
-    "StreamDataset",
-    "open_dataset",
-    "read_image",
-]
-
-__getattr__, __dir__ = lazy_exports(
+__getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "DataConfig": "ddpm.data.config",
-        "ImageDataset": "ddpm.data.datasets",
-        "LazyDataset": "ddpm.data.datasets",
-        "MemoryDataset": "ddpm.data.datasets",
-        "Report": "ddpm.data.datasets",
-        "StreamDataset": "ddpm.data.stream",
-        "open_dataset": "ddpm.data.sources",
-        "read_image": "ddpm.data.images",
+        "ddpm.data.config": "DataConfig",
+        "ddpm.data.datasets": "ImageDataset LazyDataset MemoryDataset Report",
+        "ddpm.data.images": "read_image",
+        "ddpm.data.sources": "open_dataset",
+        "ddpm.data.stream": "StreamDataset",
     },
 )

@@ -27,8 +27,7 @@ def open_zip(path: Path) -> EncodedSource:
 
     The classes are those in a `dataset.json`, or else the folders, below a folder that all images share.
 
-    Raises:
-        UserError: the file is damaged, has overlapping entries, or holds several splits.
+    Raises UserError if the file is damaged, has overlapping entries, or holds several splits.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -73,8 +72,7 @@ def _zip_manifest(archive: zipfile.ZipFile) -> tuple[str, bytes | None]:
 def shard_paths(source: str, ending: str = ".tar") -> list[Path]:
     """Return the files that `set.tar`, `set-{000..099}.tar`, `set-*.tar` or a folder of them names, in order.
 
-    Raises:
-        UserError: more than MOST_SHARDS.
+    Raises UserError if there are more than MOST_SHARDS.
     """
     path = user_path(source)
     if path.is_dir():
@@ -106,8 +104,7 @@ def open_tar(shards: list[Path]) -> EncodedSource:
     Members with the same name up to the first dot are one sample (WebDataset): `0001.jpg` and its class `0001.cls`.
     Without .cls files, the folders are the classes.
 
-    Raises:
-        UserError: a shard is missing, or the shards hold several splits.
+    Raises UserError if a shard is missing, or the shards hold several splits.
     """
     skipped: list[tuple[str, str]] = []
     names, labels = [], []

@@ -24,8 +24,7 @@ PREFIX = {"train": "train", "test": "t10k"}
 def read_idx(path: Path) -> np.ndarray:
     """Read the array in an IDX file, uint8. An uncompressed file is memory-mapped.
 
-    Raises:
-        UserError: the file cannot be read, or its length is not what its header announces.
+    Raises UserError if the file cannot be read, or its length is not what its header announces.
     """
     zipped = path.suffix == ".gz"
     try:
@@ -63,8 +62,7 @@ def find_idx(folder: Path, split: str) -> Path | None:
 def open_idx(images_path: Path, class_names: list[str] | None = None) -> ArraySource:
     """Open an IDX file of images (N, H, W) or (N, H, W, C), with the classes if the labels file is in the same folder.
 
-    Raises:
-        UserError: the files cannot be read, or do not hold images and one label per image.
+    Raises UserError if the files cannot be read, or do not hold images and one label per image.
     """
     images = read_idx(images_path)
     if images.ndim == 3:
@@ -95,8 +93,7 @@ def open_npz(path: Path) -> ArraySource:
 
     Nothing in the file is unpickled.
 
-    Raises:
-        UserError: the file cannot be read, or holds other arrays.
+    Raises UserError if the file cannot be read, or holds other arrays.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -185,16 +182,9 @@ class _BatchUnpickler(pickle.Unpickler):
 
 
 def read_batch(data: bytes, path) -> dict[bytes, Any]:
-    """Read the dictionary in a pickled CIFAR batch. No code in the pickle is run.
+    """Return the dictionary in a pickled CIFAR batch: numbers, bytes, lists and uint8 arrays, by keys as bytes.
 
-    Args:
-        data: the pickle, of any protocol.
-        path: for messages.
-
-    Returns: numbers, strings (as bytes), lists, and uint8 arrays, by keys as bytes.
-
-    Raises:
-        UserError: it is not such a pickle, or it holds anything but plain data.
+    No code in the pickle is run. Raises UserError if it holds anything but plain data; `path` is for the message.
     """
     try:
         _check_instructions(data)
@@ -254,8 +244,7 @@ PYTHON = {"train": ["data_batch_[0-9]", "train"], "test": ["test_batch", "test"]
 def open_cifar(folder: Path, split: str) -> ArraySource | None:
     """Open the batches of a split in a folder as CIFAR is distributed. Return None if there are none.
 
-    Raises:
-        UserError: a batch cannot be read.
+    Raises UserError if a batch cannot be read.
     """
     for pattern, label_bytes in BINARY.get(split, {}).items():
         if paths := sorted(folder.glob(pattern)):

@@ -17,13 +17,7 @@ from tqdm import tqdm
 from ddpm.common.errors import UserError
 from ddpm.common.randomness import derive_seed
 from ddpm.data.config import DataConfig
-from ddpm.data.images import (
-    MOST_MEMORY_BYTES,
-    BrokenFile,
-    printable,
-    resize_to,
-    to_tensor,
-)
+from ddpm.data.images import MOST_MEMORY_BYTES, BrokenFile, printable, resize_to, to_tensor
 from ddpm.data.stored import ArraySource, ImageSource
 
 T = TypeVar("T")
@@ -163,47 +157,44 @@ class LazyDataset(ImageDataset):
     """A data set too large for memory: an image is decoded each time it is needed.
 
     A broken file is replaced by the next image that can be read, the same in every process, and reported once.
-
-    Args:
-        load: index -> uint8 (C, H, W). Raises BrokenFile. Called from several threads.
-        name: index -> name of the image for the report.
-        count: number of images.
     """
 
     def __init__(
         self,
-        load: Callable[[int], Tensor],
-        name: Callable[[int], str],
-        count: int,
+        stored: ImageSource,
+        config: DataConfig,
         labels: Tensor | None,
         class_names: list[str] | None,
         report: Report,
-        image_shape: tuple[int, int, int],
-        fingerprint: str,
     ):
-        self.load, self.name, self.count = load, name, count
+        self.stored, self.config, self.image_shape = stored, config, config.image_shape
         self.labels, self.class_names, self.report = labels, class_names, report
-        self.image_shape, self.fingerprint = image_shape, fingerprint
+        if isinstance(stored, ArraySource):
+            report.sizes = Counter({stored.images.shape[1:3]: len(stored)})
+        digest = hashlib.blake2b(settings_of(config).encode(), digest_size=16)
+        for index in range(len(stored)):
+            digest.update(f"{stored.name(index)}\n".encode() + stored.change_token(index))
+        self.fingerprint = digest.hexdigest()
         self._broken: set[int] = set()
         self._pool = ThreadPoolExecutor(workers())
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.stored)
 
     def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
         found, images = zip(*self._pool.map(self._next_readable, torch.as_tensor(indices).tolist()), strict=True)
         return torch.stack(images), None if self.labels is None else self.labels[list(found)]
 
     def _next_readable(self, index: int) -> tuple[int, Tensor]:
-        for step in range(self.count):
-            candidate = (index + step) % self.count
+        for step in range(len(self)):
+            candidate = (index + step) % len(self)
             if candidate in self._broken:
                 continue
             try:
-                return candidate, self.load(candidate)
+                return candidate, load_image(self.stored, self.config, candidate)[0]
             except BrokenFile as error:
                 self._broken.add(candidate)
-                self.report.skip(self.name(candidate), str(error))
+                self.report.skip(self.stored.name(candidate), str(error))
         raise UserError(f"{self.report.source} holds no image that can be used")
 
 
@@ -214,14 +205,7 @@ def matched_by_number(own: list[str], names: list[str]) -> bool:
 
 
 def epoch_order(size: int, seed: int, numbers: range) -> Tensor:
-    """Return the image at each position g of the endless order: the permutation of epoch g // size, at g % size.
-
-    Args:
-        size: number of images, N.
-        numbers: n positions.
-
-    Returns: int64 (n,) in 0..N-1.
-    """
+    """Return the image, int64 (n,) in 0..size-1, at each position g: the permutation of epoch g // size at g % size."""
     positions = torch.arange(numbers.start, numbers.stop, numbers.step)
     indices = torch.empty_like(positions)
     for epoch in torch.unique(positions // size).tolist():
@@ -249,8 +233,7 @@ def make_ready(stored: ImageSource, config: DataConfig) -> MemoryDataset | LazyD
     The images are decoded into memory, unless that takes more than MOST_MEMORY_BYTES: then each is decoded when it is
     needed. A class whose images are all broken is left out.
 
-    Raises:
-        UserError: no image can be read, or labels are wanted and there are none.
+    Raises UserError if no image can be read, or labels are wanted and there are none.
     """
     if isinstance(stored, ArraySource) and not 1 <= stored.images.shape[3] <= 4:
         raise UserError(f"{config.source} holds images of {stored.images.shape[3]} channels; 1 to 4 can be read")
@@ -262,7 +245,7 @@ def make_ready(stored: ImageSource, config: DataConfig) -> MemoryDataset | LazyD
         numbers, class_names = stored.classes(config.source)
         labels = torch.from_numpy(numbers)
     if len(stored) * np.prod(config.image_shape) > MOST_MEMORY_BYTES:
-        return _lazy(stored, config, labels, class_names, report)
+        return LazyDataset(stored, config, labels, class_names, report)
     if isinstance(stored, ArraySource) and stored.images.shape[1:] == (*config.size, config.channels):
         report.sizes[config.size] = len(stored)
         images = torch.from_numpy(np.array(stored.images.transpose(0, 3, 1, 2), order="C"))
@@ -307,36 +290,16 @@ def _without_lost_classes(
     listed: Tensor, labels: Tensor, class_names: list[str]
 ) -> tuple[Tensor, list[str], list[str]]:
     """Leave out the classes that lost all of their images. Return the new labels and names, and the lost names."""
-    lost = set(listed.tolist()) - set(labels.tolist())
+    lost = sorted(set(listed.tolist()) - set(labels.tolist()))
     kept = [number for number in range(len(class_names)) if number not in lost]
     renumbered = torch.full((len(class_names),), -1, dtype=torch.int64)
     renumbered[kept] = torch.arange(len(kept))
-    return (
-        renumbered[labels],
-        [class_names[number] for number in kept],
-        [class_names[number] for number in sorted(lost)],
-    )
+    return renumbered[labels], [class_names[number] for number in kept], [class_names[number] for number in lost]
 
 
-def _lazy(
-    stored: ImageSource, config: DataConfig, labels: Tensor | None, class_names: list[str] | None, report: Report
-) -> LazyDataset:
-    if isinstance(stored, ArraySource):
-        report.sizes = Counter({stored.images.shape[1:3]: len(stored)})
-    settings = config.model_dump_json(exclude={"random_flip", "source"})  # moving a set does not change it
-    digest = hashlib.blake2b(settings.encode(), digest_size=16)
-    for index in range(len(stored)):
-        digest.update(f"{stored.name(index)}\n".encode() + stored.change_token(index))
-    return LazyDataset(
-        load=lambda index: load_image(stored, config, index)[0],
-        name=stored.name,
-        count=len(stored),
-        labels=labels,
-        class_names=class_names,
-        report=report,
-        image_shape=config.image_shape,
-        fingerprint=digest.hexdigest(),
-    )
+def settings_of(config: DataConfig) -> str:
+    """Return what a fingerprint says of the settings. Moving a set, or mirroring its images, does not change it."""
+    return config.model_dump_json(exclude={"random_flip", "source"})
 
 
 def _nothing_left(report: Report) -> str:

@@ -1,7 +1,8 @@
 """List the images in a folder, and open a folder of images as a data set. Sub-folders are classes."""
 
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ddpm.common.errors import UserError
@@ -35,21 +36,25 @@ def list_images(folder: str | Path, *, recursive: bool = True) -> tuple[list[Pat
     `NAME_std.png`, `NAME_samples.png` and `NAME_draws.png`.
     Links to image files and to folders are followed, but no folder is read twice.
 
-    Args:
-        folder: `~` is the home folder.
-        recursive: also list sub-folders; otherwise they are skipped with a reason.
+    Unless `recursive`, sub-folders are skipped with a reason.
 
     Returns:
         paths: the images, each below `folder`. A folder's files come in the order of their names, before the files
             of its sub-folders.
         skipped: (name relative to `folder`, reason) in the same order. The names can be printed safely.
 
-    Raises:
-        UserError: a folder cannot be listed.
+    Raises UserError if a folder cannot be listed.
     """
     root = user_path(folder)
     names, skipped = _scan(root, recursive)
     return [root / name for name in names], [(printable(name), reason) for name, reason in skipped]
+
+
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """Return the paths without their endings. The ending stays if another image would get the same name."""
+    stems = [path.with_suffix("") for path in paths]
+    uses = Counter([*stems, *paths])  # a.png.bmp may not become a.png if that exists too
+    return [str(stem if uses[stem] == 1 else path) for stem, path in zip(stems, paths, strict=True)]
 
 
 def open_folder(folder: Path, split: str | None) -> EncodedSource:
@@ -59,9 +64,8 @@ def open_folder(folder: Path, split: str | None) -> EncodedSource:
     skipped, as downloads unpack: `animals10/raw-img/cat` has the class `cat`. A folder that is divided into train and
     test (or val) gives the split, by default train.
 
-    Raises:
-        UserError: a folder cannot be listed (without its class, the others would have other numbers); there is no such
-            split; or split folders are mixed with others.
+    Raises UserError if a folder cannot be listed (without its class, the others would have other numbers), there is no
+    such split, or split folders are mixed with others.
     """
     outer = folder.resolve()
     names, skipped = _scan(outer, recursive=True)

@@ -38,8 +38,7 @@ class HubName:
 def parse_hub(source: str) -> HubName:
     """Split `hf:user/set/configuration:split?column=value,value` into its parts.
 
-    Raises:
-        UserError: it has another form, or a local path in it does not exist.
+    Raises UserError if it has another form, or a local path in it does not exist.
     """
     name, _, query = source.removeprefix("hf:").partition("?")
     name, _, split = name.partition(":")
@@ -62,8 +61,7 @@ def parse_hub(source: str) -> HubName:
 def open_hub(source: str) -> EncodedSource:
     """Open a data set of the Hub, which is fetched once into the library's cache, or a local folder of one.
 
-    Raises:
-        UserError: there is no such data set, split, column or value, or it has no images.
+    Raises UserError if there is no such data set, split, column or value, or it has no images.
     """
     hub = parse_hub(source)
     if is_saved(Path(hub.path)):
@@ -87,8 +85,7 @@ def is_saved(folder: Path) -> bool:
 def open_saved(folder: Path, split: str | None, filters: dict[str, list[str]] | None = None) -> EncodedSource:
     """Open a folder that `save_to_disk` wrote. Of several splits, the default is train.
 
-    Raises:
-        UserError: it cannot be read, has no such split, or has no images.
+    Raises UserError if it cannot be read, has no such split, or has no images.
     """
     divided = (folder / SAVED_DICT).is_file()
     try:
@@ -148,7 +145,7 @@ class HubShards:
 
 
 class Columns:
-    """The columns of the image and its class, and the rows that are wanted.
+    """The columns of the image and its class (`image`, `label_column`), and the rows that are wanted.
 
     Args:
         source: for messages.
@@ -156,13 +153,8 @@ class Columns:
         filters: column -> the values that are wanted.
         follow_paths: read images from paths in the image column.
 
-    Attributes:
-        image: the column of the images.
-        label_column: the column of the classes, or None.
-        class_names: one per class, or None if only the rows tell.
-
-    Raises:
-        UserError: there is no column of images, or no such column or value as a filter names.
+    `class_names` is None if only the rows tell. Raises UserError if there is no column of images, or no such column or
+    value as a filter names.
     """
 
     def __init__(self, source: str, features: Any, filters: dict[str, list[str]], *, follow_paths: bool):

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.common.errors import UserError
+from ddpm.common.pixels import MODES, grey
 from ddpm.data.config import SMALLEST_SIDE
 
 MOST_PIXELS = 2**26  # in one image: 8192 x 8192
@@ -38,10 +39,7 @@ def check_size(height: int, width: int, smallest: int = SMALLEST_SIDE) -> None:
 def check_array(path: Path, shape: tuple[int, ...], itemsize: int, stored_bytes: int, zipped: bool) -> int:
     """Return the size in bytes of the array that a header announces. Raise UserError if the file cannot hold it.
 
-    Args:
-        itemsize: bytes per value.
-        stored_bytes: size of the array in the file.
-        zipped: the array is compressed by deflate.
+    itemsize: bytes per value. stored_bytes: size of the array in the file. zipped: it is compressed by deflate.
     """
     size = math.prod(shape) * itemsize
     if not 0 < size <= stored_bytes * (MOST_DEFLATE_RATIO if zipped else 1):
@@ -87,7 +85,6 @@ BRANDS = {  # bytes 8..12 of an ISO base media file, ISO/IEC 14496-12 "ftyp" -> 
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
 }
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,8 +110,7 @@ def read_image(path: str | Path, channels: int = 3, background=255, smallest: in
 
     Returns: uint8 (channels, H, W) in 0..255.
 
-    Raises:
-        UserError: the file is missing, is not an image, or is too small or too large.
+    Raises UserError if the file is missing, is not an image, or is too small or too large.
     """
     try:
         with Path(path).open("rb") as file:
@@ -127,19 +123,10 @@ def read_image(path: str | Path, channels: int = 3, background=255, smallest: in
 
 
 def decode(data: bytes, channels: int, background=255, smallest: int = SMALLEST_SIDE, *, name: str = "") -> Image.Image:
-    """Decode an image to a Pillow image of mode L, LA, RGB or RGBA, at its own size.
+    """Decode the content of an image file to a Pillow image of mode L, LA, RGB or RGBA, at its own size.
 
-    The size in the header is checked before any pixel is decoded.
-
-    Args:
-        data: the content of an image file.
-        channels: 1 to 4, see `read_image`.
-        background: see `read_image`.
-        smallest: least side in pixels.
-        name: of the file, for the message about a wrong ending.
-
-    Raises:
-        BrokenFile: the image cannot be used, for any reason.
+    The size in the header is checked before any pixel is decoded. `name` is the file's, for the message about a wrong
+    ending; for the other arguments see `read_image`. Raises BrokenFile if the image cannot be used, for any reason.
     """
     if len(data) > MOST_FILE_BYTES:
         raise BrokenFile(f"the file is larger than {MOST_FILE_BYTES:,} bytes")
@@ -258,6 +245,6 @@ def _window(image: Image.Image, height: int, width: int) -> tuple[float, float, 
 
 def _fill(mode: str, background) -> tuple[int, ...]:
     """Return the background in the image's mode. With alpha, it is transparent."""
-    red, green, blue = (background,) * 3 if isinstance(background, int) else background
-    grey = round(0.299 * red + 0.587 * green + 0.114 * blue)  # ITU-R 601, as Pillow's own conversion
-    return {"L": (grey,), "LA": (grey, 0), "RGB": (red, green, blue), "RGBA": (red, green, blue, 0)}[mode]
+    colour = _colour(background)[:3]
+    levels = (grey(colour),) if mode.startswith("L") else colour
+    return (*levels, 0) if mode.endswith("A") else levels

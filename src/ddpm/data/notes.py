@@ -13,12 +13,12 @@ DARK = 128  # of 255; photographs, drawings and digits all have brighter pixels
 
 
 def data_notes(dataset: ImageDataset) -> list[str]:
-    """Return what `ddpm data` and the start of a run should tell about a data set, one string per note.
+    """Return what a user should know about a data set, one string per note.
 
-    The notes name the files that are not read, classes without images, numeric class names in the order of text, and
-    images that are dark throughout. An ordinary data set has none.
+    The notes name classes that were left out or have no images, numeric class names in the order of text, and images
+    that are dark throughout. An ordinary data set has none. The files that are not read are in `dataset.report`.
     """
-    notes = [dataset.report.summary()]
+    notes = []
     if lost := dataset.report.lost_classes:
         notes.append(f"left out, because none of their images can be read: {_named('class', lost)}")
     if dataset.class_names is not None and isinstance(dataset, MemoryDataset | LazyDataset):

@@ -6,8 +6,6 @@ a path. `:test` at the end selects a split.
 
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm.common.errors import UserError, nearest
@@ -20,14 +18,6 @@ from ddpm.data.folder import list_images, open_folder
 from ddpm.data.hub import is_saved, open_hub, open_parquet, open_saved, stream_hub, stream_parquet
 from ddpm.data.stored import ArraySource, ImageSource
 from ddpm.data.stream import Shards, StreamDataset, TarShards
-
-
-def picture_names(paths: Sequence[Path]) -> list[str]:
-    """Return the paths without their endings. The ending stays if another image would get the same name."""
-    stems = [path.with_suffix("") for path in paths]
-    uses = Counter([*stems, *paths])  # a.png.bmp may not become a.png if that exists too
-    return [str(stem if uses[stem] == 1 else path) for stem, path in zip(stems, paths, strict=True)]
-
 
 DIGITS = Path(__file__).parent.parent / "assets" / "digits.npz"
 DIGIT_NAMES = [str(digit) for digit in range(10)]
@@ -66,8 +56,7 @@ def open_dataset(source: str | DataConfig, **options) -> ImageDataset:
         source: a name, `hf:user/set`, a path, or a whole DataConfig.
         options: the other fields of DataConfig: image_size, channels, labels, fit, background, streaming.
 
-    Raises:
-        UserError: the source is missing, empty or cannot be read. Single broken files are listed in `.report`.
+    Raises UserError if the source is missing, empty or cannot be read. Single broken files are listed in `.report`.
     """
     config = source if isinstance(source, DataConfig) else checked_config(source, **options)
     if config.streaming:
@@ -98,8 +87,7 @@ def find_stored(source: str) -> ImageSource:
 def find_shards(source: str) -> Shards:
     """Find the shards of a SOURCE for streaming: a data set of the Hub, parquet files or tar shards.
 
-    Raises:
-        UserError: there are none, or they cannot be read.
+    Raises UserError if there are none, or they cannot be read.
     """
     if source.startswith("hf:"):
         return stream_hub(source)

@@ -47,8 +47,7 @@ class ImageSource(ABC):
 
         Classes without names are named by their numbers, and a number that no image has is no class.
 
-        Raises:
-            UserError: there are no classes, or a label is outside their range.
+        Raises UserError if there are no classes, or a label is outside their range.
         """
         if self.labels is None:
             raise UserError(

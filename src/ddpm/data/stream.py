@@ -24,13 +24,13 @@ from ddpm.common.errors import UserError
 from ddpm.common.randomness import derive_seed
 from ddpm.data.archives import read_tar_image, scan_tar
 from ddpm.data.config import DataConfig
-from ddpm.data.datasets import ImageDataset, Report, workers
+from ddpm.data.datasets import ImageDataset, Report, settings_of, workers
 from ddpm.data.images import BrokenFile, decode, resize_to, to_tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One image of a shard, not yet decoded. `following` is the number of the next row of the shard."""
+    """One image of a shard, still encoded. `following` is the number of the next row of the shard."""
 
     name: str
     data: bytes
@@ -39,17 +39,11 @@ class Encoded:
 
 
 class Shards(Protocol):
-    """A source of streamed images.
+    """A source of streamed images."""
 
-    Attributes:
-        names: one per shard.
-        class_names: one per class, or None if the source does not tell.
-        count: number of images, or None if the source does not tell.
-    """
-
-    names: list[str]
-    class_names: list[str] | None
-    count: int | None
+    names: list[str]  # one per shard
+    class_names: list[str] | None  # None if the source does not tell
+    count: int | None  # number of images; None if the source does not tell
 
     def rows(self, shard: int, start: int, skip: Callable[[str, str], None]) -> Iterator[Encoded]:
         """Yield the images of a shard in order, from row `start`. Call `skip(name, reason)` for broken ones."""
@@ -84,21 +78,13 @@ REMEMBERED = 64  # block starts that are kept, so that an earlier step is found 
 
 @dataclass
 class StreamPosition:
-    """The start of a block. Checkpoints hold these fields.
-
-    Attributes:
-        epoch: from 0.
-        block: within the epoch, from 0.
-        first: number of the block's first image, counted from the start of epoch 0.
-        opened: number of shards of the epoch's order that have been opened.
-        lanes: [shard, next row] of each open shard.
-    """
+    """The start of a block. Checkpoints hold these fields."""
 
     epoch: int = 0
-    block: int = 0
-    first: int = 0
-    opened: int = 0
-    lanes: list[list[int]] = field(default_factory=list)
+    block: int = 0  # within the epoch
+    first: int = 0  # number of the block's first image, counted from the start of epoch 0
+    opened: int = 0  # number of shards of the epoch's order that have been opened
+    lanes: list[list[int]] = field(default_factory=list)  # [shard, next row] of each open shard
 
 
 @dataclass(frozen=True)
@@ -119,8 +105,7 @@ class StreamDataset(ImageDataset):
 
     Call `draw` with increasing positions. A few blocks back costs reading one block again; further back, all of them.
 
-    Raises:
-        UserError: there are no shards, or labels are wanted and the source does not tell its classes.
+    Raises UserError if there are no shards, or labels are wanted and the source does not tell its classes.
     """
 
     def __init__(self, shards: Shards, config: DataConfig):
@@ -134,8 +119,8 @@ class StreamDataset(ImageDataset):
         self.shards, self.config, self.image_shape = shards, config, config.image_shape
         self.class_names = shards.class_names if config.labels else None
         self.report = Report(config.source)
-        settings = config.model_dump_json(exclude={"random_flip", "source"})  # moving a set does not change it
-        self.fingerprint = hashlib.blake2b("\n".join([settings, *shards.names]).encode(), digest_size=16).hexdigest()
+        about = "\n".join([settings_of(config), *shards.names])
+        self.fingerprint = hashlib.blake2b(about.encode(), digest_size=16).hexdigest()
         self._reader = BlockReader(shards, config.shuffle_buffer, self.report)
         self._decoders, self._reading = ThreadPoolExecutor(workers()), ThreadPoolExecutor(1)
         self._restart(None, StreamPosition())

@@ -5,42 +5,27 @@ from typing import TYPE_CHECKING
 from ddpm.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ddpm.diffusion.config import DiffusionConfig
-    from ddpm.diffusion.gaussian import GaussianDiffusion, Posterior
-    from ddpm.diffusion.likelihood import VariationalBound, discretized_log_likelihood
-    from ddpm.diffusion.loss import DiffusionLoss, loss_weights
-    from ddpm.diffusion.schedule import NoiseSchedule, make_betas, rescale_zero_terminal_snr
-    from ddpm.diffusion.timestep_samplers import TIMESTEP_SAMPLERS, TimestepSampler
+    from ddpm.diffusion.config import DiffusionConfig as DiffusionConfig
+    from ddpm.diffusion.gaussian import GaussianDiffusion as GaussianDiffusion
+    from ddpm.diffusion.gaussian import Posterior as Posterior
+    from ddpm.diffusion.likelihood import VariationalBound as VariationalBound
+    from ddpm.diffusion.likelihood import discretized_log_likelihood as discretized_log_likelihood
+    from ddpm.diffusion.loss import DiffusionLoss as DiffusionLoss
+    from ddpm.diffusion.loss import loss_weights as loss_weights
+    from ddpm.diffusion.schedule import NoiseSchedule as NoiseSchedule
+    from ddpm.diffusion.schedule import make_betas as make_betas
+    from ddpm.diffusion.schedule import rescale_zero_terminal_snr as rescale_zero_terminal_snr
+    from ddpm.diffusion.timestep_samplers import TIMESTEP_SAMPLERS as TIMESTEP_SAMPLERS
+    from ddpm.diffusion.timestep_samplers import TimestepSampler as TimestepSampler
 
-__all__ = [
-    "TIMESTEP_SAMPLERS",
-    "DiffusionConfig",
-    "DiffusionLoss",
-    "GaussianDiffusion",
-    "NoiseSchedule",
-    "Posterior",
-    "TimestepSampler",
-    "VariationalBound",
-    "discretized_log_likelihood",
-    "loss_weights",
-    "make_betas",
-    "rescale_zero_terminal_snr",
-]
-
-__getattr__, __dir__ = lazy_exports(
+__getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "DiffusionConfig": "ddpm.diffusion.config",
-        "DiffusionLoss": "ddpm.diffusion.loss",
-        "GaussianDiffusion": "ddpm.diffusion.gaussian",
-        "NoiseSchedule": "ddpm.diffusion.schedule",
-        "Posterior": "ddpm.diffusion.gaussian",
-        "TIMESTEP_SAMPLERS": "ddpm.diffusion.timestep_samplers",
-        "TimestepSampler": "ddpm.diffusion.timestep_samplers",
-        "VariationalBound": "ddpm.diffusion.likelihood",
-        "discretized_log_likelihood": "ddpm.diffusion.likelihood",
-        "loss_weights": "ddpm.diffusion.loss",
-        "make_betas": "ddpm.diffusion.schedule",
-        "rescale_zero_terminal_snr": "ddpm.diffusion.schedule",
+        "ddpm.diffusion.config": "DiffusionConfig",
+        "ddpm.diffusion.gaussian": "GaussianDiffusion Posterior",
+        "ddpm.diffusion.likelihood": "VariationalBound discretized_log_likelihood",
+        "ddpm.diffusion.loss": "DiffusionLoss loss_weights",
+        "ddpm.diffusion.schedule": "NoiseSchedule make_betas rescale_zero_terminal_snr",
+        "ddpm.diffusion.timestep_samplers": "TIMESTEP_SAMPLERS TimestepSampler",
     },
 )

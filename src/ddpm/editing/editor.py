@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr, ssim_or_none
+from ddpm.common.pixels import check_finite
 from ddpm.common.randomness import ImageNoise
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.model import Model, SamplingOptions
@@ -48,8 +49,7 @@ class Editor:
             more: further tensors with one row per image, passed to `work` with their images.
             same_noise: every image gets the noise of image 0.
 
-        Raises:
-            UserError: the images do not have the model's shape, there are none, or an option is not possible.
+        Raises UserError if the images do not have the model's shape, there are none, or an option is not possible.
         """
         model, options = self.model, self.options
         if tuple(images.shape[1:]) != model.image_shape:
@@ -68,20 +68,16 @@ class Editor:
             streams = [0] * len(indices) if same_noise else indices
             noise = ImageNoise.of_seed(options.seed, streams, model.image_shape, device=model.device)
             batch = [part[start : start + size].to(model.device) for part in (images, *more)]
-            results.append(work(denoiser, noise, *batch).cpu())
-        return model.check_finite(torch.cat(results))
+            results.append(check_finite(work(denoiser, noise, *batch), model.why_not_finite).cpu())
+        return torch.cat(results)
 
     def denoise(self, denoiser: Denoiser, x_t: Tensor, timesteps: Sequence[float], noise: Noise) -> Tensor:
         """Sample x_0 (N, C, H, W) in [-1, 1] from x_t at the first of the timesteps, with the editor's sampler."""
         options = self.options
-        x_0 = options.spec(denoiser, x_t, timesteps, noise=noise, **_sampler_options(options))
-        return x_0.clamp(-1, 1)
-
-
-def _sampler_options(options: SamplingOptions) -> dict[str, Any]:
-    """The sampler's own options that were given; the others keep the sampler's defaults."""
-    given = {"eta": options.eta, "variant": options.variant}
-    return {name: value for name, value in given.items() if value is not None}
+        own = {"eta": options.eta, "variant": options.variant}  # those not given keep the sampler's defaults
+        given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+        x_0 = options.spec(denoiser, x_t, timesteps, noise=noise, **given)
+        return check_finite(x_0, self.model.why_not_finite).clamp(-1, 1)
 
 
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -147,9 +143,9 @@ def fidelity_curve(
     **changes: Any,
 ) -> list[CurvePoint]:
     """Trade fidelity for realism: run `sdedit` at each strength, after the unchanged images (strength 0)."""
-    points = []
+    editor, points = editor.with_options(**changes), []
     for strength in [0.0, *(s for s in strengths if s > 0)]:
-        edited = sdedit(editor, images, strength, **changes)
+        edited = sdedit(editor, images, strength)
         similarity = ssim_or_none(edited, images)
         points.append(
             CurvePoint(

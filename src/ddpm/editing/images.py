@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import make_grid, to_float, to_pillow
-from ddpm.data.folder import list_images
+from ddpm.data.folder import list_images, picture_names
 from ddpm.data.images import ENDINGS, read_image, resize_to, to_tensor
-from ddpm.data.sources import picture_names
 from ddpm.editing.editor import CurvePoint
 from ddpm.editing.inversion import RoundTrip
 from ddpm.model import Model

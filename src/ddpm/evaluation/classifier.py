@@ -20,8 +20,6 @@ from tqdm import tqdm
 from ddpm.common.hardware import default_device
 from ddpm.common.pixels import to_uint8
 from ddpm.evaluation.images import ImageSet, subset_rows
-from ddpm.evaluation.sources import open_images
-from ddpm.interop.folder import save_tensors
 
 SIDE = 32  # every image is resized to SIDE x SIDE
 FEATURES = 64
@@ -178,9 +176,7 @@ def small(images: ImageSet, rows: Tensor | None = None) -> Tensor:
     return torch.cat([to_uint8(normalise(images[part.numpy()])) for part in rows.split(images.chunk)])
 
 
-BUILTIN_EPOCHS = 8
 WEIGHTS = Path(str(files("ddpm.assets") / "builtin_features.safetensors"))
-SOURCES = ("mnist", "fashion_mnist", "cifar10")
 
 
 def builtin_classifier() -> tuple[Classifier, list[str]]:
@@ -198,33 +194,3 @@ def read_digits(images: Tensor, batch_size: int = 500) -> Tensor:
     model, names = builtin_classifier()
     digits = [index for index, name in enumerate(names) if name.startswith("mnist/")]
     return torch.cat([model(normalise(chunk))[:, digits].argmax(1) for chunk in images.split(batch_size)])
-
-
-def make(path: Path = WEIGHTS) -> None:
-    """Train the classifier on all SOURCES at once, print its accuracy on their test sets, and write it as float16."""
-    images, labels, offsets = [], [], []
-    names: list[str] = []
-    for source in SOURCES:
-        pixels, classes, of_source = _labelled(source)
-        images.append(pixels)
-        labels.append(classes + len(names))
-        offsets.append(len(names))
-        names += [f"{source}/{name}" for name in of_source]
-    model = train_classifier(
-        torch.cat(images), torch.cat(labels), len(names), epochs=BUILTIN_EPOCHS, progress="builtin"
-    )
-    weights = {key: value.contiguous() for key, value in model.half().state_dict().items()}
-    save_tensors(path, weights, {"class_names": json.dumps(names)})
-    for source, offset in zip(SOURCES, offsets, strict=True):
-        pixels, classes, _ = _labelled(f"{source}:test")
-        print(f"{source}: {accuracy(builtin_classifier()[0], pixels, classes + offset):.2%}")
-
-
-def _labelled(source: str) -> tuple[Tensor, Tensor, list[str]]:
-    """Return images (N, 3, 32, 32), labels and class names of a whole set."""
-    images = open_images(source)
-    return small(images), *images.classes()
-
-
-if __name__ == "__main__":
-    make()

@@ -34,7 +34,7 @@ class Moments:
 
 
 def moments_of(blocks: Iterable[np.ndarray]) -> Moments:
-    """Return the moments of features that come in blocks (n_i, D); only one block is in memory at a time.
+    """Return mean and covariance of features that come in blocks (n_i, D); only one block is in memory at a time.
 
     Blocks are merged by their mean and scatter (Chan et al. 1979), which avoids cancellation. Raises UserError for
     fewer than two images.
@@ -47,7 +47,7 @@ def moments_of(blocks: Iterable[np.ndarray]) -> Moments:
         scatter = scatter + centred.T @ centred + np.outer(delta, delta) * (n * len(block) / total)
         mu, n = mu + delta * (len(block) / total), total
     if n < 2:
-        raise UserError(f"moments need at least two images, not {n}")
+        raise UserError(f"a mean and a covariance need at least two images, not {n}")
     return Moments(mu, scatter / (n - 1), n)
 
 

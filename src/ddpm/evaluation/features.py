@@ -6,7 +6,6 @@ chunks, which are cached on disk and divided among processes.
 """
 
 import functools
-import hashlib
 import os
 import sys
 import warnings
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from ddpm.common.distributed import is_main
 from ddpm.common.errors import UserError, require
-from ddpm.common.files import atomic_path, sync, user_path
+from ddpm.common.files import atomic_path, sha256, sync, user_path
 from ddpm.common.hardware import default_device
 from ddpm.evaluation.cache import Chunks
 from ddpm.evaluation.classifier import FEATURES, WEIGHTS, builtin_classifier, normalise
@@ -202,7 +201,7 @@ def _builtin(device: torch.device) -> FeatureNetwork:
         standard=False,
         dimensions=FEATURES,
         classes=0,
-        fingerprint=_file_hash(WEIGHTS),
+        fingerprint=sha256(WEIGHTS),
         transform="bilinear 32, x/127.5-1",
         engine="torch",
         compute=compute,
@@ -219,7 +218,7 @@ def _inception(device: torch.device) -> FeatureNetwork:
         _download(module.URL_INCEPTION_V3, cached)
     extractor = module.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(cached))
     runner = compile_network(WithLogits(extractor), (3, SIDE, SIDE), device)
-    return _on_299(runner, device, "inception", True, POOL, extractor.fc.out_features, _file_hash(cached))
+    return _on_299(runner, device, "inception", True, POOL, extractor.fc.out_features, sha256(cached))
 
 
 class WithLogits(nn.Module):
@@ -267,7 +266,7 @@ def _torchscript(path: Path, device: torch.device, name: str | None = None) -> F
     if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != 2:
         shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise UserError(f"{path} maps two images to {shape}; features are N x D")
-    digest = _file_hash(path)
+    digest = sha256(path)
     runner = compile_network(script, (3, SIDE, SIDE), device)
     return _on_299(runner, device, name or path.stem, digest == TORCHSCRIPT_HASH, answer.shape[1], 0, digest)
 
@@ -285,11 +284,6 @@ def _on_299(
         engine=runner.name,
         compute=lambda images: runner(inception_input(images.to(device))),
     )
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 BATCH = 32

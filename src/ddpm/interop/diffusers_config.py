@@ -1,12 +1,14 @@
 """Convert configurations between Diffusers (`UNet2DModel`, schedulers) and this package."""
 
+import itertools
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ddpm.common.errors import UserError
+from ddpm.common.names import PredictionName
 from ddpm.diffusion.gaussian import GaussianDiffusion, VarianceName
 from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
 from ddpm.interop.folder import checked
@@ -117,9 +119,7 @@ def to_unet2d(network: UNet) -> dict[str, Any]:
         "upsample_type": config.resample,
         "dropout": config.dropout,
         "act_fn": "silu",
-        "attention_head_dim": min(_head_dims(network), default=None)
-        if config.heads not in (None, 1)
-        else config.head_dim,
+        "attention_head_dim": config.head_dim if config.heads in (None, 1) else min(_head_dims(network), default=None),
         "norm_num_groups": config.groups,
         # if it is left out, Diffusers gives the middle a norm for an added bias, and none for scale and shift
         "attn_norm_num_groups": config.groups if config.mid_attention_norm else None,
@@ -229,20 +229,9 @@ SCHEDULES: dict[str, ScheduleName] = {
     "squaredcos_cap_v2": "cosine",
     "sigmoid": "sigmoid",
 }
-PREDICTIONS = {"epsilon": "epsilon", "sample": "x_0", "v_prediction": "v"}
-VARIANCES: dict[str, VarianceName] = {
-    "fixed_small": "fixed_small",
-    "fixed_small_log": "fixed_small",
-    "fixed_large": "fixed_large",
-    "fixed_large_log": "fixed_large",
-    "learned_range": "learned_range",
-}
-# Every Diffusers scheduler knows these names; only DDPMScheduler knows "sigmoid", so its betas are written out.
-WRITTEN: tuple[tuple[str, ScheduleName], ...] = (
-    ("linear", "linear"),
-    ("scaled_linear", "quadratic"),
-    ("squaredcos_cap_v2", "cosine"),
-)
+PREDICTIONS: dict[str, PredictionName] = {"epsilon": "epsilon", "sample": "x_0", "v_prediction": "v"}
+# Every Diffusers scheduler knows the other names; only DDPMScheduler knows "sigmoid", so its betas are written out.
+WRITTEN = [theirs for theirs in SCHEDULES if theirs != "sigmoid"]
 
 Beta = Annotated[float, Field(gt=0, le=1)]
 
@@ -282,7 +271,7 @@ def to_process(values: dict[str, Any], learns_variance: bool, where: str) -> Gau
             f"{where}: clip_sample_range is {config.clip_sample_range:g}, so its images are not in [-1, 1], as they "
             "must be here: open it with Diffusers"
         )
-    variance = VARIANCES[config.variance_type]
+    variance = cast(VarianceName, config.variance_type.removesuffix("_log"))
     if learns_variance and "variance_type" not in values:
         variance = "learned_range"
     if learns_variance != (variance == "learned_range"):
@@ -297,7 +286,7 @@ def to_process(values: dict[str, Any], learns_variance: bool, where: str) -> Gau
         betas = make_betas(name, config.num_train_timesteps, config.beta_start, config.beta_end)
     if config.rescale_betas_zero_snr:
         betas = rescale_zero_terminal_snr(betas)
-    return GaussianDiffusion(NoiseSchedule(betas), PREDICTIONS[config.prediction_type], variance)  # type: ignore[arg-type]
+    return GaussianDiffusion(NoiseSchedule(betas), PREDICTIONS[config.prediction_type], variance)
 
 
 def to_scheduler(diffusion: GaussianDiffusion) -> dict[str, Any]:
@@ -337,12 +326,7 @@ def _named(schedule: NoiseSchedule) -> Iterator[tuple[dict[str, Any], torch.Tens
     rescaled = schedule.zero_terminal_snr
     starts = dict.fromkeys([first, float(f"{first:.12g}")])
     ends = [0.02] if rescaled else dict.fromkeys([last, float(f"{last:.12g}")])
-    for theirs, ours in WRITTEN:
-        for start in starts:
-            for end in ends:
-                betas = make_betas(ours, schedule.timesteps, start, end)
-                words = {"beta_schedule": theirs, "beta_start": start, "beta_end": end}
-                yield (
-                    {**words, "rescale_betas_zero_snr": rescaled},
-                    rescale_zero_terminal_snr(betas) if rescaled else betas,
-                )
+    for theirs, start, end in itertools.product(WRITTEN, starts, ends):
+        betas = make_betas(SCHEDULES[theirs], schedule.timesteps, start, end)
+        words = {"beta_schedule": theirs, "beta_start": start, "beta_end": end, "rescale_betas_zero_snr": rescaled}
+        yield words, rescale_zero_terminal_snr(betas) if rescaled else betas

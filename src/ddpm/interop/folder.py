@@ -179,8 +179,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
     One of the two is complete on the disk at any moment, even if the machine loses power.
 
-    Raises:
-        UserError: `folder` exists and is not a model folder, or holds other files too.
+    Raises UserError if `folder` exists and is not a model folder, or holds other files too.
     """
     folder = folder.resolve()
     beside, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")

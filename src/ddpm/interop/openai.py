@@ -1,11 +1,10 @@
 """Import checkpoints of improved-diffusion and guided-diffusion (Nichol & Dhariwal 2021, Dhariwal & Nichol 2021).
 
 The weights determine most of the architecture. The rest comes from the flags of their scripts, given as their READMEs
-print them ("--image_size 64 --num_head_channels 64 ..."). A flag that contradicts the weights is an error. Upsamplers,
+print them ("--image_size 64 --num_head_channels 64 ..."); flags that follow from the weights are ignored. Upsamplers,
 classifiers, --num_heads_upsample and pooled resampling are refused: our network cannot express them.
 """
 
-import difflib
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator
@@ -16,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ddpm.common.errors import UserError
+from ddpm.common.errors import UserError, nearest
 from ddpm.diffusion.gaussian import GaussianDiffusion, VarianceName
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.interop.diffusers import LoadedParts, fill
@@ -56,8 +55,7 @@ def is_openai(names: Collection[str]) -> bool:
 class Architecture:
     """The part of the architecture that follows from the weights.
 
-    Raises:
-        KeyError, IndexError, ValueError: the weights do not have the layout of the two repositories.
+    Raises KeyError, IndexError or ValueError if they do not have the layout of the two repositories.
     """
 
     def __init__(self, state: dict[str, Tensor]):
@@ -144,13 +142,15 @@ def split_qkv(tensor: Tensor, heads: int, new_order: bool) -> Tensor:
     return by_head.transpose(0, 1).reshape(3, channels, *tensor.shape[1:])
 
 
-# Flags of their scripts that change neither the network nor the process it was trained on.
+# Flags of their scripts that follow from the weights, and those that change neither the network nor its process.
+FROM_WEIGHTS = {"num_channels", "num_res_blocks", "channel_mult", "attention_resolutions", "learn_sigma", "class_cond"}
+FROM_WEIGHTS |= {"use_scale_shift_norm", "resblock_updown"}
 IRRELEVANT = {"use_fp16", "use_checkpoint", "timestep_respacing", "use_kl", "rescale_learned_sigmas"}
 SHOWN_STEPS = 1000  # what rescale_timesteps rescales to
 
 
 class Flags(BaseModel):
-    """Their model and diffusion flags. Those that may be None follow from the weights, and are checked if given."""
+    """Their model and diffusion flags that the weights do not determine."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -165,14 +165,6 @@ class Flags(BaseModel):
     predict_xstart: bool = False
     sigma_small: bool = False
     rescale_timesteps: bool = True  # improved-diffusion's default; guided-diffusion's published models need none
-    num_channels: int | None = None
-    num_res_blocks: int | None = None
-    channel_mult: str | None = None
-    attention_resolutions: str | None = None
-    learn_sigma: bool | None = None
-    class_cond: bool | None = None
-    use_scale_shift_norm: bool | None = None
-    resblock_updown: bool | None = None
 
     def heads(self, width: int) -> int:
         """Return the number of heads of an attention over `width` channels."""
@@ -188,20 +180,16 @@ def parse_flags(text: str) -> Flags:
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
         raise UserError(f"flags must be pairs, --name value, not: {text}")
     given = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
-    for name in given.keys() - Flags.model_fields - IRRELEVANT:
-        near = difflib.get_close_matches(name, Flags.model_fields, n=1)
-        raise UserError(f"--{name} is no flag of theirs that tells a network" + f": --{near[0]}?" * bool(near))
+    given = {name: value for name, value in given.items() if name not in FROM_WEIGHTS | IRRELEVANT}
+    for name in given.keys() - Flags.model_fields.keys():
+        raise UserError(f"these scripts have no flag --{name}; {nearest(name, Flags.model_fields)}")
     if "image_size" not in given:
         raise UserError("the weights do not determine the image size: add it to --flags, e.g. --image_size 64")
-    return checked(Flags, {name: value for name, value in given.items() if name not in IRRELEVANT}, "their flags")
+    return checked(Flags, given, "their flags")
 
 
 def from_openai(state: dict[str, Tensor], flags: Flags, where: str) -> LoadedParts:
-    """Build the network and the process of a checkpoint.
-
-    Raises:
-        UserError: the flags contradict the weights, or the network cannot be expressed.
-    """
+    """Build the network and the process of a checkpoint; UserError if the network cannot be expressed."""
     try:
         found = Architecture(state)
     except (KeyError, IndexError, ValueError) as error:
@@ -261,7 +249,7 @@ def to_process(flags: Flags, *, learns_variance: bool) -> GaussianDiffusion:
 
 
 def check(found: Architecture, flags: Flags, where: str) -> None:
-    """Raise UserError if the flags contradict the weights, or if the network is no DDPM or cannot be expressed."""
+    """Raise UserError if the network is no DDPM, or cannot be expressed with these heads."""
     upsamples = found.in_channels == 6  # the input of their upsamplers is x_t and the small image, concatenated
     if upsamples or found.out_channels not in (found.in_channels, 2 * found.in_channels):
         raise UserError(
@@ -273,21 +261,3 @@ def check(found: Architecture, flags: Flags, where: str) -> None:
     for width in found.attended_widths:
         if divisor == 0 or width % divisor:
             raise UserError(f"{where}: attention over {width} channels cannot be divided into heads as the flags say")
-    known = {
-        "num_channels": found.time_channels,
-        "num_res_blocks": found.blocks,
-        "channel_mult": ",".join(f"{width / found.time_channels:g}" for width in found.widths),
-        "learn_sigma": found.out_channels == 2 * found.in_channels,
-        "class_cond": found.num_classes is not None,
-        "use_scale_shift_norm": found.scale_shift,
-        "resblock_updown": found.residual_resampling,
-    }
-    for name, value in known.items():
-        if getattr(flags, name) not in (None, "", value):
-            raise UserError(f"{where}: the weights have --{name} {value}, not {getattr(flags, name)}")
-    sides = [flags.image_size >> level for level in range(len(found.widths))]
-    attended = {side for side, attention in zip(sides, found.attended, strict=True) if attention}
-    named = {int(word) for word in re.findall(r"\d+", flags.attention_resolutions or "")}
-    if flags.attention_resolutions and named & set(sides) != attended:
-        at = ",".join(map(str, sorted(attended, reverse=True)))
-        raise UserError(f"{where}: the weights have --attention_resolutions {at}, not {flags.attention_resolutions}")

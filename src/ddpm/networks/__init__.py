@@ -5,17 +5,15 @@ from typing import TYPE_CHECKING
 from ddpm.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ddpm.networks.config import NetworkConfig
-    from ddpm.networks.inference import count_flops
-    from ddpm.networks.unet import UNet
+    from ddpm.networks.config import NetworkConfig as NetworkConfig
+    from ddpm.networks.inference import count_flops as count_flops
+    from ddpm.networks.unet import UNet as UNet
 
-__all__ = ["NetworkConfig", "UNet", "count_flops"]
-
-__getattr__, __dir__ = lazy_exports(
+__getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "NetworkConfig": "ddpm.networks.config",
-        "UNet": "ddpm.networks.unet",
-        "count_flops": "ddpm.networks.inference",
+        "ddpm.networks.config": "NetworkConfig",
+        "ddpm.networks.inference": "count_flops",
+        "ddpm.networks.unet": "UNet",
     },
 )

@@ -80,8 +80,7 @@ class NetworkConfig(BaseModel):
     def heads_over(self, width: int) -> int:
         """Return the number of heads of an attention over `width` channels.
 
-        Raises:
-            UserError: the channels do not divide into the heads.
+        Raises UserError if the channels do not divide into the heads.
         """
         if width % (self.head_dim or self.heads or 1):
             heads = f"heads of {self.head_dim}" if self.head_dim else f"{self.heads} heads"
@@ -94,8 +93,7 @@ class NetworkConfig(BaseModel):
     def level_sizes(self, image_size: ImageSize) -> list[ImageSize]:
         """Return the (height, width) of each level's feature map, from the full image down.
 
-        Raises:
-            UserError: a side cannot be halved once per further level.
+        Raises UserError if a side cannot be halved once per further level.
         """
         levels = len(self.channel_mult)
         factor = 2 ** (levels - 1)
@@ -113,8 +111,7 @@ class NetworkConfig(BaseModel):
     def attention_levels(self, image_size: ImageSize) -> list[bool]:
         """Return for each level whether it has self-attention.
 
-        Raises:
-            UserError: `attention` names a size that no level has.
+        Raises UserError if `attention` names a size that no level has.
         """
         sides = [min(size) for size in self.level_sizes(image_size)]
         for size in self.attention:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.networks.unet import UNet
+from ddpm.networks.unet import ROWS, UNet
 
 SHAPES = 4  # recorded graphs that are kept; each holds the memory of its activations
+SMALL_BATCHES = (1, 2, 4, 8)  # images in a forward pass that may give the bits of a larger one
 
 _turn = threading.Lock()  # a process records one graph at a time, and a graph's tensors serve one call at a time
 
@@ -78,7 +79,8 @@ class CudaGraphed(nn.Module):
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity, or None if all numbers are finite."""
-    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+    finite = {name: torch.isfinite(tensor).all() for name, tensor in tensors.items()}  # queued before the first wait
+    return next((name for name, flag in finite.items() if not flag), None)
 
 
 def weights_state(network: nn.Module) -> tuple:
@@ -98,6 +100,7 @@ class InferenceNetworks:
         self.network, self.compiled = network, False
         self._copies: dict[tuple[torch.dtype, bool], nn.Module] = {}
         self._state: tuple = ()
+        self._smallest: dict[tuple, bool] = {}
 
     @torch.inference_mode(False)  # a copy made in inference mode could not be used outside it
     def get(self, dtype: torch.dtype) -> nn.Module:
@@ -105,6 +108,7 @@ class InferenceNetworks:
         state = weights_state(self.network)
         if state != self._state:
             self._copies.clear()
+            self._smallest.clear()
             self._state = state
         key = (dtype, self.compiled)
         if key not in self._copies:
@@ -115,6 +119,49 @@ class InferenceNetworks:
             self._copies[key] = CudaGraphed(network) if graphed else network
         return self._copies[key]
 
+    def smallest_batch(self, dtype: torch.dtype, images: int, largest: int, rows: int = 1) -> int:
+        """Return the least number of images >= `images` whose forward pass gives the bits of one of `largest` images.
+
+        A kernel may add in another order if its input has another shape. So the same images go through both shapes
+        once, and every layer is compared. Only done on a CPU, where small batches are much cheaper.
+
+        Args:
+            rows: of the network's batch per image; 2 if guidance doubles it.
+        """
+        network = self.get(dtype)
+        if not isinstance(network, UNet) or self.compiled or next(network.parameters()).device.type != "cpu":
+            return largest
+        reference: list[Tensor] = []
+        for size in SMALL_BATCHES:
+            if images <= size < largest:
+                key = (dtype, torch.get_num_threads(), rows * size, rows * largest)
+                if key not in self._smallest:
+                    reference = reference or layer_outputs(network, dtype, rows * largest)
+                    found = layer_outputs(network, dtype, rows * size)
+                    self._smallest[key] = all(
+                        torch.equal(ours, theirs[: len(ours)]) for ours, theirs in zip(found, reference, strict=True)
+                    )
+                if self._smallest[key]:
+                    return size
+        return largest
+
+
+@torch.inference_mode()
+def layer_outputs(network: UNet, dtype: torch.dtype, rows: int) -> list[Tensor]:
+    """Return what each layer makes of the first `rows` of fixed random images."""
+    outputs: list[Tensor] = []
+    layers = [module for module in network.modules() if not list(module.children())]
+    hooks = [layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output)) for layer in layers]
+    shape = (network.in_channels, *network.image_size)
+    x_t = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(row)) for row in range(rows)])
+    labels = None if network.num_classes is None else torch.arange(rows) % network.num_classes
+    try:
+        network(x_t.to(dtype), torch.full((rows,), 500.0), labels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
 
 def count_flops(network: UNet) -> int:
     """Count the operations of one forward pass for one image of the network's size: 2 per multiply-add.
@@ -123,8 +170,8 @@ def count_flops(network: UNet) -> int:
     much. The network is counted as its paper defines it, whatever shortcut computes it; nothing is computed.
     """
     shadow = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
-    x_t = torch.empty(1, shadow.in_channels, *shadow.image_size, device="meta")
-    labels = None if shadow.num_classes is None else torch.zeros(1, dtype=torch.int64, device="meta")
+    x_t = torch.empty(ROWS, shadow.in_channels, *shadow.image_size, device="meta")  # so that no layer pads its input
+    labels = None if shadow.num_classes is None else torch.zeros(ROWS, dtype=torch.int64, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shadow(x_t, torch.zeros(1, device="meta"), labels)
-    return counter.get_total_flops()
+        shadow(x_t, torch.zeros(ROWS, device="meta"), labels)
+    return counter.get_total_flops() // ROWS

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError, install, require
 from ddpm.common.files import atomic_path, check_output
-from ddpm.common.pixels import make_grid, to_pillow
+from ddpm.common.pixels import grey, make_grid, to_pillow
 
 FrameSpacing = Literal["uniform", "log_snr"]
 Phase = Literal["forward", "reverse"]
@@ -181,8 +181,7 @@ def _text(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size
 
 
 def _paint(mode: str, colour: tuple[int, int, int]) -> int | tuple[int, int, int]:
-    red, green, blue = colour
-    return colour if mode == "RGB" else round(0.299 * red + 0.587 * green + 0.114 * blue)
+    return colour if mode == "RGB" else grey(colour)
 
 
 def _time(frame: Frame) -> str:

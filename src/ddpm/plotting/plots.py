@@ -25,8 +25,7 @@ from ddpm.data import ImageDataset, open_dataset
 from ddpm.data.datasets import matched_by_number
 from ddpm.data.images import to_tensor
 from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
-from ddpm.model import Labels, Model
-from ddpm.samplers import SAMPLERS, timestep_grid
+from ddpm.model import Model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,9 +200,6 @@ def _plain_ticks(axis: "Axis") -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 
 
@@ -265,37 +261,6 @@ def samples_by_class(model: Model, *, columns: int = 10, **options) -> "Figure":
     count = len(model.class_names)
     images = model.sample(count * columns, labels="all", **options)  # image i is of class i mod count
     return plot_images(images.unflatten(0, (columns, count)).transpose(0, 1), rows=model.class_names)
-
-
-@torch.no_grad()
-def interpolation(
-    model: Model, *, rows: int = 4, columns: int = 9, steps: int = 50, labels: Labels = None, seed: int = 0
-) -> "Figure":
-    """Plot interpolations between the x_T of two samples along a great circle, by DDIM (Song et al. 2021, section 5.3).
-
-    Row r goes from sample 2r of the seed to sample 2r+1; the rows take `labels` in turn.
-    """
-    classes = model.resolve_labels(labels)
-    timesteps, weights = timestep_grid(model.diffusion.schedule, steps), torch.linspace(0, 1, columns)
-    table = []
-    for row in range(rows):
-        noise = ImageNoise.of_seed(seed, [2 * row, 2 * row + 1], model.image_shape)
-        start, end = noise()
-        x_T = torch.stack([slerp(start, end, weight) for weight in weights.tolist()]).to(model.device)
-        of_class = None if classes is None else torch.full((columns,), classes[row % len(classes)])
-        denoiser = model.denoiser(of_class, batch_size=model.default_batch_size)
-        images = SAMPLERS["ddim"](denoiser, x_T, timesteps, noise=noise)
-        table.append(model.finish(images))
-    return plot_images(torch.stack(table), columns=[f"{weight:.2g}" for weight in weights.tolist()])
-
-
-def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """Interpolate spherically, which keeps the norm of Gaussian noise of this dimension."""
-    cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1)
-    angle = torch.arccos(cosine)
-    if angle.sin() < 1e-6:
-        return torch.lerp(a, b, weight)
-    return (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / angle.sin()
 
 
 def nearest_neighbours(model: Model, data: str, *, num: int = 6, neighbours: int = 6, **options) -> "Figure":

@@ -64,9 +64,8 @@ def from_deepinv(physics: Any, image_shape: tuple[int, int, int]) -> LinearOpera
 
     `BlurFFT` keeps half of a complex spectrum, in which white noise is not white; it becomes our own circular blur.
 
-    Raises:
-        UserError: the physics is not linear (DPS takes `physics.A` itself); it has one mask or kernel per image; or
-            the V of its decomposition is not orthonormal.
+    Raises UserError if the physics is not linear (DPS takes `physics.A` itself), has one mask or kernel per image, or
+    has a decomposition whose V is not orthonormal.
     """
     deepinv: Any = require("deepinv", "inverse")
     if isinstance(physics, deepinv.physics.LinearPhysics):

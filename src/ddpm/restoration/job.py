@@ -21,9 +21,8 @@ from ddpm.common.fidelity import psnr, ssim_or_none
 from ddpm.common.files import atomic_write, check_output, file_digest, user_path
 from ddpm.common.pixels import make_grid, save_picture, to_pillow, to_uint8
 from ddpm.common.randomness import derive_seed
-from ddpm.data.folder import list_images
+from ddpm.data.folder import list_images, picture_names
 from ddpm.data.images import ENDINGS, read_image, to_tensor
-from ddpm.data.sources import picture_names
 from ddpm.model import Model, SamplingOptions
 from ddpm.restoration.methods import check_sigma, find_method
 from ddpm.restoration.operator import SpectralOperator
@@ -152,8 +151,8 @@ def rounding_noise(operator: SpectralOperator) -> float:
 
 
 def seen_part(operator: SpectralOperator, y: Tensor) -> Tensor:
-    """y (C, H, W) with its lost pixels set to 0; only inpainting has any."""
-    return y * operator.known.cpu() if isinstance(operator, Inpainting) else y
+    """y (..., C, H, W) with its lost pixels set to 0; only inpainting has any."""
+    return y * operator.known.to(y.device) if isinstance(operator, Inpainting) else y
 
 
 PICTURED = 16  # images in the report's picture

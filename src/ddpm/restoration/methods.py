@@ -61,14 +61,10 @@ def ddrm(
     eta: float = 0.85,
     eta_b: float = 1.0,
 ) -> Tensor:
-    """Sample x_0 (N, C, H, W) given y = H x + σ_y n; one network evaluation per step, and 20 steps are enough.
+    """Sample x_0 given y = H x + σ_y n; one network evaluation per step, and 20 steps are enough. See `Method`.
 
-    Args:
-        y: (N, *measurement_shape).
-        sigma_y: standard deviation of y's noise, in y's units (images span 2, from -1 to 1).
-        timesteps: strictly decreasing, ending at -1.
-        noise: returns standard normal noise (N, C, H, W): once at the start, then once per step except the last.
-        eta, eta_b: the paper's η and η_b (eq. 8), which chooses 0.85 and 1.
+    `noise` is called once at the start, then once per step except the last. eta, eta_b: the paper's η and η_b (eq. 8),
+    which chooses 0.85 and 1.
     """
     check_fraction("eta", eta)
     check_fraction("eta_b", eta_b)
@@ -148,7 +144,7 @@ def ddnm(
     travel_length: int = 1,
     travel_repeats: int = 1,
 ) -> Tensor:
-    """Sample x_0 (N, C, H, W) given y: each step replaces the range-space part of x̂_0 by the measured one.
+    """Sample x_0 given y: each step replaces the range-space part of x̂_0 by the measured one. See `Method`.
 
     σ_y = 0: DDNM, x̂_0 - H⁺(H x̂_0 - y) for any linear operator (eq. 13). The last x̂_0 satisfies H x = y.
     σ_y > 0: DDNM+, which needs the singular values. The correction and the noise of each direction are scaled to
@@ -156,17 +152,9 @@ def ddnm(
     and may travel in time.
 
     Args:
-        y: (N, *measurement_shape).
-        sigma_y: standard deviation of y's noise, in y's units (images span 2, from -1 to 1).
-        timesteps: strictly decreasing, ending at -1.
-        callback: called after each denoising step. `Step.index` is the position in `timesteps`, so time travel
-            decreases it.
         eta: the fraction of each step's noise that is fresh (DDIM's η, applied to all of 1-ᾱ).
         travel_length, travel_repeats: time travel: jump back `travel_length` steps and denoise again, so that each
             section is walked `travel_repeats` times.
-
-    Raises:
-        UserError: σ_y > 0 and the operator has no singular values.
     """
     check_fraction("eta", eta)
     schedule, steps = denoiser.schedule, len(timesteps) - 1
@@ -210,15 +198,11 @@ def dps(
     callback: Callback | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """Sample x_0 (N, C, H, W) given y ≈ A(x): ancestral steps, each moved down the gradient of ‖y - A(x̂_0(x_t))‖.
+    """Sample x_0 given y ≈ A(x): ancestral steps, each moved down the gradient of ‖y - A(x̂_0(x_t))‖. See `Method`.
 
     The paper's algorithm 1, with its step size ζ/‖y - A(x̂_0)‖ on the squared norm. σ_y itself is not used, so the
-    best `scale` (ζ) depends on the task; the paper takes 0.3 to 1 for 1,000 steps.
-
-    Args:
-        y: (N, ...), as `operator` returns it for images.
-        operator: differentiable, e.g. a `LinearOperator`, `saturation`, or your own function.
-        timesteps: strictly decreasing, ending at -1. Each step moves only a little: use hundreds.
+    best `scale` (ζ) depends on the task; the paper takes 0.3 to 1 for 1,000 steps. Each step moves only a little: use
+    hundreds. `operator` is any differentiable function: a `LinearOperator`, `saturation`, or your own.
     """
     steps, x_t = len(timesteps) - 1, noise()
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
@@ -261,18 +245,11 @@ def repaint(
     jump_length: int = 10,
     jump_repeats: int = 10,
 ) -> Tensor:
-    """Sample x_0 (N, C, H, W) whose known pixels equal y's exactly.
+    """Sample x_0 whose known pixels equal y's exactly, so σ_y must be 0. See `Method`.
 
     Each step takes the unknown pixels from p(x_prev | x_t) and the known ones from q(x_prev | y) (eq. 8). Jumps
-    back to more noise harmonise the two. The paper takes 250 steps with jumps of 10, each 10 times: about ten network
-    evaluations per step.
-
-    Args:
-        y: (N, C, H, W), 0 at the unknown pixels.
-        sigma_y: must be 0, because known pixels are taken as exact.
-        timesteps: strictly decreasing, ending at -1.
-        callback: called after each denoising step. `Step.index` is the position in `timesteps`, so a jump decreases it.
-        jump_length, jump_repeats: the paper's j and r.
+    back to more noise harmonise the two: `jump_length` and `jump_repeats` are the paper's j and r. It takes 250 steps
+    with jumps of 10, each 10 times: about ten network evaluations per step.
     """
     if sigma_y != 0:
         raise UserError("RePaint takes the known pixels as exact; for noisy ones use ddrm or ddnm")
@@ -301,6 +278,11 @@ def repaint(
 @dataclass(frozen=True)
 class Method:
     """A restoration method, its default number of steps, the operator that it needs, and its own options.
+
+    run(denoiser, y (N, *measurement_shape), operator, sigma_y, timesteps, *, noise, callback, **options) returns x_0
+    (N, C, H, W). sigma_y: deviation of y's noise, in y's units (images span 2, from -1 to 1). timesteps: strictly
+    decreasing, ending at -1. noise: returns standard normal noise. callback: called after each denoising step;
+    `Step.index` is the position in `timesteps`, so a jump back decreases it.
 
     noisy, noiseless: class of the operator with noise (None: not possible) and without; object means any function.
     options: name of each option and its default; a whole number as default means that the option counts something.

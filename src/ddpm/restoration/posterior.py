@@ -38,8 +38,7 @@ def estimate_noise(y: Tensor, known: Tensor | None = None) -> float:
         y: (C, H, W).
         known: bool (C, H, W) or (H, W), true for the pixels that y contains; default: all.
 
-    Raises:
-        UserError: y is smaller than 2×2, or fewer than 16 blocks are known.
+    Raises UserError if y is smaller than 2×2, or fewer than 16 blocks are known.
     """
     if y.ndim != 3 or min(y.shape[-2:]) < 2:
         raise UserError("the noise can only be estimated on pictures of at least 2×2; give its σ instead")
@@ -171,8 +170,7 @@ def restore(
         callback: called with a `Step` after every step of every batch.
         changes: options of the method (eta, travel_repeats, scale, …), and fields that replace those of `options`.
 
-    Raises:
-        UserError: the method cannot undo this degradation, the shapes do not match, or an option is not possible.
+    Raises UserError if the method cannot undo this degradation, the shapes do not match, or an option is not possible.
     """
     chosen = find_method(method)
     chosen.check(operator, noise)

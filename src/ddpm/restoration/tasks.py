@@ -169,8 +169,7 @@ def read_picture(path: str | Path, channels: int, background=255, *, toned: bool
         background: a grey level or [r, g, b], on which alpha is flattened.
         toned: convert any colour to grey, e.g. a sepia photograph.
 
-    Raises:
-        UserError: the file cannot be read, or it has colour that would be lost.
+    Raises UserError if the file cannot be read, or it has colour that would be lost.
     """
     if channels != 1:
         return to_float(read_image(path, channels, background, smallest=1))

@@ -45,10 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler, its default spacing, its cost, and the options that only it takes.
-
-    options: name of each option and its default.
-    """
+    """A sampler, its default spacing, its cost, and the options (name: default) that only it takes."""
 
     function: Callable[..., Tensor]  # a `Sampler`
     evaluations_per_step: int = 1

@@ -88,7 +88,7 @@ def ancestral(
         prediction = denoiser(x_t, t)
         posterior = denoiser.diffusion.posterior(t, t_prev)
         x_prev = posterior.mean(prediction.x_0, x_t)
-        if t_prev >= 0:
+        if t_prev > -1:
             x_prev = x_prev + _deviation(denoiser.diffusion.variance, posterior, prediction) * noise()
         if callback:
             callback(Step(i, steps, t, t_prev, x_t, prediction.x_0, x_prev))

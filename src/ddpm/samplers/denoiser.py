@@ -50,6 +50,8 @@ class Denoiser:
             None leaves it.
         batch_size: every forward pass has exactly this many images, the last batch padded, so that an image's bits do
             not depend on how many are sampled with it. None: the batch as it comes.
+        smallest_batch: smallest_batch(n) is a number of images from n to `batch_size` that gives an image the same bits
+            as `batch_size` would, at less cost; default: `batch_size`.
         dtype: number format of the network's forward pass; predictions come back in x_t's dtype.
         integer_t: give the network whole timesteps as int64, for networks that look t up in a table. A fractional
             timestep stays a float; the spacing log_snr is the only one that has them.
@@ -66,6 +68,7 @@ class Denoiser:
         guidance_rescale: float = 0.0,
         clip: Clip = "static",
         batch_size: int | None = None,
+        smallest_batch: Callable[[int], int] | None = None,
         dtype: torch.dtype | None = None,
         integer_t: bool = False,
     ):
@@ -83,6 +86,7 @@ class Denoiser:
         self.labels, self.null_label = labels, null_label
         self.guidance, self.guidance_rescale = guidance, guidance_rescale
         self.clip, self.batch_size, self.dtype, self.integer_t = clip, batch_size, dtype, integer_t
+        self.smallest_batch = smallest_batch
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:
         """Predict x_0 and ε of x_t (N, C, H, W) at one timestep t, which may be fractional."""
@@ -101,7 +105,10 @@ class Denoiser:
             return self._guided(x_t, t, self.labels)
         outputs = []
         for start in range(0, n, size):
-            index = torch.arange(start, start + size, device=x_t.device).clamp(max=n - 1)
+            padded = size
+            if n - start < size and self.smallest_batch is not None and not x_t.requires_grad:
+                padded = self.smallest_batch(n - start)
+            index = torch.arange(start, start + padded, device=x_t.device).clamp(max=n - 1)
             labels = None if self.labels is None else self.labels[index]
             outputs.append(self._guided(x_t[index], t, labels))
         return torch.cat(outputs)[:n]

@@ -5,18 +5,16 @@ from typing import TYPE_CHECKING
 from ddpm.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from ddpm.training.config import Config, TrainingConfig, load_config
-    from ddpm.training.trainer import Evaluator, train
+    from ddpm.training.config import Config as Config
+    from ddpm.training.config import TrainingConfig as TrainingConfig
+    from ddpm.training.config import load_config as load_config
+    from ddpm.training.trainer import Evaluator as Evaluator
+    from ddpm.training.trainer import train as train
 
-__all__ = ["Config", "Evaluator", "TrainingConfig", "load_config", "train"]
-
-__getattr__, __dir__ = lazy_exports(
+__getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "Config": "ddpm.training.config",
-        "Evaluator": "ddpm.training.trainer",
-        "TrainingConfig": "ddpm.training.config",
-        "load_config": "ddpm.training.config",
-        "train": "ddpm.training.trainer",
+        "ddpm.training.config": "Config TrainingConfig load_config",
+        "ddpm.training.trainer": "Evaluator train",
     },
 )

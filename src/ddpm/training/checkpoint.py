@@ -5,7 +5,6 @@ folder with a number is always complete. Checksums detect later damage. A lock k
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -16,18 +15,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import NO_SPACE, atomic_write, file_lock, is_run, sync
+from ddpm.common.files import NO_SPACE, atomic_write, file_lock, is_run, sha256, sync
 from ddpm.interop.folder import read_json, save_tensors
 from ddpm.model import Model
+from ddpm.networks.inference import first_non_finite
 
 # What a run writes in its directory, in the order of removal. The configuration goes first: without it nobody can
-# resume a run that is half removed. The files that mark a directory as a run (`is_run`) go last.
+# resume a run that is half removed. The file that marks a directory as a run (`is_run`) goes last.
 WRITTEN = ["config.yaml", "model", "best", "samples", "set_aside", "tensorboard", "wandb", "wandb_id"]
 WRITTEN += ["checkpoints", "metrics.jsonl"]
 UNFINISHED = ("new", "old", "writing")  # suffixes of the hidden names that a killed process may leave
@@ -121,12 +120,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     sync(path)
 
 
-def sha256(path: Path) -> str:
-    """Return the checksum of a file in hexadecimal digits."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 STATE, CHECKSUMS = "state.json", "checksums.json"
 Parts = Mapping[str, Mapping[str, Tensor]]
 
@@ -144,12 +137,7 @@ def check_classes(source: str, before: list[str] | None, now: list[str] | None, 
 
 def first_nonfinite(parts: Parts) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity, as "part: tensor", or None if all are finite."""
-    flags = {
-        f"{part}: {name}": torch.isfinite(tensor).all()
-        for part, tensors in parts.items()
-        for name, tensor in tensors.items()
-    }
-    return next((name for name, finite in flags.items() if not finite), None)  # all are queued before the first wait
+    return first_non_finite({f"{part}: {name}": t for part, tensors in parts.items() for name, t in tensors.items()})
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,11 @@ class TrainingConfig(BaseModel):
 
     steps: int = Field(800_000, ge=1, description="optimizer steps of the whole run")
     batch_size: int = Field(128, ge=1, description="images per step, over all processes")
-    learning_rate: float = Field(2e-4, gt=0, description="of Adam, after the warm-up")
+    optimizer: Literal["adam", "muon"] = Field(
+        "adam",
+        description="muon learns more per image: kernels and matrices inside the network by Muon, the rest by Adam",
+    )
+    learning_rate: float = Field(2e-4, gt=0, description="after the warm-up; muon takes 3e-3 where adam takes 1e-3")
     warmup: int = Field(5000, ge=0, description="steps over which the learning rate rises linearly from 0")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="after the warm-up: constant, or falling to 0 at the last step"

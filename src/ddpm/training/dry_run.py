@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would cost, measured by a few of its own steps."""
+"""What a run costs, measured by a few of its own steps: `--dry-run` prints it, and `--minutes` fits the run to it."""
 
 import contextlib
 import math
@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from ddpm.common.distributed import gather
+from ddpm.common.errors import UserError
 from ddpm.networks.inference import count_flops
 from ddpm.training.compute import reproducible_kernels
-from ddpm.training.config import Config
+from ddpm.training.config import Config, TrainingConfig
 from ddpm.training.tracking import size_of
 from ddpm.training.trainer import Trainer
 
@@ -25,7 +26,7 @@ def dry_run(config: Config, *, init: str | Path | None = None) -> str:
     forward = count_flops(trainer.network)
     images, size = training.steps * training.batch_size, size_of(trainer.dataset)
     epochs = "" if size is None else f", {images / size:,.1f} epochs"
-    return "\n".join(
+    return trainer.notes() + "\n".join(
         [
             f"parameters          {sum(p.numel() for p in trainer.network.parameters()):,}",
             f"FLOPs an image      {forward / 1e9:.3g} G forward, {3 * forward / 1e9:.3g} G forward and backward",
@@ -35,6 +36,41 @@ def dry_run(config: Config, *, init: str | Path | None = None) -> str:
             f"training            {training.steps:,} steps, {images:,} images{epochs}",
             f"time                {duration(training.steps * per_step)}",
         ]
+    )
+
+
+def fit_to_minutes(config: Config, minutes: float, *, init: str | Path | None = None) -> Config:
+    """Return the configuration with as many steps as take `minutes` on this machine, previews included.
+
+    The warm-up, the memory of the average, and the intervals of checkpoints and previews keep their proportion to the
+    run. Starting, evaluating and other programs take their time beside.
+
+    Raises UserError if not even 10 steps fit.
+    """
+    training = Trainer(config, Path(), init=init)
+    per_step, old = max(gather([seconds_per_step(training)])), training.config.training
+    previews = old.steps // old.preview_every if old.preview_every else 0
+    # a forward pass is a third of a training step's work
+    preview = old.preview_images * old.preview_steps * per_step / old.batch_size / 3
+    steps = round((60 * minutes - previews * preview) / per_step)
+    if steps < 10:
+        raise UserError(
+            f"{minutes:g} minutes are too short: one step takes {per_step:.2g} s, a preview {preview:.2g} s"
+        )
+    return config.model_copy(update={"training": scaled(config.training, steps)})
+
+
+def scaled(training: TrainingConfig, steps: int) -> TrainingConfig:
+    """Return a run of `steps` steps of which everything takes the same fraction as before."""
+    ratio = steps / training.steps
+    return training.model_copy(
+        update={
+            "steps": steps,
+            "warmup": round(training.warmup * ratio),
+            "ema_decay": max(0.0, round(1 - (1 - training.ema_decay) / ratio, 6)),
+            "checkpoint_every": max(1, round(training.checkpoint_every * ratio)),
+            "preview_every": training.preview_every and max(1, round(training.preview_every * ratio)),
+        }
     )
 
 

@@ -15,10 +15,7 @@ from ddpm.training.config import Config
 CLASS_ROWS = "class_embedding.weight"
 TIME_BIAS = "time_embedding.linear_2.bias"
 DIFFUSION_FIELDS = ("prediction", "variance")
-TRAINING_FIELDS = (
-    "dropout",
-    "gradient_checkpointing",
-)  # of a network: they change how it is trained, not what it computes
+TRAINING_FIELDS = ("dropout", "gradient_checkpointing")  # change how a network is trained, not what it computes
 
 
 def build_network(config: Config, dataset: ImageDataset) -> tuple[UNet, int | None]:

@@ -62,7 +62,9 @@ class Learner:
 
 def build_learner(network: UNet, diffusion: DiffusionConfig, training: TrainingConfig, plan: ComputePlan) -> Learner:
     """Return a learner for a network that is on its device already, compiled and wrapped for several processes."""
-    optimizer = Optimizer(network, training.grad_clip, plan.scales_loss)
+    products = torch.bfloat16 if plan.dtype == torch.bfloat16 else torch.float32
+    muon = products if training.optimizer == "muon" else None
+    optimizer = Optimizer(network, training.grad_clip, plan.scales_loss, muon)
     ema = EMA(network, training.ema_decay, training.ema_warmup)
     if plan.compile:
         network.compile()

@@ -8,9 +8,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm.common.distributed import gather, is_main, print_on_main, rank, world_size
-from ddpm.common.errors import UserError
+from ddpm.common.errors import UserError, first_line, require
 from ddpm.common.files import atomic_write
 from ddpm.common.pixels import numbered, save_grid
 from ddpm.data.datasets import ImageDataset, Report
@@ -228,11 +229,10 @@ class Tracking:
 
             self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         if "wandb" in loggers:
-            import wandb
-
-            self._wandb = wandb.init(
-                project="ddpm", dir=str(run), name=run.name, id=wandb_id(run), resume="allow", config=config
-            )
+            with wandb_explained() as wandb:
+                self._wandb = wandb.init(
+                    project="ddpm", dir=str(run), name=run.name, id=wandb_id(run), resume="allow", config=config
+                )
 
     def log(self, values: dict[str, float | int | str]) -> None:
         """Write one record; it must hold "step"."""
@@ -275,6 +275,24 @@ def record_step(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def check_loggers(loggers: Sequence[str]) -> None:
+    """Raise UserError if a logger cannot start, before anything is written: W&B is missing, or nobody is logged in."""
+    if "wandb" in loggers:
+        with wandb_explained() as wandb:
+            wandb.login()  # asks for the key in a terminal; does nothing offline
+
+
+@contextlib.contextmanager
+def wandb_explained() -> Iterator[ModuleType]:
+    """Give the module wandb; inside, its errors become UserErrors that say what to do."""
+    wandb = require("wandb", "track")
+    try:
+        yield wandb
+    except wandb.Error as error:
+        advice = "run `wandb login`, or set WANDB_MODE=offline"
+        raise UserError(f"Weights & Biases does not start: {first_line(error).rstrip('.')}; {advice}") from error
 
 
 def wandb_id(run: Path) -> str:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ddpm.common.distributed import is_main, join, my_share, on_main, print_on_main, world_size
-from ddpm.common.errors import RunStopped, UserError, require
+from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import default_device
 from ddpm.common.names import VERSION
 from ddpm.data import open_dataset
+from ddpm.data.notes import data_notes
 from ddpm.model import Model, load
 from ddpm.training.batches import Batch, BatchSource, place_dataset
 from ddpm.training.checkpoint import (
@@ -34,7 +35,7 @@ from ddpm.training.checkpoint import (
     writing,
 )
 from ddpm.training.compute import plan_compute, reproducible_kernels
-from ddpm.training.config import Config
+from ddpm.training.config import Config, config_notes
 from ddpm.training.finetune import adopt, build_network, copy_weights
 from ddpm.training.guards import NonFiniteGuard, StopRequest, deferred_signals, lost_process_explained
 from ddpm.training.optimizer import learning_rate
@@ -48,6 +49,7 @@ from ddpm.training.tracking import (
     add_preview,
     channel_drift,
     channel_means,
+    check_loggers,
     draw_preview,
     log_record,
     progress_bar,
@@ -91,8 +93,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None  # the evaluation with the lowest first figure, and its step
         self.figures: dict[str, float] = {}  # the latest evaluation, and its step
         self.saved: int | None = None  # the step of the newest checkpoint
-        if "wandb" in config.training.loggers:
-            require("wandb", "track")
+        check_loggers(config.training.loggers)
         self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep_checkpoints)
         checkpoint = self.checkpoints.to_resume(print_on_main) if resume else None
         model = init if isinstance(init, Model) or init is None else load(init, device="cpu")
@@ -111,7 +112,6 @@ class Trainer:
         self._prepare()
         if checkpoint is not None:
             self.restore(checkpoint)
-        print_on_main(self.summary())
 
     def _prepare(self) -> None:
         """Put the data and the network where they are computed with, and build everything that a step needs."""
@@ -133,6 +133,10 @@ class Trainer:
         self.learner = build_learner(self.network, config.diffusion, training, self.plan)
         self.averaged = copy.deepcopy(self.network)  # holds the averaged weights while they are sampled from or saved
 
+    def notes(self) -> str:
+        """Return what the user probably did not mean, as lines, each with its end."""
+        return "".join(f"note: {note}\n" for note in (*config_notes(self.config), *data_notes(self.dataset)))
+
     def summary(self) -> str:
         """Say what is trained, and how it is computed."""
         parameters, images = sum(p.numel() for p in self.network.parameters()), size_of(self.dataset)
@@ -151,7 +155,12 @@ class Trainer:
                     empty(self.out)
                 shown = self.config.model_dump(mode="json")
                 # Its metrics.jsonl comes first, because it marks the directory as a run.
-                self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
+                try:
+                    self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
+                except UserError:
+                    if not self.resume:
+                        empty(self.out)  # so that the next try can begin
+                    raise
                 (self.out / "samples").mkdir(exist_ok=True)
                 if not self.fine_tunes:
                     write_config()
@@ -470,6 +479,7 @@ def train(
         on_main(lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
         trainer = Trainer(config, out, init=init, resume=resume, evaluator=evaluator)
         stack.callback(trainer.close)
+        print_on_main(trainer.notes() + trainer.summary())
         trainer.setup()
         with deferred_signals() as request:
             number = trainer.fit(request)

@@ -1,0 +1,102 @@
+"""What the plots of an edit show: every image in its place, every number on its axis."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpm.data import open_dataset
+from ddpm.editing.editor import CurvePoint
+from ddpm.editing.images import ROWS_DRAWN, draw_curve, draw_reconstructions, read_fitted, read_folder
+from ddpm.editing.inversion import RoundTrip
+
+pytest.importorskip("matplotlib")
+
+
+def images(number: int, channels: int, start: int) -> Tensor:
+    """(number, channels, 4, 7) in [-1, 1], each of one grey level of its own."""
+    levels = start + torch.arange(number * channels).reshape(number, channels, 1, 1)
+    return (levels / 127.5 - 1).expand(number, channels, 4, 7)
+
+
+def shown(figure, row: int, column: int) -> list[int]:
+    """The colours in the middle of a picture of the gallery; pictures are 4×7, two pixels apart."""
+    pixels = np.asarray(figure.axes[0].images[0].get_array())
+    return np.atleast_1d(pixels[2 + row * 6 + 2, 2 + column * 9 + 3]).astype(int).tolist()
+
+
+def titles(figure) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_xticklabels()]
+
+
+@pytest.mark.parametrize(("number", "channels"), [(2, 1), (3, 3), (9, 3)])
+def test_a_curve_shows_images_psnr_and_loss(number, channels):
+    points = [
+        CurvePoint(strength, psnr, 0.5 + strength / 9, loss, images(number, channels, start))
+        for strength, psnr, loss, start in [(0.0, np.inf, 0.11, 3), (0.25, 31.0, 0.09, 80), (0.9, 17.5, 0.07, 150)]
+    ]
+    figure = draw_curve(points)
+    assert titles(figure) == ["original", "0.25", "0.9"]
+    for column, point in enumerate(points):
+        for row in range(min(number, ROWS_DRAWN)):
+            expected = ((point.images[row, :, 0, 0] + 1) * 127.5).round().int().tolist()
+            assert shown(figure, row, column) == expected
+    height, width = figure.axes[0].images[0].get_array().shape[:2]
+    assert (height, width) == (2 + 6 * min(number, 6), 2 + 9 * 3)
+    ticks = figure.axes[0].get_xticks()
+    assert ticks.tolist() == pytest.approx([1 + 9 * (column + 0.5) for column in range(3)])
+    _, left, right = figure.axes
+    assert left.lines[0].get_xydata().tolist() == [[0.25, 31.0], [0.9, 17.5]]
+    assert right.lines[0].get_xydata().tolist() == [[0.25, 0.09], [0.9, 0.07]]
+    assert set(right.lines[1].get_ydata()) == {0.11}  # the originals' loss
+    assert "PSNR" in left.get_ylabel()
+    assert "loss" in right.get_ylabel()
+    assert left.lines[0].get_color() != right.lines[0].get_color()
+
+
+def test_reconstructions_show_errors_in_levels_of_255():
+    originals = images(2, 3, 9)
+    trips = [
+        RoundTrip(0.2, images(2, 3, 60), 0.004, 0.01, 40.0),
+        RoundTrip(0.7, images(2, 3, 120), 0.02, 0.3, 30.0),
+    ]
+    figure = draw_reconstructions(originals, trips)
+    assert titles(figure) == ["original", "0.2", "0.7"]
+    for column, start in enumerate((9, 60, 120)):
+        assert [shown(figure, row, column) for row in (0, 1)] == [
+            [start, start + 1, start + 2],
+            [start + 3, start + 4, start + 5],
+        ]
+    root, largest = figure.axes[1].lines
+    assert root.get_xydata().tolist() == [[0.2, pytest.approx(0.51)], [0.7, pytest.approx(2.55)]]
+    assert largest.get_xydata().tolist() == [[0.2, pytest.approx(1.275)], [0.7, pytest.approx(38.25)]]
+    assert [line.get_label() for line in figure.axes[1].lines] == ["root mean square", "largest"]
+    assert figure.axes[1].get_yscale() == "log"
+
+
+class Shape:
+    """What reading pictures needs of a model."""
+
+    def __init__(self, shape, preprocessing):
+        self.image_shape, self.preprocessing = shape, preprocessing
+
+
+@pytest.mark.parametrize(("fit", "background"), [("crop", 255), ("pad", (10, 200, 30))])
+def test_pictures_are_read_as_in_training(tmp_path, fit, background):
+    random = np.random.default_rng(0)
+    for name, size in (("b", (9, 14, 4)), ("a", (20, 8, 4))):
+        Image.fromarray(random.integers(0, 255, size, np.uint8)).save(tmp_path / f"{name}.png")
+    model = Shape((3, 8, 13), (fit, background))
+    given = background if isinstance(background, int) else list(background)
+    trained, _ = open_dataset(
+        str(tmp_path), image_size=(8, 13), channels=3, fit=fit, background=given, labels=False
+    ).batch([0, 1])
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "sub" / "c.png")
+    names, pictures, failures = read_folder(tmp_path, model)
+    assert names == ["a", "b"]
+    assert len(failures) == 1
+    assert "sub" in failures[0]
+    torch.testing.assert_close(pictures, trained.float() / 127.5 - 1)
+    assert torch.equal(pictures[1:], read_fitted(tmp_path / "b.png", model))
