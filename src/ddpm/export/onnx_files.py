@@ -193,9 +193,9 @@ def add_guidance(graph: Any, null_label: int) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     inner = {tensor.name: f"network_{tensor.name}" for tensor in (*graph.input, *graph.output)}
-    for node in graph.node:
-        node.input[:] = [inner.get(name, name) for name in node.input]
-        node.output[:] = [inner.get(name, name) for name in node.output]
+    for inside in graph.node:
+        inside.input[:] = [inner.get(name, name) for name in inside.input]
+        inside.output[:] = [inner.get(name, name) for name in inside.output]
     graph.initializer.extend(
         numpy_helper.from_array(np.array(value, dtype), name)
         for name, value, dtype in (

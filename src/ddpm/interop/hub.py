@@ -62,12 +62,11 @@ def upload(folder: Path, name: str, *, private: bool, space: bool = False) -> st
     """
     check_id(name)
     api = huggingface_hub.HfApi()
-    kind = {"repo_type": "space" if space else "model"}
+    kind, sdk, what = ("space", "gradio", "the page of a") if space else ("model", None, "a")
     with one_line(name):
-        sdk = {"space_sdk": "gradio"} if space else {}
-        address = api.create_repo(name, private=private, exist_ok=True, **kind, **sdk)
-        message = f"Upload {'the page' if space else 'a model'} of ddpm"
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, **kind)
+        address = api.create_repo(name, repo_type=kind, space_sdk=sdk, private=private, exist_ok=True)
+        message = f"Upload {what} ddpm model"
+        api.upload_folder(repo_id=name, repo_type=kind, folder_path=folder, commit_message=message)
     return str(address)
 
 
