@@ -91,7 +91,7 @@ PAGES = {
     PACKAGE / "presets" / SCHEMA: json_schema,
 }
 LAYERS = ("common", "diffusion", "networks", "data", "samplers", "interop", "plotting", "training", "evaluation")
-LAYERS += ("restoration", "editing", "export", "app", "cli")
+LAYERS += ("restoration", "editing", "export", "distillation", "app", "cli")
 
 
 def main() -> int:

@@ -67,6 +67,6 @@ def real_images(data: DataConfig, num: int) -> Tensor:
 
 
 def _generated_features(model: Model, network: FeatureNetwork, num: int, steps: int) -> np.ndarray:
-    steps = min(steps, model.diffusion.schedule.timesteps)
+    steps = model.student.steps if model.student else min(steps, model.diffusion.schedule.timesteps)
     batches = model.sample_batches(my_share(num), steps=steps)
     return np.concatenate(gather(network(to_uint8(images))[0] for _, images in batches))
