@@ -57,7 +57,7 @@ release: $(VENV)/.dev
 
 oldest: $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/oldest
-	$(BIN)/uv pip install --quiet --python $(VENV)/oldest --resolution lowest-direct '.[data,eval,video,track,export]' \
+	$(BIN)/uv pip install --quiet --python $(VENV)/oldest --resolution lowest-direct '.[data,eval,video,track]' \
 	    'diffusers>=0.31' 'hypothesis>=6.100' 'jsonschema>=4.20' 'pytest>=8' 'scikit-image>=0.24'
 	$(VENV)/oldest/bin/python -m pytest $(OLDEST)
 

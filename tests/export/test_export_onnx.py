@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from conftest import randomise, tiny_model
-from export_cases import exportable_model
+from export_cases import exportable_model, random_model
 from PIL import Image
 
 from ddpm.cli import run
@@ -22,8 +20,6 @@ from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.export import onnx_files
 from ddpm.export.onnx_files import describe, export_onnx, network_graph, sampling_plan
 from ddpm.model import Model, SamplingOptions
-from ddpm.networks.config import NetworkConfig
-from ddpm.networks.unet import UNet
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -45,11 +41,6 @@ def exported_folder(exported_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def description(exported_folder) -> dict:
-    return json.loads((exported_folder / "model.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
 def session(exported_folder):
     return onnxruntime.InferenceSession(exported_folder / "model.onnx", providers=["CPUExecutionProvider"])
 
@@ -63,15 +54,6 @@ def example() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def learned_variance(classes: int | None) -> Model:
-    """A model of 8×8 colour images with six output channels."""
-    config = NetworkConfig(channels=8, channel_mult=[1, 2], blocks=1, attention=[], groups=4)
-    network = UNet(config, (8, 8), 3, 6, None if classes is None else classes + 1)
-    diffusion = GaussianDiffusion(tiny_model().diffusion.schedule, "epsilon", "learned_range")
-    names = None if classes is None else [str(index) for index in range(classes)]
-    return Model(randomise(network), diffusion, image_shape=(3, 8, 8), class_names=names, null_label=classes)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -90,7 +72,7 @@ def test_the_file_computes_guidance_for_any_batch(session, exported_model, count
 
 @pytest.mark.parametrize("classes", [None, 2])
 def test_a_learned_variance_is_a_second_output_that_guidance_leaves(classes):
-    model = learned_variance(classes)
+    model = random_model(classes, channels=3, learns_variance=True)
     session = onnxruntime.InferenceSession(network_graph(model), providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["prediction", "variance"]
     x_t, t = torch.randn(3, 3, 8, 8), torch.tensor([0.0, 20.5, 49.0])
@@ -150,25 +132,25 @@ def test_the_example_knows_every_prediction(prediction, session, exported_model,
 
 @pytest.mark.parametrize("options", [{"sampler": "heun"}, {"sampler": "unipc"}, {"clip": "dynamic"}, {"clip": None}])
 def test_a_sampler_that_is_no_table_is_refused(options):
-    model = tiny_model()
+    model = random_model()
     with pytest.raises(UserError, match="cannot be exported"):
         sampling_plan(model, SamplingOptions(**options).resolved(model))
 
 
 def test_ancestral_steps_of_a_learned_variance_are_refused_and_others_are_not():
-    model = learned_variance(None)
+    model = random_model(learns_variance=True)
     with pytest.raises(UserError, match="ancestral cannot be exported"):
         sampling_plan(model, SamplingOptions(sampler="ancestral").resolved(model))
     assert len(sampling_plan(model, SamplingOptions(steps=3).resolved(model))) == 3
 
 
 def test_another_network_and_a_missing_package_are_refused(tmp_path, monkeypatch):
-    foreign = Model(torch.nn.Conv2d(1, 1, 1), tiny_model().diffusion, image_shape=(1, 8, 8))
+    foreign = Model(torch.nn.Conv2d(1, 1, 1), random_model().diffusion, image_shape=(1, 8, 8))
     with pytest.raises(UserError, match="only the U-Net"):
         export_onnx(foreign, tmp_path / "out", SamplingOptions())
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"this needs onnxscript: run pip install 'ddpm-kit\[export\]'"):
-        export_onnx(tiny_model(), tmp_path / "out", SamplingOptions())
+        export_onnx(random_model(), tmp_path / "out", SamplingOptions())
     assert not list(tmp_path.iterdir())
 
 
@@ -177,7 +159,7 @@ def test_a_file_that_computes_something_else_is_not_written(difference, tmp_path
     monkeypatch.setattr(onnx_files, "network_graph", lambda model: b"")
     monkeypatch.setattr(onnx_files, "largest_difference", lambda model, graph: difference)
     with pytest.raises(RunStopped, match="nothing was written"):
-        export_onnx(tiny_model(), tmp_path / "out", SamplingOptions())
+        export_onnx(random_model(), tmp_path / "out", SamplingOptions())
     assert not list(tmp_path.iterdir())
 
 

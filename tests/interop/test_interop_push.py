@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import tiny_model
 from hub_server import TOKEN, Hub, hub
 from huggingface_hub import ModelCard
+from interop_cases import small_network
 from PIL import Image
 
 from ddpm.common.names import VERSION
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.interop.card import add_metrics
+from ddpm.interop.diffusers import save_folder
 
 NAME = "user/tiny"
 
@@ -23,9 +25,9 @@ NAME = "user/tiny"
 def folder(tmp_path_factory) -> Path:
     """A model with classes, and with a metric in its card."""
     folder = tmp_path_factory.mktemp("push") / "model"
-    model = tiny_model(classes=2)
-    model.provenance = {"config": {"data": {"source": "mnist"}}}
-    model.save(folder)
+    extra = {"class_names": ["a", "b"], "null_label": 2, "provenance": {"config": {"data": {"source": "mnist"}}}}
+    network, diffusion = small_network(num_classes=3), DiffusionConfig().build()
+    save_folder(folder, network, diffusion, image_shape=(3, 8, 8), extra=extra)
     add_metrics(folder, {"FID: inception, n 10,000": 12.25, "note": "on the training set"})
     return folder
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.common.errors import RunStopped, UserError, require
+from ddpm.common.errors import RunStopped, UserError, install, require
 from ddpm.common.files import atomic_write, refuse_existing, user_path
 from ddpm.common.names import VERSION
 from ddpm.model import Model, SamplingOptions
@@ -24,6 +24,7 @@ from ddpm.networks.unet import UNet, Upsample, doubled
 from ddpm.samplers.algorithms import Step
 from ddpm.samplers.denoiser import Prediction
 
+OLDEST_TORCH = (2, 9)  # whose exporter works with today's onnxscript
 TOLERANCE = 1e-5  # between onnxruntime's output and ours, relative to outputs larger than 1
 EXACT = 1e-9  # residual of a step that is linear in x_t, x_0, the last x_0 and the noise
 GUIDANCES = (1.0, 2.5)  # that the check compares: off and on
@@ -57,6 +58,8 @@ def onnx_model(model: Model, options: SamplingOptions) -> tuple[bytes, dict[str,
     """Return the ONNX file, the content of model.json and the largest difference; see `export_onnx`."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "export")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        raise UserError(f"PyTorch {torch.__version__} is too old for this: {install('export')}")
     if not isinstance(model.network, UNet):
         raise UserError(f"only the U-Net of this package can be exported, not a {type(model.network).__name__}")
     description = describe(model, options.resolved(model))

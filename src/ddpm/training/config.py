@@ -101,7 +101,8 @@ class Config(BaseModel):
 
     def to_yaml(self) -> str:
         """Return every field as YAML; `load_config` reads an equal configuration from it."""
-        return schema_comment() + yaml.safe_dump(
+        comment = schema_comment() if type(self) is Config else ""  # the schema has these four sections
+        return comment + yaml.safe_dump(
             self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120
         )
 
