@@ -97,6 +97,7 @@ STUDY_HEAD = ["schedule", "prediction", "seeds", "distance (built-in)", "KID (bu
 STUDY_HEAD += ["misplaced levels"]
 ABLATIONS_HEAD = ["changed", "images seen", "distance (built-in)", "times the recipe's", "misplaced levels"]
 FEW_STEPS_HEAD = ["sampler", "spacing", "network evaluations"]  # if not run; otherwise the numbers of evaluations
+DISTILLATION_HEAD = ["", "samples", "distance (built-in)", "precision / recall", "read as asked"]
 RESTORATION_HEAD = ["task", "PSNR (dB) / SSIM"]  # if not run; otherwise the methods
 
 TABLES: dict[str, Table] = {
@@ -117,6 +118,8 @@ TABLES: dict[str, Table] = {
         ["model", "images", *LIKELIHOOD_HEAD],
         table_rows.paper_likelihood,
     ),
+    # docs/guides/distill.md
+    "distillation_digits": one_result("distillation_digits", DISTILLATION_HEAD, table_rows.distillation),
     # docs/guides/evaluation.md
     "bits_per_dim": one_result(
         "bits_per_dim", ["model", "images", "timesteps each", *LIKELIHOOD_HEAD], table_rows.bits_per_dim

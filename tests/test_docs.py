@@ -64,6 +64,10 @@ def toy(command: str) -> list[str]:
     extra = list(TOY.get(verb, []))
     if verb == "evaluate" and words[0].endswith(".npz"):  # drawn before, in so many steps
         extra = ["--overwrite"]
+    if verb == "distill":
+        extra = [*TINY_RUN, "--training.steps", "15", "--training.batch_size", "2", "--overwrite"]
+    if verb == "train" and "runs/digits-4" in words:  # a distillation is as long as it was planned
+        return [verb, *words]
     if verb == "train" and "--dry-run" not in words:
         extra = TINY_RUN if {"--init", "--resume"} & set(words) else TINY_RUN + TINY_NETWORK
         extra = [*extra, *(["--overwrite"] if "--resume" not in words else [])]

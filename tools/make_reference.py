@@ -89,7 +89,7 @@ PAGES = {
     ROOT / "ARCHITECTURE.md": architecture,
 }
 LAYERS = ("common", "diffusion", "networks", "data", "samplers", "interop", "plotting", "training", "evaluation")
-LAYERS += ("restoration", "editing", "app", "cli")
+LAYERS += ("restoration", "editing", "distillation", "app", "cli")
 
 
 def main() -> int:

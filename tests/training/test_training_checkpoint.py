@@ -7,7 +7,9 @@ import torch
 
 from ddpm.common.errors import UserError
 from ddpm.training import train
+from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import Checkpoints
+from ddpm.training.trainer import Trainer
 
 PARTS = {"network": {"w": torch.arange(6.0).reshape(2, 3)}, "ema": {"w": torch.ones(3)}}
 
@@ -139,3 +141,58 @@ def test_resume_with_another_architecture_is_refused(tiny, tmp_path):
     run = train(tiny(steps=1), tmp_path / "run")
     with pytest.raises(UserError, match="another configuration"):
         train(tiny(steps=2, **{"network.channels": 16}), run, resume=True)
+
+
+def test_checkpoint_holds_and_restores_everything_that_goes_on(tiny, tmp_path, monkeypatch):
+    """Counts, sums, the best evaluation, the micro-batch after memory ran out, and every tensor; all unlike a start."""
+    run = tmp_path / "run"
+    config = tiny(steps=6, checkpoint_every=3, evaluate_every=2, log_every=2, micro_batch=3, seed=4, max_bad_steps=9,
+                  **{"diffusion.timestep_sampler": "loss_aware", "diffusion.timesteps": 5})  # fmt: skip
+    at = BatchSource.at
+    figures = iter([2.0, 5.0, 7.0])
+
+    def spoilt(self, step):
+        batch = at(self, step)
+        if step == 2:
+            batch.x_0[0] = torch.nan
+        return batch
+
+    def ended(self, due):
+        if "evaluate" in due:
+            self.evaluate(self.model())
+        if self.progress.step == 3:
+            self.learner.micro_batch = 2
+            self.save()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchSource, "at", spoilt)
+        patch.setattr(Trainer, "on_step", ended)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, run, evaluator=lambda model: {"figure": next(figures), "other": 1.0})
+
+    state = Checkpoints(run / "checkpoints", 3).newest().state
+    assert state["progress"].pop("seconds") > 0
+    sums = [state["progress"].pop(name) for name in ("loss_sum", "norm_sum")]
+    assert state["progress"] == {"step": 3, "images": 24, "counted": 0}  # the third step was skipped
+    assert sums == [0, 0]
+    assert state["health"] == {"skipped": 1, "in_a_row": 1}
+    assert (state["micro_batch"], state["seed"], state["class_names"]) == (2, 4, ["0", "1"])
+    assert state["best"] == state["figures"] == {"step": 2, "figure": 2.0, "other": 1.0}
+    assert state["origin"] is None
+    assert state["data"]["position"] == {}
+
+    resumed = Trainer(config, run, resume=True)
+    assert (resumed.progress.step, resumed.progress.images, resumed.saved) == (3, 24, 3)
+    assert (resumed.guard.skipped, resumed.guard.in_a_row) == (1, 1)
+    assert resumed.learner.micro_batch == 2
+    assert resumed.best == resumed.figures == state["best"]
+    assert int(resumed.batches.timestep_sampler.seen.sum()) == 16  # two batches of eight; the spoilt one is left out
+    kept = Checkpoints(run / "checkpoints", 3).newest().parts
+    assert set(kept) == {"network", "ema", "optimizer", "timestep_sampler"}
+    again = resumed._tensors()
+    for part, tensors in kept.items():
+        assert set(again[part]) == set(tensors)
+        assert all(torch.equal(again[part][name], tensor) for name, tensor in tensors.items()), part
+    assert kept["ema"]["ema_updates"] == 3
+    assert {int(t) for name, t in kept["optimizer"].items() if name.endswith(".step")} == {2}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ddpm.common.errors import UserError
+from ddpm.common.randomness import derive_seed
 from ddpm.data import MemoryDataset, Report
 from ddpm.data.datasets import epoch_order
 from ddpm.diffusion.timestep_samplers import LossAwareSampler, StratifiedSampler, UniformSampler
@@ -114,6 +115,17 @@ def test_noise_timesteps_keys_flips_and_drops_are_independent_and_new_at_every_s
     )
     correlations = torch.corrcoef(columns) - torch.eye(5)
     assert correlations.abs().max() < 4.5 / math.sqrt(200)
+
+
+def test_no_two_draws_share_a_stream(monkeypatch):
+    """Flips, drops, noise and dropout keys, of any block, step and seed: streams of one seed would be correlated."""
+    asked = []
+    monkeypatch.setattr("ddpm.training.batches.derive_seed", lambda *words: asked.append(words) or derive_seed(*words))
+    for seed in (3, 4):
+        for step in (0, 1):
+            source(70, seed=seed).at(step)
+    assert len(asked) == 2 * 2 * (1 + 3 * 3)  # flips are drawn at once, the others in blocks of 32
+    assert len({"/".join(map(str, words)) for words in asked}) == len(asked)
 
 
 def test_adaptive_sampler_is_told_the_losses_of_the_whole_batch_at_their_timesteps(monkeypatch):

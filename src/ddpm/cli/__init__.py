@@ -10,9 +10,12 @@ import typer
 from ddpm.cli.app import app as page
 from ddpm.cli.convert import convert
 from ddpm.cli.data import data
+from ddpm.cli.distill import distill
 from ddpm.cli.edit import edit
 from ddpm.cli.evaluate import evaluate
+from ddpm.cli.info import info
 from ddpm.cli.interpolate import interpolate
+from ddpm.cli.options import command_line
 from ddpm.cli.plot import plot
 from ddpm.cli.presets import presets
 from ddpm.cli.push import push
@@ -34,7 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(cls=TrainCommand, context_settings=CONTEXT | HELP_NAMES)(train)
-for command in (sample, trace, evaluate, restore, edit, interpolate, data, presets, convert, push):
+app.command(context_settings=CONTEXT | HELP_NAMES)(distill)
+for command in (sample, trace, evaluate, restore, edit, interpolate, info, data, presets, convert, push):
     app.command(context_settings=HELP_NAMES)(command)
 app.add_typer(plot)
 app.command("app", context_settings=HELP_NAMES)(page)
@@ -67,6 +71,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; print an error as one line to stderr."""
     command = typer.main.get_command(app)
+    command_line.set(arguments)
     try:
         code = command.main(arguments or ["--help"], prog_name="ddpm", standalone_mode=False, obj=arguments) or 0
         return complain("interrupted", code) if code == INTERRUPTED else code

@@ -39,7 +39,7 @@ def model_card(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any
     title = f"A DDPM for {_size(network)} images"
     sections = [
         f"# {title}\n\n{_summary(network, diffusion, extra)}",
-        _usage(network, diffusers),
+        _usage(network, diffusers, extra.get("student")),
         _section("Data", _table({**source, **(provenance.get("data") or {})})),
         _section("Training", _table({key: value for key, value in provenance.items() if not isinstance(value, dict)})),
         _section("Metrics", _table(metrics)),
@@ -149,6 +149,8 @@ def _summary(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any])
         shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
         guided = " Classes were dropped in training, so guidance works." if extra.get("null_label") is not None else ""
         classes = f" It samples one of {len(names)} classes ({shown}).{guided}"
+    if student := extra.get("student"):
+        classes += f" It was distilled to sample in {student['steps']} steps of {student['sampler']}."
     predicts = {"epsilon": "the noise ε", "x_0": "the clean image x_0", "v": "v"}[diffusion.prediction]
     return (
         f"A denoising diffusion model (Ho et al. 2020) with {parameters:,} parameters that predicts {predicts} over "
@@ -156,12 +158,17 @@ def _summary(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any])
     )
 
 
-def _usage(network: UNet, diffusers: bool) -> str:
+def _usage(network: UNet, diffusers: bool, student: dict[str, Any] | None) -> str:
     lines = ["## Use", "", "```python", "import ddpm", "", f'model = ddpm.load("{HERE}")']
     lines += ["images = model.sample(16, seed=0)  # float32, N,C,H,W, in [-1, 1]"]
     lines += ['ddpm.save_grid(images, "samples.png")', "```", ""]
     if not diffusers:
         lines.append("Diffusers' `UNet2DModel` cannot express this network; only ddpm opens it.")
+    elif student:
+        lines.append(
+            f'In Diffusers: `UNet2DModel.from_pretrained("{HERE}", subfolder="unet")` with {student["steps"]} steps of '
+            '`DDIMScheduler`, `timestep_spacing="trailing"`; many steps of `DDPMPipeline` are not what it was made for.'
+        )
     elif network.num_classes is None:
         lines.append(f'In Diffusers: `DDPMPipeline.from_pretrained("{HERE}")`.')
     else:

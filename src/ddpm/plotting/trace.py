@@ -74,6 +74,7 @@ def trace_model(
     frame_spacing: FrameSpacing = "uniform",
     columns: int | None = None,
     image: Tensor | None = None,
+    callback: Callback | None = None,
     **changes: Any,
 ) -> Trajectory:
     """Trace the reverse process of a model; see `trace`.
@@ -82,6 +83,7 @@ def trace_model(
         options: see `SamplingOptions`; by default ancestral sampling with 100 steps (or T, if that is less).
         image: (C, H, W) in [-1, 1]. The forward process first turns it into noise, and sampling starts from that
             noise. Half of the frames then show the forward process.
+        callback: called with every `Step` of the sampler.
         changes: fields of `SamplingOptions` that replace those of `options`.
 
     Raises UserError if an option is wrong, or if more images are asked for than one batch holds.
@@ -114,7 +116,7 @@ def trace_model(
         before = seen.frames
     recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=frames, spacing=frame_spacing, columns=columns)
     images = options.spec(
-        denoiser, x_T, timesteps, noise=noise, callback=recording(recorder), **options.sampler_options
+        denoiser, x_T, timesteps, noise=noise, callback=recording(recorder, callback), **options.sampler_options
     )
     return Trajectory(before + recorder.frames, model.finish(images))
 
@@ -145,10 +147,12 @@ def noised(schedule: NoiseSchedule, x_0: Tensor, noise: Noise, recorder: Recorde
     return x_t
 
 
-def recording(recorder: Recorder) -> Callback:
-    """Return a sampler callback that records the start of each step and the end of the last one."""
+def recording(recorder: Recorder, then: Callback | None = None) -> Callback:
+    """Return a sampler callback that records the start of each step and the end of the last one, and calls `then`."""
 
     def callback(step: Step) -> None:
+        if then is not None:
+            then(step)
         recorder.see(step.index, step.x_t, step.x_0)
         if step.index == step.steps - 1:
             recorder.see(step.steps, step.x_prev, step.x_prev)

@@ -158,9 +158,9 @@ def restore(
     Args:
         y: (N, *measurement_shape), as the operator returns it for images in [-1, 1].
         operator: see `ddpm.restoration.operators`. DPS also takes any differentiable function of (N, C, H, W).
-        options: steps (default: the method's own), spacing, labels (one class for all images, or one per image; None
-            means no class), guidance, guidance_rescale, clip, seed, batch_size (network inputs per forward pass) and
-            precision. The sampler and its own options are not used.
+        options: steps (default: a student's own, else the method's), spacing, labels (one class for all images, or one
+            per image; None means no class), guidance, guidance_rescale, clip, seed, batch_size (network inputs per
+            forward pass) and precision. The sampler and its own options are not used.
         method: ddnm, ddrm, repaint or dps.
         noise: σ of y's Gaussian noise, in units of the [0, 1] image.
         samples: posterior samples per image, K.
@@ -187,7 +187,8 @@ def restore(
     tiles = TileGrid(shape[1:], model.image_shape[1:])
     labels = model.labels_per_image(options.labels, len(y))
     schedule = model.diffusion.schedule
-    steps = chosen.default_steps(schedule) if options.steps is None else options.steps
+    usual = model.student.steps if model.student else chosen.default_steps(schedule)
+    steps = usual if options.steps is None else options.steps
     # without the labels, for which None means "all classes in turn" if images are sampled from nothing
     options = replace(options, steps=steps, spacing=options.spacing or "trailing", labels=None).resolved(model)
     assert options.steps is not None
