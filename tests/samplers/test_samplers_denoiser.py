@@ -263,6 +263,44 @@ def test_half_precision_ends_with_the_network(dtype, guidance, batch_size):
     assert {tensor.dtype for tensor in vars(found).values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 5])
+@pytest.mark.parametrize("guidance", [1.0, 0.0, 2.3])
+@pytest.mark.parametrize("integer_t", [False, True])
+def test_each_image_may_have_its_own_timestep(batch_size, guidance, integer_t):
+    network = ConvNetwork(out_channels=6).requires_grad_(False).double()
+    diffusion, labels = GaussianDiffusion(SCHEDULE, "v", "learned_range"), torch.tensor([2, 0, 1, 1, 0])
+    x_t, t = random(5, 3, 8, 8).double(), torch.tensor([0, 49, 7, 23, 8])
+    options = {"null_label": NULL, "guidance": guidance, "guidance_rescale": 0.4, "integer_t": integer_t}
+    found = Denoiser(network, diffusion, labels=labels, batch_size=batch_size, **options)(x_t, t)
+    for i in range(5):
+        one = Denoiser(network, diffusion, labels=labels[i : i + 1], **options)(x_t[i : i + 1], float(t[i]))
+        for name, values in vars(one).items():
+            torch.testing.assert_close(getattr(found, name)[i : i + 1], values, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_last_batch_is_padded_to_the_smallest_that_will_do(network, guidance):
+    asked = []
+
+    def smallest(number: int) -> int:
+        asked.append(number)
+        return number + 1
+
+    labels, x_t = torch.tensor([0, 1, 2, 0, 1, 2, 0]), random(7, 3, 8, 8)
+    options = {"labels": labels, "null_label": NULL, "guidance": guidance}
+    expected = Denoiser(network, GaussianDiffusion(SCHEDULE), **options)(x_t, 9.0)
+    network.batch_sizes.clear()
+    sized = Denoiser(network, GaussianDiffusion(SCHEDULE), batch_size=4, smallest_batch=smallest, **options)
+    torch.testing.assert_close(sized(x_t, 9.0).x_0, expected.x_0, rtol=1e-4, atol=1e-5)
+    rows = 1 if guidance == 1 else 2
+    assert network.batch_sizes == [4 * rows, 4 * rows]
+    sized(x_t[:6], 9.0)
+    assert network.batch_sizes[2:] == [4 * rows, 3 * rows]
+    sized(x_t.requires_grad_(), 9.0)  # a backward pass keeps the full shape
+    assert network.batch_sizes[4:] == [4 * rows, 4 * rows]
+    assert asked == [3, 2]
+
+
 def test_by_default_the_prediction_is_clamped_and_the_rest_is_off(network):
     x_t = 3 * random(5, 3, 8, 8)
     plain = Denoiser(network, GaussianDiffusion(SCHEDULE), clip=None)(x_t, 30.0)
