@@ -297,6 +297,8 @@ def test_normalise_gives_three_channels_of_the_classifiers_size():
     assert torch.equal(found[:, 0], found[:, 2])
     corners = found[0, 1][[0, 0, -1, -1], [0, -1, 0, -1]]
     torch.testing.assert_close(corners, torch.tensor([-1.0, 1.0, 51 / 127.5 - 1, 102 / 127.5 - 1]))
+    stripes = torch.tensor([255, 0, 0], dtype=torch.uint8).repeat(32).expand(1, 1, 96, 96)
+    torch.testing.assert_close(normalise(stripes)[..., 2:-2], torch.full((1, 3, 32, 28), -1 / 3), atol=1e-4, rtol=0)
     exact = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(normalise(exact), exact.float() / 127.5 - 1)
 

@@ -214,3 +214,13 @@ def test_generated_images_default_options_are_those_left_at_their_default(model)
     assert {"spacing", "labels", "seed", "eta", "guidance_rescale", "batch_size", "precision"} == set(
         images.default_options
     )
+
+
+def test_generated_images_have_the_labels_that_they_were_sampled_with(model):
+    images = GeneratedImages(model, 7, labels=[2, 0], steps=2, batch_size=3, precision="fp32")
+    images.prepare(progress=False)
+    assert images.labels.tolist() == [2, 0, 2, 0, 2, 0, 2]
+    for label in (0, 2):
+        alone = to_uint8(model.sample(7, labels=label, steps=2, batch_size=3, precision="fp32"))
+        rows = np.flatnonzero(images.labels.numpy() == label)
+        assert torch.equal(images[rows], alone[torch.from_numpy(rows)])

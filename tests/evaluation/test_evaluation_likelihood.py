@@ -231,6 +231,31 @@ def test_rate_distortion_is_the_posterior_standard_deviation():
     assert result.terms[0].bits == pytest.approx(remaining, abs=0.05)
 
 
+def test_error_of_the_prediction_is_the_root_of_the_mean_square_over_all_images():
+    """A network that always predicts 0 errs by the images themselves, at every timestep."""
+
+    class Blind(ExactNetwork):
+        def forward(self, x_t, t, labels):
+            return torch.zeros_like(x_t)
+
+    images = torch.cat([pixels(3, mean=0.8), pixels(5, mean=0.0), pixels(2, mean=-0.9)])
+    expected = 127.5 * to_float(images).double().square().mean().sqrt()
+    for budget in (10 * T, 100):
+        terms = evaluate(model_of(Blind(), variance="fixed_small"), images, budget=budget).terms
+        assert [term.rmse for term in terms] == pytest.approx([float(expected)] * len(terms), rel=1e-5)
+
+
+def test_timesteps_of_one_stratum_do_not_follow_from_those_of_another():
+    """Within each stratum the images cover it evenly; the same image lies elsewhere in each of two equal strata."""
+    strata = [range(1), range(1, 21), range(21, 41)]
+    chosen = likelihood._draw_timesteps(strata, 40, seed=3)
+    assert chosen.shape == (40, 3)
+    for column, stratum in zip(chosen.T, strata, strict=True):
+        assert column.bincount(minlength=41)[stratum.start : stratum.stop].unique().tolist() == [40 // len(stratum)]
+    assert not torch.equal(chosen[:, 1] - 1, chosen[:, 2] - 21)
+    assert not torch.equal(chosen, likelihood._draw_timesteps(strata, 40, seed=4))
+
+
 def test_rate_distortion_of_wide_strata_is_on_the_same_curve():
     images = pixels(200)
     rates, distortions = zip(*evaluate(model_of(), images, budget=200 * T).rate_distortion, strict=True)

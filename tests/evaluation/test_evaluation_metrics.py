@@ -113,6 +113,15 @@ def test_fid_compares_the_candidate_with_the_reference(tmp_path, standard, key):
     )
 
 
+def test_moments_of_another_network_beside_the_images_are_ignored(tmp_path):
+    inputs = inputs_of(tmp_path)
+    expected = METRICS["fid"].compute(inputs)[0].value
+    inputs.reference.moments = Moments(np.zeros(7), np.eye(7), 50)
+    again = inputs_of(tmp_path, reference=inputs.reference)
+    assert again.precomputed_moments is None
+    assert METRICS["fid"].compute(again)[0].value == expected
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [(4, 4), (3, 9), (9, 3), (2, 2)])
 def test_fid_needs_as_many_images_as_dimensions_unless_it_is_forced(tmp_path, ours, theirs):
     """On both sides; exactly as many are enough."""
