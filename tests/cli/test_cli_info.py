@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import tqdm
 from PIL import Image
 
 from ddpm.cli import run
@@ -96,3 +97,17 @@ def test_a_hostile_text_does_not_reach_the_terminal(tmp_path, capsys):
         archive.comment = json.dumps({"command": "\x1b]0;title\x07", "\x1b[2J": "\x1b[2J"}).encode()
     assert run(["info", str(tmp_path / "other.npz")]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_every_step_of_every_batch_is_counted_on_a_terminal(folder, monkeypatch):
+    bars = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *words, **options):
+            super().__init__(*words, **{**options, "delay": 0, "disable": False})
+            bars.append(self)
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    assert run(shlex.split("sample digits --num 3 --steps 4 --batch-size 2")) == 0
+    assert run(shlex.split("trace digits --steps 3")) == 0
+    assert [(bar.n, bar.total) for bar in bars] == [(8, 8), (3, 3)]

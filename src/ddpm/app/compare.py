@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import gradio as gr
 from torch import Tensor
@@ -41,13 +42,13 @@ class Grid:
     number: int = 4
     seed: int = 0
 
-    def options(self, model: Model, sampler: str, value: float) -> dict:
+    def options(self, model: Model, sampler: str, value: float) -> dict[str, Any]:
         """Return the arguments of `Model.sample` for one cell; raise UserError if one is outside the page's bounds."""
         steps, guidance = (value, self.fixed) if self.axis == STEPS else (self.fixed, value)
         if not 0 <= guidance <= MOST_GUIDANCE:
             raise UserError(f"the guidance must be from 0 to {MOST_GUIDANCE:g}, not {guidance:g}")
         number = bounded("the number of images", self.number, 1, MOST_IMAGES)
-        options = {
+        options: dict[str, Any] = {
             "num": number,
             "sampler": sampler,
             "steps": bounded("the number of steps", steps, 1, most_steps(model)),
@@ -78,8 +79,12 @@ def compare(model: Model, grid: Grid) -> Iterator[tuple[int, Step | Tensor]]:
         raise UserError("no sampler is chosen: choose at least one")
     jobs = [grid.options(model, *cell) for cell in grid.cells()]  # all are checked before the first is sampled
     for number, options in enumerate(jobs):
-        for event in live(lambda callback, options=options: model.sample(**options, callback=callback)):
+        for event in _sample(model, options):
             yield number, event
+
+
+def _sample(model: Model, options: dict[str, Any]) -> Iterator[Step | Tensor]:
+    return live(lambda callback: model.sample(**options, callback=callback))
 
 
 def table(grid: Grid, pictures: Sequence[str]) -> str:

@@ -22,13 +22,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm.app.uploads import MOST_BYTES, read_address, read_fitted
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.pixels import make_grid, png_text, to_float, to_pillow, to_uint8
-from ddpm.data.config import Preprocessing
-from ddpm.data.images import BrokenFile, decode, resize_to, to_tensor
+from ddpm.common.pixels import make_grid, png_text, to_pillow, to_uint8
 from ddpm.model import Model
 from ddpm.plotting.animation import Frame
-from ddpm.restoration.tasks import marked
 from ddpm.samplers.algorithms import Callback, Step
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -115,59 +113,7 @@ def stop_all(patience: float) -> None:
         thread.join(max(0, deadline - time.monotonic()))
 
 
-MOST_BYTES = 20 * 2**20  # of one upload
 EXACT_PIXELS = 64 * 64
-SHOWN_SIDE = 448  # pixels; small images are enlarged towards this size by a whole factor
-PAINTED_FRACTION = 0.25  # of an image pixel that the brush must cover
-
-
-def read_upload(
-    source: str | Path | bytes | None, channels: int, what: str = "the upload", background=255
-) -> Image.Image:
-    """Read an uploaded file as a Pillow image of 1 to 4 channels.
-
-    The header is checked before any pixel is decoded. An animation gives its first frame; transparent pixels get the
-    colour `background`. Raises UserError with the reason if the file cannot be used.
-    """
-    if source is None:
-        raise UserError(f"{what} is missing: choose an image first")
-    try:
-        data = source if isinstance(source, bytes) else _bytes(Path(source))
-        return decode(data, channels, background, smallest=1)
-    except BrokenFile as error:
-        raise UserError(f"{what} cannot be used: {error}") from error
-    except OSError as error:
-        raise UserError(f"{what} cannot be read: {error.strerror or error}") from error
-
-
-def read_fitted(
-    source: str | Path | None,
-    shape: Sequence[int],
-    what: str = "the upload",
-    preprocessing: Preprocessing | None = None,
-) -> Tensor:
-    """Read an uploaded file as (C, H, W) in [-1, 1], resized to `shape` as the model's training images were."""
-    channels, height, width = shape
-    how, background = preprocessing or Preprocessing()
-    image = read_upload(source, channels, what, background)
-    return to_float(to_tensor(resize_to(image, (height, width), how, background)))
-
-
-def read_mask(layers: Sequence[str | bytes], size: tuple[int, int]) -> Tensor:
-    """Combine the layers of a mask, each read by the rule of `marked`: bool (H, W), True where pixels are lost."""
-    lost = torch.zeros(size, dtype=torch.bool)
-    for layer in layers:
-        covered = to_pillow(255 * marked(to_tensor(read_upload(layer, 2, "the mask")))[None].byte())
-        fraction = np.asarray(covered.resize((size[1], size[0]), Image.Resampling.BOX)) / 255
-        lost |= torch.from_numpy(fraction >= PAINTED_FRACTION)
-    return lost
-
-
-def enlarged(pixels: Tensor, side: int = SHOWN_SIDE) -> Image.Image:
-    """Convert uint8 (C, H, W) to a picture, enlarged towards `side` by a whole factor, so that pixels stay square."""
-    image = to_pillow(pixels)
-    factor = max(1, side // max(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def address(image: Image.Image, kind: str = "png", **more: Any) -> str:
@@ -193,21 +139,13 @@ def figure(source: str, alt: str, caption: str = "") -> str:
     return f'<figure><img class="pixels" src="{source}" alt="{escape(alt)}">{below}</figure>'
 
 
-def _bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise BrokenFile(f"it is larger than {MOST_BYTES // 2**20} MB")
-    return data
-
-
 TITLES = {"x_t": "x<sub>t</sub>", "predicted x_0": "predicted x<sub>0</sub>"}  # alternative text: caption
 Shot = tuple[Sequence[Image.Image], str]  # the pictures of one moment, and its words
 
 
 def shots(frames: Sequence[Frame]) -> list[Shot]:
     """Return the frames of a process as shots: x_t, and x_0 where there is one."""
-    found = []
+    found: list[Shot] = []
     for frame in frames:
         snr = "infinite" if frame.log_snr == np.inf else f"{np.exp(frame.log_snr):.2g}"
         grids = [to_pillow(grid) for grid in (frame.x_t, frame.x_0) if grid is not None]
@@ -226,45 +164,17 @@ def tile(pixels: Tensor, caption: str, file: str, name: str = "", **more: Any) -
 
 def film(shots: Sequence[Shot], *, last: bool = False) -> str:
     """Return the HTML of shots with a slider through them, at the first or the last."""
-    told = [{"pictures": [address(one, "webp") for one in images], "words": words} for images, words in shots]
-    now = told[-1 if last else 0]
-    titles = TITLES if len(now["pictures"]) > 1 else {now["words"]: ""}
-    pictures = "".join(figure(source, *title) for source, title in zip(now["pictures"], titles.items(), strict=True))
+    addresses = [[address(image, "webp") for image in images] for images, _ in shots]
+    told = [{"pictures": pictures, "words": words} for pictures, (_, words) in zip(addresses, shots, strict=True)]
+    place = len(shots) - 1 if last else 0
+    words = shots[place][1]
+    titles = TITLES if len(addresses[place]) > 1 else {words: ""}
+    pictures = "".join(figure(source, *title) for source, title in zip(addresses[place], titles.items(), strict=True))
     return (
         f'<div class="film" data-frames="{escape(json.dumps(told))}"><div class="pair">{pictures}</div>'
-        f'<label><span class="film-words">{escape(now["words"])}</span><input type="range" min="0" '
-        f'max="{len(told) - 1}" value="{len(told) - 1 if last else 0}" aria-label="moment"></label></div>'
+        f'<label><span class="film-words">{escape(words)}</span><input type="range" min="0" '
+        f'max="{len(told) - 1}" value="{place}" aria-label="moment"></label></div>'
     )
-
-
-def read_address(text: str) -> bytes:
-    """Return the content of a `data:` address; raise UserError for any other."""
-    head, _, body = text.partition(";base64,")
-    try:
-        if not head.startswith("data:"):
-            raise ValueError
-        return base64.b64decode(body, validate=True)
-    except ValueError as error:
-        raise UserError("the upload cannot be used: it is not an image") from error
-
-
-def from_pad(pad: str | None, image: str | None = None) -> str | bytes | None:
-    """Return the picture that a request brings: the file `image` of a program, or what is on the pad."""
-    return image or _of_pad(pad, "image")
-
-
-def mask_of(pad: str | None, mask: str | None = None) -> list[str | bytes]:
-    """Return the mask that a request brings, for `read_mask`: the file of a program, or the marks on the pad."""
-    given = mask or _of_pad(pad, "mask")
-    return [given] if given else []
-
-
-def _of_pad(pad: str | None, what: str) -> bytes | None:
-    try:
-        text = json.loads(pad or "{}").get(what)
-    except (ValueError, AttributeError) as error:
-        raise UserError("the pad holds no JSON object") from error
-    return read_address(str(text)) if text else None
 
 
 def picture_pad(model: Model, name: str, label: str, *, marks: bool = False, filled: int = 0) -> gr.HTML:
@@ -402,7 +312,7 @@ def connect(
     """
     (start, stop), status = buttons, outputs[0]
     own, changed, script = before or ([], [], "() => []")
-    quiet = {"api_visibility": "private", "show_progress": "hidden"}
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     script = f"(...all) => [{json.dumps(WAITING)}, ...({script})(...all)]"
     pressed = start.click(None, own, [status, *changed], js=script, **quiet)
     run = pressed.then(

@@ -24,18 +24,17 @@ from ddpm.app.components import (
     code_boxes,
     connect,
     figure,
-    from_pad,
     live,
     live_pictures,
     pace,
     picture_pad,
     program_file,
-    read_fitted,
     running,
     status_line,
     tile,
 )
 from ddpm.app.generate import USUAL_GUIDANCE, has_guidance, in_lines
+from ddpm.app.uploads import from_pad, read_fitted
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr, ssim_or_none
 from ddpm.common.pixels import save_grid, save_picture, to_pillow, to_uint8

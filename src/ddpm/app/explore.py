@@ -15,16 +15,15 @@ from ddpm.app.components import (
     choice,
     connect,
     film,
-    from_pad,
     picture_pad,
     program_file,
-    read_fitted,
     running,
     shots,
     show_user_errors,
     status_line,
 )
 from ddpm.app.figures import Curve, chart, figure
+from ddpm.app.uploads import from_pad, read_fitted
 from ddpm.common.errors import UserError
 from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
 from ddpm.model import Model
@@ -69,7 +68,7 @@ def schedule_curves(model: Model, names: list[str], asked: Range) -> dict[str, l
         schedule, place = asked.schedule(name, model), NAMES.index(name)
         t = np.arange(len(schedule))
         with np.errstate(over="ignore"):
-            snr = np.exp([schedule.log_snr(step) for step in t])
+            snr = np.exp([schedule.log_snr(float(step)) for step in t])
         for values, curve in zip(found.values(), (schedule.betas, schedule.alphas_cumprod, snr), strict=True):
             values.append(Curve(name, t, np.asarray(curve, dtype=np.float64), place))
     return found

@@ -72,9 +72,9 @@ def chart(title: str, xlabel: str, curves: Sequence[Curve], *, log: bool = False
             f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle" {SMALL}>{_number(x)}</text>'
         )
     parts.append(f'<text x="{width - RIGHT}" y="{HEIGHT - 4}" text-anchor="end" {SMALL}>{escape(xlabel)}</text>')
-    for order, (curve, x, y) in enumerate(shown):
+    for order, (curve, us, vs) in enumerate(shown):
         line = 2.2 + 1.6 * (len(shown) - 1 - order) / max(1, len(shown) - 1)  # a curve under another is still seen
-        places = " ".join(f"{across(u):.1f},{down(v):.1f}" for u, v in zip(x, y, strict=True))
+        places = " ".join(f"{across(u):.1f},{down(v):.1f}" for u, v in zip(us, vs, strict=True))
         parts.append(f'<polyline points="{places}" fill="none" stroke-width="{line:.1f}" {curve.style()}/>')
     return f'<svg viewBox="0 0 {width} {HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
 

@@ -206,8 +206,12 @@ def has_guidance(model: Model) -> bool:
 
 def usual(model: Model) -> Settings:
     """Return the settings that the page opens with."""
-    guidance = USUAL_GUIDANCE if has_guidance(model) else 1.0
-    return Settings(steps=min(20, most_steps(model)), number=min(16, most_images(model)), guidance=guidance)
+    own = SamplingOptions().resolved(model)
+    guidance = (
+        USUAL_GUIDANCE if has_guidance(model) and not model.student else 1.0
+    )  # a student may have its teacher's within
+    steps = min(own.steps or 1, most_steps(model))
+    return Settings(EVERY_CLASS, own.sampler or DEFAULT_SAMPLER, steps, guidance, 0, min(16, most_images(model)))
 
 
 def is_quick(model: Model, settings: Settings) -> bool:
@@ -233,7 +237,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
                 0, 8, first.guidance, step=0.1, label="Guidance", visible=has_guidance(model),
                 info="Higher: more typical of the class, less varied. 1 is off.",
             )  # fmt: skip
-            sampler = choice(list(SAMPLERS), DEFAULT_SAMPLER, "Sampler")
+            sampler = choice(list(SAMPLERS), first.sampler, "Sampler")
             with gr.Row(elem_classes="seed"):
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110)
                 dice = gr.Button("New seed", size="sm", min_width=90)

@@ -12,7 +12,8 @@ import gradio as gr
 from gradio.themes.utils.fonts import Font
 
 from ddpm.app import compare, edit, explore, generate, restore, runs, without_proxies
-from ddpm.app.components import ASSETS, MOST_BYTES, knows_digits, stop_all
+from ddpm.app.components import ASSETS, knows_digits, stop_all
+from ddpm.app.uploads import MOST_BYTES
 from ddpm.common.errors import UserError
 from ddpm.model import Model
 

@@ -27,20 +27,17 @@ from ddpm.app.components import (
     code_boxes,
     connect,
     figure,
-    from_pad,
     live,
     live_pictures,
-    mask_of,
     pace,
     picture_pad,
     program_file,
-    read_fitted,
-    read_mask,
     running,
     sheet,
     status_line,
 )
 from ddpm.app.generate import in_lines
+from ddpm.app.uploads import from_pad, mask_of, read_fitted, read_mask
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr
 from ddpm.common.pixels import to_pillow, to_uint8
@@ -183,7 +180,7 @@ def damages(model: Model) -> list[str]:
 
 def restore_upload(
     model: Model,
-    source: str | None,
+    source: str | bytes | None,
     lost: Tensor | None,
     damage: Damage,
     *,
@@ -227,7 +224,7 @@ def restore_upload(
 
 
 def _measure(
-    model: Model, source: str | None, operator: SpectralOperator, damage: Damage, clean: bool, seed: int
+    model: Model, source: str | bytes | None, operator: SpectralOperator, damage: Damage, clean: bool, seed: int
 ) -> tuple[Tensor, Tensor | None]:
     """Return (y, the original or None). The upload is resized to the shape that the operator expects."""
     if clean:

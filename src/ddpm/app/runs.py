@@ -16,8 +16,9 @@ import psutil
 import yaml
 from PIL import Image
 
-from ddpm.app.components import film, read_upload, show_user_errors
+from ddpm.app.components import film, show_user_errors
 from ddpm.app.figures import Curve, chart, figure
+from ddpm.app.uploads import read_upload
 from ddpm.common.errors import UserError
 from ddpm.common.files import is_run
 from ddpm.common.pixels import numbered

@@ -396,31 +396,34 @@ window.ddpm = (() => {
   function gallery(element, props, watch, classes) {
     const strip = make("div", { class: "history", role: "group", "aria-label": "Earlier results" });
     element.after(strip);
-    let returning = false, fresh = false;
-    // The files and the command belong to the newest result; they are hidden beside an earlier one.
+    // The files and the command belong to what the server sent last; they are hidden beside anything else.
+    let shown = null, fresh = false;
+    const past = (is) => element.closest(".room").classList.toggle("past", is);
     function show(result, newest) {
-      returning = props.value !== result.html;
-      props.value = result.html;
-      element.closest(".room").classList.toggle("past", !newest);
+      shown = props.value = result.html;
+      past(!newest);
       setTimeout(keep);
     }
-    back = () => {
-      if (element.querySelector(".tiles") || !results.length) return;
-      fresh = false;
-      show(results[0], false);
-    };
+    back = () => element.querySelector(".tiles") || (results.length && show(results[0], false));
     function keep() {
       const tiles = element.querySelector(".tiles");
-      if (!tiles) return;
+      if (!tiles) {
+        shown = null;
+        fresh = false;
+        return past(false);
+      }
       const sources = [...tiles.querySelectorAll("img")].map((image) => image.src);
       samples = sources;
       Object.values(pads).forEach((one) => one.offer(samples));
       const given = JSON.parse(tiles.dataset.settings);
-      if (tiles.dataset.first === undefined) history.replaceState(null, "", "#" + new URLSearchParams(given));
-      if (returning) return void (returning = false);
+      history.replaceState(null, "", "#" + new URLSearchParams(given));
+      if (props.value === shown) return;
+      shown = props.value;
       fresh = true;
-      element.closest(".room").classList.remove("past");
-      results.unshift({ html: props.value, given, image: sources[0] });
+      past(false);
+      const earlier = results.findIndex((result) => result.html === shown);
+      if (earlier >= 0) results.splice(earlier, 1);
+      results.unshift({ html: shown, given, image: sources[0] });
       results.length = Math.min(results.length, MOST_RESULTS);
       strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
         const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
