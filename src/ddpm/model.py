@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.common.errors import UserError, nearest
-from ddpm.common.files import content_key, is_model, is_run, user_path
+from ddpm.common.files import content_key, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
 from ddpm.common.pixels import final_images
 from ddpm.common.randomness import ImageNoise
@@ -21,7 +21,7 @@ from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
 from ddpm.interop.diffusers import Student
-from ddpm.interop.layouts import is_checkpoint, model_folder
+from ddpm.interop.layouts import model_folder
 from ddpm.networks.inference import InferenceNetworks, count_flops, first_non_finite, weights_state
 from ddpm.networks.unet import UNet
 from ddpm.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SamplerSpec, find_sampler
@@ -435,11 +435,6 @@ def load(name: str | Path, *, device: torch.device | str | None = None) -> Model
         known["class_names"] = [str(label) for label in range(rows)]
     model = Model(parts.network, parts.diffusion, image_shape=parts.image_shape, student=parts.student, **known)
     return model.to(device or default_device())
-
-
-def names_model(path: Path) -> bool:
-    """Whether an existing path is a model, a run, or a part of one that `load` opens."""
-    return is_run(path) or is_model(path) or model_folder(path) != path or is_checkpoint(path)
 
 
 def find_model(name: str | Path) -> Path:
