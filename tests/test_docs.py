@@ -121,8 +121,8 @@ def test_launchers_pass_the_command_on(page):
 
 @pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "examples").glob("*.ipynb"))], ids=lambda page: page.name)
 def test_nobody_is_sent_to_a_stranger(page):
-    """The name on PyPI belongs to another project: what is installed is the checkout."""
-    assert not re.search(r"pip install '?ddpm", page.read_text())
+    """The distribution is ddpm-kit: the name ddpm on PyPI belongs to another project."""
+    assert not re.search(r"pip install '?ddpm(?!-kit)", page.read_text())
 
 
 @pytest.mark.parametrize("page", [*PAGES, *MAPS], ids=lambda page: page.name)

@@ -255,15 +255,23 @@ def test_consistency_begins_with_large_steps_of_the_teacher_and_ends_with_every_
     [
         ({"steps": 3}, None, "3 steps does not fit 1,000 timesteps.* are 2 and 4"),
         ({"steps": 600}, None, "600 steps does not fit 1,000 timesteps.* are 500"),
-        ({"steps": 8}, 4, "mine is itself a student of 4 steps, and its students can have 1, 2, not 8"),
-        ({"steps": 4}, 4, "students can have 1, 2, not 4"),
-        ({"steps": 1}, 1, "students can have none"),
-        ({"steps": 4}, 20, "students can have 5, 10, not 4"),
+        ({"steps": 8}, 4, "a teacher of 4 steps can have students of 1, 2, not 8"),
+        ({"steps": 4}, 4, "can have students of 1, 2, not 4"),
+        ({"steps": 1}, 1, "can have students of none"),
+        ({"steps": 4}, 20, "can have students of 5, 10, not 4"),
+        ({"steps": 4, "teacher_steps": 12}, None, "a teacher of 12 steps can have students of 3, 6, not 4"),
     ],
 )
 def test_steps_that_are_not_possible_are_refused_with_the_nearest_that_are(changes, made_for, said):
     with pytest.raises(UserError, match=said):
         Curriculum(settings(**changes), SCHEDULES["linear"], made_for, 1000)
+
+
+def test_teacher_steps_choose_the_first_stage():
+    curriculum = Curriculum(settings(steps=4, teacher_steps=16), SCHEDULES["linear"], None, 100)
+    assert curriculum.stages == [8, 4]
+    curriculum = Curriculum(settings(steps=4, teacher_steps=20, method="consistency"), SCHEDULES["linear"], None, 100)
+    assert len(curriculum.lesson(0).t) == len(curriculum.lesson(99).t) == 20
 
 
 def test_consistency_needs_no_halving():

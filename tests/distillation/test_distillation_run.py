@@ -20,7 +20,7 @@ from torch import Tensor
 
 import ddpm
 from ddpm.cli import run
-from ddpm.common.errors import RunStopped
+from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.randomness import image_generator
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.distillation import distill
@@ -29,6 +29,8 @@ from ddpm.distillation.distiller import Distiller, student_config
 from ddpm.interop.diffusers import Student
 from ddpm.model import Model
 from ddpm.networks import UNet
+from ddpm.restoration import restore
+from ddpm.restoration.operators import Inpainting
 
 STEPS = 14  # of training; the stages of a student of 2 steps begin at 0, 2 and 6
 FLAGS = ["--training.steps", STEPS, "--training.batch_size", 4, "--training.precision", "fp32"]
@@ -241,7 +243,7 @@ def test_a_student_teaches_one_of_fewer_steps_on_its_own_grid(command, teacher, 
         assert ddpm.load(method).student.steps == 2
     code, _, error = command("distill", "four", "--steps", 8, "--data", data, *FLAGS)
     assert code == 2
-    assert error == "ddpm: error: four is itself a student of 4 steps, and its students can have 1, 2, not 8"
+    assert error == "ddpm: error: a teacher of 4 steps can have students of 1, 2, not 8"
 
 
 def test_dry_run_and_minutes(command, teacher, tmp_path, monkeypatch):
@@ -341,3 +343,19 @@ def test_damaged_student_fields_are_one_line(command, teacher, student):
     code, _, error = command("sample", teacher)
     assert code == 2
     assert "student" in error
+
+
+@pytest.mark.parametrize("method", ["ddrm", "ddnm", "repaint", "dps"])
+def test_student_restores_in_its_own_steps_or_says_why_not(method):
+    model = tiny_model()
+    model.student = Student(steps=4)
+    operator = Inpainting.random((1, 8, 8), 0.5, 0)
+    y = operator(torch.rand(2, 1, 8, 8) * 2 - 1)
+    steps = []
+    if method in ("repaint", "dps"):
+        with pytest.raises(UserError, match="this model was distilled to 4: use ddrm or ddnm"):
+            restore(model, y, operator, method=method)
+    else:
+        restored = restore(model, y, operator, method=method, callback=lambda step: steps.append(step.t))
+        assert steps == [15, 11, 7, 3]
+        torch.testing.assert_close(operator(restored.mean), y, rtol=0, atol=1e-3)

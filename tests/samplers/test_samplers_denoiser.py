@@ -1,5 +1,6 @@
 """Denoiser: guidance, rescale, thresholding, and the padded compute shape."""
 
+import dataclasses
 import inspect
 import itertools
 
@@ -12,6 +13,7 @@ from ddpm.common.errors import UserError
 from ddpm.common.randomness import ImageNoise
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
+from ddpm.model import SamplingOptions
 from ddpm.samplers import SAMPLERS, Denoiser, find_sampler, timestep_grid
 
 SCHEDULE = NoiseSchedule(make_betas("linear", 50, 1e-3, 0.2))
@@ -259,6 +261,21 @@ def test_half_precision_ends_with_the_network(dtype, guidance, batch_size):
     torch.testing.assert_close(found.epsilon.double(), signal * v + sigma * x_t.double(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.variance_fraction.double(), (variance + 1) / 2, rtol=1e-6, atol=1e-6)
     assert {tensor.dtype for tensor in vars(found).values()} == {torch.float32}
+
+
+def test_by_default_the_prediction_is_clamped_and_the_rest_is_off(network):
+    x_t = 3 * random(5, 3, 8, 8)
+    plain = Denoiser(network, GaussianDiffusion(SCHEDULE), clip=None)(x_t, 30.0)
+    assert plain.x_0.abs().max() > 1.1
+    found = Denoiser(network, GaussianDiffusion(SCHEDULE))(x_t, 30.0)
+    assert torch.equal(found.x_0, plain.x_0.clamp(-1, 1))
+    assert network.batch_sizes == [5, 5]
+    assert found.x_0.dtype == torch.float32
+    parameters = inspect.signature(Denoiser.__init__).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    for field in dataclasses.fields(SamplingOptions):
+        if field.name in defaults and field.name != "labels":
+            assert defaults[field.name] == field.default
 
 
 def test_samplers_are_what_they_are_announced_as():

@@ -15,6 +15,10 @@ def distill(
     context: typer.Context,
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help=f"the teacher: {MODEL_HELP}")] = None,
     steps: Annotated[int, typer.Option(min=1, help="sampling steps of the student")] = 4,
+    teacher_steps: Annotated[
+        int | None,
+        typer.Option(min=2, help="the teacher's first steps; default: a student's own, or about 64"),
+    ] = None,
     method: Annotated[Method, typer.Option(help="how the student is taught")] = DEFAULT_METHOD,
     guidance: Annotated[float, typer.Option(help="guidance of the teacher, which the student learns; 1 is off")] = 1.0,
     data: Annotated[str | None, typer.Option(help="SOURCE of images; default: samples of the teacher")] = None,
@@ -44,7 +48,9 @@ def distill(
     from ddpm.model import load
 
     teacher = load(name)
-    settings = DistillationConfig(teacher=name, steps=steps, method=method, guidance=guidance)
+    settings = DistillationConfig(
+        teacher=name, steps=steps, teacher_steps=teacher_steps, method=method, guidance=guidance
+    )
     config = student_config(teacher, settings, data or str(folder / OWN_SAMPLES), overrides)
     if dry:
         summary = dry_run(config, folder, teacher)

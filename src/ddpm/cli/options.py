@@ -7,12 +7,14 @@ import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import user_path
+from ddpm.common.files import is_model, is_run, user_path
 from ddpm.common.names import DEFAULT_SAMPLER, DEFAULT_STEPS, Precision, SamplerName
 from ddpm.common.names import Spacing as SpacingName
 
@@ -28,10 +30,31 @@ def _presets() -> list[str]:
     return preset_names()
 
 
+def _runs() -> list[str]:
+    return sorted(str(folder) for folder in Path("runs").glob("*") if is_run(folder))
+
+
+def _models() -> list[str]:
+    """Bundled models, runs, and models in the Hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    entries = [entry.name for entry in files("ddpm.assets").iterdir()]
+    bundled = sorted(name.removesuffix("_model") for name in entries if name.endswith("_model"))
+    cached = Path(HF_HUB_CACHE).glob("models--*--*/snapshots/*")
+    ids = {folder.parts[-3].removeprefix("models--").replace("--", "/") for folder in cached if is_model(folder)}
+    return [*bundled, *_runs(), *sorted(ids)]
+
+
 complete_preset = complete(_presets)
+complete_run = complete(_runs)
+complete_model = complete(_models)
+complete_sampler = complete(lambda: list(get_args(SamplerName)))
+complete_spacing = complete(lambda: list(get_args(SpacingName)))
+complete_precision = complete(lambda: list(get_args(Precision)))
+complete_clip = complete(lambda: ["static", "dynamic", "none"])
 
 MODEL_HELP = "'digits', a run directory, a Diffusers folder, or a Hub id"
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=complete_model)]
 # For every parameter that is a path. Shells leave the tilde in --out=~/run, and it must not create a folder called ~.
 PATH: dict[str, Any] = {"parser": user_path, "metavar": "PATH"}
 
@@ -39,15 +62,22 @@ Labels = Annotated[str | None, typer.Option(help="classes that images take in tu
 GuidanceRescale = Annotated[float, typer.Option(min=0, max=1, help="0 to 1: undo guidance's contrast")]
 Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 is unconditional")]
 SAMPLERS = ", ".join(f"{name} (the usual one)" if name == DEFAULT_SAMPLER else name for name in get_args(SamplerName))
-Sampler = Annotated[
-    str | None, typer.Option(help=SAMPLERS, autocompletion=complete(lambda: list(get_args(SamplerName))))
+Sampler = Annotated[str | None, typer.Option(help=SAMPLERS, autocompletion=complete_sampler)]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(get_args(SpacingName))}; default: the sampler's own", autocompletion=complete_spacing
+    ),
 ]
-Spacing = Annotated[str | None, typer.Option(help=f"{', '.join(get_args(SpacingName))}; default: the sampler's own")]
 Eta = Annotated[float | None, typer.Option(min=0, max=1, help="ddim only: 0 is deterministic, 1 as noisy as ancestral")]
-ClipName = Annotated[str, typer.Option(help="clipping of the predicted x_0: static, dynamic or none")]
+ClipName = Annotated[
+    str, typer.Option(help="clipping of the predicted x_0: static, dynamic or none", autocompletion=complete_clip)
+]
 Seed = Annotated[int, typer.Option(help="image i of a seed is always the same image")]
 BatchSize = Annotated[int | None, typer.Option(help="images per forward pass")]
-PrecisionName = Annotated[str, typer.Option(help=f"number format: {', '.join(get_args(Precision))}")]
+PrecisionName = Annotated[
+    str, typer.Option(help=f"number format: {', '.join(get_args(Precision))}", autocompletion=complete_precision)
+]
 Overwrite = Annotated[bool, typer.Option(help="replace existing output")]
 Metadata = Annotated[
     bool, typer.Option("--metadata/--no-metadata", help="write into the file how it was made, for `ddpm info`")

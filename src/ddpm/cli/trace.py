@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, Metadata, Overwrite, origin, sampling_flags, step_bar
+from ddpm.cli.options import MODEL_HELP, PATH, Metadata, Overwrite, complete_model, origin, sampling_flags, step_bar
 from ddpm.common.errors import UserError
 from ddpm.common.names import ScheduleName
 
@@ -19,7 +19,9 @@ MAX_FORWARD_SIDE = 512  # pixels; without a model, an image keeps its size up to
 
 @sampling_flags(steps=100, sampler="ancestral", without=["batch_size"])  # all images are one batch
 def trace(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, autocompletion=complete_model)
+    ] = None,
     forward: Annotated[
         Path | None, typer.Option(**PATH, help="an image to turn into noise; MODEL then starts from that noise")
     ] = None,

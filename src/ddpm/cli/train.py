@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ddpm.cli.options import PATH, complete_preset
+from ddpm.cli.options import PATH, complete_model, complete_preset, complete_run
 from ddpm.common.errors import UserError
 from ddpm.distillation.config import StudentConfig
 from ddpm.training.config import Config, load_config, overridden, preset_names, read_yaml, validate
@@ -59,8 +59,10 @@ def train(
         float | None,
         typer.Option(min=0, help="train for this long on this machine: sets the steps by a short measurement"),
     ] = None,
-    init: Annotated[str | None, typer.Option(help="fine-tune this model")] = None,
-    resume: Annotated[Path | None, typer.Option(**PATH, help="resume the run in this directory")] = None,
+    init: Annotated[str | None, typer.Option(help="fine-tune this model", autocompletion=complete_model)] = None,
+    resume: Annotated[
+        Path | None, typer.Option(**PATH, help="resume the run in this directory", autocompletion=complete_run)
+    ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="print what the run would cost, and stop")] = False,
     overwrite: Annotated[bool, typer.Option(help="start a new run even if --out holds one")] = False,
 ) -> None:

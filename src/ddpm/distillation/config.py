@@ -17,6 +17,7 @@ class DistillationConfig(BaseModel):
 
     teacher: str = Field(description="the model that teaches; a copy is in RUN/teacher")
     steps: int = Field(4, ge=1, description="sampling steps of the student")
+    teacher_steps: int | None = Field(None, ge=2, description="sampling steps that the teacher shows first")
     method: Method = Field(DEFAULT_METHOD, description="how the student is taught")
     guidance: float = Field(1.0, description="classifier-free guidance of the teacher, which the student learns")
 

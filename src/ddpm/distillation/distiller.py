@@ -25,7 +25,7 @@ from ddpm.interop.diffusers import Student
 from ddpm.interop.diffusers_config import SCHEDULES, schedule_words
 from ddpm.model import Model, load
 from ddpm.networks import UNet
-from ddpm.samplers.denoiser import Denoiser
+from ddpm.samplers.denoiser import Clip, Denoiser
 from ddpm.training.checkpoint import Checkpoint, write_model, writing
 from ddpm.training.config import TrainingConfig, overridden, validate
 from ddpm.training.dry_run import cost, fitted
@@ -181,10 +181,13 @@ class Distiller(Trainer):
         """Return the x_0 that the student is to predict at (x_t, t), and the noise that belongs to it."""
         precision = precision_name(self.plan.dtype)
         guidance = self.config.distillation.guidance if self.teacher is self.first_teacher else 1.0
-        teacher = self.teacher.denoiser(labels, guidance=guidance, precision=precision)
+        # Clipped predictions are biased at black and white, and the bias would grow from stage to stage. But the x_0
+        # that follows from ε has no bounds where √ᾱ is small.
+        clip: Clip = "static" if self.teacher.diffusion.prediction == "epsilon" else None
+        teacher = self.teacher.denoiser(labels, guidance=guidance, precision=precision, clip=clip)
         follower = teacher
         if self.config.distillation.method == "consistency":
-            follower = Denoiser(self.network, self.learner.diffusion, labels=labels, dtype=self.plan.dtype)
+            follower = Denoiser(self.network, self.learner.diffusion, labels=labels, clip=None, dtype=self.plan.dtype)
         x_0 = target(x_t, t, self.curriculum.lesson(self.progress.step), teacher, follower)
         return x_0, self.learner.diffusion.epsilon_from_x_0(x_0, x_t, t)
 

@@ -79,6 +79,7 @@ class Curriculum:
     def __init__(
         self, settings: DistillationConfig, schedule: NoiseSchedule, made_for: int | None, training_steps: int
     ):
+        made_for = made_for or settings.teacher_steps
         check_steps(settings, schedule.timesteps, made_for)
         self.settings, self.schedule, self.training_steps = settings, schedule, training_steps
         self.made_for = made_for
@@ -155,10 +156,7 @@ def check_steps(settings: DistillationConfig, timesteps: int, made_for: int | No
         able = [n for n in range(1, made_for) if made_for % n == 0 and (not halved or (made_for // n).bit_count() == 1)]
         if steps not in able:
             known = ", ".join(map(str, able)) or "none: one step is the least"
-            raise UserError(
-                f"{settings.teacher} is itself a student of {made_for} steps, and its students can have "
-                f"{known}, not {steps}"
-            )
+            raise UserError(f"a teacher of {made_for} steps can have students of {known}, not {steps}")
     able = [n for n in range(1, timesteps // 2 + 1) if timesteps % n == 0]
     if steps not in able:
         below, above = [n for n in able if n < steps][-1:], [n for n in able if n > steps][:1]

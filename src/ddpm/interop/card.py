@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, SpaceCardData
 
 from ddpm.common.files import atomic_write
+from ddpm.common.names import VERSION
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.folder import read_json, write_json
 from ddpm.networks import UNet
@@ -20,6 +21,14 @@ LAST = "Limits"
 HEADING = "## "
 HERE = "THIS_FOLDER"
 TASK = "unconditional-image-generation"
+
+SPACE_APP = """\
+import sys
+
+from ddpm.cli import run
+
+sys.exit(run(["app", "{name}", "--host", "0.0.0.0", "--port", "7860"]))
+"""
 
 
 def model_card(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any], *, diffusers: bool) -> str:
@@ -87,6 +96,24 @@ def address_card(folder: Path, name: str) -> None:
     """Let the card's examples load the model by its name on the Hub."""
     card = folder / "README.md"
     atomic_write(card, card.read_text(encoding="utf-8").replace(HERE, name))
+
+
+def write_space(folder: Path, name: str) -> None:
+    """Write the files of a Space that runs `ddpm app` for the Hub's model `name`: card, program, requirements."""
+    data = SpaceCardData(
+        title=name.partition("/")[2],
+        emoji="🎲",
+        sdk="gradio",
+        app_file="app.py",
+        models=[name],
+        tags=["ddpm", "diffusion"],
+        python_version="3.12",  # the Hub's default is older than this package allows
+    )
+    text = f"Sample from [{name}](https://huggingface.co/{name}), restore and edit images with it, by `ddpm app`."
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}\n", encoding="utf-8")
+    (folder / "app.py").write_text(SPACE_APP.format(name=name), encoding="utf-8")
+    (folder / "requirements.txt").write_text(f"ddpm-kit[app]=={VERSION}\n", encoding="utf-8")
 
 
 def _read(folder: Path) -> ModelCard:

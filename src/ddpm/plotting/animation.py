@@ -256,16 +256,11 @@ def check_animation(path: str | Path, *, fps: float = 15.0, hold: float = 2.0, o
 
 
 def _save_gif(frames: Iterator[Image.Image], path: Path, fps: float, hold: float) -> None:
-    paletted = [_paletted(frame) for frame in frames]
+    paletted = [frame if frame.mode == "L" else frame.quantize(256) for frame in frames]  # the 256 that fit best
     pause = max(SHORTEST_PAUSE, round(1000 / fps))
     durations = [pause] * (len(paletted) - 1) + [max(pause, round(1000 * hold))]
     told = {"comment": origin_text()} if origin_text() else {}
     paletted[0].save(path, save_all=True, append_images=paletted[1:], duration=durations, loop=0, **told)
-
-
-def _paletted(frame: Image.Image) -> Image.Image:
-    """Reduce a frame to the 256 colours of a GIF: all greys, or the 256 that fit best."""
-    return frame if frame.mode == "L" else frame.quantize(256)
 
 
 def _save_mp4(frames: Iterator[Image.Image], path: Path, fps: float, hold: float) -> None:

@@ -101,7 +101,9 @@ def trace_model(
     noise = ImageNoise.of_seed(options.seed, range(num), model.image_shape, device=model.device)
     x_T, before = noise(), []
     if image is not None:
-        _check_shape(image, model.image_shape)
+        if tuple(image.shape) != model.image_shape:
+            shape = tuple(image.shape)
+            raise UserError(f"the image is {shape} (channels, height, width); this model's are {model.image_shape}")
         if frames < 4:
             raise UserError(f"{frames} frames are too few to show both directions: give at least 4")
         start = image.to(model.device).expand(num, *model.image_shape)
@@ -210,8 +212,3 @@ def _predicted_x_0(scheduler: Any, schedule: NoiseSchedule, output: Tensor, x_t:
             return alpha * x_t - sigma * output
         case _:
             return (x_t - sigma * output) / max(alpha, 1e-6)
-
-
-def _check_shape(image: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(image.shape) != shape:
-        raise UserError(f"the image is {tuple(image.shape)} (channels, height, width); this model's are {shape}")

@@ -139,6 +139,10 @@ class Restored:
         return self.samples.std(1, correction=0) / PIXEL_SCALE
 
 
+# of a method's own: DDRM and DDNM project in every step, so that few suffice; RePaint and DPS approach y step by step
+MOST_STEPS_OF_STUDENTS = 100
+
+
 def restore(
     model: Model,
     y: Tensor,
@@ -174,6 +178,11 @@ def restore(
     """
     chosen = find_method(method)
     chosen.check(operator, noise)
+    if model.student and chosen.steps > MOST_STEPS_OF_STUDENTS:
+        raise UserError(
+            f"{method} changes x_t a little in each of {chosen.steps:,} steps, and this model was distilled to "
+            f"{model.student.steps}: use ddrm or ddnm, or the model that it was distilled from"
+        )
     given, changes = _split(chosen, changes)
     options = SamplingOptions.of(options, **changes)
     if samples < 1:

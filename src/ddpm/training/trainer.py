@@ -8,7 +8,6 @@ import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ddpm.common.distributed import is_main, join, my_share, on_main, print_on_m
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import default_device
+from ddpm.common.names import VERSION
 from ddpm.data import open_dataset
 from ddpm.data.notes import data_notes
 from ddpm.model import Model, load
@@ -286,7 +286,7 @@ class Trainer:
             class_names=self.dataset.class_names,
             null_label=self.null_label,
             provenance={
-                "ddpm": version("ddpm"),
+                "ddpm": VERSION,
                 **({"fine-tuned from": self.origin} if self.origin else {}),
                 "config": self.config.model_dump(mode="json"),
                 "data": {"images": size_of(self.dataset), "fingerprint": self.dataset.fingerprint},
