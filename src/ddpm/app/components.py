@@ -110,7 +110,8 @@ def stop_all(patience: float) -> None:
         stop.set()
     deadline = time.monotonic() + patience
     for thread in at_work:
-        thread.join(max(0, deadline - time.monotonic()))
+        if thread.is_alive():  # one that has not started yet ends at its first step
+            thread.join(max(0, deadline - time.monotonic()))
 
 
 EXACT_PIXELS = 64 * 64
