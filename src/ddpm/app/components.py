@@ -98,6 +98,8 @@ def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
             with suppress(queue.Empty):
                 yield newest.get(timeout=PAUSE / 4)
                 wait([outcome], timeout=PAUSE)
+        if isinstance(outcome.exception(), Cancelled):
+            raise RunStopped("the server has ended")
         yield outcome.result()
     finally:
         stop.set()
