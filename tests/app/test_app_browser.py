@@ -40,7 +40,7 @@ class Visit:
         self.joined = 0  # runs that the page has asked for
         self.page.on("console", lambda message: message.type == "error" and self.wrong.append(message.text))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("request", lambda request: self._asked(request.url, address.split("#")[0]))
+        self.page.on("request", lambda request: self._asked(request.url, re.split("[?#]", address)[0]))
         self.page.goto(address)
         self.page.get_by_role("tab", name="Generate").wait_for()
         self.status("Done:")  # the page begins with a drawing

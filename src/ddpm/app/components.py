@@ -98,6 +98,8 @@ def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
             with suppress(queue.Empty):
                 yield newest.get(timeout=PAUSE / 4)
                 wait([outcome], timeout=PAUSE)
+        if isinstance(outcome.exception(), Cancelled):
+            raise RunStopped("the server has ended")
         yield outcome.result()
     finally:
         stop.set()
@@ -110,7 +112,8 @@ def stop_all(patience: float) -> None:
         stop.set()
     deadline = time.monotonic() + patience
     for thread in at_work:
-        thread.join(max(0, deadline - time.monotonic()))
+        if thread.is_alive():  # one that has not started yet ends at its first step
+            thread.join(max(0, deadline - time.monotonic()))
 
 
 EXACT_PIXELS = 64 * 64
