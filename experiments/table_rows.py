@@ -176,6 +176,13 @@ def real_against_real(found: Result) -> Rows:
 # speed and scale
 
 
+def fastest(limits: dict[str, float]) -> tuple[str, float]:
+    """Return the number format of the fastest convolution that was measured, and its GFLOP/s: the limit."""
+    rates = {key.removeprefix("convolution_"): rate for key, rate in limits.items() if key.startswith("convolution_")}
+    name = max(rates, key=lambda each: rates[each])
+    return name, rates[name]
+
+
 def speed(found: Result) -> Rows:
     """Images per second of every contestant, and its speed relative to Diffusers as documented."""
     return [
@@ -186,7 +193,7 @@ def speed(found: Result) -> Rows:
             f"{row['parameters'] / 1e6:.1f} M",
             f"{row['images_per_second']:,.1f}",
             ratio(row["times_as_fast"]),
-            f"{row['gflops']:,.0f} ({row['share_of_limit']:.0%} of the limit)",
+            f"{row['gflops']:,.0f} ({row['share_of_limit']:.0%} of the {fastest(problem['limits'])[0]} limit)",
             f"{row['peak_gib']:.1f}",
         ]
         for problem in found["problems"]
@@ -369,4 +376,18 @@ def serving(found: Result) -> Rows:
     return [
         [str(number), str(found["requests"]), *(f"{row[key]:,}" for key in keys)]
         for number, row in enumerate(found["rounds"], start=1)
+    ]
+
+
+def distillation(found: Result) -> Rows:
+    """Figures of the teacher and of each student."""
+    return [
+        [
+            row["title"],
+            f"{row['n']:,}",
+            f"{row['figures']['frechet_distance']:.2f}",
+            f"{row['figures']['precision']:.2f} / {row['figures']['recall']:.2f}",
+            f"{row['read_as_asked']:.1%}",
+        ]
+        for row in found["rows"]
     ]

@@ -97,6 +97,7 @@ STUDY_HEAD = ["schedule", "prediction", "seeds", "distance (built-in)", "KID (bu
 STUDY_HEAD += ["misplaced levels"]
 ABLATIONS_HEAD = ["changed", "images seen", "distance (built-in)", "times the recipe's", "misplaced levels"]
 FEW_STEPS_HEAD = ["sampler", "spacing", "network evaluations"]  # if not run; otherwise the numbers of evaluations
+DISTILLATION_HEAD = ["", "samples", "distance (built-in)", "precision / recall", "read as asked"]
 RESTORATION_HEAD = ["task", "PSNR (dB) / SSIM"]  # if not run; otherwise the methods
 
 TABLES: dict[str, Table] = {
@@ -108,7 +109,7 @@ TABLES: dict[str, Table] = {
         table_rows.digits_read,
     ),
     "cifar10": headlines("cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_gpu"),
-    "photographs": headlines("flowers32", "flowers64", "emoji32", "emoji32_tuned"),
+    "photographs": headlines("flowers32", "flowers32_muon", "flowers64", "emoji32", "emoji32_tuned"),
     "commands": commands,
     "study_mnist": one_result("study", STUDY_HEAD, partial(table_rows.study, data="mnist")),
     "study_cifar10": one_result("study", STUDY_HEAD, partial(table_rows.study, data="cifar10")),
@@ -117,6 +118,8 @@ TABLES: dict[str, Table] = {
         ["model", "images", *LIKELIHOOD_HEAD],
         table_rows.paper_likelihood,
     ),
+    # docs/guides/distill.md
+    "distillation_digits": one_result("distillation_digits", DISTILLATION_HEAD, table_rows.distillation),
     # docs/guides/evaluation.md
     "bits_per_dim": one_result(
         "bits_per_dim", ["model", "images", "timesteps each", *LIKELIHOOD_HEAD], table_rows.bits_per_dim

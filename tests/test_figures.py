@@ -234,7 +234,7 @@ def test_a_missing_matplotlib_is_noticed_before_anything_is_drawn(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(["plot", "classes", "not looked at yet"]) == 2
-    assert "pip install '.[eval]'" in capsys.readouterr().err
+    assert "pip install 'ddpm-kit[eval]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ FLOORS = [
     {"model"},
     {"plotting"},
     {"training", "evaluation", "restoration", "editing", "generate"},
+    {"distillation"},
     {"app"},
     {"cli"},
 ]

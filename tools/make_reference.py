@@ -1,4 +1,4 @@
-"""Write the configuration and command references, and the list of files in ARCHITECTURE.md; `--check` only compares.
+"""Write the references, the JSON schema, and the list of files in ARCHITECTURE.md; `--check` only compares.
 
 python tools/make_reference.py [--check]
 """
@@ -11,7 +11,8 @@ from typing import Any
 import typer
 
 from ddpm.cli import app
-from ddpm.training.fields import fields, sections
+from ddpm.training.config import SCHEMA
+from ddpm.training.fields import fields, json_schema, sections
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "ddpm"
@@ -87,9 +88,10 @@ PAGES = {
     ROOT / "docs" / "reference" / "configuration.md": configuration,
     ROOT / "docs" / "reference" / "cli.md": commands,
     ROOT / "ARCHITECTURE.md": architecture,
+    PACKAGE / "presets" / SCHEMA: json_schema,
 }
 LAYERS = ("common", "diffusion", "networks", "data", "samplers", "interop", "plotting", "training", "evaluation")
-LAYERS += ("restoration", "editing", "app", "cli")
+LAYERS += ("restoration", "editing", "export", "distillation", "app", "cli")
 
 
 def main() -> int:

@@ -4,17 +4,21 @@
 
 A mutant changes one expression: an operator, a comparison, a number, a truth value, the order of two arguments, a
 keyword argument left out, a negation, a bound of a slice, a term, factor, root or limit left out, a variable taken for
-its sibling (`alpha` for `alpha_prev`), a call or an update not made. Each runs in a process forked from one that has
-imported the libraries, so a mutant costs its tests alone. A mutant that no test notices is a survivor: write a test for
-it, or explain in `EQUIVALENT` why it changes nothing. `--sample` takes that many mutants of each file, chosen by the
-seed.
+its sibling (`alpha` for `alpha_prev`), a call or an update not made.
+
+Each runs in a process forked from one that has imported everything. A change within a function is put into that
+function there; what then survives, and what is changed elsewhere, runs with the package imported again. A mutant that
+no test notices is a survivor: write a test for it, or explain in `EQUIVALENT` why it changes nothing. `--sample` takes
+that many mutants of each file, chosen by the seed.
 """
 
 import argparse
 import ast
 import contextlib
 import copy
+import gc
 import importlib
+import io
 import json
 import math
 import os
@@ -24,12 +28,16 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from types import CodeType, FunctionType
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 5  # a mutant that takes so many times as long as the source itself, and a minute, is noticed
@@ -54,7 +62,7 @@ ROOMS = {  # files to change, and the tests that mirror them
     "restoration": (["restoration"], ["tests/restoration"]),
     "editing": (["editing"], ["tests/editing"]),
 }
-EQUIVALENT: dict[str, str] = {}  # "file: change" -> why no test can notice it
+EQUIVALENT: dict[str, str] = {}  # "file: what it was -> what it became": why no test can notice it
 
 OPERATORS = {
     ast.Add: ast.Sub,
@@ -71,7 +79,7 @@ COMPARISONS = {**dict(PAIRS), **{b: a for a, b in PAIRS}}
 TERMS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
 LEFT_OUT = ("sqrt", "square", "exp", "log", "abs", "clamp", "mean", "expm1", "log1p", "detach", "float", "round", "min",
             "max", "int", "flip", "rsqrt", "clone", "to", "reversed", "sorted", "double")  # fmt: skip
-LIBRARIES = ("pytest", "hypothesis", "scipy.stats", "diffusers.schedulers.scheduling_dpmsolver_multistep",
+LIBRARIES = ("hypothesis", "scipy.stats", "diffusers.schedulers.scheduling_dpmsolver_multistep",
              "diffusers.schedulers.scheduling_unipc_multistep", "diffusers.models.unets.unet_2d", "PIL.Image",
              "matplotlib.pyplot", "sklearn.metrics", "datasets", "deepinv", "torch._dynamo",
              "torch.utils.tensorboard")  # fmt: skip
@@ -86,6 +94,11 @@ class Mutant:
     was: str
     became: str
     source: str
+    in_function: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.file.removeprefix('src/ddpm/')}: {self.was} -> {self.became}"
 
 
 def changes(node: ast.AST, siblings: set[str]) -> Iterator[ast.AST]:
@@ -147,12 +160,14 @@ def mutants(path: Path) -> list[Mutant]:
     text, found = path.read_bytes(), []
     tree, starts = ast.parse(text), list(accumulate(map(len, text.splitlines(keepends=True)), initial=0))
     siblings: dict[ast.AST, set[str]] = {}
+    inside: set[ast.AST] = set()
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             names = [name for name in ast.walk(function) if isinstance(name, ast.Name)]
             stored = {name.id for name in names if isinstance(name.ctx, ast.Store)}
             given = {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
             siblings |= dict.fromkeys(ast.walk(function), stored | given)
+            inside |= {node for statement in function.body for node in ast.walk(statement)}
     for node in list(_code(tree)):
         for new in changes(node, siblings.get(node, set())):
             was, became = ast.unparse(node), ast.unparse(new)
@@ -163,7 +178,8 @@ def mutants(path: Path) -> list[Mutant]:
                 )
                 code = became if isinstance(new, ast.Pass | ast.Slice) else f"({became})"
                 source = (text[:start] + code.encode() + text[end:]).decode()
-                found.append(Mutant(str(path.relative_to(ROOT)), node.lineno, was[:160], became[:160], source))
+                place = str(path.relative_to(ROOT)), node.lineno
+                found.append(Mutant(*place, was[:160], became[:160], source, node in inside))
     return found
 
 
@@ -180,24 +196,30 @@ def _code(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def noticed(mutant: Mutant | None, tests: list[str], limit: float) -> bool:
-    """Run the tests on a copy of the source with the mutant in a forked process; True if they fail or hang."""
+    """Run the tests against a copy of the source with the mutant; True if they fail or hang."""
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(ROOT / "src", Path(scratch) / "src", ignore=shutil.ignore_patterns("__pycache__"))
         if mutant is not None:
             (Path(scratch) / mutant.file).write_text(mutant.source, encoding="utf-8")
-        child = os.fork()
-        if child == 0:
-            os.setsid()
-            _run(Path(scratch) / "src", tests)
-        deadline = time.monotonic() + limit
-        while time.monotonic() < deadline:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return status != 0
-            time.sleep(0.05)
-        os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return True
+        ways = [True, False] if mutant is not None and mutant.in_function else [False]
+        return any(_fails(mutant if in_place else None, Path(scratch) / "src", tests, limit) for in_place in ways)
+
+
+def _fails(in_place: Mutant | None, source: Path, tests: list[str], limit: float) -> bool:
+    """Run the tests in a forked process that has its own session."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        _run(in_place, source, tests)
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status != 0
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
 
 
 def _nearest_first(tests: list[str], module: str) -> list[str]:
@@ -206,17 +228,46 @@ def _nearest_first(tests: list[str], module: str) -> list[str]:
     return [str(file) for file in sorted(files, key=lambda file: module.rstrip("s") not in file.stem)]
 
 
-def _run(source: Path, tests: list[str]) -> None:
+def _run(in_place: Mutant | None, source: Path, tests: list[str]) -> None:
     """In the child: run pytest against the changed source, and leave with its exit code."""
-    import pytest
-
-    sys.path[:0] = [str(source), str(ROOT)]
-    os.environ["PYTHONPATH"] = str(source)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
+    os.environ["PYTHONPATH"] = str(source)
+    if in_place is None:
+        _forget("src")
+        sys.path.insert(0, str(source))
+    else:
+        _put_in_place(in_place)
     options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header"]
     os._exit(any(pytest.main([*options, test]) for test in tests))  # a file that notices spares the others
+
+
+def _put_in_place(mutant: Mutant) -> None:
+    """Give every function of the changed file its code from the changed source, where names tell which is which."""
+    path = str(ROOT / mutant.file)
+    codes = [compile(mutant.source, path, "exec")]
+    for code in codes:  # grows: modules hold classes and functions, classes hold methods
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    names = Counter(code.co_qualname for code in codes)
+    found = {code.co_qualname: code for code in codes if names[code.co_qualname] == 1 and "<" not in code.co_qualname}
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and function.__code__.co_filename == path:
+            function.__code__ = found.get(function.__code__.co_qualname, function.__code__)
+
+
+def _warm(tests: list[str]) -> None:
+    """Import what the tests import, and forget the tests themselves, which may hold what the source computed."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *tests])
+    _forget("tests", "experiments")
+
+
+def _forget(*folders: str) -> None:
+    places = tuple(f"{ROOT / folder}{os.sep}" for folder in folders)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(places):
+            del sys.modules[name]
 
 
 def main() -> int:
@@ -231,6 +282,7 @@ def main() -> int:
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.dont_write_bytecode = True
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
     for library in LIBRARIES:  # before the forks
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
@@ -241,12 +293,13 @@ def main() -> int:
         paths = [ROOT / "src" / "ddpm" / place for place in places]
         if missing := [str(path) for path in [*paths, *map(Path, tests)] if not path.exists()]:
             raise SystemExit(f"ROOMS of {Path(__file__).name} names what is not there: {', '.join(missing)}")
+        _warm(tests)
         start = time.monotonic()
         if noticed(None, tests, math.inf):
             raise SystemExit(f"the tests of {room} fail on the source as it is")
         limit = PATIENCE * (time.monotonic() - start) + 60
         for path in sorted(file for place in paths for file in (place.glob("*.py") if place.is_dir() else [place])):
-            found = [mutant for mutant in mutants(path) if f"{mutant.file}: {mutant.became}" not in EQUIVALENT]
+            found = [mutant for mutant in mutants(path) if mutant.name not in EQUIVALENT]
             if options.sample:
                 found = random.Random(f"{options.seed} {path.name}").sample(found, min(options.sample, len(found)))
             with ThreadPoolExecutor(options.jobs) as pool:

@@ -100,6 +100,12 @@ HEADLINES = {
         num=2500,
         sampling=TRAILING,
     ),
+    "flowers32_muon": Headline(
+        "flowers 32×32, by class, the present recipe",
+        "ddpm train folder32 --data flowers --data.labels true --training.steps 5000 --out runs/flowers32_muon",
+        "flowers",
+        num=2500,
+    ),
     "flowers64": Headline(
         "flowers 64×64, by class",
         "ddpm train folder64 --data flowers --data.labels true --out runs/flowers64",

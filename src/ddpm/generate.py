@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ddpm.common.distributed import is_main, rank, world_size
 from ddpm.common.errors import UserError
 from ddpm.common.files import atomic_path, atomic_write, folder_lock, refuse_existing, user_path
-from ddpm.common.pixels import save_grid, to_uint8
+from ddpm.common.pixels import origin_text, png_text, save_grid, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.samplers import Callback
 
@@ -120,7 +120,8 @@ def write_pngs(folder: Path, indices: list[int], pixels: np.ndarray) -> None:
     """Write one PNG per image, named after its index."""
     for index, image in zip(indices, pixels, strict=True):
         buffer = io.BytesIO()
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, format="png")
+        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        picture.save(buffer, format="png", pnginfo=png_text(index=index))
         atomic_write(folder / f"{index:06d}.png", buffer.getvalue())
 
 
@@ -154,3 +155,4 @@ def join_arrays(files: list[Path], num: int, out: Path) -> None:
         np.lib.format.write_array_header_1_0(entry, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for file in files:
             entry.write(np.load(file).tobytes())
+        archive.comment = origin_text().encode()

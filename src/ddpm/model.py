@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.common.errors import UserError, nearest
-from ddpm.common.files import content_key, is_model, is_run, user_path
+from ddpm.common.files import content_key, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
 from ddpm.common.pixels import final_images
 from ddpm.common.randomness import ImageNoise
@@ -20,7 +20,8 @@ from ddpm.data.config import Preprocessing, data_section, preprocessing_of
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop import diffusers as diffusers_format
 from ddpm.interop import hub
-from ddpm.interop.layouts import is_checkpoint, model_folder
+from ddpm.interop.diffusers import Student
+from ddpm.interop.layouts import model_folder
 from ddpm.networks.inference import InferenceNetworks, count_flops, first_non_finite, weights_state
 from ddpm.networks.unet import UNet
 from ddpm.samplers import DEFAULT_SAMPLER, DEFAULT_STEPS, SamplerSpec, find_sampler
@@ -41,8 +42,8 @@ class SamplingOptions:
     """How to sample. None means the default of the model or of the sampler; `resolved` fills it in.
 
     Args:
-        sampler: a name in `ddpm.samplers.SAMPLERS`.
-        steps: 1 to T; default 20, or T if that is less.
+        sampler: a name in `ddpm.samplers.SAMPLERS`; default: a student's own, "dpm++sde" for any other model.
+        steps: 1 to T; default: a student's own, for any other model 20, or T if that is less.
         spacing: see `timestep_grid`; default: the sampler's own.
         labels: classes that the images take in turn, see `Model.resolve_labels`; default: all classes.
         guidance: weight W of classifier-free guidance; 1 is off, 0 is unconditional.
@@ -55,7 +56,7 @@ class SamplingOptions:
         precision: number format of the network; "fp32" for comparisons across machines.
     """
 
-    sampler: str = DEFAULT_SAMPLER
+    sampler: str | None = None
     steps: int | None = None
     spacing: Spacing | None = None
     labels: Labels = None
@@ -83,7 +84,10 @@ class SamplingOptions:
         Raises UserError if an option is unknown, out of range or not possible with this model. Resolved options are
         the cache key of samples and the text of the model card.
         """
-        sampler = find_sampler(self.sampler)
+        few = min(DEFAULT_STEPS, len(model.diffusion.schedule))
+        usual = model.student or Student(steps=few, sampler=DEFAULT_SAMPLER)
+        name = self.sampler or usual.sampler
+        sampler = find_sampler(name)
         given = {name: value for name in ("eta", "variant") if (value := getattr(self, name)) is not None}
         sampler.check(given)
         size = model.default_batch_size if self.batch_size is None else self.batch_size
@@ -92,7 +96,8 @@ class SamplingOptions:
         labels = model.resolve_labels(self.labels)
         options = replace(
             self,
-            steps=min(DEFAULT_STEPS, len(model.diffusion.schedule)) if self.steps is None else self.steps,
+            sampler=name,
+            steps=usual.steps if self.steps is None else self.steps,
             spacing=self.spacing or sampler.spacing,
             labels=labels,
             batch_size=size,
@@ -105,7 +110,7 @@ class SamplingOptions:
 
     @property
     def spec(self) -> SamplerSpec:
-        return find_sampler(self.sampler)
+        return find_sampler(self.sampler or DEFAULT_SAMPLER)
 
     @property
     def sampler_options(self) -> dict[str, float | str]:
@@ -140,6 +145,7 @@ class Model:
         image_shape: (C, H, W).
         class_names: one name per class for a class-conditional network, else None.
         null_label: the label that means "no class" if classes were dropped in training, else None.
+        student: for a distilled network, the steps and the sampler that it was made for.
         provenance: data, configuration, metrics, as JSON values; saved in ddpm.json.
     """
 
@@ -151,6 +157,7 @@ class Model:
         image_shape: tuple[int, int, int],
         class_names: Sequence[str] | None = None,
         null_label: int | None = None,
+        student: Student | None = None,
         provenance: dict[str, Any] | None = None,
     ):
         self.network = network.eval().requires_grad_(False)
@@ -158,6 +165,7 @@ class Model:
         self.image_shape = image_shape
         self.class_names = list(class_names) if class_names is not None else None
         self.null_label = null_label
+        self.student = student
         self.provenance = provenance or {}
         self._copies = InferenceNetworks(self.network)
         self._weights_hash: tuple[tuple, str] | None = None
@@ -366,7 +374,10 @@ class Model:
                 f"a {type(self.network).__name__} has no model folder format, only the U-Net of this package has: "
                 "save its state_dict() with safetensors instead"
             )
-        extra = {"class_names": self.class_names, "null_label": self.null_label, "provenance": self.provenance}
+        extra: dict[str, Any] = {"class_names": self.class_names, "null_label": self.null_label}
+        if self.student:
+            extra["student"] = self.student.model_dump()
+        extra["provenance"] = self.provenance
         diffusers_format.save_folder(
             folder, self.network, self.diffusion, image_shape=self.image_shape, extra=extra, dtype=dtype
         )
@@ -422,13 +433,8 @@ def load(name: str | Path, *, device: torch.device | str | None = None) -> Model
     rows = parts.network.num_classes if known["class_names"] is None else None
     if rows:
         known["class_names"] = [str(label) for label in range(rows)]
-    model = Model(parts.network, parts.diffusion, image_shape=parts.image_shape, **known)
+    model = Model(parts.network, parts.diffusion, image_shape=parts.image_shape, student=parts.student, **known)
     return model.to(device or default_device())
-
-
-def names_model(path: Path) -> bool:
-    """Whether an existing path is a model, a run, or a part of one that `load` opens."""
-    return is_run(path) or is_model(path) or model_folder(path) != path or is_checkpoint(path)
 
 
 def find_model(name: str | Path) -> Path:

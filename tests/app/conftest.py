@@ -1,5 +1,6 @@
 """A page served once for all its tests, and a browser to look at it with."""
 
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -74,9 +75,13 @@ def make_run(run: Path, steps: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def address(served_model, runs_folder) -> Iterator[str]:
-    """The page, served in this process at a free port."""
-    yield from serve(served_model, runs_folder)
+def address(served_model, tmp_path_factory) -> Iterator[str]:
+    """The page, served in this process at a free port, beside three runs."""
+    folder = tmp_path_factory.mktemp("three runs")
+    for steps, name in enumerate(("third", "second", "first"), 300):
+        make_run(folder / name, steps)
+        os.utime(folder / name / "metrics.jsonl", (steps, steps))
+    yield from serve(served_model, folder)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,12 @@
 import gc
 import re
 import shlex
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +33,11 @@ def client(address):
     return gradio_client.Client(address, verbose=False)
 
 
-def editor(mask: Path) -> dict:
-    return {"background": None, "layers": [gradio_client.handle_file(mask)], "composite": None}
+NPZ, COMMAND = 6, 7  # places in what /generate gives
 
 
 def alive(client) -> bool:
-    return client.predict(number=1, steps=1, api_name="/generate")[0] == "Done: 1 images, seed 0."
+    return client.predict(number=1, steps=1, guidance=1, api_name="/generate")[0] == "Done: 1 image, seed 0."
 
 
 def test_16_requests_at_once_are_answered_and_none_is_mixed_up(client, served_model):
@@ -43,7 +46,7 @@ def test_16_requests_at_once_are_answered_and_none_is_mixed_up(client, served_mo
             client.submit(label=f"class {i % 3}", steps=2, seed=i, number=2, guidance=1, api_name="/generate")
             for i in range(count)
         ]
-        return [np.load(job.result(120)[4])["arr_0"] for job in jobs]
+        return [np.load(job.result(120)[NPZ])["arr_0"] for job in jobs]
 
     ask(4)  # what is kept once for all, is kept from here on
     gc.collect()
@@ -67,14 +70,15 @@ def test_the_command_and_the_program_draw_what_was_seen_whatever_its_class_is_ca
     served_model.save(tmp_path / "somebody's model")
     monkeypatch.chdir(tmp_path)
     answer = client.predict(label=name, steps=2, seed=3, number=2, guidance=1, api_name="/generate")
-    grid, command, program = Path(answer[2]).read_bytes(), *answer[5:]
+    grid, command, program = Path(answer[3]).read_bytes(), *answer[COMMAND:]
     expected = served_model.sample(2, labels=1, steps=2, seed=3, batch_size=2)
-    assert np.array_equal(np.load(answer[4])["arr_0"], to_uint8(expected).permute(0, 2, 3, 1))
+    assert np.array_equal(np.load(answer[NPZ])["arr_0"], to_uint8(expected).permute(0, 2, 3, 1))
     assert command_line(shlex.split(command.replace("\\\n", ""))[1:]) == 0
-    assert Path("samples.png").read_bytes() == grid
+    assert Path("samples.png").read_bytes() == grid  # what it says of itself, too
+    pixels = np.asarray(Image.open("samples.png"))
     Path("samples.png").unlink()
     exec(program, {})
-    assert Path("samples.png").read_bytes() == grid
+    assert np.array_equal(Image.open("samples.png"), pixels)
 
 
 def live_tensors() -> int:
@@ -82,12 +86,14 @@ def live_tensors() -> int:
 
 
 def test_a_program_asks_for_runs_it_has_not_looked_at(client):
-    drawn, grids = client.predict(names=["first"], quantity="images_per_second", api_name="/runs")
+    table, drawn, previews = client.predict(names=["first"], quantity="images_per_second", api_name="/runs")
+    assert "stopped" in table
     assert "<svg" in drawn
     assert "images per second" in drawn
-    assert [grid["caption"] for grid in grids] == ["first, step 200", "first, step 100"]
-    with pytest.raises(AppError, match="No run 'second'"):
-        client.predict(names=["second"], quantity="loss", api_name="/runs")
+    assert "first, step 100" in previews
+    assert ">first, step 200<" in previews  # the last is shown
+    with pytest.raises(AppError, match="No run 'fourth'"):
+        client.predict(names=["fourth"], quantity="loss", api_name="/runs")
 
 
 def test_a_request_leaves_no_component_behind(client):
@@ -147,15 +153,15 @@ def test_what_is_out_of_bounds_is_refused_in_words(client, asked, said):
 @pytest.mark.parametrize("endpoint", ["/edit", "/restore", "/forward"])
 def test_a_bad_upload_is_refused_in_words(client, uploads, name, said, endpoint):
     image = None if name is None else gradio_client.handle_file(uploads / name)
-    mask = {"mask": editor(uploads / "mask.png")} if endpoint == "/restore" else {}
+    mask = {"mask": gradio_client.handle_file(uploads / "mask.png")} if endpoint == "/restore" else {}
     with pytest.raises(AppError, match=said):
         client.predict(image=image, **mask, api_name=endpoint)
 
 
 @pytest.mark.parametrize("name", ["animated.gif", "alpha.png"])
 def test_an_odd_upload_is_read(client, uploads, name):
-    report, _ = client.predict(image=gradio_client.handle_file(uploads / name), steps=2, api_name="/edit")
-    assert report.startswith("Strength 0.4")
+    report, *_ = client.predict(image=gradio_client.handle_file(uploads / name), steps=2, api_name="/edit")
+    assert report.startswith("Strength 0.5")
 
 
 def test_an_upload_is_brought_to_the_model_as_its_training_images_were(
@@ -165,23 +171,25 @@ def test_an_upload_is_brought_to_the_model_as_its_training_images_were(
     Image.new("LA", (32, 16), (255, 255)).save(tmp_path / "wide.png")
     wide = gradio_client.handle_file(tmp_path / "wide.png")
     asked = {"image": wide, "steps": 2}
-    damage = {"kind": "noise only", "mask": editor(uploads / "mask.png"), "draws": 1}
-    _, (edited, _) = client.predict(**asked, api_name="/edit")
-    _, (spoiled, _), _, _ = client.predict(**asked, **damage, api_name="/restore")
-    for path in (edited, spoiled):
-        rows = np.asarray(Image.open(path).convert("L")).mean(1)
-        height = len(rows)
-        assert rows[: height // 4].max() <= 1  # the band above is padding
-        assert rows[height // 4 : 3 * height // 4].min() >= 254
+    damage = {"kind": "low resolution", "scale": 2, "mask": None, "draws": 1}
+    given = client.predict(**asked, api_name="/edit")[3]
+    archive = client.predict(**asked, **damage, api_name="/restore")[3]
+    with zipfile.ZipFile(archive) as pictures, pictures.open("original.png") as original:
+        for path in (given, original):
+            rows = np.asarray(Image.open(path).convert("L")).mean(1)
+            height = len(rows)
+            assert rows[: height // 4].max() <= 1  # the band above is padding
+            assert rows[height // 4 : 3 * height // 4].min() >= 254
 
 
 def test_a_model_that_always_needs_a_class_restores_as_its_first_unless_told(strict_address, uploads):
     strict = gradio_client.Client(strict_address, verbose=False)
 
     def restored(**asked):
-        image, mask = gradio_client.handle_file(uploads / "good.png"), editor(uploads / "mask.png")
-        _, (_, after), _, _ = strict.predict(image=image, mask=mask, steps=3, **asked, api_name="/restore")
-        return Path(after).read_bytes()
+        image, mask = (gradio_client.handle_file(uploads / f"{name}.png") for name in ("good", "mask"))
+        archive = strict.predict(image=image, mask=mask, steps=3, **asked, api_name="/restore")[3]
+        with zipfile.ZipFile(archive) as pictures:
+            return pictures.read("mean.png")
 
     assert restored() == restored(label="class 0") != restored(label="class 1")
     with pytest.raises(AppError, match="No class 'class 9'"):
@@ -192,7 +200,7 @@ def test_a_model_that_always_needs_a_class_restores_as_its_first_unless_told(str
 def test_a_model_without_classes_refuses_one_in_words(plain_address, uploads, endpoint):
     plain = gradio_client.Client(plain_address, verbose=False)
     image = {} if endpoint == "/generate" else {"image": gradio_client.handle_file(uploads / "good.png")}
-    image |= {"mask": editor(uploads / "mask.png")} if endpoint == "/restore" else {}
+    image |= {"mask": gradio_client.handle_file(uploads / "mask.png")} if endpoint == "/restore" else {}
     with pytest.raises(AppError, match="trained without classes"):
         plain.predict(label="class 1", **image, api_name=endpoint)
     plain.predict(steps=2, **image, api_name=endpoint)
@@ -233,8 +241,10 @@ def test_half_a_number_is_waited_for(short_model, tmp_path):
 def test_the_model_one_stands_in_has_a_name(short_model, tmp_path, monkeypatch):
     (tmp_path / "my run").mkdir()
     monkeypatch.chdir(tmp_path / "my run")
-    heading = build(short_model, ".", tmp_path).config["components"]
-    assert any("<p>my run: 16×16 grey images" in str(part["props"].get("value")) for part in heading)
+    page = build(short_model, ".", tmp_path)
+    assert page.title == "my run · ddpm"
+    headings = [str(part["props"].get("value")) for part in page.config["components"]]
+    assert any("<h1>my run</h1><p>Draws 16×16 grey images of 3 classes (class 0, " in words for words in headings)
 
 
 def test_a_port_in_use_is_an_error_of_one_line(capfd):
@@ -246,3 +256,25 @@ def test_a_port_in_use_is_an_error_of_one_line(capfd):
     error = capfd.readouterr().err
     assert error.count("\n") == 1
     assert "Address already in use; choose another --port" in error
+
+
+def test_ctrl_c_ends_the_server_while_somebody_draws(served_model, tmp_path):
+    served_model.save(tmp_path / "model")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "ddpm", "app", str(tmp_path / "model"), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            lines = iter(server.stdout.readline, "")
+            address = next(re.search(r"http://\S+", line)[0] for line in lines if "the page is at" in line)
+            drawing = gradio_client.Client(address, verbose=False).submit(
+                number=64, steps=1000, guidance=1, api_name="/generate"
+            )
+            next(iter(drawing))  # it has begun
+            server.send_signal(signal.SIGINT)
+            _, errors = server.communicate(timeout=60)
+        finally:
+            server.kill()
+    assert server.returncode == 0
+    assert "Traceback" not in errors

@@ -188,39 +188,6 @@ def test_presets_are_grouped_by_hardware(capsys):
     assert "CPU cores" not in gpu
 
 
-def test_completion_offers_presets_and_samplers():
-    from ddpm.cli.options import complete_preset
-
-    assert complete_preset("dig") == ["digits"]
-
-
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        ("ddpm ", {"train", "sample", "plot"}),
-        ("ddpm train di", {"digits"}),
-        ("ddpm train digits --", {"--out", "--training.steps", "--data.source"}),
-        ("ddpm train digits --training.lo", {"--training.log_every", "--training.loggers"}),
-        ("ddpm sample digits --sampler dpm", {"dpm++", "dpm++sde"}),
-        ("ddpm presets cifar10_", {"cifar10_fast", "cifar10_small"}),
-    ],
-)
-def test_completion_offers_commands_presets_samplers_and_fields(words, offered):
-    """As bash asks for it, without loading PyTorch."""
-    code = (
-        "import sys, atexit; from ddpm.cli import run; "
-        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr)); run([])"
-    )
-    request = {
-        "_DDPM_COMPLETE": "complete_bash",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split(" ")) - 1),
-    }
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | request)
-    assert offered <= set(done.stdout.split())
-    assert done.stderr.split() == ["False"]
-
-
 @pytest.mark.parametrize("when", ["importing", "running"])
 def test_ctrl_c_prints_one_line_and_exits_with_130(when, tmp_path):
     """A package that interrupts its own import stands for a Ctrl-C in the seconds that PyTorch takes to load."""

@@ -25,5 +25,5 @@ def test_plot_without_matplotlib_names_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(["plot", "schedule"]) == 2
-    said = "this needs matplotlib: run pip install '.[eval]' in ddpm's folder"
+    said = "this needs matplotlib: run pip install 'ddpm-kit[eval]'"
     assert capsys.readouterr().err == f"ddpm: error: {said}\n"

@@ -64,7 +64,7 @@ def test_trace_joins_both_processes_in_a_strip(folder, photograph, tmp_path):
 def test_trace_without_ffmpeg_names_the_extra_for_mp4_and_writes_gif(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     assert run(["trace", folder, "--steps", "2", "--out", str(tmp_path / "a.mp4")]) == 2
-    said = "an .mp4 needs ffmpeg: run pip install '.[video]' in ddpm's folder; a .gif does without"
+    said = "an .mp4 needs ffmpeg: run pip install 'ddpm-kit[video]'; a .gif does without"
     assert capsys.readouterr().err == f"ddpm: error: {said}\n"
     assert run(["trace", folder, "--steps", "2", "--out", str(tmp_path / "a.gif")]) == 0
 

@@ -112,6 +112,20 @@ def test_a_table_is_rounded_once_per_format():
                 assert torch.equal(values.flatten(), column[t].to(dtype))
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "x_0", "v"])
+def test_timestep_minus_one_is_the_data(prediction):
+    """√ᾱ = 1 and √(1-ᾱ) = 0, as one number and in a tensor beside others."""
+    diffusion = GaussianDiffusion(NoiseSchedule(torch.tensor(plain_betas("linear"))), prediction)
+    x_0, noise = torch.randn(2, 3, 1, 2, 4, dtype=torch.float64).unbind()
+    t = torch.tensor([4, -1, T - 1])
+    x_t = diffusion.q_sample(x_0, t, noise)
+    assert torch.equal(x_t[1], x_0[1])
+    for i, each in enumerate(t.tolist()):
+        torch.testing.assert_close(diffusion.q_sample(x_0[i], each, noise[i]), x_t[i])
+        torch.testing.assert_close(diffusion.target(x_0, t, noise)[i], diffusion.target(x_0[i], each, noise[i]))
+    torch.testing.assert_close(diffusion.predicted_x_0(diffusion.target(x_0, t, noise), x_t, t), x_0)
+
+
 # --- the losses
 
 

@@ -140,7 +140,7 @@ def test_edit_notices_a_missing_matplotlib_first(pictures, monkeypatch, capsys, 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, error = run(capsys, "edit", "not looked at yet", pictures / "a.png", mode)
     assert code == 2
-    assert "pip install '.[eval]'" in error
+    assert "pip install 'ddpm-kit[eval]'" in error
 
 
 def test_edit_translates_between_classes(classes, pictures, tmp_path, capsys):

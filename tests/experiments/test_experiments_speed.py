@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +11,6 @@ import torch
 pytest.importorskip("denoising_diffusion_pytorch", reason="needs the extra `peers`")
 
 from ddpm.networks import UNet
-from experiments.lib import ROOT
 from experiments.speed import run, variants
 from experiments.speed.contestants import PROBLEMS, Diffusers, check_equal, randomise
 from experiments.speed.measure import median_and_deciles
@@ -86,21 +83,6 @@ def test_median_and_deciles() -> None:
 def test_gpu_problem_is_the_papers_network() -> None:
     gpu, paper = PROBLEMS["cifar10_gpu"], PROBLEMS["cifar10"]
     assert dataclasses.replace(gpu, training_batch=paper.training_batch, sampling_batch=paper.sampling_batch) == paper
-
-
-def test_cifar10_gpu_script_runs_at_toy_size(tmp_path: Path) -> None:
-    """It trains, and writes a figure."""
-    flags = "--network.channels 8 --network.groups 4 --network.attention [] --training.batch_size 4 --training.steps 2"
-    environment = {"PRESET": "digits", "DATA": "digits", "FEATURES": "builtin", "STEPS": "2"}
-    done = subprocess.run(
-        [ROOT / "experiments/speed/cifar10_gpu.sh", "30", "8", tmp_path / "run", *flags.split()],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "run" / "fid.json").read_text())["figures"]
-    assert figures["frechet_distance"]["value"] > 0  # the name of FID with other features
 
 
 def test_run_refuses_toy_results_for_the_docs() -> None:

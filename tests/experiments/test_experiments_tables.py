@@ -14,6 +14,7 @@ import pytest
 from ddpm.networks.unet import UNet
 from ddpm.samplers import DEFAULT_SAMPLER, SAMPLERS
 from ddpm.training import load_config
+from experiments import table_rows
 from experiments.lib import RESULTS, ROOT, command
 from experiments.quality.headline import HEADLINES
 from experiments.tables import GALLERIES, MARKED, TABLES, gallery, pages, rendered, table
@@ -140,3 +141,8 @@ def test_command_has_no_absolute_path(words, shown, monkeypatch):
     monkeypatch.setattr("sys.argv", ["run.py", *words])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("experiments.paper", None))
     assert command() == f"python -m experiments.paper {shown}"
+
+
+def test_the_limit_is_the_fastest_format_that_was_measured():
+    limits = {"convolution_fp32": 260.0, "matrix_bf16": 900.0, "convolution_bf16": 50.0, "copy_gb": 1000.0}
+    assert table_rows.fastest(limits) == ("fp32", 260.0)

@@ -103,20 +103,3 @@ def test_a_cached_model_without_safetensors_says_so(cache, monkeypatch):
         file.unlink()
     with pytest.raises(UserError, match="ddpm convert user/name"):
         hub.download("user/name")
-
-
-def test_upload_makes_the_repository_and_sends_the_folder(monkeypatch, tmp_path):
-    sent = []
-
-    class Api:
-        def create_repo(self, name, **options):
-            sent.append((name, options))
-            return f"https://hub/{name}"
-
-        def upload_folder(self, **options):
-            sent.append(options)
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert hub.upload(tmp_path, "user/name", private=True) == "https://hub/user/name"
-    assert sent[0] == ("user/name", {"private": True, "exist_ok": True})
-    assert (sent[1]["repo_id"], sent[1]["folder_path"]) == ("user/name", tmp_path)

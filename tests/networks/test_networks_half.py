@@ -49,9 +49,12 @@ def within(found: Tensor, exact: Tensor, size: Tensor, roundings: float) -> None
         (lambda: Downsample(6, 0), (2, 6, 8, 6)),
         (lambda: Downsample(6, 1), (2, 6, 8, 6)),
         (lambda: Upsample(6), (2, 6, 5, 7)),
-        (lambda: Upsample(40), (1, 40, 2, 3)),  # too few pixels to fold the kernel
+        (lambda: Upsample(60), (1, 60, 2, 3)),  # too few pixels to fold the kernel
+        (lambda: Linear(37, 11).eval(), (1, 37)),  # rows are padded
+        (lambda: Linear(37, 11).eval(), (3, 37)),
+        (lambda: Linear(37, 11).eval(), (2, 3, 37)),
     ],
-    ids=["linear", "conv", "stride", "pointwise", "no_bias", "down_0", "down_1", "up_folded", "up_plain"],
+    ids=["linear", "conv", "stride", "pointwise", "no_bias", "down_0", "down_1", "folded", "plain", "1", "3", "2x3"],
 )
 def test_linear_layers_round_their_weights_and_their_result(make, shape, dtype):
     module = randomised(make())

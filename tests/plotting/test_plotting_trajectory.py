@@ -173,7 +173,7 @@ def test_what_is_there_is_kept(tmp_path):
 @pytest.mark.parametrize("missing", ["imageio", "imageio_ffmpeg"])
 def test_without_ffmpeg_an_mp4_says_what_to_install_and_a_gif_still_works(tmp_path, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=r"run pip install '\.\[video\]' in ddpm's folder"):
+    with pytest.raises(UserError, match=r"run pip install 'ddpm-kit\[video\]'"):
         trajectory().save(tmp_path / "a.mp4")
     trajectory().save(tmp_path / "a.gif")
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]

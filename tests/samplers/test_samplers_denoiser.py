@@ -1,5 +1,6 @@
 """Denoiser: guidance, rescale, thresholding, and the padded compute shape."""
 
+import dataclasses
 import inspect
 import itertools
 
@@ -12,6 +13,7 @@ from ddpm.common.errors import UserError
 from ddpm.common.randomness import ImageNoise
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
+from ddpm.model import SamplingOptions
 from ddpm.samplers import SAMPLERS, Denoiser, find_sampler, timestep_grid
 
 SCHEDULE = NoiseSchedule(make_betas("linear", 50, 1e-3, 0.2))
@@ -259,6 +261,59 @@ def test_half_precision_ends_with_the_network(dtype, guidance, batch_size):
     torch.testing.assert_close(found.epsilon.double(), signal * v + sigma * x_t.double(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.variance_fraction.double(), (variance + 1) / 2, rtol=1e-6, atol=1e-6)
     assert {tensor.dtype for tensor in vars(found).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 5])
+@pytest.mark.parametrize("guidance", [1.0, 0.0, 2.3])
+@pytest.mark.parametrize("integer_t", [False, True])
+def test_each_image_may_have_its_own_timestep(batch_size, guidance, integer_t):
+    network = ConvNetwork(out_channels=6).requires_grad_(False).double()
+    diffusion, labels = GaussianDiffusion(SCHEDULE, "v", "learned_range"), torch.tensor([2, 0, 1, 1, 0])
+    x_t, t = random(5, 3, 8, 8).double(), torch.tensor([0, 49, 7, 23, 8])
+    options = {"null_label": NULL, "guidance": guidance, "guidance_rescale": 0.4, "integer_t": integer_t}
+    found = Denoiser(network, diffusion, labels=labels, batch_size=batch_size, **options)(x_t, t)
+    for i in range(5):
+        one = Denoiser(network, diffusion, labels=labels[i : i + 1], **options)(x_t[i : i + 1], float(t[i]))
+        for name, values in vars(one).items():
+            torch.testing.assert_close(getattr(found, name)[i : i + 1], values, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_last_batch_is_padded_to_the_smallest_that_will_do(network, guidance):
+    asked = []
+
+    def smallest(number: int) -> int:
+        asked.append(number)
+        return number + 1
+
+    labels, x_t = torch.tensor([0, 1, 2, 0, 1, 2, 0]), random(7, 3, 8, 8)
+    options = {"labels": labels, "null_label": NULL, "guidance": guidance}
+    expected = Denoiser(network, GaussianDiffusion(SCHEDULE), **options)(x_t, 9.0)
+    network.batch_sizes.clear()
+    sized = Denoiser(network, GaussianDiffusion(SCHEDULE), batch_size=4, smallest_batch=smallest, **options)
+    torch.testing.assert_close(sized(x_t, 9.0).x_0, expected.x_0, rtol=1e-4, atol=1e-5)
+    rows = 1 if guidance == 1 else 2
+    assert network.batch_sizes == [4 * rows, 4 * rows]
+    sized(x_t[:6], 9.0)
+    assert network.batch_sizes[2:] == [4 * rows, 3 * rows]
+    sized(x_t.requires_grad_(), 9.0)  # a backward pass keeps the full shape
+    assert network.batch_sizes[4:] == [4 * rows, 4 * rows]
+    assert asked == [3, 2]
+
+
+def test_by_default_the_prediction_is_clamped_and_the_rest_is_off(network):
+    x_t = 3 * random(5, 3, 8, 8)
+    plain = Denoiser(network, GaussianDiffusion(SCHEDULE), clip=None)(x_t, 30.0)
+    assert plain.x_0.abs().max() > 1.1
+    found = Denoiser(network, GaussianDiffusion(SCHEDULE))(x_t, 30.0)
+    assert torch.equal(found.x_0, plain.x_0.clamp(-1, 1))
+    assert network.batch_sizes == [5, 5]
+    assert found.x_0.dtype == torch.float32
+    parameters = inspect.signature(Denoiser.__init__).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    for field in dataclasses.fields(SamplingOptions):
+        if field.name in defaults and field.name != "labels":
+            assert defaults[field.name] == field.default
 
 
 def test_samplers_are_what_they_are_announced_as():

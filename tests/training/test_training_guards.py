@@ -115,7 +115,7 @@ def test_nan_evaluation_is_not_the_best(tiny, tmp_path):
 
 
 def break_layer(monkeypatch, name: str, backward: bool) -> None:
-    """From the third step on, a layer answers, or hands back in its gradient, infinity."""
+    """From the third step on, a layer answers, or passes back in its gradient, infinity."""
     step = Trainer.step
 
     def broken(self, batch, **options):
@@ -142,7 +142,7 @@ def test_diagnosis_names_the_layer_and_the_timesteps(tiny, tmp_path, monkeypatch
 
 def test_diagnosis_names_a_gradient(tiny, tmp_path, monkeypatch):
     break_layer(monkeypatch, "up_blocks.0.resnets.1.conv1", backward=True)
-    with pytest.raises(RunStopped, match=r"layer up_blocks\.0\.resnets\.1\.conv1 hands back is not finite"):
+    with pytest.raises(RunStopped, match=r"layer up_blocks\.0\.resnets\.1\.conv1 passes back is not finite"):
         train(tiny(max_bad_steps=0), tmp_path / "run")
 
 

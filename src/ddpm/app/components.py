@@ -1,14 +1,19 @@
 """Gradio components of the page, and the checks on everything a visitor sends."""
 
+import base64
 import functools
 import inspect
+import io
+import json
 import queue
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import suppress
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -17,21 +22,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm.app.uploads import MOST_BYTES, read_address, read_fitted
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.pixels import to_float, to_pillow
-from ddpm.data.config import Preprocessing
-from ddpm.data.images import BrokenFile, decode, resize_to, to_tensor
+from ddpm.common.pixels import make_grid, png_text, to_pillow, to_uint8
 from ddpm.model import Model
-from ddpm.restoration.tasks import marked
+from ddpm.plotting.animation import Frame
 from ddpm.samplers.algorithms import Callback, Step
 
+ASSETS = Path(__file__).parent.parent / "assets"
 MOST_SEED = 2**53 - 1  # the largest integer that JavaScript represents exactly
 
 
 def bounded(name: str, value: float | None, low: int, high: int) -> int:
     """Return a whole number within its bounds, both included; raise UserError otherwise."""
     if value is None or value != value or value != int(value) or not low <= value <= high:
-        raise UserError(f"{name} must be a whole number from {low} to {high}, not {value}")
+        given = "empty" if value is None else f"{value:g}"
+        raise UserError(f"{name} must be a whole number from {low} to {high}, not {given}")
     return int(value)
 
 
@@ -56,12 +62,16 @@ class Cancelled(Exception):
     """Raised inside a sampler after its iterator was closed."""
 
 
+_at_work: dict[Thread, Event] = {}
+
+
 def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
     """Run `work(callback)` in a thread; yield the newest `Step` a few times per second, then the result of `work`.
 
     Closing the iterator stops the work at its next step, without waiting for it.
     """
     newest: queue.Queue[Step] = queue.Queue(maxsize=1)
+    outcome: Future[T] = Future()
     stop = Event()
 
     def callback(step: Step) -> None:
@@ -71,132 +81,256 @@ def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
             newest.get_nowait()  # not shown in time: replace it with the newer step
         newest.put(step)
 
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
+    def run() -> None:
+        try:
+            outcome.set_result(work(callback))
+        except BaseException as error:
+            outcome.set_exception(error)
+        finally:
+            del _at_work[thread]
+
+    # a daemon, because the interpreter would wait for any other thread when it exits
+    thread = Thread(target=run, name="sampling", daemon=True)
+    _at_work[thread] = stop
+    thread.start()
     try:
-        future = pool.submit(work, callback)
-        while not future.done():
-            wait([future], timeout=PAUSE)
+        while not outcome.done():
             with suppress(queue.Empty):
-                yield newest.get_nowait()
-        yield future.result()
+                yield newest.get(timeout=PAUSE / 4)
+                wait([outcome], timeout=PAUSE)
+        if isinstance(outcome.exception(), Cancelled):
+            raise RunStopped("the server has ended")
+        yield outcome.result()
     finally:
         stop.set()
-        pool.shutdown(wait=False)
 
 
-MOST_BYTES = 20 * 2**20  # of one upload
-SHOWN_SIDE = 448  # pixels; small images are enlarged towards this size by a whole factor
-PAINTED_FRACTION = 0.25  # of an image pixel that the brush must cover
+def stop_all(patience: float) -> None:
+    """Stop everything that `live` runs, and wait up to `patience` seconds for it."""
+    at_work = dict(_at_work)
+    for stop in at_work.values():
+        stop.set()
+    deadline = time.monotonic() + patience
+    for thread in at_work:
+        if thread.is_alive():  # one that has not started yet ends at its first step
+            thread.join(max(0, deadline - time.monotonic()))
 
 
-def read_upload(
-    source: str | Path | bytes | None, channels: int, what: str = "the upload", background=255
-) -> Image.Image:
-    """Read an uploaded file as a Pillow image of 1 to 4 channels.
-
-    The header is checked before any pixel is decoded. An animation gives its first frame; transparent pixels get the
-    colour `background`. Raises UserError with the reason if the file cannot be used.
-    """
-    if source is None:
-        raise UserError(f"{what} is missing: choose an image first")
-    try:
-        data = source if isinstance(source, bytes) else _bytes(Path(source))
-        return decode(data, channels, background, smallest=1)
-    except BrokenFile as error:
-        raise UserError(f"{what} cannot be used: {error}") from error
-    except OSError as error:
-        raise UserError(f"{what} cannot be read: {error.strerror or error}") from error
+EXACT_PIXELS = 64 * 64
 
 
-def read_fitted(
-    source: str | Path | None,
-    shape: Sequence[int],
-    what: str = "the upload",
-    preprocessing: Preprocessing | None = None,
-) -> Tensor:
-    """Read an uploaded file as (C, H, W) in [-1, 1], resized to `shape` as the model's training images were."""
-    channels, height, width = shape
-    how, background = preprocessing or Preprocessing()
-    image = read_upload(source, channels, what, background)
-    return to_float(to_tensor(resize_to(image, (height, width), how, background)))
+def address(image: Image.Image, kind: str = "png", **more: Any) -> str:
+    """Return a picture in a `data:` address: `png` is exact, `webp` only if the picture is small."""
+    buffer = io.BytesIO()
+    told = {"pnginfo": png_text(**more)} if kind == "png" else {}
+    image.save(buffer, format=kind, quality=90, **told, lossless=image.width * image.height <= EXACT_PIXELS)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def read_mask(layers: Sequence[str | bytes], size: tuple[int, int]) -> Tensor:
-    """Combine the layers of a mask, each read by the rule of `marked`: bool (H, W), True where pixels are lost."""
-    lost = torch.zeros(size, dtype=torch.bool)
-    for layer in layers:
-        covered = to_pillow(255 * marked(to_tensor(read_upload(layer, 2, "the mask")))[None].byte())
-        fraction = np.asarray(covered.resize((size[1], size[0]), Image.Resampling.BOX)) / 255
-        lost |= torch.from_numpy(fraction >= PAINTED_FRACTION)
-    return lost
+def sheet(images: Tensor, columns: int | None = None) -> str:
+    """Return images (N, C, H, W) in [-1, 1] as the address of one picture, with transparent gaps between them."""
+    gap = 1 if len(images) > 1 else 0
+    picture = to_pillow(make_grid(images, columns, gap))
+    images_only = 255 - make_grid(torch.full_like(images[:, :1], -1), columns, gap)
+    picture.putalpha(to_pillow(images_only))
+    return address(picture)
 
 
-def enlarged(pixels: Tensor, side: int = SHOWN_SIDE) -> Image.Image:
-    """Convert uint8 (C, H, W) to a picture, enlarged towards `side` by a whole factor, so that pixels stay square."""
-    image = to_pillow(pixels)
-    factor = max(1, side // max(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+def figure(source: str, alt: str, caption: str = "") -> str:
+    """Return the HTML of a picture with a caption; `caption` is HTML."""
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure><img class="pixels" src="{source}" alt="{escape(alt)}">{below}</figure>'
 
 
-def _bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise BrokenFile(f"it is larger than {MOST_BYTES // 2**20} MB")
-    return data
+TITLES = {"x_t": "x<sub>t</sub>", "predicted x_0": "predicted x<sub>0</sub>"}  # alternative text: caption
+Shot = tuple[Sequence[Image.Image], str]  # the pictures of one moment, and its words
 
 
-def upload(label: str, **options: Any) -> gr.Image:
-    """Create an upload that passes on a path. Gradio's own would decode the file before its header is checked."""
-    image = gr.Image(
-        label=label,
-        type="filepath",
-        buttons=[],
-        sources=["upload", "clipboard"],
-        elem_classes="upload",
-        height=200,
-        **options,
+def shots(frames: Sequence[Frame]) -> list[Shot]:
+    """Return the frames of a process as shots: x_t, and x_0 where there is one."""
+    found: list[Shot] = []
+    for frame in frames:
+        snr = "infinite" if frame.log_snr == np.inf else f"{np.exp(frame.log_snr):.2g}"
+        grids = [to_pillow(grid) for grid in (frame.x_t, frame.x_0) if grid is not None]
+        found.append((grids, "the data" if frame.t < 0 else f"t = {frame.t:.0f}, SNR {snr}"))
+    return found
+
+
+def tile(pixels: Tensor, caption: str, file: str, name: str = "", **more: Any) -> str:
+    """Return the HTML of an image, uint8 (C, H, W), in a gallery: a button that enlarges it; `name` is in a corner."""
+    words, corner = escape(caption), f"<span>{escape(name)}</span>" if name else ""
+    return (
+        f'<button type="button" class="tile" data-caption="{words}" data-file="{file}" aria-label="Enlarge {words}">'
+        f'<img class="pixels" src="{address(to_pillow(pixels), **more)}" alt="">{corner}</button>'
     )
+
+
+def film(shots: Sequence[Shot], *, last: bool = False) -> str:
+    """Return the HTML of shots with a slider through them, at the first or the last."""
+    addresses = [[address(image, "webp") for image in images] for images, _ in shots]
+    told = [{"pictures": pictures, "words": words} for pictures, (_, words) in zip(addresses, shots, strict=True)]
+    place = len(shots) - 1 if last else 0
+    words = shots[place][1]
+    titles = TITLES if len(addresses[place]) > 1 else {words: ""}
+    pictures = "".join(figure(source, *title) for source, title in zip(addresses[place], titles.items(), strict=True))
+    return (
+        f'<div class="film" data-frames="{escape(json.dumps(told))}"><div class="pair">{pictures}</div>'
+        f'<label><span class="film-words">{escape(words)}</span><input type="range" min="0" '
+        f'max="{len(told) - 1}" value="{place}" aria-label="moment"></label></div>'
+    )
+
+
+def picture_pad(model: Model, name: str, label: str, *, marks: bool = False, filled: int = 0) -> gr.HTML:
+    """Create a pad of the model's size: choose, drop or draw a picture; with `marks`, also mark a part of it.
+
+    Its value is JSON with two `data:` addresses, `image` and `mask`. `filled`: number of the example it begins with.
+    """
+
+    def fit(data: str) -> dict[str, str]:
+        """Bring a file to the model's size."""
+        try:
+            source = read_address(data)
+            if len(source) > MOST_BYTES:
+                raise UserError(f"the upload cannot be used: it is larger than {MOST_BYTES // 2**20} MB")
+            fitted = read_fitted(source, model.image_shape, preprocessing=model.preprocessing)
+        except UserError as error:
+            return {"error": as_sentence(error)}
+        return {"image": address(to_pillow(to_uint8(fitted))), "note": f"Resized to {width}×{height}, as in training."}
+
+    channels, height, width = model.image_shape
+    options = {
+        "name": name,
+        "label": label,
+        "width": width,
+        "height": height,
+        "grey": channels < 3,
+        "marks": marks,
+        "filled": filled,
+        "limit": MOST_BYTES,
+        "examples": examples(model),
+    }
+    return gr.HTML(
+        "",
+        label=label,
+        html_template='<div class="pad"></div>',
+        js_on_load=f"ddpm.pad(element.querySelector('.pad') ?? element, props, server, {json.dumps(options)});",
+        server_functions=[fit],
+    )
+
+
+def knows_digits(model: Model) -> bool:
+    """Whether this is a model of handwritten digits, by its classes and its size."""
+    return model.image_shape == (1, 28, 28) and model.class_names == list("0123456789")
+
+
+def examples(model: Model) -> list[str]:
+    """Return bundled pictures for a model of digits; for another, the page offers the model's own samples."""
+    if not knows_digits(model):
+        return []
+    with Image.open(ASSETS / "examples.png") as strip:
+        return [address(strip.crop((left, 0, left + 28, 28))) for left in range(0, strip.width, 28)]
+
+
+def program_file(label: str) -> gr.Image:
+    """Create an upload that only programs use. Gradio's own would decode the file before its header is checked."""
+    image = gr.Image(label=label, type="filepath", visible=False)
     return _own_files(image, lambda payload: None if payload is None else payload.path)
 
 
-def class_field(model: Model) -> gr.Dropdown:
-    """Create the choice of a class: none by default, or the first if the model needs one; hidden without classes."""
-    known = classes(model)
-    return gr.Dropdown(
-        known,
-        value=known[0] if known else NO_CLASS,
-        label="Class",
-        visible=bool(known),
-        allow_custom_value=True,  # programs can send any text; our own check refuses it with a message
-    )
-
-
-def mask_editor(label: str, side: int, colour: str, **options: Any) -> gr.ImageEditor:
-    """Create a brush over an image of about `side` pixels. It passes on the painted layers, still encoded."""
-    thickness = side // 9
-    editor = gr.ImageEditor(
+def choice(known: Sequence[str], value: str, label: str, info: str = "", **options: Any) -> gr.HTML:
+    """Create a choice as the browser's own list, for keyboards and phones. A program can send any text."""
+    told = json.dumps({"label": label, "info": info, "choices": list(known)})
+    return gr.HTML(
+        value,
         label=label,
-        sources=[],
-        transforms=[],
-        layers=False,
-        buttons=[],
-        format="png",
-        canvas_size=(side, side),
-        brush=gr.Brush(default_size=thickness, colors=[colour], default_color=colour, color_mode="fixed"),
-        eraser=gr.Eraser(default_size=thickness),
+        html_template='<div class="choice"></div>',
+        js_on_load=f"ddpm.choice(element, props, trigger, watch, {told}); // 'change'",
         **options,
     )
 
-    def layers(payload: Any) -> list[str | bytes]:
-        if payload is None:
-            return []
-        if payload.id is None:
-            return [layer.path for layer in payload.layers]
-        painted = editor.blob_storage.pop(payload.id, None)
-        return [] if painted is None else [layer for layer in painted.layers if layer]
 
-    return _own_files(editor, layers)
+def class_field(model: Model, **options: Any) -> gr.HTML:
+    """Create the choice of a class: none by default, or the first if the model needs one; hidden without classes."""
+    known = classes(model)
+    return choice(known or [NO_CLASS], known[0] if known else NO_CLASS, "Class", visible=bool(known), **options)
+
+
+def status_line(text: str) -> gr.HTML:
+    """Create the line that says what goes on; screen readers read it out."""
+    template = '<div class="status" role="status" aria-live="polite">${value}</div>'
+    return gr.HTML(text, html_template=template, js_on_load=None, elem_classes="status-block")
+
+
+def running(text: str) -> str:
+    """Return the HTML of a status during a run. It turns the button of its room to Stop, and is not read out."""
+    return f'<span class="running" aria-live="off">{escape(text)}</span>'
+
+
+def pace(step: Step, began: float) -> str:
+    """Say how far a run is that began at `time.monotonic()` = `began`."""
+    done, left = step.index + 1, step.steps - step.index - 1
+    seconds = (time.monotonic() - began) / done * left
+    return running(f"Step {done} of {step.steps}" + (f", {seconds:.0f} s left" if seconds >= 1 else ""))
+
+
+def live_pictures(step: Step, log_snr: float, columns: int | None = None) -> str:
+    """Return the HTML of x_t and the predicted x_0, side by side, and how far the run is."""
+    snr = "infinite" if log_snr == np.inf else f"{np.exp(log_snr):.2g}"
+    noisy = figure(sheet(step.x_t, columns), "x_t", f"{TITLES['x_t']}, t = {step.t:.0f}, SNR {snr}")
+    clean = figure(sheet(step.x_0, columns), *list(TITLES.items())[1])
+    bar = f'<progress max="{step.steps}" value="{step.index + 1}" aria-label="steps done"></progress>'
+    return f'<div class="pair">{noisy}{clean}</div>{bar}'
+
+
+def buttons(text: str) -> tuple[gr.Button, gr.Button]:
+    """Create a button and the Stop that takes its place during a run."""
+    with gr.Row(elem_classes="action"):
+        start = gr.Button(text, variant="primary", elem_classes="start", min_width=120)
+        stop = gr.Button("Stop", elem_classes="stop", min_width=120)
+    return start, stop
+
+
+def code_boxes() -> tuple[gr.HTML, gr.HTML]:
+    """Create the boxes with the command and the program that do the same as the page did."""
+
+    def box(label: str) -> gr.HTML:
+        script = f"ddpm.code(element, props, watch, {json.dumps(label)});"
+        return gr.HTML("", label=label, html_template='<div class="code"></div>', js_on_load=script, min_width=280)
+
+    with gr.Accordion("The same from the command line and in Python", open=False), gr.Row():
+        return box("Command"), box("Python")
+
+
+WAITING = running("Waiting for the model …")
+
+
+def connect(
+    buttons: tuple[gr.Button, gr.Button], function: Callable, inputs: list, outputs: list, *, api_name: str, before=None
+) -> None:
+    """Run `function` when the first button is pressed, until the second is.
+
+    Args:
+        function: a generator; the first thing that it yields for every output is the status.
+        before: (inputs, outputs, JavaScript) of what the browser does first.
+    """
+    (start, stop), status = buttons, outputs[0]
+    own, changed, script = before or ([], [], "() => []")
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    script = f"(...all) => [{json.dumps(WAITING)}, ...({script})(...all)]"
+    pressed = start.click(None, own, [status, *changed], js=script, **quiet)
+    run = pressed.then(
+        show_user_errors(function),
+        inputs,
+        outputs,
+        api_name=api_name,
+        concurrency_id="model",
+        trigger_mode="multiple",  # otherwise a press just after Stop is lost, because Gradio still counts the old run
+        show_progress="minimal",
+        show_progress_on=status,
+    )
+    run.failure(None, None, status, js="() => ddpm.reason()", **quiet)
+    stopped = stop.click(None, None, None, cancels=run, **quiet)
+    stopped.then(None, None, status, js="() => ddpm.stopped()", **quiet)
 
 
 def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:
@@ -269,6 +403,11 @@ def show_user_errors(function: Callable) -> Callable:
     return plain
 
 
-def _shown(error: Exception) -> gr.Error:
+def as_sentence(error: Exception) -> str:
+    """Return the message of an error as a sentence."""
     text = str(error)
-    return gr.Error(text[:1].upper() + text[1:] + ".", duration=12, print_exception=False, title="That did not work")
+    return text[:1].upper() + text[1:] + "."
+
+
+def _shown(error: Exception) -> gr.Error:
+    return gr.Error(as_sentence(error), duration=12, print_exception=False, title="That did not work")

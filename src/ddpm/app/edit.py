@@ -1,136 +1,307 @@
-"""The Edit tab: SDEdit of an upload, and interpolation between two uploads."""
+"""The Edit tab: SDEdit and translation of a picture, and interpolation between two pictures."""
 
-from collections.abc import Sequence
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
 
 import gradio as gr
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
 from ddpm.app.components import (
     MOST_SEED,
     NO_CLASS,
     TempImages,
+    address,
     as_labels,
     bounded,
+    buttons,
     class_field,
-    enlarged,
-    read_fitted,
-    show_user_errors,
-    upload,
+    code_boxes,
+    connect,
+    figure,
+    live,
+    live_pictures,
+    pace,
+    picture_pad,
+    program_file,
+    running,
+    status_line,
+    tile,
 )
-from ddpm.common.fidelity import SSIM_RADIUS, psnr, ssim
-from ddpm.common.pixels import to_uint8
-from ddpm.editing import Editor, interpolate, sdedit
+from ddpm.app.generate import USUAL_GUIDANCE, has_guidance, in_lines
+from ddpm.app.uploads import from_pad, read_fitted
+from ddpm.common.errors import UserError
+from ddpm.common.fidelity import psnr, ssim_or_none
+from ddpm.common.pixels import save_grid, save_picture, to_pillow, to_uint8
+from ddpm.editing import Editor, interpolate, sdedit, translate
 from ddpm.model import Model
-from ddpm.plotting.animation import as_grid
+from ddpm.samplers import Callback, Step
 
-MOST_STEPS, MOST_BETWEEN, ROW_SIDE = 250, 11, 900
+MOST_STEPS, MOST_BETWEEN = 250, 11
+RENOISE, TRANSLATE = "noise it and remove the noise", "translate it to another class"
+
+
+class WatchedEditor(Editor):
+    """An editor that calls back after each step of its sampler, which must be one without options of its own."""
+
+    callback: Callback | None = None
+
+    def with_options(self, **changes: Any) -> "WatchedEditor":
+        editor = WatchedEditor(self.model, self.options, **changes)
+        editor.callback = self.callback
+        return editor
+
+    def denoise(self, denoiser, x_t, timesteps, noise) -> Tensor:
+        return self.options.spec(denoiser, x_t, timesteps, noise=noise, callback=self.callback).clamp(-1, 1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to edit; the fields have the names of the flags of `ddpm edit` and `ddpm interpolate`."""
+
+    label: str = NO_CLASS
+    guidance: float = 1.0
+    steps: int = 50
+    seed: int = 0
+
+    def options(self, model: Model, number: int) -> dict[str, Any]:
+        """Return the fields of `SamplingOptions` for `number` images; raise UserError if one is out of bounds."""
+        most = min(MOST_STEPS, model.diffusion.schedule.timesteps)
+        options: dict[str, Any] = {
+            "steps": bounded("the number of steps", self.steps, 1, most),
+            "seed": bounded("the seed", self.seed, 0, MOST_SEED),
+            "batch_size": min(number, model.default_batch_size),  # so that the batch has no padding
+        }
+        if as_labels(self.label) is not None:
+            options["labels"] = self.label
+            if self.guidance != 1:
+                options["guidance"] = float(self.guidance)
+        return options
+
+    def editor(self, model: Model, number: int, callback: Callback | None = None) -> WatchedEditor:
+        editor = WatchedEditor(model, sampler="ancestral", **self.options(model, number))
+        editor.callback = callback
+        return editor
 
 
 def edit_upload(
-    model: Model, source: str | None, strength: float, *, label: str = NO_CLASS, steps: int = 50, seed: int = 0
-) -> tuple[Image.Image, Image.Image, str]:
-    """Noise an upload by `strength` and denoise it again (SDEdit); return (before, after, report)."""
-    original = read_fitted(source, model.image_shape, preprocessing=model.preprocessing)[None]
-    edited = sdedit(_editor(model, label, seed, 1), original, strength, steps=_steps(model, steps))
-    report = f"Strength {strength:g}: PSNR {psnr(edited, original)[0]:.1f} dB to the original"
-    if min(model.image_shape[1:]) > 2 * SSIM_RADIUS:
-        report += f", SSIM {ssim(edited, original)[0]:.3f}"
-    return enlarged(to_uint8(original[0])), enlarged(to_uint8(edited[0])), report + "."
+    model: Model, original: Tensor, strength: float, settings: Settings, to: str | None = None
+) -> Iterator[Step | Tensor]:
+    """Noise an image (C, H, W) by `strength` and denoise it (SDEdit), or translate it to the class `to`.
+
+    Yields steps while they happen, then the edited image.
+    """
+    editor = settings.editor(model, 1)
+
+    def work(callback: Callback) -> Tensor:
+        editor.callback = callback
+        if to is None:
+            return sdedit(editor, original[None], strength)[0]
+        if to == NO_CLASS:
+            raise UserError("no class is chosen to translate to: choose one")
+        half = max(2, settings.steps)
+        return translate(editor, original[None], as_labels(settings.label), to, evaluations=half)[0]
+
+    return live(work)
+
+
+def report_edit(edited: Tensor, original: Tensor, done: str) -> str:
+    """Say how close an edited image is to the original, (C, H, W) both."""
+    report = f"{done}: PSNR {psnr(edited[None], original[None])[0]:.1f} dB to the original"
+    similarity = ssim_or_none(edited[None], original[None])
+    return report + ("." if similarity is None else f", SSIM {float(similarity[0]):.3f}.")
 
 
 def between(
-    model: Model,
-    sources: Sequence[str | None],
-    depth: float,
-    *,
-    number: int = 7,
-    label: str = NO_CLASS,
-    steps: int = 50,
-    seed: int = 0,
-) -> Image.Image:
-    """Interpolate between two uploads (Ho et al. 2020, figure 8); return a row with the uploads at its ends."""
+    model: Model, sources: Sequence[str | bytes | None], depth: float, number: int, settings: Settings
+) -> Iterator[Step | Tensor]:
+    """Interpolate between two uploads (Ho et al. 2020, figure 8).
+
+    Yields steps while they happen, then `number` images from λ = 0 to 1 between the two uploads.
+    """
     first, second = (
         read_fitted(source, model.image_shape, f"the {which} upload", model.preprocessing)
         for source, which in zip(sources, ("first", "second"), strict=True)
     )
-    count = bounded("the number of images", number, 1, MOST_BETWEEN)
-    weights = np.linspace(0, 1, count + 2)[1:-1].tolist()
-    editor = _editor(model, label, seed, count)
-    images = interpolate(editor, first, second, weights, depth=depth, steps=_steps(model, steps))
-    row = torch.cat([first[None], images, second[None]])
-    return enlarged(as_grid(row, len(row)), ROW_SIDE)
+    count = bounded("the number of images", number, 2, MOST_BETWEEN)
+    editor = settings.editor(model, count)
+
+    def work(callback: Callback) -> Tensor:
+        editor.callback = callback
+        images = interpolate(editor, first, second, np.linspace(0, 1, count).tolist(), depth=depth)
+        return torch.cat([first[None], images, second[None]])
+
+    return live(work)
 
 
-def _editor(model: Model, label: str, seed: int, number: int) -> Editor:
-    """Return an editor whose batch has no padding."""
-    return Editor(
-        model,
-        labels=as_labels(label),
-        seed=bounded("the seed", seed, 0, MOST_SEED),
-        batch_size=min(number, model.default_batch_size),
+def as_command(verb: str, name: str, files: str, own: dict[str, Any], options: dict[str, Any]) -> str:
+    """Return the command that does the same."""
+    flags = [f"--{flag.replace('_', '-')} {shlex.quote(str(value))}" for flag, value in (own | options).items()]
+    return " \\\n    ".join([f"ddpm {verb} {shlex.quote(name)} {files}", *in_lines(flags)])
+
+
+def as_python(name: str, call: str, files: Sequence[str], options: dict[str, Any], save: str) -> str:
+    """Return the Python program that does the same."""
+    words = "".join(f", {key}={value!r}" for key, value in options.items())
+    read = "\n".join(f'{file} = read_fitted(Path("{file}.png"), model)' for file in files)
+    return (
+        "from pathlib import Path\n\nimport ddpm\n"
+        "from ddpm.editing import Editor, interpolate, sdedit, translate\n"
+        "from ddpm.editing.images import read_fitted\n\n"
+        f"model = ddpm.load({name!r})\n{read}\n"
+        f'editor = Editor(model, sampler="ancestral"{words})\nimages = {call}\n{save}'
     )
 
 
-def _steps(model: Model, steps: int) -> int:
-    return bounded("the number of steps", steps, 1, min(MOST_STEPS, model.diffusion.schedule.timesteps))
-
-
-def tab(model: Model) -> None:
+def tab(model: Model, name: str) -> None:
     """Build the tab and connect its events; endpoints /edit and /interpolate."""
-    _, height, width = model.image_shape
     most_steps = min(MOST_STEPS, len(model.diffusion.schedule))
+    guided = has_guidance(model)
+    log_snr = model.diffusion.schedule.log_snr
 
-    @show_user_errors
-    def edit(image, strength, label, steps, seed):
-        before, after, report = edit_upload(model, image, strength, label=label, steps=steps, seed=seed)
-        with TempImages() as out:
-            yield report, (out.put(before, "before"), out.put(after, "after"))
-
-    @show_user_errors
-    def interpolate(first, second, depth, number, label, steps, seed):
-        row = between(model, (first, second), depth, number=number, label=label, steps=steps, seed=seed)
-        with TempImages() as out:
-            yield out.put(row)
-
-    with gr.Row():
-        with gr.Column(scale=2, min_width=280):
-            image = upload("Image")
-            strength = gr.Slider(0, 1, 0.4, step=0.05, label="Strength", info="0 keeps the image, 1 draws a new one")
-            with gr.Accordion("Class, steps and seed, here and below", open=False):
-                label = class_field(model)
-                steps = gr.Slider(1, most_steps, min(50, most_steps), step=1, label="Steps of a whole run")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-            start = gr.Button("Edit", variant="primary")
-        with gr.Column(scale=3, min_width=300):
-            status = gr.Markdown(
-                f"Adds noise and removes it again. Uploads are resized to {width}×{height}, as in training.",
-                elem_classes=["status", "hint"],
+    def fields() -> list[Any]:
+        """Create the fields of `Settings`, in its order."""
+        with gr.Row():
+            label = class_field(model, min_width=110)
+            guidance = gr.Slider(
+                0, 8, USUAL_GUIDANCE if guided else 1, step=0.1, label="Guidance", visible=guided, min_width=120
             )
-            compared = gr.ImageSlider(
-                label="Before and after", format="png", max_height=420, interactive=False, buttons=["download"],
-                elem_classes="titled",
-            )  # fmt: skip
-    gr.Markdown("### From one image to another")
-    with gr.Row():
-        first = upload("First", min_width=140)
-        second = upload("Second", min_width=140)
-        with gr.Column(min_width=260):
-            depth = gr.Slider(0, 1, 0.5, step=0.05, label="Depth", info="how far both are noised before they are mixed")
-            number = gr.Slider(1, MOST_BETWEEN, 7, step=1, label="Images between")
-            walk = gr.Button("Interpolate", variant="primary")
-    row = gr.Image(
-        label="From the first to the second", format="png", height=180, interactive=False, buttons=["download"]
-    )
+        with gr.Row():
+            steps = gr.Slider(1, most_steps, min(50, most_steps), step=1, label="Steps of a whole run", min_width=120)
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+        return [label, guidance, steps, seed]
 
-    start.click(
-        edit, [image, strength, label, steps, seed], [status, compared], api_name="edit", concurrency_id="model"
+    with gr.Row(elem_classes="room"):
+        with gr.Column(scale=1, min_width=300):
+            pad, image = picture_pad(model, "edit", "Picture to edit"), program_file("Image")
+            way = gr.Radio([RENOISE, TRANSLATE], value=RENOISE, label="What to do", visible=bool(model.class_names))
+            strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
+            with gr.Column(visible=False) as target:
+                to = class_field(model, info="What it is to become. The class below is what it is.")
+            own, pressed = fields(), buttons("Edit")
+        with gr.Column(scale=1, min_width=300):
+            status = status_line("Choose a strength and a class, then press Edit.")
+            moving = gr.HTML(elem_classes="moving")
+            result = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
+            with gr.Row(elem_classes="downloads"):
+                files = [gr.DownloadButton(text, size="sm", min_width=90) for text in ("Picture, PNG", "Edited, PNG")]
+    boxes = code_boxes()
+    gr.Markdown("### From one picture to another")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            first_pad, first = picture_pad(model, "first", "First picture"), program_file("First")
+        with gr.Column(scale=1, min_width=300):
+            second_pad, second = picture_pad(model, "second", "Second picture", filled=1), program_file("Second")
+    with gr.Row(elem_classes="room"):
+        with gr.Column(scale=1, min_width=300):
+            depth = gr.Slider(0, 1, 0.5, step=0.05, label="Depth", info="How far both are noised before they are mixed")
+            number = gr.Slider(2, MOST_BETWEEN, 7, step=1, label="Images between")
+            walk_own = fields()
+            walk = buttons("Interpolate")
+        with gr.Column(scale=1, min_width=300):
+            walk_status = status_line("Choose two pictures, then press Interpolate.")
+            walk_moving = gr.HTML(elem_classes="moving")
+            row = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
+            with gr.Row(elem_classes="downloads"):
+                walk_files = [
+                    gr.DownloadButton(text, size="sm", min_width=90)
+                    for text in ("First, PNG", "Second, PNG", "Row, PNG")
+                ]
+    walk_boxes = code_boxes()
+
+    def unfinished(files: list) -> list:
+        return ["", *[None] * len(files), "", ""]
+
+    def edit(image, pad, way, strength, to, label, guidance, steps, seed):
+        settings = Settings(label, guidance, steps, seed)
+        yield running("Starting …"), "", *unfinished(files)
+        original = read_fitted(from_pad(pad, image), model.image_shape, preprocessing=model.preprocessing)
+        goal, began = (to if way == TRANSLATE else None), time.monotonic()
+        for event in edit_upload(model, original, strength, settings, goal):
+            if isinstance(event, Step):
+                yield pace(event, began), live_pictures(event, log_snr(event.t)), *unfinished(files)
+                continue
+            options = settings.options(model, 1)
+            if goal is None:
+                report, call = f"Strength {strength:g}", f"sdedit(editor, picture, {strength:g})"
+                flags = {"strength": strength}
+            else:
+                source = as_labels(label)
+                report, call = (
+                    f"Translated to {goal}",
+                    f"translate(editor, picture, {source!r}, {goal!r}, evaluations={steps})",
+                )
+                flags = {"to": goal, "evaluations": 2 * steps}
+            command = as_command("edit", name, "picture.png", flags | {"out": "edited.png"}, options)
+            python = as_python(
+                name, call, ["picture"], options, 'ddpm.save_grid(images, "edited.png", columns=1, gap=0)'
+            )
+            before, after = (address(to_pillow(to_uint8(one))) for one in (original, event))
+            html = f'<div class="views">{figure(before, "before", "before")}{figure(after, "after", "after")}</div>'
+            with TempImages() as out:
+                paths = [
+                    str(save_picture(to_uint8(one), out.folder / f"{called}.png"))
+                    for one, called in ((original, "picture"), (event, "edited"))
+                ]
+                yield escape(report_edit(event, original, report)), "", html, *paths, command, python
+
+    def interpolation(first, first_pad, second, second_pad, depth, number, label, guidance, steps, seed):
+        settings = Settings(label, guidance, steps, seed)
+        sources = from_pad(first_pad, first), from_pad(second_pad, second)
+        yield running("Starting …"), "", *unfinished(walk_files)
+        began = time.monotonic()
+        for event in between(model, sources, depth, number, settings):
+            if isinstance(event, Step):
+                yield pace(event, began), live_pictures(event, log_snr(event.t)), *unfinished(walk_files)
+                continue
+            options, last = settings.options(model, number), len(event) - 1
+            command = as_command(
+                "interpolate",
+                name,
+                "first.png second.png",
+                {"num": number, "depths": depth, "out": "interpolation.png"},
+                options,
+            )
+            weights = f"[i / {number - 1} for i in range({number})]"
+            call = f"interpolate(editor, first[0], second[0], {weights}, depth={depth:g})"
+            save = (
+                "images = [first, images, second]\n"
+                f'ddpm.save_grid(torch.cat(images), "interpolation.png", columns={number + 2})'
+            )
+            python = as_python(name, call, ["first", "second"], options, "import torch\n\n" + save)
+            captions = ["the first", *(f"λ = {i / (number - 1):.2f}" for i in range(number)), "the second"]
+            tiles = "".join(
+                tile(to_uint8(image), caption, f"between_{index:02d}.png")
+                for index, (image, caption) in enumerate(zip(event, captions, strict=True))
+            )
+            html = f'<div class="tiles" style="--columns:{min(len(event), 7)}">{tiles}</div>'
+            with TempImages() as out:
+                paths = [
+                    save_picture(to_uint8(event[place]), out.folder / f"{called}.png")
+                    for place, called in ((0, "first"), (last, "second"))
+                ]
+                paths.append(save_grid(event, out.folder / "interpolation.png", columns=len(event)))
+                done = f"Done: {number} images between, seed {seed}."
+                yield done, "", html, *map(str, paths), command, python
+
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    connect(
+        pressed,
+        edit,
+        [image, pad, way, strength, to, *own],
+        [status, moving, result, *files, *boxes],
+        api_name="edit",
     )
-    walk.click(
-        interpolate,
-        [first, second, depth, number, label, steps, seed],
-        row,
+    connect(
+        walk,
+        interpolation,
+        [first, first_pad, second, second_pad, depth, number, *walk_own],
+        [walk_status, walk_moving, row, *walk_files, *walk_boxes],
         api_name="interpolate",
-        concurrency_id="model",
     )
+    way.change(lambda way: gr.Column(visible=way == TRANSLATE), way, target, **quiet)

@@ -1,27 +1,53 @@
 """The Generate tab: sample images and watch the denoising."""
 
 import io
+import json
+import math
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from ddpm.app.components import MOST_SEED, TempImages, bounded, enlarged, live, show_user_errors
-from ddpm.common.pixels import save_grid, to_uint8
-from ddpm.model import Model
-from ddpm.plotting.animation import Frame, Recorder, Trajectory, as_grid, picture
+from ddpm.app.components import (
+    MOST_SEED,
+    TempImages,
+    bounded,
+    buttons,
+    choice,
+    code_boxes,
+    connect,
+    film,
+    live,
+    live_pictures,
+    pace,
+    running,
+    shots,
+    show_user_errors,
+    status_line,
+    tile,
+)
+from ddpm.common.pixels import made_by, origin_of, origin_text, png_text, save_grid, to_pillow, to_uint8
+from ddpm.model import Model, SamplingOptions
+from ddpm.networks.inference import count_flops
+from ddpm.networks.unet import UNet
+from ddpm.plotting.animation import Recorder, Trajectory
 from ddpm.plotting.trace import recording
 from ddpm.samplers import DEFAULT_SAMPLER, SAMPLERS, Callback, Step, find_sampler
 
 MOST_IMAGES, MOST_STEPS = 64, 1000
-GIF_FRAMES = 40
+GIF_FRAMES, FILM_FRAMES = 40, 20
 EVERY_CLASS = "every class in turn"
+FILES = ("Grid, PNG", "Images, ZIP", "Animation, GIF", "Array, NPZ")
+USUAL_GUIDANCE = 1.5  # more digits are read as asked for than with 1 (README)
+QUICK_FLOPS = 1e12  # about ten seconds of one processor core
 
 
 @dataclass(frozen=True)
@@ -63,15 +89,22 @@ class Samples:
     images: Tensor
     trajectory: Trajectory
 
-    def save(self, folder: Path) -> tuple[Path, Path, Path]:
-        """Write samples.png (a grid), samples.gif (the denoising) and samples.npz (`arr_0`, uint8, N,H,W,C)."""
-        grid, gif, array = (folder / f"samples.{ending}" for ending in ("png", "gif", "npz"))
+    def save(self, folder: Path) -> tuple[Path, ...]:
+        """Write samples.png (a grid), .zip (single images), .gif (the denoising) and .npz (`arr_0`, uint8, N,H,W,C)."""
+        grid, singles, gif, array = (folder / f"samples.{ending}" for ending in ("png", "zip", "gif", "npz"))
         save_grid(self.images, grid)
+        with zipfile.ZipFile(singles, "w") as archive:
+            for index, pixels in enumerate(to_uint8(self.images)):
+                with archive.open(f"{index:06d}.png", "w") as entry:
+                    to_pillow(pixels).save(entry, format="png", pnginfo=png_text(index=index))
+            archive.comment = origin_text().encode()
         self.trajectory.save(gif)
         buffer = io.BytesIO()
         np.savez(buffer, arr_0=to_uint8(self.images).permute(0, 2, 3, 1).numpy())
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.comment = origin_text().encode()
         array.write_bytes(buffer.getvalue())
-        return grid, gif, array
+        return grid, singles, gif, array
 
 
 def most_steps(model: Model) -> int:
@@ -90,30 +123,60 @@ def sample_live(model: Model, settings: Settings) -> Iterator[Step | Samples]:
     chosen, schedule = find_sampler(options["sampler"]), model.diffusion.schedule
     timesteps = chosen.timesteps(schedule, options["steps"])
     recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=GIF_FRAMES)
-    record = recording(recorder)
 
     def work(callback: Callback) -> Samples:
-        def on_step(step: Step) -> None:
-            record(step)
-            callback(step)
-
-        images = model.sample(**options, callback=on_step)
+        images = model.sample(**options, callback=recording(recorder, callback))
         return Samples(images, Trajectory(recorder.frames, images))
 
     return live(work)
 
 
-def step_picture(model: Model, step: Step) -> Image.Image:
-    """Draw x_t next to the predicted x_0 with t, the SNR and the progress, as in the GIF."""
-    log_snr = model.diffusion.schedule.log_snr(step.t)
-    frame = Frame("reverse", step.t, log_snr, as_grid(step.x_t), as_grid(step.x_0))
-    return picture(frame, progress=(step.index + 1) / step.steps)
+def tiles(images: Tensor, names: Sequence[str], settings: Settings) -> str:
+    """Return the HTML of a gallery: one button per image, with its class `names[i]` (may be empty) and its seed."""
+    buttons = []
+    for index, (pixels, name) in enumerate(zip(to_uint8(images), names, strict=True)):
+        caption = ", ".join([f"image {index}", *([f"class {name}"] if name else []), f"seed {settings.seed}"])
+        buttons.append(tile(pixels, caption, f"seed{settings.seed}_{index:06d}.png", name, index=index))
+    told = escape(json.dumps(asdict(settings)))
+    style = f"--columns:{columns(len(images))}"
+    return f'<div class="tiles" data-settings="{told}" style="{style}">{"".join(buttons)}</div>'
+
+
+def steps_of(samples: Samples) -> str:
+    """Return the HTML of a slider over t, which one has to open."""
+    frames = samples.trajectory.frames
+    chosen = sorted({round(place) for place in np.linspace(0, len(frames) - 1, min(len(frames), FILM_FRAMES))})
+    moments = film(shots([frames[index] for index in chosen]), last=True)
+    return f'<details class="steps"><summary>Step by step, from noise to images</summary>{moments}</details>'
+
+
+def columns(number: int) -> int:
+    """Return the columns of a gallery: full rows if there is a way, about as many as there are rows."""
+    square = math.ceil(math.sqrt(number))
+    return next((count for count in range(square, min(number, 2 * square) + 1) if number % count == 0), square)
+
+
+def class_names(model: Model, settings: Settings) -> list[str]:
+    """Return the class of each image; empty for a model without classes."""
+    known = model.class_names or [""]
+    return [
+        settings.label if model.class_names and settings.label != EVERY_CLASS else known[index % len(known)]
+        for index in range(settings.number)
+    ]
 
 
 def as_command(name: str, options: dict[str, Any]) -> str:
     """Return the command that writes the same grid."""
     flags = [f"--{flag.replace('_', '-')} {shlex.quote(str(value))}" for flag, value in options.items()]
-    return " \\\n    ".join([f"ddpm sample {shlex.quote(name)}", *_lines(flags), "--out samples.png"])
+    return " \\\n    ".join([f"ddpm sample {shlex.quote(name)}", *in_lines([*flags, "--out samples.png"])])
+
+
+def origin(model: Model, command: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the origin that `ddpm sample` writes into the same pictures."""
+    line = shlex.join(shlex.split(command.replace("\\\n", "")))
+    sampling = {key: value for key, value in options.items() if key != "num"}
+    resolved = SamplingOptions.of(**sampling).resolved(model).as_dict()
+    return origin_of(line, model.weights_hash, options=resolved, images=options["num"])
 
 
 def as_python(name: str, options: dict[str, Any]) -> str:
@@ -125,7 +188,7 @@ def as_python(name: str, options: dict[str, Any]) -> str:
     )
 
 
-def _lines(flags: list[str], most: int = 60) -> list[str]:
+def in_lines(flags: list[str], most: int = 44) -> list[str]:
     """Join flags into lines that fit a narrow page without scrolling."""
     lines = [flags[0]]
     for flag in flags[1:]:
@@ -136,68 +199,111 @@ def _lines(flags: list[str], most: int = 60) -> list[str]:
     return lines
 
 
-def tab(model: Model, name: str) -> None:
-    """Build the tab and connect its events; endpoint /generate."""
-    has_classes = model.class_names is not None
-    most = most_steps(model)
-    guided = has_classes and model.null_label is not None
-    with gr.Row():
-        with gr.Column(scale=2, min_width=280):
-            label = gr.Dropdown(
-                [EVERY_CLASS, *(model.class_names or [])],
-                value=EVERY_CLASS,
-                label="Class",
-                visible=has_classes,
-                allow_custom_value=True,  # programs can send any text; our own check refuses it with a message
-            )
-            with gr.Row():
-                sampler = gr.Dropdown(list(SAMPLERS), value=DEFAULT_SAMPLER, label="Sampler", min_width=120)
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
-            steps = gr.Slider(1, most, min(20, most), step=1, label="Steps")
-            number = gr.Slider(1, most_images(model), min(16, most_images(model)), step=1, label="Images")
-            guidance = gr.Slider(
-                0, 8, 1, step=0.1, label="Guidance", info="1 is off, 0 ignores the class", visible=guided
-            )
-            with gr.Row():
-                start = gr.Button("Generate", variant="primary", min_width=120)
-                cancel = gr.Button("Cancel", min_width=120)
-        with gr.Column(scale=3, min_width=300):
-            status = gr.Markdown("Ready.", elem_classes="status")
-            samples = gr.Image(label="Samples", format="png", height=420, interactive=False, buttons=["fullscreen"])
-            with gr.Row():
-                png = gr.DownloadButton("Grid, PNG", size="sm", min_width=90)
-                gif = gr.DownloadButton("Animation, GIF", size="sm", min_width=90)
-                npz = gr.DownloadButton("Array, NPZ", size="sm", min_width=90)
-    with gr.Accordion("The same from the command line and in Python", open=True), gr.Row():
-        command = gr.Code(label="Command", language="shell", interactive=False, wrap_lines=True, min_width=300)
-        python = gr.Code(label="Python", language="python", interactive=False, wrap_lines=True, min_width=300)
+def has_guidance(model: Model) -> bool:
+    """Whether guidance works: the model knows classes, and also images without one."""
+    return model.class_names is not None and model.null_label is not None
 
-    @show_user_errors
+
+def usual(model: Model) -> Settings:
+    """Return the settings that the page opens with."""
+    own = SamplingOptions().resolved(model)
+    guidance = (
+        USUAL_GUIDANCE if has_guidance(model) and not model.student else 1.0
+    )  # a student may have its teacher's within
+    steps = min(own.steps or 1, most_steps(model))
+    return Settings(EVERY_CLASS, own.sampler or DEFAULT_SAMPLER, steps, guidance, 0, min(16, most_images(model)))
+
+
+def is_quick(model: Model, settings: Settings) -> bool:
+    """Whether a drawing takes a few seconds at most, so that the page may begin with it unasked."""
+    if not isinstance(model.network, UNet):
+        return False
+    cost = settings.number * settings.steps * count_flops(model.network)
+    return cost <= QUICK_FLOPS * (1 if model.device.type == "cpu" else 100)
+
+
+def tab(model: Model, name: str, page: gr.Blocks) -> None:
+    """Build the tab and connect its events; endpoint /generate."""
+    has_classes, first = model.class_names is not None, usual(model)
+    choices = [EVERY_CLASS, *(model.class_names or [])]
+    kept: list[Samples] = []  # the first drawing, for those who open the page later
+    with gr.Row(elem_classes=["room", "result-first"]):
+        with gr.Column(scale=2, min_width=280):
+            label = choice(choices, EVERY_CLASS, "Class", visible=has_classes)
+            with gr.Row():
+                number = gr.Slider(1, most_images(model), first.number, step=1, label="Images", min_width=120)
+                steps = gr.Slider(1, most_steps(model), first.steps, step=1, label="Steps", min_width=120)
+            guidance = gr.Slider(
+                0, 8, first.guidance, step=0.1, label="Guidance", visible=has_guidance(model),
+                info="Higher: more typical of the class, less varied. 1 is off.",
+            )  # fmt: skip
+            sampler = choice(list(SAMPLERS), first.sampler, "Sampler")
+            with gr.Row(elem_classes="seed"):
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110)
+                dice = gr.Button("New seed", size="sm", min_width=90)
+                again = gr.Checkbox(True, label="A new one each time", min_width=140)
+            pressed = buttons("Generate")
+        with gr.Column(scale=3, min_width=300):
+            status = status_line("Press Generate.")
+            moving = gr.HTML(elem_classes="moving")
+            gallery = gr.HTML(
+                html_template='<div class="result">${value}</div>',
+                js_on_load=f"ddpm.gallery(element, props, watch, {json.dumps(choices)});",
+                elem_classes="gallery",
+            )
+            with gr.Row(elem_classes="downloads"):
+                files = [gr.DownloadButton(text, size="sm", min_width=70) for text in FILES]
+    command, python = code_boxes()
+    told = gr.HTML(
+        html_template="<span hidden></span>", js_on_load="ddpm.settings(element, props, trigger); // 'submit'"
+    )
+
     def generate(label, sampler, steps, guidance, seed, number):
         settings = Settings(label, sampler, steps, guidance, seed, number)
         options = settings.options(model)
-        equivalents = (as_command(name, options), as_python(name, options))
-        unfinished = [*[None] * 3, *equivalents]  # not gr.skip(): each one leaves a component behind in the session
-        yield "Starting …", None, *unfinished
+        settings = replace(settings, steps=options["steps"], seed=options["seed"], number=options["num"])
+        yield running("Starting …"), "", *unfinished
+        began = time.monotonic()
         for event in sample_live(model, settings):
             if isinstance(event, Step):
-                message = f"Step {event.index + 1} of {event.steps}: x_t, and the predicted x_0."
-                with TempImages() as out:
-                    yield message, out.put(step_picture(model, event)), *unfinished
+                pictures = live_pictures(event, model.diffusion.schedule.log_snr(event.t), columns(len(event.x_t)))
+                yield pace(event, began), pictures, *unfinished
             else:
-                with TempImages() as out:
-                    grid = out.put(enlarged(as_grid(event.images), 640))
-                    files = [str(path) for path in event.save(out.folder)]
-                    yield f"Done: {len(event.images)} images, seed {seed}.", grid, *files, *equivalents
+                if settings == first and not kept:
+                    kept.append(event)
+                yield from done(event, settings, options)
 
-    run = start.click(
-        generate,
+    def done(samples, settings, options):
+        number, equivalents = len(samples.images), (as_command(name, options), as_python(name, options))
+        with TempImages() as out:
+            with made_by(origin(model, equivalents[0], options)):
+                files = [str(path) for path in samples.save(out.folder)]
+                gallery = tiles(samples.images, class_names(model, settings), settings) + steps_of(samples)
+            images = "1 image" if number == 1 else f"{number} images"
+            yield f"Done: {images}, seed {settings.seed}.", "", gallery, *files, *equivalents
+
+    def begin(label, sampler, steps, guidance, seed, number):
+        """Draw as soon as the page opens; the usual drawing is done once for all visitors."""
+        asked = Settings(label, sampler, steps, guidance, seed, number)
+        if asked == first and kept:
+            yield from done(kept[0], first, first.options(model))
+        elif is_quick(model, asked):
+            yield from generate(label, sampler, steps, guidance, seed, number)
+        else:
+            yield "Press Generate.", "", *unfinished
+
+    fields, outputs = (
         [label, sampler, steps, guidance, seed, number],
-        [status, samples, png, gif, npz, command, python],
-        api_name="generate",
-        concurrency_id="model",
-        trigger_mode="multiple",  # otherwise a press just after Cancel is lost, because Gradio still counts the old run
-        show_progress="hidden",
+        [status, moving, gallery, *files, command, python],
     )
-    cancelled = cancel.click(None, cancels=run)
-    cancelled.then(lambda: "Cancelled.", None, status, queue=False, api_visibility="private", show_progress="hidden")
+    unfinished = ["", *[None] * len(files), "", ""]  # not gr.skip(): each one leaves a component behind in the session
+    names, values = json.dumps(list(asdict(first))), json.dumps(list(asdict(first).values()))
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    before = [seed, again], [seed], "(seed, again) => [again ? ddpm.random() : seed]"
+    connect(pressed, generate, fields, outputs, api_name="generate", before=before)
+    dice.click(None, None, seed, js="() => ddpm.random()", **quiet)
+    told.submit(None, [told, *fields], fields, js=f"(text, ...own) => ddpm.fields(text, {names}, own)", **quiet)
+    opened = page.load(None, None, fields, js=f"() => ddpm.fromAddress({names}, {values})", **quiet)
+    first_run = opened.then(show_user_errors(begin), fields, outputs, concurrency_id="model", **quiet)
+    first_run.failure(None, None, status, js="() => ddpm.reason()", **quiet)
+    pressed[1].click(None, None, None, cancels=first_run, **quiet)

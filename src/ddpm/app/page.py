@@ -1,14 +1,19 @@
 """The web page: its tabs, its style and the server that shows it."""
 
+import logging
+import os
+import signal
 import socket
+import webbrowser
 from html import escape
 from pathlib import Path
 
 import gradio as gr
 from gradio.themes.utils.fonts import Font
 
-from ddpm.app import edit, explore, generate, restore, runs, without_proxies
-from ddpm.app.components import MOST_BYTES
+from ddpm.app import compare, edit, explore, generate, restore, runs, without_proxies
+from ddpm.app.components import ASSETS, knows_digits, stop_all
+from ddpm.app.uploads import MOST_BYTES
 from ddpm.common.errors import UserError
 from ddpm.model import Model
 
@@ -38,11 +43,21 @@ def theme() -> gr.themes.Base:
         secondary_hue=BLUE,
         neutral_hue=gr.themes.colors.slate,
         radius_size=gr.themes.sizes.radius_sm,
+        spacing_size=gr.themes.sizes.spacing_sm,
         font=SANS,
         font_mono=MONO,
     ).set(
         body_background_fill="white",
-        block_border_width="1px",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        block_background_fill_dark="*body_background_fill",
+        block_label_background_fill_dark="*body_background_fill",
+        block_border_width="0px",
+        block_padding="4px",
         block_shadow="none",
         block_label_background_fill="white",
         block_label_border_width="0px",
@@ -54,69 +69,36 @@ def theme() -> gr.themes.Base:
         button_secondary_border_color="*neutral_300",
         button_secondary_background_fill_hover="*neutral_100",
         button_border_width="1px",
+        button_large_text_size="*text_md",
+        button_large_text_weight="500",
         input_background_fill="white",
         input_border_width="1px",
-        input_border_color="*neutral_300",
+        input_border_color="*neutral_400",
+        slider_color="*primary_500",
+        slider_color_dark="*primary_400",
     )
 
 
-CSS = """
-.gradio-container { width: 100% !important; max-width: 1120px !important; margin: 0 auto !important; }
-.gradio-container .main.app { padding: 24px 24px 40px !important; }
-.gradio-container main.contain { padding: 0 !important; }
-.masthead .html-container, .masthead .prose { padding: 0 !important; }
-.masthead h1 { font-size: 1.35rem; font-weight: 650; margin: 0; }
-.masthead p { color: var(--body-text-color-subdued); margin: 2px 0 0; }
-.hint p { color: var(--body-text-color-subdued); font-size: 0.9rem; margin: 0; }
-.status { min-height: 1.6em; }
-.status p { font-variant-numeric: tabular-nums; margin: 0; }
-.upload img { width: 100%; height: 100%; object-fit: contain; }
-.upload img, .lowered img { padding-top: 28px; }  /* below the label */
-.titled label.float { position: static; }
-.gradio-container button.label-wrap > span { text-align: left; }
-.figure svg { display: block; width: 100%; height: auto; max-width: 900px; margin: 0 auto; }
-.figure .narrow { display: none; }
-.grids .gallery-container, .grids .grid-wrap {
-  height: auto !important; min-height: 0 !important; max-height: none !important; overflow: visible;
-}
-.grids .grid-container {
-  grid-template-columns: repeat(auto-fill, minmax(min(210px, 44%), 1fr)) !important; padding-top: 30px;
-}
-.grids .thumbnail-lg { height: auto; aspect-ratio: auto; background: none; }
-.grids .caption-label {
-  position: static; border: 0; padding: 2px 0 0; max-width: none; background: none; text-align: left;
-}
-@media (max-width: 640px) {
-  .gradio-container .main.app { padding: 14px 14px 28px !important; }
-  .figure .wide { display: none; }
-  .figure .narrow { display: block; }
-}
-"""
-
-
 MOST_WAITING = 64  # requests; more are refused
+NAMED = 10  # classes that the heading names
+PATIENCE = 5.0  # seconds for the step at which a drawing stops
 CACHE_AGE = 3600  # seconds that images and uploads are kept
 
 
 def build(model: Model, name: str, folder: Path) -> gr.Blocks:
     """Build the page of a model called `name`, with the runs in `folder`."""
-    channels, height, width = model.image_shape
-    classes = f", {model.num_classes} classes" if model.num_classes else ""
-    kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
-    with gr.Blocks(title="ddpm", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
-        gr.HTML(
-            f"<h1>ddpm</h1><p>{escape(Path(name).resolve().name)}: {width}×{height} {kind} images{classes}, "
-            f"T = {len(model.diffusion.schedule):,}, on {model.device.type}</p>",
-            elem_classes="masthead",
-            padding=False,
-        )
+    called = Path(name).resolve().name
+    with gr.Blocks(title=f"{called} · ddpm", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
+        gr.HTML(f"<h1>{escape(called)}</h1><p>{escape(describe(model))}</p>", js_on_load=None, elem_classes="masthead")
         with gr.Tabs():
             with gr.Tab("Generate"):
-                generate.tab(model, name)
+                generate.tab(model, name, page)
             with gr.Tab("Restore"):
-                restore.tab(model)
+                restore.tab(model, name)
             with gr.Tab("Edit"):
-                edit.tab(model)
+                edit.tab(model, name)
+            with gr.Tab("Compare"):
+                compare.tab(model)
             with gr.Tab("Explore"):
                 explore.tab(model)
             with gr.Tab("Runs"):
@@ -125,7 +107,20 @@ def build(model: Model, name: str, folder: Path) -> gr.Blocks:
     return page.queue(default_concurrency_limit=1, max_size=MOST_WAITING, api_open=False)
 
 
-def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> str:
+def describe(model: Model) -> str:
+    """Say in one sentence what the model draws, from what, and where."""
+    channels, height, width = model.image_shape
+    kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+    what = f"{width}×{height} {kind} images"
+    if knows_digits(model):
+        what = f"handwritten digits, {what},"
+    elif model.class_names:
+        shown = ", ".join(model.class_names[:NAMED]) + (", …" if len(model.class_names) > NAMED else "")
+        what += f" of {len(model.class_names)} classes ({shown})"
+    return f"Draws {what} from noise, in up to {len(model.diffusion.schedule):,} steps, on {model.device.type}."
+
+
+def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True, browser: bool = False) -> str:
     """Serve the page until Ctrl-C and return its address; with `block=False`, return at once."""
     check_port(host, port)
     with without_proxies():
@@ -138,14 +133,36 @@ def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True) -> str:
             quiet=True,
             max_file_size=MOST_BYTES,
             theme=theme(),
-            css=CSS,
+            css=(ASSETS / "page.css").read_text(),
+            head=f"<script>{(ASSETS / 'page.js').read_text()}</script>",
+            favicon_path=ASSETS / "icon.png",
             footer_links=[],
+            run_history=False,  # the page has its own
             prevent_thread_lock=True,
         )
     if block:
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
-        page.block_thread()
+        if browser:
+            webbrowser.open(address)
+        _until_interrupted(page)
     return address
+
+
+def _until_interrupted(page: gr.Blocks) -> None:
+    """Wait for Ctrl-C or SIGTERM; then stop every drawing and the server."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        stop_all(PATIENCE)
+        if page.server:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # about the open pages that it leaves
+            page.server.config.timeout_graceful_shutdown = 1
+        page.close(verbose=False)
+        os._exit(0)  # threads of the server's pool may still wait for a step
 
 
 def check_port(host: str, port: int) -> None:

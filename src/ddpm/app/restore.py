@@ -1,9 +1,15 @@
 """The Restore tab: a degraded image, its restoration and the uncertainty of it."""
 
+import shlex
+import time
+import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,27 +17,34 @@ from torch import Tensor
 from ddpm.app.components import (
     MOST_SEED,
     NO_CLASS,
-    SHOWN_SIDE,
     TempImages,
+    address,
     as_labels,
     bounded,
+    buttons,
+    choice,
     class_field,
-    enlarged,
+    code_boxes,
+    connect,
+    figure,
     live,
-    mask_editor,
-    read_fitted,
-    read_mask,
-    show_user_errors,
-    upload,
+    live_pictures,
+    pace,
+    picture_pad,
+    program_file,
+    running,
+    sheet,
+    status_line,
 )
-from ddpm.common.errors import UserError, require
+from ddpm.app.generate import in_lines
+from ddpm.app.uploads import from_pad, mask_of, read_fitted, read_mask
+from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr
-from ddpm.common.pixels import to_uint8
+from ddpm.common.pixels import to_pillow, to_uint8
 from ddpm.common.randomness import derive_seed
 from ddpm.model import Model
-from ddpm.plotting.animation import as_grid
 from ddpm.restoration import METHODS, Inpainting, Restored, Task, restore
-from ddpm.restoration.job import ROUNDING_NOTE, degrade, rounding_noise
+from ddpm.restoration.job import ROUNDING_NOTE, UNCERTAINTY_WHITE, degrade, rounding_noise
 from ddpm.restoration.operator import SpectralOperator
 from ddpm.samplers import Step
 
@@ -44,6 +57,11 @@ PAINTED, RANDOM, SMALL, BLUR, NOISE, GREY = (
     "noise only",
     "colour is lost",
 )
+NAME = "picture"  # an image's noise depends on the seed and its name, here and in `ddpm restore`
+PICTURE, MASK, RESULT = f"{NAME}.png", "mask.png", "restored.png"
+VIEWS = ("one draw", "mean", "all draws", "uncertainty", "original")
+# the slider's noise for each damage, so that there is something to restore
+USUAL_NOISE = {NOISE: 0.2, BLUR: 0.02}
 
 
 @dataclass(frozen=True)
@@ -56,25 +74,29 @@ class Damage:
     blur: float = 1.0
     noise: float = 0.0
 
-    def task(self) -> Task:
-        """Return the task of `ddpm restore`. A painted mask comes with the upload and has none."""
+    def words(self) -> dict[str, str | int]:
+        """Return the fields of the task of `ddpm restore`, by name."""
         match self.kind:
+            case "a painted part is lost":
+                return {"name": "inpaint", "mask": MASK}
             case "random pixels are lost":
-                return Task("inpaint", mask=f"random:{self.share}")
+                return {"name": "inpaint", "mask": f"random:{self.share}"}
             case "low resolution":
-                return Task("superresolve", scale=bounded("the scale", self.scale, 2, 8))
+                return {"name": "superresolve", "scale": bounded("the scale", self.scale, 2, 8)}
             case "blur":
-                return Task("deblur", kernel=f"gaussian:{self.blur}")
+                return {"name": "deblur", "kernel": f"gaussian:{self.blur}"}
             case "noise only":
-                return Task("denoise")
+                if self.noise == 0:
+                    raise UserError("there is nothing to restore: raise the noise above 0")
+                return {"name": "denoise"}
             case "colour is lost":
-                return Task("colorize")
+                return {"name": "colorize"}
         raise UserError(f"no damage called {self.kind!r}; there are {', '.join((PAINTED, *KINDS))}")
 
-    def operator(self, model: Model, lost: Tensor | None) -> SpectralOperator:
+    def operator(self, model: Model, lost: Tensor | None, seed: int) -> SpectralOperator:
         """Return the operator for this model's images; `lost` is the painted mask, bool (H, W)."""
         if self.kind != PAINTED:
-            return self.task().operator(model.image_shape)
+            return Task(**self.words(), seed=seed).operator(model.image_shape)  # type: ignore[arg-type]
         if lost is None or not lost.any():
             raise UserError("no pixels are marked: paint over the part to restore, or choose another damage")
         return Inpainting(model.image_shape, ~lost)
@@ -85,13 +107,70 @@ KINDS = (RANDOM, SMALL, BLUR, NOISE, GREY)
 
 @dataclass(frozen=True)
 class Answer:
-    """Pictures of a restoration, and its scores in words."""
+    """A measurement y (C', h, w) in [-1, 1], its restoration (one image), the original if it is known, and a note."""
 
-    before: Image.Image
-    after: Image.Image
-    draws: Image.Image
-    uncertainty: Image.Image
-    report: str
+    y: Tensor
+    restored: Restored
+    original: Tensor | None
+    note: str = ""
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation of each pixel over the draws, (H, W), in [0, 1] units, mean over the channels."""
+        return self.restored.std[0].mean(0)
+
+    def report(self) -> str:
+        """Say in words how well the image is restored."""
+        number, spread, original = self.restored.samples.shape[1], self.spread, self.original
+        text = f"Mean of {number} draws." if number > 1 else "One draw; two or more show the uncertainty."
+        if number > 1:
+            text += f" Their standard deviation: {spread.mean():.3f} on average, {spread.max():.3f} at most."
+        if original is not None:
+            text += f" PSNR of the mean {psnr(self.restored.mean, original[None])[0]:.1f} dB"
+            seen = self.y[None].clamp(-1, 1)  # as shown, and as `ddpm restore` reports it
+            same = self.y.shape == original.shape
+            text += f", before {psnr(seen, original[None])[0]:.1f} dB." if same else "."
+        return text + self.note
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """Return the pictures by the name of their view; all but `all draws` have the size of one image."""
+        draws = self.restored.samples[0]
+        found = {"before": self.y, "one draw": draws[0], "mean": self.restored.mean[0]}
+        if self.original is not None:
+            found["original"] = self.original
+        return {view: to_pillow(to_uint8(image)) for view, image in found.items()} | {"uncertainty": heat(self.spread)}
+
+    def html(self) -> str:
+        """Return what was given beside the restored image, of which one can choose the view."""
+        pictures = self.pictures()
+        before = figure(address(pictures.pop("before")), "what was given", "before")
+        sources = {view: address(picture) for view, picture in pictures.items()}
+        sources["all draws"] = sheet(self.restored.samples[0])
+        order = [view for view in VIEWS if view in sources]
+        choices = "".join(
+            f'<label><input type="radio" name="view" value="{view}"{" checked" * (view == VIEWS[0])}>{view}</label>'
+            for view in order
+        )
+        shown = "".join(
+            f'<div data-view="{view}">{figure(sources[view], view, SCALE if view == "uncertainty" else view)}</div>'
+            for view in order
+        )
+        return (
+            f'<div class="views">{before}<div>{shown}</div></div>'
+            f'<fieldset class="choices" aria-label="Shown on the right">{choices}</fieldset>'
+        )
+
+    def save(self, path: Path, picture: Tensor, lost: Tensor | None) -> Path:
+        """Write a ZIP of all pictures, with the ones that the command reads."""
+        draws = {f"draw_{index:03d}": to_pillow(to_uint8(draw)) for index, draw in enumerate(self.restored.samples[0])}
+        given = {PICTURE: to_pillow(to_uint8(picture))} | (
+            {} if lost is None else {MASK: to_pillow(255 * lost[None].byte())}
+        )
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, image in (self.pictures() | draws | given).items():
+                with archive.open(name if name.endswith(".png") else f"{name.replace(' ', '_')}.png", "w") as entry:
+                    image.save(entry, format="png")
+        return path
 
 
 def damages(model: Model) -> list[str]:
@@ -101,7 +180,7 @@ def damages(model: Model) -> list[str]:
 
 def restore_upload(
     model: Model,
-    source: str | None,
+    source: str | bytes | None,
     lost: Tensor | None,
     damage: Damage,
     *,
@@ -116,12 +195,13 @@ def restore_upload(
 
     `clean`: degrade the upload first and compare the result with it. Otherwise the upload is the degraded image.
     """
-    operator = damage.operator(model, lost)
     number = bounded("the number of draws", draws, 1, MOST_DRAWS)
     count = bounded("the number of steps", steps, 1, min(MOST_STEPS, model.diffusion.schedule.timesteps))
     seed = bounded("the seed", seed, 0, MOST_SEED)
+    operator = damage.operator(model, lost, seed)
     y, original = _measure(model, source, operator, damage, clean, seed)
     sigma = damage.noise if clean else max(damage.noise, rounding_noise(operator))
+    note = f" {ROUNDING_NOTE}." if sigma > damage.noise else ""
 
     def work(callback) -> Answer:
         restored = restore(
@@ -135,131 +215,127 @@ def restore_upload(
             labels=as_labels(label),
             seed=seed,
             batch_size=min(number, model.default_batch_size),
+            names=[NAME],
             callback=callback,
         )
-        found = answer(y, restored, original)
-        return replace(found, report=f"{found.report} {ROUNDING_NOTE}.") if sigma > damage.noise else found
+        return Answer(y, restored, original, note)
 
     return live(work)
 
 
 def _measure(
-    model: Model, source: str | None, operator: SpectralOperator, damage: Damage, clean: bool, seed: int
+    model: Model, source: str | bytes | None, operator: SpectralOperator, damage: Damage, clean: bool, seed: int
 ) -> tuple[Tensor, Tensor | None]:
     """Return (y, the original or None). The upload is resized to the shape that the operator expects."""
     if clean:
         original = read_fitted(source, model.image_shape, preprocessing=model.preprocessing)
-        return degrade(original, operator, damage.noise, derive_seed(seed, "degrade")), original
+        return degrade(original, operator, damage.noise, derive_seed(seed, "degrade", NAME)), original
     y = read_fitted(source, operator.measurement_shape, preprocessing=model.preprocessing)
     return (y * operator.known if isinstance(operator, Inpainting) else y), None
 
 
-def answer(y: Tensor, restored: Restored, original: Tensor | None) -> Answer:
-    """Draw the pictures of the first restored image; y is (C', h, w) in [-1, 1]."""
-    before = enlarged(to_uint8(y))
-    after = enlarged(to_uint8(restored.mean[0]))
-    mode = "RGB" if "RGB" in (before.mode, after.mode) else "L"
-    before = before.convert(mode).resize(after.size, Image.Resampling.NEAREST)
-    draws = restored.samples[0]
-    spread = restored.std[0].mean(0)
-    report = f"Mean of {len(draws)} draws." if len(draws) > 1 else "One draw; two or more show the uncertainty."
-    if len(draws) > 1:
-        report += f" Their standard deviation: {spread.mean():.3f} on average, {spread.max():.3f} at most."
-    if original is not None:
-        report += f" PSNR {psnr(restored.mean, original[None])[0]:.1f} dB"
-        seen = y[None].clamp(-1, 1)  # as shown, and as `ddpm restore` reports it
-        report += f", before {psnr(seen, original[None])[0]:.1f} dB." if y.shape == original.shape else "."
-    return Answer(before, after.convert(mode), enlarged(as_grid(draws)), heat(spread), report)
+HEAT = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])  # dark to light
+SCALE = (
+    '<span class="scale" style="background:linear-gradient(to right, '
+    + ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in HEAT.tolist())
+    + f')"></span><span class="ends"><span>0</span><span>σ of the draws</span><span>{UNCERTAINTY_WHITE}+</span></span>'
+)
 
 
 def heat(spread: Tensor) -> Image.Image:
-    """Draw a map (H, W) of standard deviations: black is zero, the lightest colour is the maximum."""
-    colours = require("matplotlib", "app").colormaps["magma"]
-    pixels = colours((spread / spread.max().clamp(min=1e-6)).numpy(), bytes=True)[..., :3]
-    return enlarged(torch.from_numpy(pixels).permute(2, 0, 1), SHOWN_SIDE)
+    """Draw a map (H, W) of standard deviations in [0, 1] units: black is 0, the lightest colour 0.25 and more."""
+    places = np.linspace(0, UNCERTAINTY_WHITE, len(HEAT))
+    colours = np.stack([np.interp(spread.numpy(), places, HEAT[:, channel]) for channel in range(3)])
+    return to_pillow(torch.from_numpy(colours.round().astype(np.uint8)))
 
 
-BRUSH = "#D55E00"  # visible on grey and on colour
-CANVAS = 320  # pixels a side
+def as_command(name: str, damage: Damage, options: dict[str, str | float], clean: bool) -> str:
+    """Return the command that restores picture.png in the same way."""
+    task = {("task" if key == "name" else key): value for key, value in damage.words().items()}
+    flags = [f"--{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in (task | options).items()]
+    flags = [*flags, *(["--degrade"] if clean else []), f"--out {RESULT}"]
+    return " \\\n    ".join([f"ddpm restore {shlex.quote(name)} {PICTURE}", *in_lines(flags)])
 
 
-def tab(model: Model) -> None:
+def as_python(name: str, damage: Damage, options: dict[str, str | float], clean: bool) -> str:
+    """Return the Python program that restores picture.png in the same way."""
+
+    def words(values: dict[str, str | float]) -> str:
+        return ", ".join(f"{key}={value!r}" for key, value in values.items())
+
+    own = {key: value for key, value in options.items() if key in ("method", "noise", "samples")}
+    sampling = {key: value for key, value in options.items() if key not in own}
+    task = damage.words() | ({"seed": options["seed"]} if damage.kind == RANDOM else {})
+    return (
+        "import ddpm\nfrom ddpm.restoration import RestoreSettings, Task, restore_file\n\n"
+        f"settings = RestoreSettings(\n    Task({words(task)}),\n    {words(own)}, degrade={clean},\n"
+        f"    sampling=ddpm.SamplingOptions({words(sampling)}),\n)\n"
+        f'restore_file(ddpm.load({name!r}), "{PICTURE}", "{RESULT}", settings)'
+    )
+
+
+def tab(model: Model, name: str) -> None:
     """Build the tab and connect its events; endpoint /restore."""
     _, height, width = model.image_shape
     kinds = damages(model)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=280):
-            image = upload("Image")
-            gr.Markdown(f"Resized to {width}×{height}, the size of this model, as in training.", elem_classes="hint")
-            kind = gr.Dropdown(kinds, value=PAINTED, label="Damage")
-            mask = mask_editor("Paint what is lost", CANVAS, BRUSH, height=CANVAS + 60, elem_id="mask")
-            share = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Share of pixels lost", visible=False)
-            scale = gr.Slider(2, 8, 2, step=1, label="Times smaller", visible=False)
-            blur = gr.Slider(0.3, 4, 1, step=0.1, label="Blur (σ in pixels)", visible=False)
-            noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)")
-            clean = gr.Checkbox(True, label="The upload is clean: damage it first")
-            label = class_field(model)
-            with gr.Accordion("Method", open=False):
-                method = gr.Dropdown(list(METHODS), value="ddnm", label="Method")
-                most = min(MOST_STEPS, len(model.diffusion.schedule))
-                steps = gr.Slider(1, most, min(100, most), step=1, label="Steps")
-                draws = gr.Slider(1, MOST_DRAWS, 4, step=1, label="Draws")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-            with gr.Row():
-                start = gr.Button("Restore", variant="primary", min_width=120)
-                cancel = gr.Button("Cancel", min_width=120)
-        with gr.Column(scale=3, min_width=300):
-            status = gr.Markdown("Choose an image.", elem_classes="status")
-            compared = gr.ImageSlider(
-                label="Before and after", format="png", max_height=420, interactive=False, buttons=["download"],
-                elem_classes="titled",
-            )  # fmt: skip
-            with gr.Row():
-                every = gr.Image(
-                    label="Draws", format="png", height=240, interactive=False, buttons=["download"], min_width=140,
-                    elem_classes="lowered",
-                )  # fmt: skip
-                spread = gr.Image(
-                    label="Uncertainty", format="png", height=240, interactive=False,
-                    buttons=["download"], min_width=140, elem_classes="lowered",
-                )  # fmt: skip
+    most = min(MOST_STEPS, len(model.diffusion.schedule))
+    with gr.Row(elem_classes="room"):
+        with gr.Column(scale=1, min_width=300):
+            pad = picture_pad(model, "restore", "Picture to restore", marks=True)
+            image, mask = program_file("Image"), program_file("Mask")
+            kind = choice(kinds, PAINTED, "Damage")
+            with gr.Column(visible=False) as random_only:
+                share = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Share of pixels lost")
+            with gr.Column(visible=False) as small_only:
+                scale = gr.Slider(2, 8, 4, step=1, label="Times smaller")
+            with gr.Column(visible=False) as blur_only:
+                blur = gr.Slider(0.3, 4, 1.5, step=0.1, label="Blur (σ in pixels)")
+            pressed = buttons("Restore")
+        with gr.Column(scale=1, min_width=300):
+            status = status_line("Mark what is lost, then press Restore.")
+            moving = gr.HTML(elem_classes="moving")
+            result = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
+            with gr.Row(elem_classes="downloads"):
+                archive = gr.DownloadButton("All pictures, ZIP", size="sm", min_width=120)
+    with gr.Accordion("Noise, class and method", open=False), gr.Row():
+        noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)", min_width=140)
+        label = class_field(model, min_width=120)
+        method = choice(list(METHODS), "ddnm", "Method", min_width=120)
+        steps = gr.Slider(1, most, min(100, most), step=1, label="Steps", min_width=140)
+        draws = gr.Slider(1, MOST_DRAWS, 4, step=1, label="Draws", min_width=140)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+        clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=180)
+    command, python = code_boxes()
 
-    @show_user_errors
-    def restore(image, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label):
-        lost = read_mask(mask, (height, width)) if kind == PAINTED else None
-        damage = Damage(kind, share, scale, blur, noise)
-        options = {"clean": clean, "method": method, "steps": steps, "draws": draws, "seed": seed, "label": label}
-        unfinished = [None] * 3  # not gr.skip(): each one leaves a component behind in the session
-        yield "Starting …", *unfinished
-        for event in restore_upload(model, image, lost, damage, **options):
+    def restore(image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label):
+        lost = read_mask(mask_of(pad, mask), (height, width)) if kind == PAINTED else None
+        damage, source = Damage(kind, share, scale, blur, noise), from_pad(pad, image)
+        options = {"method": method, "steps": steps, "draws": draws, "seed": seed, "label": label}
+        yield running("Starting …"), "", *unfinished
+        began = time.monotonic()
+        for event in restore_upload(model, source, lost, damage, clean=clean, **options):
             if isinstance(event, Step):
-                yield f"Step {event.index + 1} of {event.steps}", *unfinished
+                pictures = live_pictures(event, model.diffusion.schedule.log_snr(event.t))
+                yield pace(event, began), pictures, *unfinished
             else:
+                given = {"method": method, "noise": noise, "samples": draws, "steps": steps, "seed": seed}
+                given |= {"batch_size": min(draws, model.default_batch_size)}
+                given |= {} if as_labels(label) is None else {"labels": label}
+                equivalents = [write(name, damage, given, clean) for write in (as_command, as_python)]
+                shape = model.image_shape if event.original is not None else event.y.shape
+                picture = read_fitted(source, shape, preprocessing=model.preprocessing)
                 with TempImages() as out:
-                    compared = out.put(event.before, "before"), out.put(event.after, "after")
-                    yield event.report, compared, out.put(event.draws), out.put(event.uncertainty)
-
-    @show_user_errors
-    def to_paint_on(image):
-        """Show the upload, as this model sees it, under the brush."""
-        if image is None:
-            return None, "Choose an image."
-        fitted = read_fitted(image, model.image_shape, preprocessing=model.preprocessing)
-        return enlarged(to_uint8(fitted), CANVAS), "Ready."
+                    file = event.save(out.folder / "restored.zip", picture, lost)
+                    yield escape(event.report()), "", event.html(), str(file), *equivalents
 
     def for_kind(kind):
-        shown = {mask: PAINTED, share: RANDOM, scale: SMALL, blur: BLUR}
-        return [gr.update(visible=kind == own) for own in shown.values()]
+        """Show the slider of a damage. Never the pad: an update would replace it."""
+        own = [gr.Column(visible=kind == one) for one in (RANDOM, SMALL, BLUR)]
+        return *own, USUAL_NOISE.get(kind, 0)
 
-    run = start.click(
-        restore,
-        [image, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label],
-        [status, compared, every, spread],
-        api_name="restore",
-        concurrency_id="model",
-        show_progress="hidden",
-    )
-    cancelled = cancel.click(None, cancels=run)
-    cancelled.then(lambda: "Cancelled.", None, status, queue=False, api_visibility="private", show_progress="hidden")
-    image.change(to_paint_on, image, [mask, status], api_visibility="private", show_progress="hidden")
-    kind.change(for_kind, kind, [mask, share, scale, blur], api_visibility="private", show_progress="hidden")
+    outputs = [status, moving, result, archive, command, python]
+    unfinished = ["", None, "", ""]
+    inputs = [image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label]
+    connect(pressed, restore, inputs, outputs, api_name="restore")
+    shown = [random_only, small_only, blur_only, noise]
+    kind.change(for_kind, kind, shown, api_visibility="private", show_progress="hidden", queue=False)

@@ -1,29 +1,34 @@
 """The Runs tab: curves and previews of the training runs in a folder."""
 
 import json
+import re
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import numpy as np
+import psutil
+import yaml
 from PIL import Image
 
-from ddpm.app.components import TempImages, read_upload, show_user_errors
-from ddpm.app.explore import as_svg
+from ddpm.app.components import film, show_user_errors
+from ddpm.app.figures import Curve, chart, figure
+from ddpm.app.uploads import read_upload
 from ddpm.common.errors import UserError
 from ddpm.common.files import is_run
 from ddpm.common.pixels import numbered
-from ddpm.plotting.plots import COLOURS, DASHES, figure, plain
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-CONFIG, METRICS, SAMPLES = "config.yaml", "metrics.jsonl", "samples"
-MOST_RUNS, MOST_POINTS, NEWEST = 200, 2000, 4
+CONFIG, METRICS, SAMPLES, LOCK = "config.yaml", "metrics.jsonl", "samples", ".lock"
+MOST_RUNS, MOST_POINTS, MOST_PREVIEWS = 200, 2000, 24
 MOST_LOG_BYTES = 2**26
-LARGEST_GRID = 640  # pixels a side, as shown
+LARGEST_GRID = 480  # pixels a side, as shown
 SMOOTHING = 20  # points per running mean of a long curve
+WIDE = 560
 AXES = ("step", "images", "epoch", "seconds")
 
 
@@ -75,41 +80,87 @@ def quantities(folder: Path, names: Sequence[str]) -> list[str]:
     return [key for key in keys if key not in AXES]
 
 
-def curves(folder: Path, names: Sequence[str], quantity: str = "loss") -> "Figure":
-    """Plot a logged quantity of the chosen runs over their steps."""
-    with figure(1, 1, 3.0) as (drawn, axes):
-        ax, lowest = axes[0, 0], np.inf
-        for number, name in enumerate(names):
-            points = [(r["step"], r[quantity]) for r in read_metrics(run_path(folder, name)) if quantity in r]
-            if not points:
-                continue
-            steps, values = _thinned(np.array(points, dtype=np.float64))
-            colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
-            ax.plot(steps, values, color=colour, linestyle=dashes, label=plain(name))
-            lowest = min(lowest, np.nanmin(values))
-        ax.set(xlabel="step", ylabel=quantity.replace("_", " "))
-        if np.isfinite(lowest):
-            ax.legend()
-            if lowest > 0 and quantity == "loss":
-                ax.set_yscale("log")
-        else:
-            ax.text(0.5, 0.5, "nothing logged yet", ha="center", va="center", transform=ax.transAxes)
-        return drawn
-
-
-def grids(folder: Path, names: Sequence[str], newest: int = NEWEST) -> list[tuple[Image.Image, str]]:
-    """Return the newest previews of the chosen runs with captions; skip one that is still being written."""
-    found = []
+def curves(folder: Path, names: Sequence[str], quantity: str = "loss") -> list[Curve]:
+    """Return a logged quantity of the chosen runs over their steps; a run's look does not depend on the choice."""
+    known, found = sorted(find_runs(folder)), []
     for name in names:
-        paths = numbered(run_path(folder, name) / SAMPLES)
-        for path in reversed(paths[-newest:]):
-            try:
-                image = read_upload(str(path), 3, path.name)
-            except UserError:
-                continue
-            image.thumbnail((LARGEST_GRID, LARGEST_GRID), Image.Resampling.LANCZOS)
-            found.append((image, f"{name}, step {int(path.stem):,}"))
+        points = [(r["step"], r[quantity]) for r in read_metrics(run_path(folder, name)) if quantity in r]
+        if points:
+            steps, values = _thinned(np.array(points, dtype=np.float64))
+            found.append(Curve(name, steps, values, known.index(name)))
     return found
+
+
+def previews(folder: Path, name: str) -> list[tuple[Image.Image, str]]:
+    """Return previews of a run with captions, the oldest first; skip one that is still being written."""
+    found, paths = [], numbered(run_path(folder, name) / SAMPLES)
+    chosen = sorted({round(place) for place in np.linspace(0, len(paths) - 1, min(len(paths), MOST_PREVIEWS))})
+    for path in (paths[index] for index in chosen):
+        try:
+            image = read_upload(str(path), 3, path.name)
+        except UserError:
+            continue
+        image.thumbnail((LARGEST_GRID, LARGEST_GRID), Image.Resampling.LANCZOS)
+        found.append((image, f"{name}, step {int(path.stem):,}"))
+    return found
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run is: `total` steps are configured; None where it is not known. `active`: a process trains it now."""
+
+    step: int
+    total: int | None
+    images_per_second: float | None
+    seconds_left: float | None
+    active: bool
+
+    def words(self) -> list[str]:
+        """Return state, step, images per second and time left, as a person reads them."""
+        over = self.total is not None and self.step >= self.total
+        state = "training" if self.active else "finished" if over else "stopped"
+        step = f"{self.step:,}" + (f" of {self.total:,}" if self.total else "")
+        speed = "" if self.images_per_second is None else f"{self.images_per_second:,.0f}"
+        left = self.seconds_left if self.active and not over else None
+        return [state, step, speed, "" if left is None else f"{left / 60:.0f} min" if left > 99 else f"{left:.0f} s"]
+
+
+def state_of(run: Path) -> State:
+    """Read how far a run is, from its configuration, its last logged line and its lock."""
+    records = read_metrics(run)
+    last = records[-1] if records else {}
+    step, seconds = int(last.get("step", 0)), last.get("seconds")
+    total = None
+    with suppress(OSError, yaml.YAMLError, AttributeError, TypeError):
+        total = yaml.safe_load((run / CONFIG).read_text()).get("training", {}).get("steps")
+    left = seconds / step * (total - step) if total and step and seconds else None
+    return State(step, total, last.get("images_per_second"), left, _is_active(run))
+
+
+def _is_active(run: Path) -> bool:
+    """Whether the process that the run's lock names is alive, and was when it wrote the lock."""
+    try:
+        lock = run / LOCK
+        found = re.fullmatch(r"process (\d+) on (.*)", lock.read_text())
+        if not found or found[2] != socket.gethostname():
+            return False
+        return psutil.Process(int(found[1])).create_time() <= lock.stat().st_mtime
+    except (OSError, psutil.Error):
+        return False
+
+
+def table(folder: Path, names: Sequence[str]) -> str:
+    """Return the states of the chosen runs as an HTML table."""
+    if not names:
+        return "<p>No run is chosen: tick one.</p>"
+    head = "".join(f"<th scope='col'>{word}</th>" for word in ("run", "state", "step", "images a second", "time left"))
+    rows = "".join(
+        f"<tr><th scope='row'>{escape(name)}</th>"
+        + "".join(f"<td>{word}</td>" for word in state_of(run_path(folder, name)).words())
+        + "</tr>"
+        for name in names
+    )
+    return f"<div class='scroll'><table class='runs'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
 def _changed(run: Path) -> float:
@@ -140,43 +191,50 @@ def tab(folder: Path, page: gr.Blocks) -> None:
     # The choices appear after the page has polled, which a program never does. So Gradio's own check of the choice is
     # replaced, and `run_path` refuses unknown names.
     chosen.preprocess, quantity.preprocess = list, str
-    figure = gr.HTML(elem_classes="figure")
-    gallery = gr.Gallery(
-        label="Newest samples, from the same seeds", format="png", columns=4, height="auto", object_fit="contain",
-        buttons=["download"], elem_classes="grids",
-    )  # fmt: skip
+    states = gr.HTML()
+    drawn = gr.HTML()
+    pictures = gr.HTML()
     seen = gr.State(None)  # not polled yet
 
-    @show_user_errors
     def runs(names, quantity):
-        with TempImages() as out:
-            yield pictures(names, quantity, out)
+        found = curves(folder, names, quantity)
+        words = quantity.replace("_", " ")
+        log = quantity == "loss" and all((curve.y > 0).all() for curve in found)
+        plot = figure(
+            [chart(words, "step", found, log=log, width=WIDE)], found, f"{words} over steps of {', '.join(names)}"
+        )
+        films = [film([([image], caption) for image, caption in grids], last=True) for grids in
+                 (previews(folder, name) for name in names[:FIRST]) if grids]  # fmt: skip
+        return table(folder, names), plot, f'<div class="strip films">{"".join(films)}</div>'
 
-    def pictures(names, quantity, out):
-        drawn = as_svg(curves(folder, names, quantity), f"{quantity} over steps of {', '.join(names)}")
-        return drawn, [(out.put(grid), caption) for grid, caption in grids(folder, names)]
-
-    @show_user_errors
     def look(names, quantity, seen):
         """Poll the folder; send nothing if nothing has changed."""
         now = fingerprint(folder)
         if now == seen:
-            yield [gr.skip()] * 6
-            return
+            return [gr.skip()] * 4
         known, there = {name for name, _ in seen or []}, [name for name, _ in now]
-        names = [name for name in names if name in there] + [name for name in there[:FIRST] if not known]
+        kept = [name for name in names if name in there] + [name for name in there[:FIRST] if not known]
         hint = f"Runs in `{folder}`, checked every {EVERY} seconds." if there else nothing_in(folder)
-        choices = quantities(folder, names)
-        quantity = quantity if quantity in choices else "loss"
-        with TempImages() as out:
-            boxes = gr.CheckboxGroup(there, value=names), gr.Dropdown(choices, value=quantity)
-            yield hint, *boxes, *pictures(names, quantity, out), now
+        choices = quantities(folder, kept)
+        # the ticks are sent only if they differ: they may have changed in the meantime
+        boxes = gr.CheckboxGroup(there) if kept == names else gr.CheckboxGroup(there, value=kept)
+        quantities_there = gr.Dropdown(choices) if quantity in choices else gr.Dropdown(choices, value="loss")
+        return hint, boxes, quantities_there, now
 
     shown, quiet = [chosen, quantity], {"concurrency_id": "runs", "show_progress": "hidden"}
-    everything = [where, chosen, quantity, figure, gallery, seen]
+    polled = [where, chosen, quantity, seen]
     ticks = [page.load, gr.Timer(EVERY).tick]
-    gr.on(ticks, look, [*shown, seen], everything, api_visibility="private", **quiet)
-    gr.on([chosen.input, quantity.input], runs, shown, [figure, gallery], api_name="runs", **quiet)
+    gr.on(ticks, show_user_errors(look), [*shown, seen], polled, api_visibility="private", **quiet)
+    # always the last choice: a press while a figure is drawn must not be lost
+    gr.on(
+        [chosen.input, quantity.input, seen.change],
+        show_user_errors(runs),
+        shown,
+        [states, drawn, pictures],
+        api_name="runs",
+        trigger_mode="always_last",
+        **quiet,
+    )
 
 
 def nothing_in(folder: Path) -> str:

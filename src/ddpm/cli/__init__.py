@@ -2,7 +2,6 @@
 
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +9,13 @@ import typer
 from ddpm.cli.app import app as page
 from ddpm.cli.convert import convert
 from ddpm.cli.data import data
+from ddpm.cli.distill import distill
 from ddpm.cli.edit import edit
 from ddpm.cli.evaluate import evaluate
+from ddpm.cli.export import export
+from ddpm.cli.info import info
 from ddpm.cli.interpolate import interpolate
+from ddpm.cli.options import command_line
 from ddpm.cli.plot import plot
 from ddpm.cli.presets import presets
 from ddpm.cli.push import push
@@ -22,6 +25,7 @@ from ddpm.cli.trace import trace
 from ddpm.cli.train import CONTEXT, TrainCommand, train
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import NO_SPACE
+from ddpm.common.names import VERSION
 
 INTERRUPTED = 130  # exit code of a process that Ctrl-C has ended; Typer returns it, too
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -34,7 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(cls=TrainCommand, context_settings=CONTEXT | HELP_NAMES)(train)
-for command in (sample, trace, evaluate, restore, edit, interpolate, data, presets, convert, push):
+app.command(context_settings=CONTEXT | HELP_NAMES)(distill)
+for command in (sample, trace, evaluate, restore, edit, interpolate, info, data, presets, convert, export, push):
     app.command(context_settings=HELP_NAMES)(command)
 app.add_typer(plot)
 app.command("app", context_settings=HELP_NAMES)(page)
@@ -46,7 +51,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 def print_version(asked: bool) -> None:
     """Print the version and exit."""
     if asked:
-        print(version("ddpm"))
+        print(VERSION)
         raise typer.Exit
 
 
@@ -67,6 +72,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; print an error as one line to stderr."""
     command = typer.main.get_command(app)
+    command_line.set(arguments)
     try:
         code = command.main(arguments or ["--help"], prog_name="ddpm", standalone_mode=False, obj=arguments) or 0
         return complain("interrupted", code) if code == INTERRUPTED else code

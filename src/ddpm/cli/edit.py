@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm.cli.options import PATH, ModelName, Overwrite, sampling_flags
+from ddpm.cli.options import PATH, Metadata, ModelName, Overwrite, origin, sampling_flags
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
@@ -43,11 +43,13 @@ def edit(
         Path | None, typer.Option(**PATH, help="a .png; a folder if INPUT is a folder; or the file of a plot")
     ] = None,
     overwrite: Overwrite = False,
+    metadata: Metadata = True,
 ) -> None:
     """Edit a picture or a folder of pictures, by one of --strength, --curve, --invert and --to.
 
     SDEdit of strength S takes the last S × steps of a run. Picture i of a seed always gets the same noise.
     """
+    from ddpm.common.pixels import made_by
     from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
     from ddpm.editing.images import draw_curve, draw_reconstructions
     from ddpm.model import load
@@ -82,7 +84,8 @@ def edit(
             edited = sdedit(editor, images, strength)
         else:
             edited = translate(editor, images, labels, to, depth=depth, evaluations=evaluations // 2, order=order)
-        write(names, images, edited, target, source.is_dir(), overwrite)
+        with made_by(origin(metadata, prior, options=editor.options.as_dict())):
+            write(names, images, edited, target, source.is_dir(), overwrite)
     print(target)
 
 

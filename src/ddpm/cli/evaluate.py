@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm.cli.options import PATH, Overwrite, sampling_flags
+from ddpm.cli.options import PATH, Overwrite, complete_model, sampling_flags
 from ddpm.common.errors import UserError
 from ddpm.common.files import refuse_existing, user_path
 from ddpm.common.names import DEFAULT_SAMPLER, DEFAULT_STEPS
@@ -23,7 +23,10 @@ QUICK_METRICS = ("fid", "kid", "prdc", "is", "drift", "levels")
 
 @sampling_flags(without=["sampler", "steps"])
 def evaluate(
-    candidate: Annotated[str, typer.Argument(metavar="MODEL", help="a model, or a folder or .npz of images")],
+    candidate: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="a model, or a folder or .npz of images", autocompletion=complete_model),
+    ],
     data: Annotated[str, typer.Option(help="real images: a SOURCE, or an .npz of precomputed mu, sigma, n")],
     metrics: Annotated[
         str | None,

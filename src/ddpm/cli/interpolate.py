@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddpm.cli.options import PATH, ModelName, Overwrite, sampling_flags
+from ddpm.cli.options import PATH, Metadata, ModelName, Overwrite, origin, sampling_flags
 from ddpm.common.errors import UserError
 from ddpm.common.files import check_output
 
@@ -26,11 +26,12 @@ def interpolate(
         "interpolation.png"
     ),
     overwrite: Overwrite = False,
+    metadata: Metadata = True,
 ) -> None:
     """Interpolate from picture A to picture B. Depth D takes the last D × steps of a run."""
     import torch
 
-    from ddpm.common.pixels import save_grid
+    from ddpm.common.pixels import made_by, save_grid
     from ddpm.editing import Editor, coarse_to_fine
     from ddpm.editing.images import read_fitted
     from ddpm.model import load
@@ -44,7 +45,8 @@ def interpolate(
     weights = [i / (num - 1) for i in range(num)]
     rows = coarse_to_fine(editor, a[0], b[0], weights, parse_depths(depths))
     framed = torch.cat([a.expand(len(rows), 1, *a.shape[1:]), rows, b.expand(len(rows), 1, *b.shape[1:])], dim=1)
-    print(save_grid(framed.flatten(0, 1), out, columns=num + 2, overwrite=overwrite))
+    with made_by(origin(metadata, prior, options=editor.options.as_dict())):
+        print(save_grid(framed.flatten(0, 1), out, columns=num + 2, overwrite=overwrite))
 
 
 def parse_depths(text: str) -> list[float]:

@@ -2,13 +2,19 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+import math
+import shlex
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import user_path
+from ddpm.common.files import is_model, is_run, user_path
 from ddpm.common.names import DEFAULT_SAMPLER, DEFAULT_STEPS, Precision, SamplerName
 from ddpm.common.names import Spacing as SpacingName
 
@@ -24,33 +30,64 @@ def _presets() -> list[str]:
     return preset_names()
 
 
+def _runs() -> list[str]:
+    return sorted(str(folder) for folder in Path("runs").glob("*") if is_run(folder))
+
+
+def _models() -> list[str]:
+    """Bundled models, runs, and models in the Hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    entries = [entry.name for entry in files("ddpm.assets").iterdir()]
+    bundled = sorted(name.removesuffix("_model") for name in entries if name.endswith("_model"))
+    cached = Path(HF_HUB_CACHE).glob("models--*--*/snapshots/*")
+    ids = {folder.parts[-3].removeprefix("models--").replace("--", "/") for folder in cached if is_model(folder)}
+    return [*bundled, *_runs(), *sorted(ids)]
+
+
 complete_preset = complete(_presets)
+complete_run = complete(_runs)
+complete_model = complete(_models)
+complete_sampler = complete(lambda: list(get_args(SamplerName)))
+complete_spacing = complete(lambda: list(get_args(SpacingName)))
+complete_precision = complete(lambda: list(get_args(Precision)))
+complete_clip = complete(lambda: ["static", "dynamic", "none"])
 
 MODEL_HELP = "'digits', a run directory, a Diffusers folder, or a Hub id"
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=complete_model)]
 # For every parameter that is a path. Shells leave the tilde in --out=~/run, and it must not create a folder called ~.
 PATH: dict[str, Any] = {"parser": user_path, "metavar": "PATH"}
 
 Labels = Annotated[str | None, typer.Option(help="classes that images take in turn: 3, or 0,1,2, or names, or all")]
 GuidanceRescale = Annotated[float, typer.Option(min=0, max=1, help="0 to 1: undo guidance's contrast")]
 Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 is unconditional")]
-Sampler = Annotated[
-    str,
-    typer.Option(help=", ".join(get_args(SamplerName)), autocompletion=complete(lambda: list(get_args(SamplerName)))),
+SAMPLERS = ", ".join(f"{name} (the usual one)" if name == DEFAULT_SAMPLER else name for name in get_args(SamplerName))
+Sampler = Annotated[str | None, typer.Option(help=SAMPLERS, autocompletion=complete_sampler)]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(get_args(SpacingName))}; default: the sampler's own", autocompletion=complete_spacing
+    ),
 ]
-Spacing = Annotated[str | None, typer.Option(help=f"{', '.join(get_args(SpacingName))}; default: the sampler's own")]
 Eta = Annotated[float | None, typer.Option(min=0, max=1, help="ddim only: 0 is deterministic, 1 as noisy as ancestral")]
-ClipName = Annotated[str, typer.Option(help="clipping of the predicted x_0: static, dynamic or none")]
+ClipName = Annotated[
+    str, typer.Option(help="clipping of the predicted x_0: static, dynamic or none", autocompletion=complete_clip)
+]
 Seed = Annotated[int, typer.Option(help="image i of a seed is always the same image")]
 BatchSize = Annotated[int | None, typer.Option(help="images per forward pass")]
-PrecisionName = Annotated[str, typer.Option(help=f"number format: {', '.join(get_args(Precision))}")]
+PrecisionName = Annotated[
+    str, typer.Option(help=f"number format: {', '.join(get_args(Precision))}", autocompletion=complete_precision)
+]
 Overwrite = Annotated[bool, typer.Option(help="replace existing output")]
+Metadata = Annotated[
+    bool, typer.Option("--metadata/--no-metadata", help="write into the file how it was made, for `ddpm info`")
+]
 
 SAMPLING: dict[str, tuple[Any, Any]] = {  # the fields of `ddpm.SamplingOptions` that are flags, with type and default
     "labels": (Labels, None),
     "guidance": (Guidance, 1.0),
     "guidance_rescale": (GuidanceRescale, 0.0),
-    "sampler": (Sampler, DEFAULT_SAMPLER),
+    "sampler": (Sampler, None),
     "steps": (int | None, None),
     "spacing": (Spacing, None),
     "eta": (Eta, None),
@@ -71,7 +108,8 @@ def sampling_flags(*, steps: int | str = DEFAULT_STEPS, without: Collection[str]
         without: options that the command does not have.
         defaults: defaults that differ from those of `SamplingOptions`.
     """
-    count = typer.Option(help=f"sampling steps; default: {steps}, or T if that is less")
+    own = "" if "sampler" in defaults else "; a student has its own steps and sampler"
+    count = typer.Option(help=f"sampling steps; default: {steps}, or T if that is less{own}")
     types = {name: kind for name, (kind, _) in SAMPLING.items()} | {"steps": Annotated[int | None, count]}
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=types[name], default=default)
@@ -97,6 +135,40 @@ def sampling_flags(*, steps: int | str = DEFAULT_STEPS, without: Collection[str]
         return with_flags
 
     return decorate
+
+
+@contextmanager
+def step_bar(images: int) -> Iterator[Callable[[Any], None]]:
+    """Give a sampler's callback that shows its steps on a terminal, if they take over two seconds.
+
+    images: how many are sampled, in batches.
+    """
+    from tqdm import tqdm
+
+    done = 0
+    with tqdm(desc="steps", unit="step", delay=2, leave=False, disable=None) as bar:
+
+        def callback(step: Any) -> None:
+            nonlocal done
+            bar.total = math.ceil(images / len(step.x_t)) * step.steps if not done else bar.total
+            done += 1
+            bar.update()
+
+        yield callback
+
+
+command_line: ContextVar[list[str]] = ContextVar("command_line")  # the arguments of the command that is running
+
+
+def origin(metadata: bool, loaded: Any, **more: Any) -> dict[str, Any] | None:
+    """Return how the files of the running command are made, for `made_by`; None without --metadata.
+
+    loaded: the model, or None. more: JSON values.
+    """
+    from ddpm.common.pixels import origin_of
+
+    weights = None if loaded is None else loaded.weights_hash
+    return origin_of(shlex.join(["ddpm", *command_line.get([])]), weights, **more) if metadata else None
 
 
 def parse_clip(text: str) -> Literal["static", "dynamic"] | None:

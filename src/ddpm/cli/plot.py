@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from ddpm.cli.options import PATH, ModelName, Overwrite, Seed, sampling_flags
+from ddpm.cli.options import PATH, ModelName, Overwrite, Seed, complete_model, sampling_flags
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
 from ddpm.common.names import ScheduleName
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 plot = typer.Typer(name="plot", help="Plot a figure: PDF, SVG or PNG.", no_args_is_help=True, rich_markup_mode=None)
 
-Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="one or more, as NAME or TITLE=NAME")]
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL...", help="one or more, as NAME or TITLE=NAME", autocompletion=complete_model),
+]
 Source = Annotated[str, typer.Option("--data", help="a name, hf:user/set, or a path; NAME:test is a split")]
 Rows = Annotated[int, typer.Option(min=1, help="rows of images")]
 Columns = Annotated[int, typer.Option(min=1, help="columns of images")]

@@ -11,11 +11,15 @@ def presets(
     name: Annotated[
         str | None, typer.Argument(help="print this preset as YAML with every field", autocompletion=complete_preset)
     ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of a configuration")] = False,
 ) -> None:
     """List the presets, or print one with every field explained."""
     from ddpm.training.config import load_config, preset_about, preset_names
-    from ddpm.training.fields import annotated_yaml
+    from ddpm.training.fields import annotated_yaml, json_schema
 
+    if schema:
+        print(json_schema(), end="")
+        return
     if name is not None:
         print(annotated_yaml(load_config(name)), end="")
         return

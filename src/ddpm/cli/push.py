@@ -1,4 +1,4 @@
-"""`ddpm push`: upload a model folder to the Hub, with its card and an image of its samples."""
+"""`ddpm push`: upload a model folder to the Hub with its card and samples, and make a Space that shows it."""
 
 import tempfile
 from pathlib import Path
@@ -6,18 +6,23 @@ from typing import Annotated
 
 import typer
 
+from ddpm.cli.options import ModelName
+
 
 def push(
-    model: Annotated[str, typer.Argument(help="a run directory or a model folder")],
+    model: ModelName,
     name: Annotated[str, typer.Argument(help="user/name on the Hub; created if needed")],
     private: Annotated[bool, typer.Option(help="create the repository as private")] = False,
     num: Annotated[int, typer.Option(help="number of samples on the card; 0 for none")] = 16,
     seed: Annotated[int, typer.Option(help="seed of the samples")] = 0,
+    space: Annotated[
+        bool, typer.Option("--space", help="also make a Space of this name, which runs `ddpm app`")
+    ] = False,
 ) -> None:
     """Upload a model to the Hub, with the card in its folder."""
     from ddpm.common.pixels import save_grid
     from ddpm.interop import hub
-    from ddpm.interop.card import add_samples, address_card, keep_card
+    from ddpm.interop.card import add_samples, address_card, keep_card, write_space
     from ddpm.model import SamplingOptions, find_model, load
 
     hub.check_id(name)
@@ -35,3 +40,8 @@ def push(
             add_samples(folder, picture, caption)
         address_card(folder, name)
         print(hub.upload(folder, name, private=private))
+        if space:
+            write_space(Path(scratch) / "space", name)
+            print(hub.upload(Path(scratch) / "space", name, private=private, space=True))
+            if private:
+                print("the Space reads a private model: give it a token, as the secret HF_TOKEN in its settings")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddpm.cli.options import PATH, ModelName, Overwrite, sampling_flags
+from ddpm.cli.options import PATH, Metadata, ModelName, Overwrite, origin, sampling_flags
 from ddpm.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ def restore(
     sampling: dict[str, Any],
     out: Annotated[Path | None, typer.Option(**PATH, help="a .png, or a folder if INPUT is a folder")] = None,
     overwrite: Overwrite = False,
+    metadata: Metadata = True,
 ) -> None:
     """Restore a picture or a folder of pictures. A picture's result depends only on the seed and its name."""
+    from ddpm.common.pixels import made_by
     from ddpm.model import SamplingOptions, load
     from ddpm.restoration.job import RestoreSettings, restore_file, restore_folder
     from ddpm.restoration.tasks import Task, number
@@ -61,14 +63,17 @@ def restore(
     if not source.exists():
         raise UserError(f"no picture or folder {source}")
     prior = load(model)
+    made = origin(metadata, prior, options=settings.sampling.as_dict())
     if source.is_dir():
         target = out or Path("restored")
-        rows = restore_folder(prior, source, target, settings, overwrite=overwrite)
+        with made_by(made):
+            rows = restore_folder(prior, source, target, settings, overwrite=overwrite)
         print_rounding(rows, settings)
         report_folder(rows, target)
     else:
         target = out or Path("restored.png")
-        item, row = restore_file(prior, source, target, settings, overwrite=overwrite)
+        with made_by(made):
+            item, row = restore_file(prior, source, target, settings, overwrite=overwrite)
         for note in item.operator.notes:
             print(f"note: {note}")
         if settings.noise is None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddpm.cli.options import PATH, ModelName, Overwrite, sampling_flags
+from ddpm.cli.options import PATH, Metadata, ModelName, Overwrite, origin, sampling_flags, step_bar
 
 
 @sampling_flags()
@@ -19,10 +19,16 @@ def sample(
         "samples.png"
     ),
     overwrite: Overwrite = False,
+    metadata: Metadata = True,
 ) -> None:
     """Sample images."""
+    from ddpm.common.pixels import made_by
     from ddpm.generate import generate
-    from ddpm.model import load
+    from ddpm.model import SamplingOptions, load
 
-    generate(load(model), out, num=num, overwrite=overwrite, columns=columns, **sampling)
+    loaded = load(model)
+    options = SamplingOptions.of(**sampling).resolved(loaded)
+    made = origin(metadata, loaded, options=options.as_dict(), images=num)
+    with step_bar(num) as callback, made_by(made):
+        generate(loaded, out, options, num=num, overwrite=overwrite, columns=columns, callback=callback)
     print(out)

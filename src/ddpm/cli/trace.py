@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from ddpm.cli.options import MODEL_HELP, PATH, Overwrite, sampling_flags
+from ddpm.cli.options import MODEL_HELP, PATH, Metadata, Overwrite, complete_model, origin, sampling_flags, step_bar
 from ddpm.common.errors import UserError
 from ddpm.common.names import ScheduleName
 
@@ -19,7 +19,9 @@ MAX_FORWARD_SIDE = 512  # pixels; without a model, an image keeps its size up to
 
 @sampling_flags(steps=100, sampler="ancestral", without=["batch_size"])  # all images are one batch
 def trace(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, autocompletion=complete_model)
+    ] = None,
     forward: Annotated[
         Path | None, typer.Option(**PATH, help="an image to turn into noise; MODEL then starts from that noise")
     ] = None,
@@ -35,8 +37,10 @@ def trace(
     columns: Annotated[int | None, typer.Option(min=1, help="columns of the grid")] = None,
     out: Annotated[Path, typer.Option(**PATH, help="NAME.gif, NAME.mp4, or NAME.png: a strip")] = Path("trace.gif"),
     overwrite: Overwrite = False,
+    metadata: Metadata = True,
 ) -> None:
     """Animate denoising, noising, or both."""
+    from ddpm.common.pixels import made_by
     from ddpm.diffusion.schedule import NoiseSchedule, make_betas
     from ddpm.editing.images import read_fitted
     from ddpm.model import load
@@ -45,6 +49,7 @@ def trace(
 
     check_animation(out, fps=fps, hold=hold, overwrite=overwrite)
     shown = {"frames": frames or (10 if out.suffix.lower() == ".png" else 60), "frame_spacing": frame_spacing}
+    loaded = None
     if model is None:
         if forward is None:
             raise UserError("nothing to trace: give a MODEL, or --forward IMAGE, or both")
@@ -52,15 +57,13 @@ def trace(
         trajectory = trace_forward(diffusion, prepared(forward), seed=sampling["seed"], **shown)
     else:
         loaded = load(model)
-        trajectory = trace_model(
-            loaded,
-            image=None if forward is None else read_fitted(forward, loaded)[0],
-            num=num,
-            columns=columns,
-            **shown,
-            **sampling,
-        )
-    print(trajectory.save(out, fps=fps, hold=hold, overwrite=overwrite))
+        image = None if forward is None else read_fitted(forward, loaded)[0]
+        with step_bar(num) as callback:
+            trajectory = trace_model(
+                loaded, image=image, num=num, columns=columns, callback=callback, **shown, **sampling
+            )
+    with made_by(origin(metadata, loaded, options=sampling, images=num)):
+        print(trajectory.save(out, fps=fps, hold=hold, overwrite=overwrite))
 
 
 def prepared(path: Path) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ddpm.cli.options import PATH, complete_preset
+from ddpm.cli.options import PATH, complete_model, complete_preset, complete_run
 from ddpm.common.errors import UserError
-from ddpm.training.config import Config, load_config, preset_names, read_yaml
+from ddpm.distillation.config import StudentConfig
+from ddpm.training.config import Config, load_config, overridden, preset_names, read_yaml, validate
 from ddpm.training.config import find_file as find_configuration
 from ddpm.training.fields import fields, fields_help
 
@@ -58,8 +59,10 @@ def train(
         float | None,
         typer.Option(min=0, help="train for this long on this machine: sets the steps by a short measurement"),
     ] = None,
-    init: Annotated[str | None, typer.Option(help="fine-tune this model")] = None,
-    resume: Annotated[Path | None, typer.Option(**PATH, help="resume the run in this directory")] = None,
+    init: Annotated[str | None, typer.Option(help="fine-tune this model", autocompletion=complete_model)] = None,
+    resume: Annotated[
+        Path | None, typer.Option(**PATH, help="resume the run in this directory", autocompletion=complete_run)
+    ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="print what the run would cost, and stop")] = False,
     overwrite: Annotated[bool, typer.Option(help="start a new run even if --out holds one")] = False,
 ) -> None:
@@ -81,6 +84,7 @@ def train(
         config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
 
     from ddpm.common.distributed import is_main
+    from ddpm.distillation import distill
     from ddpm.evaluation.training_eval import training_evaluator
     from ddpm.training.dry_run import dry_run, fit_to_minutes
     from ddpm.training.trainer import train as run_training
@@ -95,13 +99,18 @@ def train(
                 f"ema_decay {config.training.ema_decay:g}",
                 flush=True,
             )
+    if dry and isinstance(config, StudentConfig):
+        raise UserError("--dry-run of a distillation is an option of ddpm distill")
     if dry:
         summary = dry_run(config, init=init)
         if is_main():
             print(summary)
         return
     evaluator = training_evaluator(config.data) if config.training.evaluate_every else None
-    run_training(config, folder, init=init, resume=resume is not None, overwrite=overwrite, evaluator=evaluator)
+    if isinstance(config, StudentConfig):
+        distill(config, folder, resume=True, evaluator=evaluator)
+    else:
+        run_training(config, folder, init=init, resume=resume is not None, overwrite=overwrite, evaluator=evaluator)
     if is_main():
         print(folder)
 
@@ -113,7 +122,8 @@ def resumed(run: Path, overrides: dict[str, Any]) -> Config:
             raise UserError(f"--{name} cannot change when a run resumes; only training.* and --data can")
     if not (run / "config.yaml").is_file():
         raise UserError(f"no run in {run} to resume: it has no config.yaml")
-    return load_config(run / "config.yaml", overrides)
+    tree = overridden(read_yaml(run / "config.yaml"), run / "config.yaml", overrides)
+    return validate(tree, StudentConfig if "distillation" in tree else Config)
 
 
 def parse_words(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -23,8 +23,8 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def install(extra: str) -> str:
-    """Return the command that installs an extra. It names a folder: ddpm on PyPI is another project."""
-    return f"run pip install '.[{extra}]' in ddpm's folder"
+    """Return the command that installs an extra. The distribution is ddpm-kit: ddpm on PyPI is another project."""
+    return f"run pip install 'ddpm-kit[{extra}]'"
 
 
 def first_line(error: Exception) -> str:

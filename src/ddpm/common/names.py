@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+VERSION = "0.2.0"  # of the package; pyproject.toml reads it here
+
 ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid", "constant"]
 PredictionName = Literal["epsilon", "x_0", "v"]
 VarianceName = Literal["fixed_small", "fixed_large", "learned_range"]

@@ -1,11 +1,17 @@
-"""Pixels as uint8 in 0..255 and as float in [-1, 1]; grids of images and PNG files."""
+"""Pixels as uint8 in 0..255 and as float in [-1, 1]; grids of images and PNG files, which say how they were made."""
 
+import json
 import math
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from ddpm.common.errors import UserError
@@ -98,7 +104,7 @@ def save_picture(image: Tensor, path: str | Path, *, overwrite: bool = False) ->
     """
     path = check_output(path, (".png",), overwrite=overwrite)
     with atomic_path(path) as beside:
-        to_pillow(image).save(beside, format="PNG")
+        to_pillow(image).save(beside, format="PNG", pnginfo=png_text())
     return path
 
 
@@ -106,3 +112,58 @@ def to_pillow(image: Tensor) -> Image.Image:
     """Convert uint8 (C, H, W) of 1 to 4 channels to a Pillow image."""
     array = image.permute(1, 2, 0).contiguous().cpu().numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array, MODES[array.shape[2]])
+
+
+ORIGIN = "ddpm"  # keyword of the text chunk
+_origin: ContextVar[Mapping[str, Any] | None] = ContextVar("origin", default=None)
+
+
+@contextmanager
+def made_by(origin: Mapping[str, Any] | None) -> Iterator[None]:
+    """Inside the block, every PNG, GIF and npz of this package says how it was made: `origin`, as JSON values."""
+    token = _origin.set(origin)
+    try:
+        yield
+    finally:
+        _origin.reset(token)
+
+
+def origin_of(command: str, weights: str | None, **more: Any) -> dict[str, Any]:
+    """Return an origin: the command that makes the file, the version, the hash of the weights, and `more`."""
+    known = {"command": command, "version": version("ddpm")}
+    return known | ({} if weights is None else {"weights": weights}) | more
+
+
+def origin_text(**more: Any) -> str:
+    """Return the origin of the files that are written now, and `more` of this one, as JSON in ASCII; empty if none."""
+    origin = _origin.get()
+    return "" if origin is None else json.dumps({**origin, **more})
+
+
+def png_text(**more: Any) -> PngImagePlugin.PngInfo | None:
+    """Return `origin_text` as the text chunk of a PNG."""
+    text = origin_text(**more)
+    if not text:
+        return None
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text(ORIGIN, text)
+    return chunks
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """Read how a PNG, a GIF or an npz of this package was made; raise UserError if it does not say so."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                text: Any = archive.comment
+        else:
+            with Image.open(path, formats=("PNG", "GIF")) as image:
+                text = image.info.get(ORIGIN) or image.info.get("comment", b"")
+        origin = json.loads(text)
+        if not isinstance(origin, dict):
+            raise ValueError
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or 'it is no PNG, GIF or npz'}") from error
+    except ValueError as error:
+        raise UserError(f"{path} does not say how it was made") from error
+    return origin

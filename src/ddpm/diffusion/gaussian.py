@@ -1,7 +1,7 @@
 """The Gaussian diffusion process: q(x_t|x_0), the posterior q(x_{t-1}|x_t, x_0), and what a network may predict.
 
 Images are float tensors (N, C, H, W) in [-1, 1]. A timestep `t` is one number for the whole batch, or an integer
-tensor (N,) with one timestep per image.
+tensor (N,) with one timestep per image; -1 is the data.
 """
 
 import math
@@ -19,9 +19,9 @@ from ddpm.diffusion.schedule import NoiseSchedule
 class TimestepTable:
     """Columns of float64 coefficients, one row per timestep.
 
-    Calling it with `t`, integers (N,) in 0..T-1, gives one (N, 1, ..., 1) tensor per column in `like`'s dtype, device
-    and number of axes. The rounded table is kept on each device, so that a look-up is one gather and never makes a GPU
-    wait for the host.
+    Calling it with `t`, integers (N,) in 0..T-1 (-1 is the last row), gives one (N, 1, ..., 1) tensor per column in
+    `like`'s dtype, device and number of axes. The rounded table is kept on each device, so that a look-up is one gather
+    and never makes a GPU wait for the host.
     """
 
     def __init__(self, *columns: Tensor):
@@ -77,8 +77,8 @@ class GaussianDiffusion:
 
     @cached_property
     def _alpha_sigma_table(self) -> TimestepTable:
-        alphas_cumprod = self.schedule.alphas_cumprod
-        return TimestepTable(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+        alphas_cumprod = torch.cat([self.schedule.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
+        return TimestepTable(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())  # the last row, -1, is the data
 
     def alpha_sigma(self, t: Timestep, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Return (√ᾱ_t, √(1-ᾱ_t)): floats for one t, or (N, 1, 1, 1) in `like`'s dtype and device for a tensor t."""

@@ -14,7 +14,6 @@ from ddpm.common.pixels import check_finite
 from ddpm.common.randomness import ImageNoise
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.model import Model, SamplingOptions
-from ddpm.samplers import find_sampler
 from ddpm.samplers.algorithms import Noise
 from ddpm.samplers.denoiser import Denoiser
 
@@ -35,7 +34,7 @@ class Editor:
     def __init__(self, model: Model, options: SamplingOptions | None = None, **changes: Any):
         self.model = model
         self.options = SamplingOptions.of(options or EDITING, **changes)
-        find_sampler(self.options.sampler)  # an unknown one is refused before any work
+        _ = self.options.spec  # an unknown sampler is refused before any work
 
     def with_options(self, **changes: Any) -> "Editor":
         """Return an editor of the same model with some options changed."""

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from ddpm.common.distributed import is_main
 from ddpm.common.errors import UserError
 from ddpm.common.files import atomic_write
+from ddpm.common.names import VERSION
 from ddpm.evaluation.distances import Moments
 from ddpm.evaluation.features import FeatureNetwork, load_features
 from ddpm.evaluation.images import DatasetImages, GeneratedImages
@@ -171,4 +171,4 @@ def _settings(inputs: EvaluationInputs, data: str, fit: str | None, network: Fea
             "features_hash": network.fingerprint[:12],
             "engine": network.engine,
         }
-    return settings | {"ddpm": version("ddpm"), "torch": torch.__version__}
+    return settings | {"ddpm": VERSION, "torch": torch.__version__}

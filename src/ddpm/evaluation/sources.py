@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ddpm.common.errors import UserError
-from ddpm.common.files import user_path
+from ddpm.common.files import is_model, is_run, user_path
 from ddpm.data.config import checked_config, data_section
 from ddpm.data.datasets import make_ready
 from ddpm.data.images import FORMATS, BrokenFile
@@ -18,7 +18,8 @@ from ddpm.data.sources import find_stored, split_of
 from ddpm.data.stored import ArraySource, EncodedSource, ImageSource
 from ddpm.evaluation.distances import Moments, load_moments
 from ddpm.evaluation.images import DatasetImages
-from ddpm.model import BUNDLED, Model, load, names_model
+from ddpm.interop.layouts import is_checkpoint, model_folder
+from ddpm.model import BUNDLED, Model, load
 
 GREY_SAMPLE = 32  # images that must all be grey before a set counts as grey
 GREY_MODES = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"}
@@ -33,6 +34,11 @@ def open_candidate(source: str) -> Model | DatasetImages:
             raise UserError(f"{source} holds only precomputed statistics: give it to --data")
         return open_images(source)
     return load(source)
+
+
+def names_model(path: Path) -> bool:
+    """Whether an existing path is a model, a run, or a part of one that `ddpm.load` opens."""
+    return is_run(path) or is_model(path) or model_folder(path) != path or is_checkpoint(path)
 
 
 def open_reference(source: str, candidate: Model | DatasetImages, fit: str | None = None) -> DatasetImages | Moments:

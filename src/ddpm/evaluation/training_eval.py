@@ -15,7 +15,7 @@ from ddpm.data.datasets import epoch_order, load_image
 from ddpm.data.images import BrokenFile
 from ddpm.data.sources import find_stored
 from ddpm.evaluation.distances import frechet_distance, kernel_distance, moments_of
-from ddpm.evaluation.features import FeatureNetwork, load_features
+from ddpm.evaluation.features import load_features
 from ddpm.model import Model
 
 SUBSETS, SUBSET_SIZE = 20, 250
@@ -40,7 +40,9 @@ def training_evaluator(data: DataConfig, num: int = 500, steps: int = 20) -> Cal
     def evaluate(model: Model) -> dict[str, float]:
         if not real:
             real.append(network(real_images(data, num))[0])
-        generated = _generated_features(model, network, num, steps)
+        taken = model.student.steps if model.student else min(steps, model.diffusion.schedule.timesteps)
+        batches = model.sample_batches(my_share(num), steps=taken)
+        generated = np.concatenate(gather(network(to_uint8(images))[0] for _, images in batches))
         kid = kernel_distance(generated, real[0], subsets=SUBSETS, subset_size=SUBSET_SIZE)
         distance = frechet_distance(moments_of([generated]), moments_of(real))
         return {"kid_builtin": kid.mean, "frechet_builtin": distance}
@@ -64,9 +66,3 @@ def real_images(data: DataConfig, num: int) -> Tensor:
         if len(found) == num:
             break
     return torch.stack(found)
-
-
-def _generated_features(model: Model, network: FeatureNetwork, num: int, steps: int) -> np.ndarray:
-    steps = min(steps, model.diffusion.schedule.timesteps)
-    batches = model.sample_batches(my_share(num), steps=steps)
-    return np.concatenate(gather(network(to_uint8(images))[0] for _, images in batches))

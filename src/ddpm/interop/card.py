@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, SpaceCardData
 
 from ddpm.common.files import atomic_write
+from ddpm.common.names import VERSION
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.folder import read_json, write_json
 from ddpm.networks import UNet
@@ -20,6 +21,14 @@ LAST = "Limits"
 HEADING = "## "
 HERE = "THIS_FOLDER"
 TASK = "unconditional-image-generation"
+
+SPACE_APP = """\
+import sys
+
+from ddpm.cli import run
+
+sys.exit(run(["app", "{name}", "--host", "0.0.0.0", "--port", "7860"]))
+"""
 
 
 def model_card(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any], *, diffusers: bool) -> str:
@@ -39,7 +48,7 @@ def model_card(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any
     title = f"A DDPM for {_size(network)} images"
     sections = [
         f"# {title}\n\n{_summary(network, diffusion, extra)}",
-        _usage(network, diffusers),
+        _usage(network, diffusers, extra.get("student")),
         _section("Data", _table({**source, **(provenance.get("data") or {})})),
         _section("Training", _table({key: value for key, value in provenance.items() if not isinstance(value, dict)})),
         _section("Metrics", _table(metrics)),
@@ -87,6 +96,24 @@ def address_card(folder: Path, name: str) -> None:
     """Let the card's examples load the model by its name on the Hub."""
     card = folder / "README.md"
     atomic_write(card, card.read_text(encoding="utf-8").replace(HERE, name))
+
+
+def write_space(folder: Path, name: str) -> None:
+    """Write the files of a Space that runs `ddpm app` for the Hub's model `name`: card, program, requirements."""
+    data = SpaceCardData(
+        title=name.partition("/")[2],
+        emoji="🎲",
+        sdk="gradio",
+        app_file="app.py",
+        models=[name],
+        tags=["ddpm", "diffusion"],
+        python_version="3.12",  # the Hub's default is older than this package allows
+    )
+    text = f"Sample from [{name}](https://huggingface.co/{name}), restore and edit images with it, by `ddpm app`."
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}\n", encoding="utf-8")
+    (folder / "app.py").write_text(SPACE_APP.format(name=name), encoding="utf-8")
+    (folder / "requirements.txt").write_text(f"ddpm-kit[app]=={VERSION}\n", encoding="utf-8")
 
 
 def _read(folder: Path) -> ModelCard:
@@ -149,6 +176,8 @@ def _summary(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any])
         shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
         guided = " Classes were dropped in training, so guidance works." if extra.get("null_label") is not None else ""
         classes = f" It samples one of {len(names)} classes ({shown}).{guided}"
+    if student := extra.get("student"):
+        classes += f" It was distilled to sample in {student['steps']} steps of {student['sampler']}."
     predicts = {"epsilon": "the noise ε", "x_0": "the clean image x_0", "v": "v"}[diffusion.prediction]
     return (
         f"A denoising diffusion model (Ho et al. 2020) with {parameters:,} parameters that predicts {predicts} over "
@@ -156,12 +185,17 @@ def _summary(network: UNet, diffusion: GaussianDiffusion, extra: dict[str, Any])
     )
 
 
-def _usage(network: UNet, diffusers: bool) -> str:
+def _usage(network: UNet, diffusers: bool, student: dict[str, Any] | None) -> str:
     lines = ["## Use", "", "```python", "import ddpm", "", f'model = ddpm.load("{HERE}")']
     lines += ["images = model.sample(16, seed=0)  # float32, N,C,H,W, in [-1, 1]"]
     lines += ['ddpm.save_grid(images, "samples.png")', "```", ""]
     if not diffusers:
         lines.append("Diffusers' `UNet2DModel` cannot express this network; only ddpm opens it.")
+    elif student:
+        lines.append(
+            f'In Diffusers: `UNet2DModel.from_pretrained("{HERE}", subfolder="unet")` with {student["steps"]} steps of '
+            '`DDIMScheduler`, `timestep_spacing="trailing"`; many steps of `DDPMPipeline` are not what it was made for.'
+        )
     elif network.num_classes is None:
         lines.append(f'In Diffusers: `DDPMPipeline.from_pretrained("{HERE}")`.')
     else:

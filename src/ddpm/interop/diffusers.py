@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import atomic_write, is_model, user_path
+from ddpm.common.names import SamplerName
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.card import model_card
 from ddpm.interop.diffusers_config import OURS, UNET2D, obstacle, to_our_config, to_process, to_scheduler, to_unet2d
@@ -38,9 +39,26 @@ from ddpm.networks.inference import first_non_finite
 
 DIFFUSERS_VERSION = "0.30.0"  # the field names are those of this version and later
 COMPONENTS = {"unet", "scheduler"}  # of a pipeline whose network works on pixels
-LASTING = ("ddpm", "fine-tuned from", "config", "data", "engine", "limits")  # provenance that every step of a run has
+LASTING = (
+    "ddpm",
+    "fine-tuned from",
+    "distilled from",
+    "config",
+    "data",
+    "engine",
+    "limits",
+)  # provenance that every step of a run has
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
+
+
+class Student(BaseModel):
+    """What a distilled network was made for: this many steps of this sampler, with the sampler's own spacing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(ge=1)
+    sampler: SamplerName = "ddim"
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,7 @@ class LoadedParts:
     diffusion: GaussianDiffusion
     image_shape: tuple[int, int, int]
     extra: dict[str, Any]
+    student: Student | None = None
 
 
 class Extra(BaseModel):
@@ -60,6 +79,7 @@ class Extra(BaseModel):
 
     class_names: list[str] | None = None
     null_label: int | None = Field(None, ge=0)
+    student: Student | None = None
     provenance: dict[str, Any] | None = None
 
 
@@ -168,8 +188,13 @@ def assemble(files: ModelFolder, weights: Weights) -> LoadedParts:
         network = UNet(config.network, config.image_size, channels, out_channels, config.num_classes)
     fill(network, weights)
     extra = files.json("ddpm.json") or {}
-    _check_labels(extra, config.num_classes, f"{files.path}/ddpm.json")
-    return LoadedParts(network.eval(), diffusion, (channels, *config.image_size), extra)
+    known = _checked_extra(extra, config.num_classes, f"{files.path}/ddpm.json")
+    if known.student and known.student.steps > len(diffusion.schedule):
+        raise UserError(
+            f"{files.path}/ddpm.json: a student of {known.student.steps} steps needs as many timesteps, and the "
+            f"schedule has {len(diffusion.schedule)}"
+        )
+    return LoadedParts(network.eval(), diffusion, (channels, *config.image_size), extra, known.student)
 
 
 def _scheduler(files: ModelFolder) -> dict[str, Any]:
@@ -198,7 +223,7 @@ def _check_components(files: ModelFolder) -> None:
         )
 
 
-def _check_labels(extra: dict[str, Any], rows: int | None, where: str) -> None:
+def _checked_extra(extra: dict[str, Any], rows: int | None, where: str) -> Extra:
     known = checked(Extra, extra, where)
     if known.class_names is not None:
         classes = len(known.class_names) + (known.null_label is not None)
@@ -208,6 +233,7 @@ def _check_labels(extra: dict[str, Any], rows: int | None, where: str) -> None:
             )
     if known.null_label is not None and known.null_label >= (rows or 0):
         raise UserError(f"{where}: null_label is {known.null_label}, but the network has {rows or 'no'} classes")
+    return known
 
 
 def fill(network: UNet, weights: Weights) -> None:

@@ -295,7 +295,7 @@ def to_scheduler(diffusion: GaussianDiffusion) -> dict[str, Any]:
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": diffusion.schedule.timesteps,
-        **_schedule_words(diffusion.schedule),
+        **schedule_words(diffusion.schedule),
         "prediction_type": predictions[diffusion.prediction],
         "variance_type": diffusion.variance,
         "clip_sample": True,
@@ -306,7 +306,7 @@ def to_scheduler(diffusion: GaussianDiffusion) -> dict[str, Any]:
     }
 
 
-def _schedule_words(schedule: NoiseSchedule) -> dict[str, Any]:
+def schedule_words(schedule: NoiseSchedule) -> dict[str, Any]:
     """Return the named schedule that gives exactly these betas, or else the betas themselves."""
     for words, betas in _named(schedule):
         if torch.equal(betas, schedule.betas):

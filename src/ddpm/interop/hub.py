@@ -55,13 +55,18 @@ def check_login() -> None:
         huggingface_hub.HfApi().whoami()
 
 
-def upload(folder: Path, name: str, *, private: bool) -> str:
-    """Upload a model folder to the repository `name`, creating it if needed; return its address."""
+def upload(folder: Path, name: str, *, private: bool, space: bool = False) -> str:
+    """Upload a model folder, or the folder of a Space, to the repository `name`, creating it if needed.
+
+    Returns its address.
+    """
     check_id(name)
     api = huggingface_hub.HfApi()
+    kind, sdk, what = ("space", "gradio", "the page of a") if space else ("model", None, "a")
     with one_line(name):
-        address = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a ddpm model")
+        address = api.create_repo(name, repo_type=kind, space_sdk=sdk, private=private, exist_ok=True)
+        message = f"Upload {what} ddpm model"
+        api.upload_folder(repo_id=name, repo_type=kind, folder_path=folder, commit_message=message)
     return str(address)
 
 

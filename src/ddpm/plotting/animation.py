@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError, install, require
 from ddpm.common.files import atomic_path, check_output
-from ddpm.common.pixels import grey, make_grid, to_pillow
+from ddpm.common.pixels import grey, make_grid, origin_text, png_text, to_pillow
 
 FrameSpacing = Literal["uniform", "log_snr"]
 Phase = Literal["forward", "reverse"]
@@ -231,7 +231,7 @@ class Trajectory:
         with atomic_path(path) as beside:
             match path.suffix.lower():
                 case ".png":
-                    strip(self.frames).save(beside)
+                    strip(self.frames).save(beside, pnginfo=png_text())
                 case ".gif":
                     _save_gif(self.pictures(), beside, fps, hold)
                 case ".mp4":
@@ -256,15 +256,11 @@ def check_animation(path: str | Path, *, fps: float = 15.0, hold: float = 2.0, o
 
 
 def _save_gif(frames: Iterator[Image.Image], path: Path, fps: float, hold: float) -> None:
-    paletted = [_paletted(frame) for frame in frames]
+    paletted = [frame if frame.mode == "L" else frame.quantize(256) for frame in frames]  # the 256 that fit best
     pause = max(SHORTEST_PAUSE, round(1000 / fps))
     durations = [pause] * (len(paletted) - 1) + [max(pause, round(1000 * hold))]
-    paletted[0].save(path, save_all=True, append_images=paletted[1:], duration=durations, loop=0)
-
-
-def _paletted(frame: Image.Image) -> Image.Image:
-    """Reduce a frame to the 256 colours of a GIF: all greys, or the 256 that fit best."""
-    return frame if frame.mode == "L" else frame.quantize(256)
+    told = {"comment": origin_text()} if origin_text() else {}
+    paletted[0].save(path, save_all=True, append_images=paletted[1:], duration=durations, loop=0, **told)
 
 
 def _save_mp4(frames: Iterator[Image.Image], path: Path, fps: float, hold: float) -> None:

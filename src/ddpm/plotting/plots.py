@@ -28,7 +28,6 @@ from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, res
 from ddpm.model import Model
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -117,7 +116,8 @@ def plot_schedules(betas: Mapping[str, Sequence[float]]) -> "Figure":
         axes[0, 0].set_yscale("log")
         axes[0, 1].set_ylim(0, 1.02)
         axes[0, 2].set_yscale("log")
-        _legend_below(drawn, axes[0, 0])
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
         return drawn
 
 
@@ -185,11 +185,6 @@ def plot_images(
 
 def _line(number: int) -> dict[str, object]:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-
-
-def _legend_below(drawn: "Figure", ax: "Axes") -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
 
 
 def _plain_ticks(axis: "Axis") -> None:

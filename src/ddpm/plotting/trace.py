@@ -74,6 +74,7 @@ def trace_model(
     frame_spacing: FrameSpacing = "uniform",
     columns: int | None = None,
     image: Tensor | None = None,
+    callback: Callback | None = None,
     **changes: Any,
 ) -> Trajectory:
     """Trace the reverse process of a model; see `trace`.
@@ -82,6 +83,7 @@ def trace_model(
         options: see `SamplingOptions`; by default ancestral sampling with 100 steps (or T, if that is less).
         image: (C, H, W) in [-1, 1]. The forward process first turns it into noise, and sampling starts from that
             noise. Half of the frames then show the forward process.
+        callback: called with every `Step` of the sampler.
         changes: fields of `SamplingOptions` that replace those of `options`.
 
     Raises UserError if an option is wrong, or if more images are asked for than one batch holds.
@@ -99,7 +101,9 @@ def trace_model(
     noise = ImageNoise.of_seed(options.seed, range(num), model.image_shape, device=model.device)
     x_T, before = noise(), []
     if image is not None:
-        _check_shape(image, model.image_shape)
+        if tuple(image.shape) != model.image_shape:
+            shape = tuple(image.shape)
+            raise UserError(f"the image is {shape} (channels, height, width); this model's are {model.image_shape}")
         if frames < 4:
             raise UserError(f"{frames} frames are too few to show both directions: give at least 4")
         start = image.to(model.device).expand(num, *model.image_shape)
@@ -112,7 +116,7 @@ def trace_model(
         before = seen.frames
     recorder = Recorder(timesteps, schedule.log_snr, "reverse", frames=frames, spacing=frame_spacing, columns=columns)
     images = options.spec(
-        denoiser, x_T, timesteps, noise=noise, callback=recording(recorder), **options.sampler_options
+        denoiser, x_T, timesteps, noise=noise, callback=recording(recorder, callback), **options.sampler_options
     )
     return Trajectory(before + recorder.frames, model.finish(images))
 
@@ -143,10 +147,12 @@ def noised(schedule: NoiseSchedule, x_0: Tensor, noise: Noise, recorder: Recorde
     return x_t
 
 
-def recording(recorder: Recorder) -> Callback:
-    """Return a sampler callback that records the start of each step and the end of the last one."""
+def recording(recorder: Recorder, then: Callback | None = None) -> Callback:
+    """Return a sampler callback that records the start of each step and the end of the last one, and calls `then`."""
 
     def callback(step: Step) -> None:
+        if then is not None:
+            then(step)
         recorder.see(step.index, step.x_t, step.x_0)
         if step.index == step.steps - 1:
             recorder.see(step.steps, step.x_prev, step.x_prev)
@@ -206,8 +212,3 @@ def _predicted_x_0(scheduler: Any, schedule: NoiseSchedule, output: Tensor, x_t:
             return alpha * x_t - sigma * output
         case _:
             return (x_t - sigma * output) / max(alpha, 1e-6)
-
-
-def _check_shape(image: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(image.shape) != shape:
-        raise UserError(f"the image is {tuple(image.shape)} (channels, height, width); this model's are {shape}")

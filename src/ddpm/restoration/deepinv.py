@@ -143,7 +143,8 @@ def _denoise(denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
 
 
 def _measurement_shape(physics: Any, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
-    return tuple(physics.A(torch.zeros(1, *image_shape, device=_device(physics))).shape[1:])
+    device = next((buffer.device for buffer in physics.buffers()), torch.device("cpu"))
+    return tuple(physics.A(torch.zeros(1, *image_shape, device=device)).shape[1:])
 
 
 def _check_shared(physics: Any) -> None:
@@ -156,10 +157,6 @@ def _check_shared(physics: Any) -> None:
                 f"this {kind} has {len(value)} values of {name}, one per image: make one {kind} for each image, and "
                 "restore the images one by one"
             )
-
-
-def _device(physics: Any) -> torch.device:
-    return next((buffer.device for buffer in physics.buffers()), torch.device("cpu"))
 
 
 def _check_orthonormal(operator: DeepinvSpectral) -> None:

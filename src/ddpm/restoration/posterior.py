@@ -139,6 +139,10 @@ class Restored:
         return self.samples.std(1, correction=0) / PIXEL_SCALE
 
 
+# of a method's own: DDRM and DDNM project in every step, so that few suffice; RePaint and DPS approach y step by step
+MOST_STEPS_OF_STUDENTS = 100
+
+
 def restore(
     model: Model,
     y: Tensor,
@@ -158,9 +162,9 @@ def restore(
     Args:
         y: (N, *measurement_shape), as the operator returns it for images in [-1, 1].
         operator: see `ddpm.restoration.operators`. DPS also takes any differentiable function of (N, C, H, W).
-        options: steps (default: the method's own), spacing, labels (one class for all images, or one per image; None
-            means no class), guidance, guidance_rescale, clip, seed, batch_size (network inputs per forward pass) and
-            precision. The sampler and its own options are not used.
+        options: steps (default: a student's own, else the method's), spacing, labels (one class for all images, or one
+            per image; None means no class), guidance, guidance_rescale, clip, seed, batch_size (network inputs per
+            forward pass) and precision. The sampler and its own options are not used.
         method: ddnm, ddrm, repaint or dps.
         noise: σ of y's Gaussian noise, in units of the [0, 1] image.
         samples: posterior samples per image, K.
@@ -174,6 +178,11 @@ def restore(
     """
     chosen = find_method(method)
     chosen.check(operator, noise)
+    if model.student and chosen.steps > MOST_STEPS_OF_STUDENTS:
+        raise UserError(
+            f"{method} changes x_t a little in each of {chosen.steps:,} steps, and this model was distilled to "
+            f"{model.student.steps}: use ddrm or ddnm, or the model that it was distilled from"
+        )
     given, changes = _split(chosen, changes)
     options = SamplingOptions.of(options, **changes)
     if samples < 1:
@@ -187,7 +196,8 @@ def restore(
     tiles = TileGrid(shape[1:], model.image_shape[1:])
     labels = model.labels_per_image(options.labels, len(y))
     schedule = model.diffusion.schedule
-    steps = chosen.default_steps(schedule) if options.steps is None else options.steps
+    usual = model.student.steps if model.student else chosen.default_steps(schedule)
+    steps = usual if options.steps is None else options.steps
     # without the labels, for which None means "all classes in turn" if images are sampled from nothing
     options = replace(options, steps=steps, spacing=options.spacing or "trailing", labels=None).resolved(model)
     assert options.steps is not None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError
-from ddpm.diffusion.gaussian import GaussianDiffusion
+from ddpm.diffusion.gaussian import GaussianDiffusion, Timestep
 
 # (x_t, t as (N,), labels as (N,) or None) -> (N, C, H, W), or (N, 2C, H, W) if the variance is learned
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -88,9 +88,15 @@ class Denoiser:
         self.clip, self.batch_size, self.dtype, self.integer_t = clip, batch_size, dtype, integer_t
         self.smallest_batch = smallest_batch
 
-    def __call__(self, x_t: Tensor, t: float) -> Prediction:
-        """Predict x_0 and ε of x_t (N, C, H, W) at one timestep t, which may be fractional."""
-        output = self._in_batches(x_t, t).to(x_t.dtype)
+    def __call__(self, x_t: Tensor, t: Timestep) -> Prediction:
+        """Predict x_0 and ε of x_t (N, C, H, W) at one timestep t, which may be fractional, or at whole ones (N,)."""
+        whole = self.integer_t and (isinstance(t, Tensor) or t == int(t))
+        format_of_t = torch.int64 if whole else torch.promote_types(x_t.dtype, torch.float32)
+        if isinstance(t, Tensor):
+            times = t.to(x_t.device, format_of_t)
+        else:
+            times = torch.full((len(x_t),), t, dtype=format_of_t, device=x_t.device)
+        output = self._in_batches(x_t, times).to(x_t.dtype)
         fraction = None
         if self.diffusion.learns_variance:
             output, raw = output.chunk(2, dim=1)
@@ -98,11 +104,11 @@ class Denoiser:
         x_0 = self._limit(self.diffusion.predicted_x_0(output, x_t, t))
         return Prediction(x_0, self.diffusion.epsilon_from_x_0(x_0, x_t, t), fraction)
 
-    def _in_batches(self, x_t: Tensor, t: float) -> Tensor:
+    def _in_batches(self, x_t: Tensor, times: Tensor) -> Tensor:
         """Run the network over chunks of exactly `batch_size` images, padding the last."""
         n, size = len(x_t), self.batch_size or len(x_t)
         if n == size:
-            return self._guided(x_t, t, self.labels)
+            return self._guided(x_t, times, self.labels)
         outputs = []
         for start in range(0, n, size):
             padded = size
@@ -110,15 +116,12 @@ class Denoiser:
                 padded = self.smallest_batch(n - start)
             index = torch.arange(start, start + padded, device=x_t.device).clamp(max=n - 1)
             labels = None if self.labels is None else self.labels[index]
-            outputs.append(self._guided(x_t[index], t, labels))
+            outputs.append(self._guided(x_t[index], times[index], labels))
         return torch.cat(outputs)[:n]
 
-    def _guided(self, x_t: Tensor, t: float, labels: Tensor | None) -> Tensor:
+    def _guided(self, x_t: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
         """Return the network's output, with classifier-free guidance (Ho & Salimans 2022), both halves in one batch."""
         x = x_t if self.dtype is None else x_t.to(self.dtype)
-        whole = self.integer_t and t == int(t)
-        format_of_t = torch.int64 if whole else torch.promote_types(x_t.dtype, torch.float32)
-        times = torch.full((len(x),), t, dtype=format_of_t, device=x.device)
         if labels is None or self.null_label is None or self.guidance == 1:
             return self.network(x, times, labels)
         null = torch.full_like(labels, self.null_label)

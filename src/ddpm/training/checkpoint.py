@@ -27,7 +27,7 @@ from ddpm.networks.inference import first_non_finite
 
 # What a run writes in its directory, in the order of removal. The configuration goes first: without it nobody can
 # resume a run that is half removed. The file that marks a directory as a run (`is_run`) goes last.
-WRITTEN = ["config.yaml", "model", "best", "samples", "set_aside", "tensorboard", "wandb", "wandb_id"]
+WRITTEN = ["config.yaml", "model", "best", "teacher", "samples", "set_aside", "tensorboard", "wandb", "wandb_id"]
 WRITTEN += ["checkpoints", "metrics.jsonl"]
 UNFINISHED = ("new", "old", "writing")  # suffixes of the hidden names that a killed process may leave
 LOCK = ".lock"

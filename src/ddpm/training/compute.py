@@ -47,7 +47,7 @@ def _settings() -> Any:
 
 MEMORY_FRACTION = 0.5  # of the machine's memory that a micro-batch chosen here may fill
 TRANSIENT = 1.4  # measured: peak memory of a step over the activations held for the backward pass
-COMPILE_STEPS = 5000  # in which a GPU wins back the minute or two that compiling takes
+COMPILE_STEPS = 5000  # from which compiling, a minute or two, saves more time than it costs
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 GIB = 1 << 30
 
@@ -105,9 +105,12 @@ def plan_compute(
         )
     largest = -(-config.batch_size // processes)
     try:
-        memory = measure_memory(network, dtype, dataset_bytes(dataset, device))
+        per_image = int(TRANSIENT * activation_bytes(network, dtype))
     except torch.OutOfMemoryError:
         raise UserError(f"one image alone does not fit in the memory of {device_name(device)}") from None
+    # weights, gradients, Adam's two moments, the average and its copy for previews, all float32
+    parameters = sum(p.numel() for p in network.parameters())
+    memory = Memory(parameters * 4 * 6 + dataset_bytes(dataset, device), per_image)
     has = total_memory(device) // (local_world_size() if device.type == "cpu" else 1)
     if config.micro_batch == "auto":
         micro = max(1, min(largest, int(MEMORY_FRACTION * has - memory.fixed) // memory.per_image))
@@ -124,65 +127,50 @@ def plan_compute(
     return ComputePlan(device, dtype, compiled, micro, processes), memory
 
 
-def measure_memory(network: UNet, dtype: torch.dtype, dataset_bytes: int) -> Memory:
-    """Count weights, gradients, Adam's two moments, the average and its copy for previews, and activations."""
-    parameters = sum(p.numel() for p in network.parameters())
-    fixed = parameters * 4 * 6 + dataset_bytes
-    return Memory(fixed, int(TRANSIENT * activation_bytes(network, dtype)))
-
-
 def activation_bytes(network: UNet, dtype: torch.dtype) -> int:
-    """Return the bytes that autograd holds for one image at most, counted on a forward pass.
+    """Return the bytes that autograd holds per image at most: what it keeps of two images, less what it keeps of one.
 
-    For a checkpointed block these are its inputs, and all that it keeps while it is recomputed in the backward pass.
+    Weights that are cast or folded are kept once for any batch, and cancel. A checkpointed block keeps its inputs, and
+    all the rest while it is recomputed in the backward pass.
     """
+    held, blocks = forward_bytes(network, dtype, 1)
+    try:
+        held_by_two, blocks_by_two = forward_bytes(network, dtype, 2)
+    except torch.OutOfMemoryError:
+        return held + max(blocks, default=0)
+    recomputed = (two - one for one, two in zip(blocks, blocks_by_two, strict=True))
+    return held_by_two - held + max(recomputed, default=0)
+
+
+def forward_bytes(network: UNet, dtype: torch.dtype, images: int) -> tuple[int, list[int]]:
+    """Return the bytes that autograd keeps of a forward pass, and those of each checkpointed block once recomputed."""
     device = next(network.parameters()).device
-    x = torch.zeros(1, network.in_channels, *network.image_size, device=device, dtype=dtype)
-    labels = None if network.num_classes is None else torch.zeros(1, dtype=torch.int64, device=device)
+    x = torch.zeros(images, network.in_channels, *network.image_size, device=device, dtype=dtype)
+    keys = torch.zeros(images, dtype=torch.int64, device=device)
+    labels = None if network.num_classes is None else keys
     calls: list[tuple[nn.Module, tuple[Tensor | None, ...]]] = []
-    hooks = [
-        block.register_forward_pre_hook(lambda *call: calls.append(call)) for block in checkpointed_blocks(network)
-    ]
-    held = kept_bytes(
-        network, x, torch.zeros(1, device=device), labels, torch.zeros(1, dtype=torch.int64, device=device)
-    )
+    levels = [level for level in network.modules() if isinstance(level, Level) and level.checkpointing]
+    blocks = [block for level in levels for members in level.children() for block in members.children()]
+    hooks = [block.register_forward_pre_hook(lambda *call: calls.append(call)) for block in blocks]
+    held = kept_bytes(network, x, torch.zeros(images, device=device), labels, keys)
     for hook in hooks:
         hook.remove()
-    return held + max((kept_bytes(block, *inputs) for block, inputs in calls), default=0)
-
-
-def checkpointed_blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the blocks whose inputs alone are kept."""
-    levels = [level for level in network.modules() if isinstance(level, Level) and level.checkpointing]
-    return [block for level in levels for blocks in level.children() for block in blocks.children()]
+    return held, [kept_bytes(block, *inputs) for block, inputs in calls]
 
 
 def kept_bytes(module: nn.Module, *inputs: Tensor | None) -> int:
-    """Return the bytes that autograd keeps of a forward pass, without the weights, which any batch shares."""
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    """Return the bytes that autograd keeps of a forward pass."""
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # an address is only a name while its tensor lives
 
     def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and not is_cast_weight(tensor):
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         module(*inputs)
     return sum(kept.values())
-
-
-def is_cast_weight(tensor: Tensor) -> bool:
-    """Whether autograd's graph shows a parameter in another number format, or a view of one."""
-    made_by = (tensor if tensor._base is None else tensor._base).grad_fn
-    return (
-        made_by is not None
-        and made_by.name() == "ToCopyBackward0"
-        and hasattr(made_by.next_functions[0][0], "variable")
-    )
 
 
 def total_memory(device: torch.device) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,6 +27,7 @@ MAX_FILE_BYTES = 1 << 20  # a configuration is a page of text; a larger file is 
 MAX_DEPTH = 20  # of nested YAML
 NEAR = 0.5  # similarity from which a name is suggested; less than difflib's 0.6, because field names are long
 SCIENTIFIC = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+")  # text in YAML 1.1 unless it has a point and a sign
+SCHEMA = "config.schema.json"  # the JSON schema of `Config`, beside the presets; tools/make_reference.py writes it
 VISIBLE_SIGNAL = 0.01  # ᾱ_T above which x_T still shows the image: 10% of its amplitude
 
 RENAMED = {  # names in configurations written before version 0.2
@@ -100,7 +101,13 @@ class Config(BaseModel):
 
     def to_yaml(self) -> str:
         """Return every field as YAML; `load_config` reads an equal configuration from it."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+        comment = schema_comment() if type(self) is Config else ""  # the schema has these four sections
+        return comment + yaml.safe_dump(
+            self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120
+        )
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def load_config(preset_or_file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -114,17 +121,21 @@ def load_config(preset_or_file: str | Path, overrides: Mapping[str, Any] | None 
     Raises:
         UserError: a name or a value is wrong; the line names the nearest valid one.
     """
-    tree = read_yaml(find_file(preset_or_file))
-    for name, value in (overrides or {}).items():
+    return validate(overridden(read_yaml(find_file(preset_or_file)), preset_or_file, overrides or {}))
+
+
+def overridden(tree: dict[str, Any], where: str | Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of a configuration with `overrides` put in; see `load_config`."""
+    for name, value in overrides.items():
         section, _, field = name.partition(".")
         check_section(section)
         if not field:
             raise UserError(f"--{name} names a section; give one of its fields, as in --training.steps 1000")
         branch = tree.setdefault(section, {})
         if not isinstance(branch, dict):
-            raise UserError(f"{preset_or_file}: {section} must hold fields and their values")
+            raise UserError(f"{where}: {section} must hold fields and their values")
         branch[field] = value if is_text(section, field) or not isinstance(value, str) else parse_value(name, value)
-    return validate(tree)
+    return tree
 
 
 def config_notes(config: Config) -> list[str]:
@@ -158,6 +169,11 @@ def preset_about(name: str) -> str:
 
 def presets_folder() -> Traversable:
     return files("ddpm.presets")
+
+
+def schema_comment() -> str:
+    """Return the first line of every YAML file that is written: editors complete and check the rest by this schema."""
+    return f"# yaml-language-server: $schema={Path(str(presets_folder())).absolute().as_uri()}/{SCHEMA}\n"
 
 
 def is_yaml(name: str) -> bool:
@@ -248,7 +264,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def validate(tree: dict[str, Any]) -> Config:
+def validate(tree: dict[str, Any], kind: type[AnyConfig] = Config) -> AnyConfig:  # type: ignore[assignment]
     """Return the configuration of nested mappings; UserError explains the first error in one line."""
     for section, branch in tree.items():
         if isinstance(branch, dict):
@@ -256,7 +272,7 @@ def validate(tree: dict[str, Any]) -> Config:
                 field: value if is_text(section, str(field)) else with_numbers(value) for field, value in branch.items()
             }
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise UserError(explain(error)) from None
 

@@ -19,7 +19,11 @@ LEAST_SECONDS = 2.0  # a GPU takes many steps in that time, and its queue of bat
 
 def dry_run(config: Config, *, init: str | Path | None = None) -> str:
     """Return a table: parameters, FLOPs, memory, speed and time. Nothing is written."""
-    trainer = Trainer(config, Path(), init=init)
+    return cost(Trainer(config, Path(), init=init))
+
+
+def cost(trainer: Trainer) -> str:
+    """Return the table of `dry_run` for a run that has not begun; its weights change."""
     training = trainer.config.training
     per_step = seconds_per_step(trainer)
     speed = training.batch_size / per_step
@@ -40,15 +44,19 @@ def dry_run(config: Config, *, init: str | Path | None = None) -> str:
 
 
 def fit_to_minutes(config: Config, minutes: float, *, init: str | Path | None = None) -> Config:
-    """Return the configuration with as many steps as take `minutes` on this machine, previews included.
+    """Return the configuration with as many steps as take `minutes` on this machine; see `fitted`."""
+    return config.model_copy(update={"training": fitted(Trainer(config, Path(), init=init), minutes)})
+
+
+def fitted(trainer: Trainer, minutes: float) -> TrainingConfig:
+    """Return the section of a run that has not begun with as many steps as take `minutes`, previews included.
 
     The warm-up, the memory of the average, and the intervals of checkpoints and previews keep their proportion to the
     run. Starting, evaluating and other programs take their time beside.
 
     Raises UserError if not even 10 steps fit.
     """
-    training = Trainer(config, Path(), init=init)
-    per_step, old = max(gather([seconds_per_step(training)])), training.config.training
+    per_step, old = max(gather([seconds_per_step(trainer)])), trainer.config.training
     previews = old.steps // old.preview_every if old.preview_every else 0
     # a forward pass is a third of a training step's work
     preview = old.preview_images * old.preview_steps * per_step / old.batch_size / 3
@@ -57,7 +65,7 @@ def fit_to_minutes(config: Config, minutes: float, *, init: str | Path | None = 
         raise UserError(
             f"{minutes:g} minutes are too short: one step takes {per_step:.2g} s, a preview {preview:.2g} s"
         )
-    return config.model_copy(update={"training": scaled(config.training, steps)})
+    return scaled(old, steps)
 
 
 def scaled(training: TrainingConfig, steps: int) -> TrainingConfig:

@@ -3,6 +3,7 @@
 `ddpm train --help`, `ddpm presets NAME` and the configuration reference of the documentation are written from this.
 """
 
+import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ddpm.training.config import Config, kind_of
+from ddpm.training.config import Config, kind_of, schema_comment
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def as_yaml(value: Any) -> str:
 
 def annotated_yaml(config: Config) -> str:
     """Return a whole configuration as YAML with a comment per field."""
-    values, lines = config.model_dump(mode="json"), []
+    values, lines = config.model_dump(mode="json"), [schema_comment().rstrip()]
     for section in sections():
         lines.append(f"{section}:")
         for field in fields():
@@ -70,6 +71,11 @@ def annotated_yaml(config: Config) -> str:
                 entry = f"  {field.name}: {as_yaml(values[section][field.name])}"
                 lines.append(f"{entry:<40} # {field.description}")
     return "\n".join(lines) + "\n"
+
+
+def json_schema() -> str:
+    """Return the JSON schema of a configuration, as text: what editors complete and check a YAML file by."""
+    return json.dumps(Config.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def _first_line(model: Any) -> str:

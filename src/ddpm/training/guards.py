@@ -116,7 +116,7 @@ def diagnose(network: nn.Module, losses_of: Callable[[nn.Module, Batch], Tensor]
     def note_gradient(name: str):
         def hook(module: nn.Module, to_inputs, to_outputs) -> None:
             if any(g is not None and not finite(g) for g in to_inputs) and not found:
-                found.append(f"the gradient that layer {name} hands back")
+                found.append(f"the gradient that layer {name} passes back")
 
         return hook
 

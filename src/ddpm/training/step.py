@@ -7,6 +7,7 @@ until converged
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from ddpm.training.compute import ComputePlan
 from ddpm.training.config import TrainingConfig
 from ddpm.training.optimizer import EMA, Optimizer
 
+Teach = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
 
 @dataclass
 class Learner:
@@ -32,6 +35,7 @@ class Learner:
 
     network: with float32 weights; it computes in `dtype`. parallel: the same, wrapped to add up gradients over
     processes. batch_size: images per step, over all processes. micro_batch: images of this process in memory at once.
+    teach: (x_t, t, labels) -> what x_0 and the noise in x_t should be, in place of the batch's own (distillation).
     """
 
     network: UNet
@@ -43,12 +47,14 @@ class Learner:
     dtype: torch.dtype
     batch_size: int
     micro_batch: int
+    teach: Teach | None = None
 
     def losses(self, network: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each image, float32 (n,), before the importance weights of t."""
         x_t = self.diffusion.q_sample(batch.x_0, batch.t, batch.noise)  # √ᾱ_t x_0 + √(1-ᾱ_t) ε, Ho et al. eq. 4
+        x_0, noise = self.teach(x_t, batch.t, batch.labels) if self.teach else (batch.x_0, batch.noise)
         output = network(x_t.to(self.dtype), batch.t.float(), batch.labels, batch.dropout_keys)
-        return self.objective(output, batch.x_0, x_t, batch.t, batch.noise)  # by default eq. 14
+        return self.objective(output, x_0, x_t, batch.t, noise)  # by default eq. 14
 
     def halve_micro_batch(self) -> None:
         """Make room after memory has run out. Raises RunStopped if there is one image left."""

@@ -25,10 +25,10 @@ from ddpm.common.pixels import numbered, save_grid
 from ddpm.data.datasets import ImageDataset, Report
 from ddpm.data.stream import StreamDataset
 from ddpm.interop.card import add_samples
+from ddpm.interop.diffusers import Student
 from ddpm.model import Model, blocks
 from ddpm.training.batches import Batch
 from ddpm.training.config import TrainingConfig
-from ddpm.training.optimizer import learning_rate
 from ddpm.training.step import Learner
 
 MEAN_OF = 1024  # images of the dataset, at most, whose mean colour stands for all
@@ -109,7 +109,7 @@ def size_of(dataset: ImageDataset) -> int | None:
 
 
 @torch.no_grad()
-def log_record(progress: Progress, training: TrainingConfig, learner: Learner, skipped: int) -> dict[str, Any]:
+def log_record(progress: Progress, learning_rate: float, learner: Learner, skipped: int) -> dict[str, Any]:
     """Return the numbers of a log line, and start its sums again.
 
     ema_drift = ‖θ_EMA - θ‖ / ‖θ‖: how far the average trails; it falls as training settles.
@@ -123,7 +123,7 @@ def log_record(progress: Progress, training: TrainingConfig, learner: Learner, s
         "images": progress.images,
         "loss": loss,
         "gradient_norm": gradient_norm,
-        "learning_rate": learning_rate(training, progress.step - 1),
+        "learning_rate": learning_rate,
         "weight_norm": norm,
         "ema_drift": distance / max(norm, math.ulp(1.0)),
         "skipped": skipped,
@@ -149,11 +149,15 @@ def progress_bar(progress: Progress, training: TrainingConfig) -> tqdm:
 
 
 def draw_preview(model: Model, num: int, steps: int, seed: int) -> Tensor:
-    """Sample images 0 … num-1 of `seed`, (num, C, H, W) in [-1, 1]; every process samples some of the batches."""
+    """Sample images 0 … num-1 of `seed`, (num, C, H, W) in [-1, 1]; every process samples some of the batches.
+
+    A student takes its own number of steps.
+    """
+    steps = model.student.steps if model.student else min(steps, model.diffusion.schedule.timesteps)
     mine = []
     for number, block in enumerate(blocks(range(num), model.default_batch_size)):
         if number % world_size() == rank():
-            mine += list(model.sample_batches(block, steps=min(steps, model.diffusion.schedule.timesteps), seed=seed))
+            mine += list(model.sample_batches(block, steps=steps, seed=seed))
     return torch.cat([images for _, images in sorted(gather(mine), key=lambda part: part[0][0])])
 
 
@@ -162,12 +166,13 @@ def save_preview(images: Tensor, folder: Path, step: int) -> None:
     save_grid(images, folder / f"{step:06d}.png", overwrite=True)
 
 
-def add_preview(run: Path, step: int, training: TrainingConfig) -> None:
+def add_preview(run: Path, step: int, training: TrainingConfig, student: Student | None) -> None:
     """Show the newest preview in the card of RUN/model, but none of a later step (left over from before a rollback)."""
     previews = [path for path in numbered(run / "samples") if int(path.stem) <= step]
     if previews:
         caption = f"After {int(previews[-1].stem):,} steps: the first images of seed {training.seed}, none of them "
-        caption += f"chosen; {training.preview_steps} steps of DPM-Solver++."
+        steps, sampler = (student.steps, student.sampler) if student else (training.preview_steps, "DPM-Solver++")
+        caption += f"chosen; {steps} steps of {sampler}."
         add_samples(run / "model", previews[-1], caption)
 
 

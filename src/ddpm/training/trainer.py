@@ -8,7 +8,6 @@ import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ddpm.common.distributed import is_main, join, my_share, on_main, print_on_m
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import default_device
+from ddpm.common.names import VERSION
 from ddpm.data import open_dataset
 from ddpm.data.notes import data_notes
 from ddpm.model import Model, load
@@ -218,12 +218,16 @@ class Trainer:
                     return request.signal or signal.SIGTERM  # another process was asked
         return None
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of step 0, 1, …"""
+        return learning_rate(self.config.training, step)
+
     def step(self, batch: Batch, *, stop: bool = False) -> PendingStep:
         """Take the next step, with a smaller micro-batch if memory runs out; its numbers may still be on their way."""
         number, training = self.progress.step, self.config.training
         while True:
             try:
-                result = train_step(self.learner, batch, learning_rate(training, number), stop=stop)
+                result = train_step(self.learner, batch, self.learning_rate(number), stop=stop)
                 break
             except torch.OutOfMemoryError as error:
                 self.learner.optimizer.zero_grad()
@@ -255,7 +259,7 @@ class Trainer:
     def log(self) -> float:
         """Write the numbers since the last log line to metrics.jsonl and the other loggers; return the mean loss."""
         steps, seconds = self.timer.lap(self.progress)
-        record = log_record(self.progress, self.config.training, self.learner, self.guard.skipped)
+        record = log_record(self.progress, self.learning_rate(self.progress.step - 1), self.learner, self.guard.skipped)
         record["images_per_second"] = round(steps * self.config.training.batch_size / max(seconds, 1e-9), 2)
         if size := size_of(self.dataset):
             record["epoch"] = round(self.progress.images / size, 4)
@@ -282,7 +286,7 @@ class Trainer:
             class_names=self.dataset.class_names,
             null_label=self.null_label,
             provenance={
-                "ddpm": version("ddpm"),
+                "ddpm": VERSION,
                 **({"fine-tuned from": self.origin} if self.origin else {}),
                 "config": self.config.model_dump(mode="json"),
                 "data": {"images": size_of(self.dataset), "fingerprint": self.dataset.fingerprint},
@@ -361,8 +365,9 @@ class Trainer:
 
     def _write_model(self) -> None:
         """Write RUN/model, with the newest preview in its model card."""
-        if write_model(self.model(), self.out / "model", print_on_main):
-            add_preview(self.out, self.progress.step, self.config.training)
+        model = self.model()
+        if write_model(model, self.out / "model", print_on_main):
+            add_preview(self.out, self.progress.step, self.config.training, model.student)
 
     def _rescue(self) -> None:
         """Save when a preview or an evaluation fails, so that a resumed run does not fail there again.
@@ -475,16 +480,21 @@ def train(
         KeyboardInterrupt, SystemExit(143): on SIGINT and SIGTERM, after saving.
     """
     out = user_path(out)
+    run(lambda: Trainer(config, out, init=init, resume=resume, evaluator=evaluator), out, resume, overwrite)
+    return out
+
+
+def run(trainer: Callable[[], Trainer], out: Path, resume: bool, overwrite: bool) -> None:
+    """Run a trainer, which is built once `out` is claimed, to its last step; see `train` for what it raises."""
     with lost_process_explained(out), reproducible_kernels(default_device()), contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(claimed(out, resume=resume, overwrite=overwrite)))
-        trainer = Trainer(config, out, init=init, resume=resume, evaluator=evaluator)
-        stack.callback(trainer.close)
-        print_on_main(trainer.notes() + trainer.summary())
-        trainer.setup()
+        running = trainer()
+        stack.callback(running.close)
+        print_on_main(running.notes() + running.summary())
+        running.setup()
         with deferred_signals() as request:
-            number = trainer.fit(request)
+            number = running.fit(request)
             if number is not None:
-                trainer.save()
-                print_on_main(f"saved at step {trainer.progress.step:,}; resume with ddpm train --resume {out}")
+                running.save()
+                print_on_main(f"saved at step {running.progress.step:,}; resume with ddpm train --resume {out}")
                 request.leave(number)
-    return out

@@ -1,0 +1,146 @@
+"""The Compare tab: one seed, drawn by several samplers with several numbers of steps or guidance weights."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+from torch import Tensor
+
+from ddpm.app.components import (
+    MOST_SEED,
+    bounded,
+    buttons,
+    choice,
+    connect,
+    figure,
+    live,
+    running,
+    sheet,
+    status_line,
+)
+from ddpm.app.generate import EVERY_CLASS, USUAL_GUIDANCE, has_guidance, most_steps
+from ddpm.common.errors import UserError
+from ddpm.model import Model
+from ddpm.samplers import SAMPLERS, Step
+
+MOST_COLUMNS, MOST_IMAGES, MOST_GUIDANCE = 8, 9, 8.0
+STEPS, GUIDANCE = "steps", "guidance"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared: a row for each sampler, a column for each value of `axis`; the other one is `fixed`."""
+
+    samplers: Sequence[str]
+    axis: str
+    values: Sequence[float]
+    fixed: float
+    label: str = EVERY_CLASS
+    number: int = 4
+    seed: int = 0
+
+    def options(self, model: Model, sampler: str, value: float) -> dict[str, Any]:
+        """Return the arguments of `Model.sample` for one cell; raise UserError if one is outside the page's bounds."""
+        steps, guidance = (value, self.fixed) if self.axis == STEPS else (self.fixed, value)
+        if not 0 <= guidance <= MOST_GUIDANCE:
+            raise UserError(f"the guidance must be from 0 to {MOST_GUIDANCE:g}, not {guidance:g}")
+        number = bounded("the number of images", self.number, 1, MOST_IMAGES)
+        options: dict[str, Any] = {
+            "num": number,
+            "sampler": sampler,
+            "steps": bounded("the number of steps", steps, 1, most_steps(model)),
+            "guidance": float(guidance),
+            "seed": bounded("the seed", self.seed, 0, MOST_SEED),
+            "batch_size": number,
+        }
+        return options if self.label == EVERY_CLASS else options | {"labels": self.label}
+
+    def cells(self) -> list[tuple[str, float]]:
+        return [(sampler, value) for sampler in self.samplers for value in self.values]
+
+
+def read_values(text: str) -> list[float]:
+    """Read `5, 10, 20`."""
+    try:
+        values = [float(word) for word in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise UserError(f"the columns are numbers such as 5, 10, 20, not {text!r}") from error
+    if not 1 <= len(values) <= MOST_COLUMNS:
+        raise UserError(f"give 1 to {MOST_COLUMNS} columns, such as 5, 10, 20")
+    return values
+
+
+def compare(model: Model, grid: Grid) -> Iterator[tuple[int, Step | Tensor]]:
+    """Sample every cell in turn, with the same noise; yield its number with its steps, then with its images."""
+    if not grid.samplers:
+        raise UserError("no sampler is chosen: choose at least one")
+    jobs = [grid.options(model, *cell) for cell in grid.cells()]  # all are checked before the first is sampled
+    for number, options in enumerate(jobs):
+        for event in _sample(model, options):
+            yield number, event
+
+
+def _sample(model: Model, options: dict[str, Any]) -> Iterator[Step | Tensor]:
+    return live(lambda callback: model.sample(**options, callback=callback))
+
+
+def table(grid: Grid, pictures: Sequence[str]) -> str:
+    """Return the HTML of the grid, with the cells that are finished: the addresses of their pictures."""
+    head = "".join(f'<th scope="col">{value:g} {grid.axis}</th>' for value in grid.values)
+    rows = []
+    for row, sampler in enumerate(grid.samplers):
+        cells = []
+        for column, value in enumerate(grid.values):
+            place = row * len(grid.values) + column
+            alt = f"{sampler}, {value:g} {grid.axis}"
+            cells.append(f"<td>{figure(pictures[place], alt) if place < len(pictures) else ''}</td>")
+        rows.append(f'<tr><th scope="row">{escape(sampler)}</th>{"".join(cells)}</tr>')
+    inside = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table class="compare">{inside}</table></div>'
+
+
+def tab(model: Model) -> None:
+    """Build the tab and connect its events; endpoint /compare."""
+    guided, names = has_guidance(model), [EVERY_CLASS, *(model.class_names or [])]
+    usual = [steps for steps in (5, 10, 20, 50) if steps <= most_steps(model)] or [most_steps(model)]
+    with gr.Column(elem_classes="room"):
+        with gr.Row():
+            samplers = gr.CheckboxGroup(
+                list(SAMPLERS), value=["ancestral", "ddim", "dpm++sde"], label="Rows: samplers", scale=2, min_width=300
+            )
+            axis = choice([STEPS, GUIDANCE], STEPS, "Columns", visible=guided, min_width=110)
+            values = gr.Textbox(", ".join(map(str, usual)), label="Their values", min_width=140)
+            fixed = gr.Number(USUAL_GUIDANCE if guided else 1, label="Guidance", visible=guided, min_width=90)
+        with gr.Row():
+            label = choice(names, EVERY_CLASS, "Class", visible=len(names) > 1, min_width=140)
+            number = gr.Slider(1, MOST_IMAGES, 4, step=1, label="Images in a cell", min_width=140)
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+        pressed = buttons("Compare")
+        status = status_line("Every cell begins with the same noise. Press Compare.")
+        drawn = gr.HTML(js_on_load=None)
+
+    def run(samplers, axis, values, fixed, label, number, seed):
+        grid = Grid(samplers, axis, read_values(values), fixed, label, number, seed)
+        pictures: list[str] = []
+        yield running("Starting …"), table(grid, pictures)
+        began, cells = time.monotonic(), len(grid.cells())
+        for place, event in compare(model, grid):
+            said = f"Cell {place + 1} of {cells}"
+            if isinstance(event, Step):
+                yield running(f"{said}, step {event.index + 1} of {event.steps}"), table(grid, pictures)
+            else:
+                pictures.append(sheet(event))
+                yield running(said), table(grid, pictures)
+        yield f"Done in {time.monotonic() - began:.0f} s, seed {seed}.", table(grid, pictures)
+
+    def for_axis(axis):
+        """Show the field of what is not compared, and begin with usual values."""
+        if axis == GUIDANCE:
+            return "1, 1.5, 2, 4", gr.Number(min(20, most_steps(model)), label="Steps")
+        return ", ".join(map(str, usual)), gr.Number(USUAL_GUIDANCE, label="Guidance")
+
+    axis.change(for_axis, axis, [values, fixed], api_visibility="private", show_progress="hidden", queue=False)
+    connect(pressed, run, [samplers, axis, values, fixed, label, number, seed], [status, drawn], api_name="compare")

@@ -1,0 +1,24 @@
+"""`ddpm info`: how a file of this package was made."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddpm.cli.options import PATH
+
+
+def info(file: Annotated[Path, typer.Argument(**PATH | {"metavar": "FILE"}, help="a .png, a .gif or an .npz")]) -> None:
+    """Print how a file was made, and the command that makes it again."""
+    from ddpm.common.pixels import read_origin
+    from ddpm.data.images import printable
+
+    origin = read_origin(file)
+    command = origin.pop("command", None)
+    for name, value in origin.items():
+        fields = value if isinstance(value, dict) else {name: value}
+        for key, one in fields.items():
+            print(f"{printable(str(key))}: {json.dumps(one, ensure_ascii=True)}")
+    if isinstance(command, str):
+        print(f"command: {printable(command)}")
