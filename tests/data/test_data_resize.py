@@ -69,6 +69,9 @@ def test_resize_to_pads_with_the_background_or_transparency():
     clear = np.asarray(resize_to(Image.new("RGBA", (32, 16), (50, 60, 70, 255)), (32, 32), "pad"))
     assert (clear[:8, :, 3] == 0).all()
     assert (np.asarray(resize_to(Image.new("L", (32, 16), 5), (32, 32), "pad", background=77))[:8] == 77).all()
+    luma = np.asarray(Image.new("RGB", (1, 1), (250, 20, 90)).convert("L"))  # by Pillow
+    grey = np.asarray(resize_to(Image.new("L", (32, 16), 5), (32, 32), "pad", background=[250, 20, 90]))
+    assert (grey[:8] == luma[0, 0]).all()
 
 
 def test_resize_to_keeps_the_aspect_ratio():

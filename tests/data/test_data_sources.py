@@ -347,6 +347,40 @@ def test_lazy_dataset_decodes_when_needed(image_folder, monkeypatch):
     assert lazy.report.skipped == [("a/3.png", "it is not an image")]
 
 
+def test_image_that_stands_in_for_a_broken_one_brings_its_own_class(image_folder, monkeypatch):
+    """Also past the end, where the first image follows, and over several broken ones in a row."""
+    folder = image_folder([f"{kind}/{n}.png" for kind in "abc" for n in range(3)])
+    for name in ("a/2", "b/0", "b/1", "c/2"):
+        (folder / f"{name}.png").write_bytes(b"broken")
+    monkeypatch.setattr(opening_module, "MOST_MEMORY_BYTES", 100)
+    lazy = opened(folder, labels=True)
+    _, labels = lazy.batch(torch.arange(9))
+    assert labels.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 0]
+
+
+@pytest.mark.parametrize("count", [15, 16, 17, 150])
+def test_images_are_decoded_in_their_order(image_folder, count):
+    """However many threads decode them, and however many are ahead; those that are broken leave no gap."""
+    folder = image_folder([f"{'ab'[n % 2]}/{n:03}.png" for n in range(count)], height=8, width=8)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    (folder / names[5]).write_bytes(b"broken")
+    dataset = open_dataset(str(folder), image_size=8, labels=True)
+    kept = [name for index, name in enumerate(names) if index != 5]
+    expected = np.stack([np.asarray(Image.open(folder / name)) for name in kept]).transpose(0, 3, 1, 2)
+    assert np.array_equal(dataset.images.numpy(), expected)
+    assert dataset.labels.tolist() == ["ab".index(name[0]) for name in kept]
+
+
+def test_classes_that_lost_all_images_leave_the_others_their_images(image_folder):
+    folder = image_folder([f"{kind}/{n}.png" for kind in "abcd" for n in range(2)])
+    for name in ("b/0", "b/1", "c/1"):
+        (folder / f"{name}.png").write_bytes(b"broken")
+    dataset = opened(folder, labels=True)
+    assert dataset.class_names == ["a", "c", "d"]
+    assert dataset.labels.tolist() == [0, 0, 1, 2, 2]
+    assert dataset.report.lost_classes == ["b"]
+
+
 def test_lazy_fingerprint_changes_with_the_images(tmp_path, image_folder, pixels, encode, write_tar, monkeypatch):
     """Features are kept by the fingerprint: one that looked at names alone would give a set another's."""
     monkeypatch.setattr(opening_module, "MOST_MEMORY_BYTES", 100)
