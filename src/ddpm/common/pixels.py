@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError
 from ddpm.common.files import atomic_path, check_output
+from ddpm.common.names import VERSION
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -130,7 +130,7 @@ def made_by(origin: Mapping[str, Any] | None) -> Iterator[None]:
 
 def origin_of(command: str, weights: str | None, **more: Any) -> dict[str, Any]:
     """Return an origin: the command that makes the file, the version, the hash of the weights, and `more`."""
-    known = {"command": command, "version": version("ddpm")}
+    known = {"command": command, "version": VERSION}
     return known | ({} if weights is None else {"weights": weights}) | more
 
 

@@ -7,6 +7,7 @@ A sampler of another language needs no formula of this package: model.json lists
 """
 
 import copy
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm.common.errors import RunStopped, UserError, install, require
 from ddpm.common.files import atomic_write, refuse_existing, user_path
 from ddpm.common.names import VERSION
 from ddpm.model import Model, SamplingOptions
-from ddpm.networks.unet import UNet, Upsample, doubled
+from ddpm.networks.unet import Linear, UNet, Upsample, doubled
 from ddpm.samplers.algorithms import Step
 from ddpm.samplers.denoiser import Prediction
 
@@ -152,9 +153,11 @@ def network_graph(model: Model) -> bytes:
     import onnx
 
     network: Any = copy.deepcopy(model.network).cpu().float()
-    for module in network.modules():
-        if isinstance(module, Upsample):  # its fast way depends on the batch size, which must stay open here
+    for module in network.modules():  # two layers have ways that suit PyTorch on a CPU; a file takes the plain ones
+        if isinstance(module, Upsample):
             module.forward = lambda x, *_, conv=module.conv: conv(doubled(x))  # type: ignore[method-assign]
+        elif isinstance(module, Linear):
+            module.forward = functools.partial(nn.Linear.forward, module)  # type: ignore[method-assign]
     batch = torch.export.Dim("batch")
     arguments: tuple[Tensor, ...] = (torch.zeros(2, *model.image_shape), torch.zeros(2))
     names = ["x_t", "t"]
@@ -162,15 +165,9 @@ def network_graph(model: Model) -> bytes:
         arguments, names = (*arguments, torch.zeros(2, dtype=torch.int64)), [*names, "labels"]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about its own parts
-        program = torch.onnx.export(
-            network,
-            arguments,
-            input_names=names,
-            output_names=["prediction"],
-            dynamic_shapes=tuple({0: batch} for _ in arguments),
-            dynamo=True,
-            verbose=False,
-        )
+        shapes = tuple({0: batch} for _ in arguments)
+        traced = torch.export.export(network, arguments, dynamic_shapes=shapes, strict=False)
+        program = torch.onnx.export(traced, dynamo=True, input_names=names, output_names=["prediction"], verbose=False)
     assert program is not None
     proto = program.model_proto
     graph = proto.graph
