@@ -62,6 +62,9 @@ def toy(command: str) -> list[str]:
     """The command's words with what makes it short; the last value of a flag counts."""
     _, verb, *words = shlex.split(command)
     extra = list(TOY.get(verb, []))
+    if verb == "train" and "--minutes" in words:  # the few steps of a toy are given below
+        at = words.index("--minutes")
+        del words[at : at + 2]
     if verb == "evaluate" and words[0].endswith(".npz"):  # drawn before, in so many steps
         extra = ["--overwrite"]
     if verb == "distill":
