@@ -16,7 +16,7 @@ from torch import nn
 from ddpm.diffusion.config import DiffusionConfig
 from ddpm.training.batches import Batch
 from ddpm.training.config import TrainingConfig
-from ddpm.training.optimizer import EMA, Optimizer
+from ddpm.training.optimizer import EMA, Optimizer, learning_rate
 from ddpm.training.step import Learner, agree_on_micro_batch, build_learner, train_step
 from ddpm.training.tracking import Progress, Timer, log_record
 
@@ -195,7 +195,7 @@ def test_steps_are_those_of_the_reference(case, dtype):
 
     training = TrainingConfig(learning_rate=0.8, warmup=20, steps=60)
     progress.seconds = 12.345
-    record = log_record(progress, training, learner, skipped=3)
+    record = log_record(progress, learning_rate(training, 3), learner, skipped=3)
     means = [sum(column) / 4 for column in zip(*records, strict=True)]
     weights = torch.cat([p.detach().flatten() for p in reference.parameters.values()])
     trailing = torch.cat([p.flatten() for p in reference.average.values()]) - weights
@@ -213,7 +213,7 @@ def test_steps_are_those_of_the_reference(case, dtype):
     if dtype == torch.float16:
         expected["loss_scale"] = 65536
     assert record == pytest.approx(expected, rel=1e-3)
-    assert math.isnan(log_record(progress, training, learner, 0)["loss"])  # the sums began again
+    assert math.isnan(log_record(progress, 0.1, learner, 0)["loss"])  # the sums began again
 
 
 def test_build_learner_passes_the_configuration_and_the_plan_on(monkeypatch):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from ddpm.training import train
 from ddpm.training.step import train_step
 from ddpm.training.trainer import Trainer
 
@@ -46,3 +47,9 @@ def test_train_step_leaves_the_weights_after_a_nonfinite_batch(tiny, tmp_path):
 def test_train_step_passes_a_request_to_stop_on(tiny, tmp_path):
     trainer = Trainer(tiny(), tmp_path / "run")
     assert train_step(trainer.learner, trainer.batches.at(0), RATE, stop=True).numbers[2] == 1
+
+
+def test_the_logged_learning_rate_is_that_of_the_last_step(tiny, files, tmp_path):
+    run = train(tiny(steps=4, warmup=3, learning_rate=0.3), tmp_path / "run")
+    rates = [record["learning_rate"] for record in files.records(run, "learning_rate")]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])

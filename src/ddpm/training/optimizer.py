@@ -144,8 +144,8 @@ class Muon:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, matrix in self.state_dict().items():
-            matrix.copy_(state[f"{name}.momentum"])
+        for key, momentum in self.state_dict().items():
+            momentum.copy_(state[key])
 
 
 def muon_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
