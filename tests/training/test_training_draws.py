@@ -17,7 +17,7 @@ from ddpm.networks.unet import UNet
 from ddpm.training import compute, train
 from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import Checkpoints
-from ddpm.training.compute import Memory, plan_compute
+from ddpm.training.compute import plan_compute
 from ddpm.training.config import TrainingConfig
 from ddpm.training.trainer import Trainer
 
@@ -242,7 +242,9 @@ def planned(monkeypatch):
     """planned(has, processes, **options) -> the plan on a machine of so many bytes: 1,000 are fixed, 100 per image."""
 
     def plan(has: int, processes: int, **options):
-        monkeypatch.setattr(compute, "measure_memory", lambda network, dtype, data: Memory(1000, 100))
+        # two parameters, each six times in float32, and the images; an image's activations and what a step adds
+        monkeypatch.setattr(compute, "dataset_bytes", lambda dataset, device: 1000 - 2 * 6 * 4)
+        monkeypatch.setattr(compute, "activation_bytes", lambda network, dtype: 100 / compute.TRANSIENT + 0.01)
         monkeypatch.setattr(compute, "total_memory", lambda device: has)
         monkeypatch.setattr(compute, "world_size", lambda: processes)
         monkeypatch.setattr(compute, "local_world_size", lambda: 1)
