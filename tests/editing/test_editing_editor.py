@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ddpm.common.errors import UserError
+from ddpm.common.fidelity import ssim
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.editing import (
@@ -182,6 +183,8 @@ def test_fidelity_curve_trades_fidelity_for_realism():
     assert math.isinf(points[0].psnr)
     assert points[1].psnr > points[2].psnr > points[3].psnr
     assert points[1].ssim > points[3].ssim
+    for point in points[1:]:
+        assert point.ssim == pytest.approx(float(ssim(point.images, strange).mean()))
     assert points[0].denoising_loss > points[2].denoising_loss
     real = denoising_loss(EDITOR, PRIOR.sample(16, seed=1))
     assert points[3].denoising_loss == pytest.approx(real, rel=0.25)  # the edited images are clipped to [-1, 1]

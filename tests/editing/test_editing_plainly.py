@@ -203,6 +203,25 @@ def test_inversion_and_generation_follow_the_formulas(depth, order, evaluations,
         close(images[i], turned(guided, latents[i].double(), rising(depth, steps)[::-1], order, LABELS[i]), 1e-3)
 
 
+def test_an_inversion_computes_in_float32_whatever_the_editor_does(conditional_model):
+    images = torch.rand(2, *conditional_model.image_shape) * 2 - 1
+    found, exact, coarse = (
+        {
+            "invert": invert(editor, images, evaluations=6),
+            "round_trip": round_trip(editor, images, evaluations=6).images,
+            "generate": generate(editor, images, evaluations=6),
+        }
+        for editor in (
+            Editor(conditional_model, precision="bf16", guidance=1.5, labels=1),
+            Editor(conditional_model, precision="fp32", labels=1, clip=None),
+            Editor(conditional_model, precision="fp32", labels=1, guidance=1.5),
+        )
+    )
+    assert torch.equal(found["invert"], exact["invert"])
+    assert torch.equal(found["round_trip"], exact["round_trip"])
+    assert not torch.equal(found["generate"], coarse["generate"])  # bfloat16, as asked
+
+
 def test_a_round_trip_spends_half_its_evaluations_each_way():
     editor = Editor(MODEL, labels=LABELS, guidance=3.0, clip="static", seed=4)
     plainly = Editor(MODEL, labels=LABELS, clip=None)
