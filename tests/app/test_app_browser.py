@@ -1,8 +1,13 @@
-"""The page in a real browser: what people do with it, at the width of a desk and of a phone."""
+"""The page in a real browser: what people do with it, at the width of a desk and of a phone.
+
+They share one page and one server, and a machine that does other work beside makes them fail one after the other. So
+they are a target of their own: `make browser`.
+"""
 
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +19,7 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.skipif("DDPM_BROWSER" not in os.environ, reason="make browser runs these")
 TABS = ["Generate", "Restore", "Edit", "Compare", "Explore", "Runs"]
 PATIENCE = 60_000  # milliseconds; nothing here takes one, unless the machine is busy
 

@@ -469,11 +469,11 @@ window.ddpm = (() => {
 
   const random = () => Math.floor(Math.random() * 2 ** 32);
 
-  let pressed = 0;
+  let pressed = -Infinity; // by the clock of events, so that a busy page does not count
   document.addEventListener("click", (event) => {
-    if (event.target.closest?.(".start")) pressed = Date.now();
+    if (event.target.closest?.(".start")) pressed = event.timeStamp;
     // the second press of a double press meets Stop, which has taken the place of the button
-    if (event.target.closest?.(".stop") && Date.now() - pressed < 600) event.stopImmediatePropagation();
+    if (event.target.closest?.(".stop") && event.timeStamp - pressed < 600) event.stopImmediatePropagation();
     const tile = event.target.closest?.(".tile");
     if (tile) viewer.open(tile);
   }, true);
