@@ -87,7 +87,7 @@ def test_nonfinite_model_is_never_written(tiny, tmp_path, monkeypatch, part, val
 
     def evaluator(model):
         evaluated.append(model.provenance["steps"])
-        return {"figure": 1.0}
+        return {"fid": 1.0}
 
     config = tiny(steps=4, checkpoint_every=2, evaluate_every=2, preview_every=2, preview_images=1, preview_steps=2)
     with pytest.raises(RunStopped, match=rf"after 4 steps {part}: mid_block.resnets.0.conv1.weight is not finite"):
@@ -109,9 +109,9 @@ def test_short_run_with_nonfinite_weights_fails(tiny, tmp_path):
 
 
 def test_nan_evaluation_is_not_the_best(tiny, tmp_path):
-    figures = iter([math.nan, 2.0, math.nan])
-    run = train(tiny(steps=3, evaluate_every=1), tmp_path / "run", evaluator=lambda model: {"figure": next(figures)})
-    assert load(run / "best").provenance["metrics"] == {"step": 2, "figure": 2.0}
+    values = iter([math.nan, 2.0, math.nan])
+    run = train(tiny(steps=3, evaluate_every=1), tmp_path / "run", evaluator=lambda model: {"fid": next(values)})
+    assert load(run / "best").provenance["metrics"] == {"step": 2, "fid": 2.0}
 
 
 def break_layer(monkeypatch, name: str, backward: bool) -> None:

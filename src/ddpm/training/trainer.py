@@ -57,7 +57,7 @@ from ddpm.training.tracking import (
     size_of,
 )
 
-# (model with the averaged weights) -> figures; the first one decides which checkpoint is best, and lower is better.
+# (model with the averaged weights) -> metrics; the first one decides which checkpoint is best, and lower is better.
 # Every process calls it at once; it may share the work through `ddpm.common.distributed`.
 Evaluator = Callable[[Model], dict[str, float]]
 
@@ -90,8 +90,8 @@ class Trainer:
         self.out, self.resume, self.evaluator, self.device = out, resume, evaluator, default_device()
         self.progress = Progress()
         self.tracking: Tracking | None = None  # in the main process, from `setup` on
-        self.best: dict[str, Any] | None = None  # the evaluation with the lowest first figure, and its step
-        self.figures: dict[str, float] = {}  # the latest evaluation, and its step
+        self.best: dict[str, Any] | None = None  # the evaluation with the lowest first metric, and its step
+        self.metrics: dict[str, float] = {}  # the latest evaluation, and its step
         self.saved: int | None = None  # the step of the newest checkpoint
         check_loggers(config.training.loggers)
         self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep_checkpoints)
@@ -294,7 +294,7 @@ class Trainer:
                 "images": self.progress.images,
                 "seconds": round(self.progress.seconds, 1),
                 "engine": str(self.plan),
-                "metrics": self.figures,
+                "metrics": self.metrics,
             },
         )
 
@@ -319,10 +319,10 @@ class Trainer:
     def evaluate(self, model: Model) -> None:
         """Call the evaluator. The best model so far is kept in RUN/best, and its checkpoint is not removed."""
         assert self.evaluator is not None  # else no evaluation is due
-        figures = self.evaluator(model)
-        found = model.provenance["metrics"] = {"step": self.progress.step, **figures}
-        name = next(iter(figures))
-        better = math.isfinite(figures[name]) and (self.best is None or figures[name] < self.best[name])
+        metrics = self.evaluator(model)
+        found = model.provenance["metrics"] = {"step": self.progress.step, **metrics}
+        name = next(iter(metrics))
+        better = math.isfinite(metrics[name]) and (self.best is None or metrics[name] < self.best[name])
 
         def write() -> None:
             with writing("the evaluation", self.checkpoints.kept):
@@ -331,7 +331,7 @@ class Trainer:
                     write_model(model, self.out / "best", print_on_main)
 
         on_main(write)
-        self.figures = found
+        self.metrics = found
         if better:
             self.best = found
             self.save()
@@ -403,7 +403,7 @@ class Trainer:
             "class_names": self.dataset.class_names,
             "engine": self._engine(),
             "best": self.best,
-            "figures": self.figures,
+            "metrics": self.metrics,
             "origin": self.origin,
         }
 
@@ -428,7 +428,7 @@ class Trainer:
         images = state["progress"]["step"] * self.config.training.batch_size  # for checkpoints that do not say
         self.progress = Progress(**{"images": images} | state["progress"])
         self.guard.skipped, self.guard.in_a_row = state["health"]["skipped"], state["health"]["in_a_row"]
-        self.best, self.figures, self.origin = state["best"], state.get("figures", {}), state.get("origin")
+        self.best, self.metrics, self.origin = state["best"], state.get("metrics", {}), state.get("origin")
         done, asked = self.progress.step, self.config.training.steps
         self.saved = done
         self.batches.resume_at(done, self.progress.images)
