@@ -280,7 +280,7 @@ def quality(points: str | Path) -> "Figure":
     """Plot a metric over network evaluations, from the JSON of `ddpm evaluate --sweep`."""
     try:
         rows = json.loads(user_path(points).read_text(encoding="utf-8"))
-        found = [(row["sampler"], row["evaluations"], next(iter(row["figures"].values()))) for row in rows]
+        found = [(row["sampler"], row["evaluations"], next(iter(row["metrics"].values()))) for row in rows]
         curves = {}
         for name in dict.fromkeys(sampler for sampler, _, _ in found):
             mine = sorted((evaluations, merit["value"]) for sampler, evaluations, merit in found if sampler == name)
