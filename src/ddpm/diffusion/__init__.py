@@ -18,14 +18,4 @@ if TYPE_CHECKING:
     from ddpm.diffusion.timestep_samplers import TIMESTEP_SAMPLERS as TIMESTEP_SAMPLERS
     from ddpm.diffusion.timestep_samplers import TimestepSampler as TimestepSampler
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "ddpm.diffusion.config": "DiffusionConfig",
-        "ddpm.diffusion.gaussian": "GaussianDiffusion Posterior",
-        "ddpm.diffusion.likelihood": "VariationalBound discretized_log_likelihood",
-        "ddpm.diffusion.loss": "DiffusionLoss loss_weights",
-        "ddpm.diffusion.schedule": "NoiseSchedule make_betas rescale_zero_terminal_snr",
-        "ddpm.diffusion.timestep_samplers": "TIMESTEP_SAMPLERS TimestepSampler",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)

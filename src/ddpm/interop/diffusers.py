@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 
 from ddpm.common.errors import RunStopped, UserError
@@ -52,10 +52,8 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 
 
-class Student(BaseModel):
+class Student(BaseModel, extra="forbid", frozen=True):
     """What a distilled network was made for: this many steps of this sampler, with the sampler's own spacing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(ge=1)
     sampler: SamplerName = "ddim"
@@ -72,10 +70,8 @@ class LoadedParts:
     student: Student | None = None
 
 
-class Extra(BaseModel):
+class Extra(BaseModel, extra="allow"):
     """The fields of ddpm.json that must fit the network; other fields are kept."""
-
-    model_config = ConfigDict(extra="allow")
 
     class_names: list[str] | None = None
     null_label: int | None = Field(None, ge=0)

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from ddpm.common.errors import UserError, nearest
@@ -149,10 +149,8 @@ IRRELEVANT = {"use_fp16", "use_checkpoint", "timestep_respacing", "use_kl", "res
 SHOWN_STEPS = 1000  # what rescale_timesteps rescales to
 
 
-class Flags(BaseModel):
+class Flags(BaseModel, extra="forbid"):
     """Their model and diffusion flags that the weights do not determine."""
-
-    model_config = ConfigDict(extra="forbid")
 
     image_size: int = Field(ge=8, le=65536)
     num_heads: int = Field(4, ge=1)
