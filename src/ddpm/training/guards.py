@@ -62,7 +62,7 @@ class NonFiniteGuard:
         """Count a skipped step and save its batch; end the run if it is one too many, with a diagnosis."""
         self.skipped += 1
         self.in_a_row += 1
-        path = self.set_aside(batch, self.training.seed, step, rank())
+        path = self.set_aside(batch, step)
         print_on_main(f"step {step + 1}: loss or gradient not finite; skipped, batch set aside in {path}")
         if self.in_a_row > self.training.max_bad_steps:
             parts = batch.split(learner.micro_batch)
@@ -72,15 +72,14 @@ class NonFiniteGuard:
                 raise SystemExit(1)  # all stop here; the first process says why
             raise self.stopped(everywhere, learning_rate(self.training, step))
 
-    def set_aside(self, batch: Batch, seed: int, step: int, rank: int) -> Path:
+    def set_aside(self, batch: Batch, step: int) -> Path:
         """Save this process's part of a batch for later inspection."""
-        path = self.folder / f"{step:06d}-{rank}.safetensors"
+        path = self.folder / f"{step:06d}-{rank()}.safetensors"
+        about = {"seed": self.training.seed, "step": step, "images": len(batch)}
         with writing(str(path), lambda: f"checkpoints are kept in {self.folder.parent / 'checkpoints'}"):
             self.folder.mkdir(exist_ok=True)
             write_tensors(path, batch.tensors())
-            atomic_write(
-                path.with_suffix(".json"), json.dumps({"seed": seed, "step": step, "images": len(batch)}), durable=True
-            )
+            atomic_write(path.with_suffix(".json"), json.dumps(about), durable=True)
         return path
 
     def stopped(self, diagnoses: list[str], rate: float) -> RunStopped:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ddpm.common.distributed import gather, is_main, print_on_main, rank, world_size
 from ddpm.common.errors import UserError, first_line, require
 from ddpm.common.files import atomic_write
-from ddpm.common.pixels import numbered, save_grid
+from ddpm.common.pixels import numbered
 from ddpm.data.datasets import ImageDataset, Report
 from ddpm.data.stream import StreamDataset
 from ddpm.interop.card import add_samples
@@ -159,11 +159,6 @@ def draw_preview(model: Model, num: int, steps: int, seed: int) -> Tensor:
         if number % world_size() == rank():
             mine += list(model.sample_batches(block, steps=steps, seed=seed))
     return torch.cat([images for _, images in sorted(gather(mine), key=lambda part: part[0][0])])
-
-
-def save_preview(images: Tensor, folder: Path, step: int) -> None:
-    """Write RUN/samples/NNNNNN.png."""
-    save_grid(images, folder / f"{step:06d}.png", overwrite=True)
 
 
 def add_preview(run: Path, step: int, training: TrainingConfig, student: Student | None) -> None:
