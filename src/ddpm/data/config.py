@@ -60,7 +60,9 @@ def checked_config(source: str, **options) -> DataConfig:
         return DataConfig(source=source, **options)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+        raise UserError(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+        ) from error
 
 
 def data_section(provenance: dict[str, Any]) -> dict[str, Any]:

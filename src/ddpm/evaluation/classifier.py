@@ -22,7 +22,6 @@ from ddpm.evaluation.images import ImageSet, subset_rows
 
 SIDE = 32  # every image is resized to SIDE x SIDE
 FEATURES = 64
-PREDICTED = 500  # images at once
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -115,10 +114,10 @@ def _shifted(x: Tensor, generator: torch.Generator, reach: int = 2) -> Tensor:
 
 
 @torch.inference_mode()
-def predict(model: Classifier, images: Tensor) -> Tensor:
+def predict(model: Classifier, images: Tensor, batch_size: int = 500) -> Tensor:
     """Return the outputs of the last layer (N, classes) for uint8 images (N, C, H, W), on the CPU."""
     device = next(model.parameters()).device
-    return torch.cat([model(normalise(chunk).to(device)).cpu() for chunk in images.split(PREDICTED)])
+    return torch.cat([model(normalise(chunk).to(device)).cpu() for chunk in images.split(batch_size)])
 
 
 def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
