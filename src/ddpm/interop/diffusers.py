@@ -251,10 +251,10 @@ def fill(network: UNet, weights: Weights) -> None:
         found = weights.shapes[sources[name]]
         if _without_pixels(found, len(shape)) != shape:
             raise UserError(f"{weights.where} does not fit its configuration: {name} is {found}, not {shape}")
-    read = {
-        name: weights.read(source).to(torch.float32, copy=True) for name, source in sources.items()
-    }  # from the file
-    state = {name: read[name].reshape(shape) for name, shape in expected.items()}
+    state = {  # copies, so that they do not depend on the file
+        name: weights.read(sources[name]).to(torch.float32, copy=True).reshape(shape)
+        for name, shape in expected.items()
+    }
     if broken := first_non_finite(state):
         raise UserError(f"{weights.where} holds numbers that are not finite, first in {broken}: its training failed")
     network.load_state_dict(state, assign=True)

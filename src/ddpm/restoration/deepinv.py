@@ -6,6 +6,7 @@ y = 2·y₀₁ - H(1), see `from_deepinv_measurement`.
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -107,7 +108,9 @@ def denoiser_as_deepinv(denoiser: Denoiser, device: torch.device | None = None) 
         def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
             levels = torch.as_tensor(sigma, dtype=torch.float64).flatten().tolist()
             size = len(x) if len(levels) == 1 else 1  # how many images have one σ
-            labels = [None] * len(levels) if denoiser.labels is None else denoiser.labels.expand(len(x)).split(size)
+            labels: Sequence[Tensor | None] = [None] * len(levels)
+            if denoiser.labels is not None:
+                labels = denoiser.labels.expand(len(x)).split(size)
             parts = zip(x.to(device=device).split(size), levels, labels, strict=True)
             return torch.cat([_denoise(denoiser, *part) for part in parts]).to(x.device)
 
