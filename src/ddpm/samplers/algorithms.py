@@ -71,12 +71,7 @@ class Sampler(Protocol):
 
 @torch.no_grad()
 def ancestral(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    timesteps: Sequence[float],
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
+    denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], *, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
     """x_{t-1} ~ N(μ̃(x̂_0, x_t), σ²), with the variance that `diffusion.variance` names; see `Sampler` for the arguments.
 
@@ -140,12 +135,7 @@ def ddim(
 
 @torch.no_grad()
 def dpm_solver(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    timesteps: Sequence[float],
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
+    denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], *, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
     """DPM-Solver++(2M): x_prev = (σ_prev/σ) x_t + √ᾱ_prev (1 - e^-h) D (algorithm 2); see `Sampler`.
 
@@ -166,12 +156,7 @@ def dpm_solver(
 
 @torch.no_grad()
 def dpm_solver_sde(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    timesteps: Sequence[float],
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
+    denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], *, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
     """SDE-DPM-Solver++(2M): x_prev = (σ_prev/σ) e^-h x_t + √ᾱ_prev (1 - e^-2h) D + σ_prev √(1 - e^-2h) z.
 
@@ -202,12 +187,7 @@ def extrapolate(x_0: Tensor, x_0_last: Tensor | None, exp_h: float, h_last: floa
 
 @torch.no_grad()
 def unipc(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    timesteps: Sequence[float],
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
+    denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], *, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
     """UniPC-2 with the paper's B(h) = e^-h - 1; see `Sampler`. Deterministic, one network evaluation per step.
 
@@ -236,13 +216,7 @@ class _Link:
     """
 
     def __init__(
-        self,
-        schedule: NoiseSchedule,
-        t: float,
-        t_prev: float,
-        x_t: Tensor,
-        x_0: Tensor,
-        last: "_Link | None",
+        self, schedule: NoiseSchedule, t: float, t_prev: float, x_t: Tensor, x_0: Tensor, last: "_Link | None"
     ):
         (alpha, sigma), (alpha_prev, sigma_prev) = map(schedule.alpha_sigma, (t, t_prev))
         exp_h = (alpha * sigma_prev) / (alpha_prev * sigma)
@@ -280,12 +254,7 @@ SIGMA_MAX = 200.0
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    timesteps: Sequence[float],
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
+    denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], *, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
     """Trapezoidal steps of d(x/√ᾱ) = ε̂ d(√(1-ᾱ)/√ᾱ), EDM's ODE in its own variables; see `Sampler`.
 
