@@ -151,7 +151,7 @@ def _settings(inputs: EvaluationInputs, data: str, fit: str | None, network: Fea
     """Return everything that the numbers depend on, in the order of the table."""
     candidate, reference = inputs.candidate, inputs.reference
     settings: dict[str, Any] = {
-        "judged": candidate.title,
+        "candidate": candidate.title,
         "n": len(candidate),
         "images": format_shape(candidate.shape),
     }

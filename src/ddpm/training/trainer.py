@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 import math
 import signal
 from collections import deque
@@ -19,7 +18,6 @@ from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import atomic_write, user_path
 from ddpm.common.hardware import default_device
 from ddpm.common.names import VERSION
-from ddpm.common.pixels import save_grid
 from ddpm.data import open_dataset
 from ddpm.data.notes import data_notes
 from ddpm.model import Model, load
@@ -44,14 +42,11 @@ from ddpm.training.step import agree_on_micro_batch, build_learner, train_step
 from ddpm.training.tracking import (
     BrokenFileReporter,
     PendingStep,
+    Previews,
     Progress,
     Timer,
     Tracking,
-    add_preview,
-    channel_drift,
-    channel_means,
     check_loggers,
-    draw_preview,
     log_record,
     progress_bar,
     size_of,
@@ -104,6 +99,7 @@ class Trainer:
         self.dataset = open_dataset(self.config.data)
         self.broken_files = BrokenFileReporter(self.dataset.report)
         self.broken_files.tell()
+        self.previews = Previews(out, self.dataset, self.config.training)
         self.network, self.null_label = build_network(self.config, self.dataset)
         if model is not None:
             shared = copy_weights(self.network, model, self.dataset.class_names, self.null_label)
@@ -295,20 +291,13 @@ class Trainer:
             },
         )
 
-    @functools.cached_property
-    def channel_means(self) -> Tensor | None:
-        """The mean of each channel of the data. It reads hundreds of images, so only runs with previews ask for it."""
-        return channel_means(self.dataset)
-
     def preview(self, model: Model) -> None:
         """Write RUN/samples/NNNNNN.png, and log how far its colours are from the data's."""
-        training, step = self.config.training, self.progress.step
-        images = draw_preview(model, training.preview_images, training.preview_steps, training.seed)
+        images, step = self.previews.draw(model), self.progress.step
 
         def write() -> None:
-            save_grid(images, self.out / "samples" / f"{step:06d}.png", overwrite=True)
-            if self.channel_means is not None:
-                self.track({"step": step, **channel_drift(images, self.channel_means)})
+            if drift := self.previews.save(images, step):
+                self.track({"step": step, **drift})
 
         self._write("the preview", write)
 
@@ -362,7 +351,7 @@ class Trainer:
         """Write RUN/model, with the newest preview in its model card."""
         model = self.model()
         if write_model(model, self.out / "model", print_on_main):
-            add_preview(self.out, self.progress.step, self.config.training, model.student)
+            self.previews.show(self.progress.step, model.student)
 
     def _rescue(self) -> None:
         """Save when a preview or an evaluation fails, so that a resumed run does not fail there again.
