@@ -86,7 +86,7 @@ class SamplingOptions:
         usual = model.student or Student(steps=few, sampler=DEFAULT_SAMPLER)
         name = self.sampler or usual.sampler
         sampler = find_sampler(name)
-        given = {} if self.eta is None else {"eta": self.eta}
+        given: dict[str, Any] = {} if self.eta is None else {"eta": self.eta}
         sampler.check(given)
         size = model.default_batch_size if self.batch_size is None else self.batch_size
         if size < 1:
@@ -295,8 +295,8 @@ class Model:
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Sample the images `indices` of a seed; yield (indices, images) of each batch, with images as `sample` does.
 
-        Image i is the same whichever other images are sampled: it has its own noise, and every forward pass has one
-        padded shape of `batch_size` images. Equal shapes give equal bits; another shape moves float32 by less than
+        Image i does not depend on the other images that are sampled: it has its own noise, and every forward pass has
+        one padded shape of `batch_size` images. Equal shapes give equal bits; another shape moves float32 by less than
         1/255.
 
         Args:

@@ -73,7 +73,7 @@ class Editor:
     def denoise(self, denoiser: Denoiser, x_t: Tensor, timesteps: Sequence[float], noise: Noise) -> Tensor:
         """Sample x_0 (N, C, H, W) in [-1, 1] from x_t at the first of the timesteps, with the editor's sampler."""
         options = self.options
-        given = {} if options.eta is None else {"eta": options.eta}  # else the sampler's default
+        given: dict[str, Any] = {} if options.eta is None else {"eta": options.eta}  # else the sampler's default
         x_0 = options.spec(denoiser, x_t, timesteps, noise=noise, **given)
         return check_finite(x_0, self.model.why_not_finite).clamp(-1, 1)
 

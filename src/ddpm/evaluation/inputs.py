@@ -84,7 +84,7 @@ class EvaluationInputs:
 
     @property
     def precomputed_moments(self) -> Moments | None:
-        """The reference's precomputed statistics. Those stored beside images count if they fit the feature network."""
+        """The reference's precomputed statistics. Those stored with images count if they fit the feature network."""
         if isinstance(self.reference, Moments):
             return self.reference
         found = self.reference.moments

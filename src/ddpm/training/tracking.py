@@ -211,7 +211,7 @@ def channel_means(dataset: ImageDataset) -> Tensor | None:
 
 
 class BrokenFileReporter:
-    """Prints the broken files of a report, each once, whichever process met it."""
+    """Prints the broken files of a report, each once, no matter which process met it."""
 
     def __init__(self, report: Report):
         self.report = report
@@ -236,7 +236,7 @@ class Tracking:
         run: the run directory.
         loggers: "tensorboard" and "wandb". TensorBoard is left out if it is not installed.
         step: the run resumes from here; later records of an interrupted run are cut away.
-        config: shown beside the curves.
+        config: shown with the curves.
     """
 
     def __init__(self, run: Path, loggers: Sequence[str], step: int, config: dict[str, Any]):
