@@ -24,7 +24,7 @@ from ddpm.evaluation.distances import (
     misplaced_levels,
     moments_of,
 )
-from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.image_sets import ImageSet, subset_rows
 from ddpm.evaluation.memorisation import Neighbours, audit, feature_neighbours, pixel_neighbours, save_pairs
 
 BLOCKS = [1, 5, 7, 21, 1000]  # of 21 and 14 images: one, not a divisor, a divisor, all at once, more than all

@@ -13,7 +13,7 @@ from ddpm.evaluation import inputs as inputs_module
 from ddpm.evaluation import metrics as metrics_module
 from ddpm.evaluation.distances import Moments, frechet_distance, kernel_distance, manifold_metrics, moments_of
 from ddpm.evaluation.features import FeatureNetwork, extract
-from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.image_sets import ImageSet, subset_rows
 from ddpm.evaluation.inputs import EvaluationInputs
 from ddpm.evaluation.likelihood import Likelihood, Term
 from ddpm.evaluation.metrics import METRICS, choose_metrics

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from ddpm.evaluation import classifier as accuracy_score
 from ddpm.evaluation.evaluate import evaluate
-from ddpm.evaluation.sources import open_images
+from ddpm.evaluation.opening import open_images
 
 
 def blurred(images, radius):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ddpm.common.hardware import default_device
 from ddpm.common.pixels import to_uint8
-from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.image_sets import ImageSet, subset_rows
 
 SIDE = 32  # every image is resized to SIDE x SIDE
 FEATURES = 64

@@ -27,7 +27,7 @@ from ddpm.common.hardware import default_device
 from ddpm.evaluation.cache import Chunks
 from ddpm.evaluation.classifier import FEATURES, WEIGHTS, builtin_classifier, normalise
 from ddpm.evaluation.distances import Moments, load_moments, moments_of
-from ddpm.evaluation.images import ImageSet
+from ddpm.evaluation.image_sets import ImageSet
 
 
 def tf1_bilinear(images: Tensor, height: int, width: int) -> Tensor:

@@ -23,7 +23,7 @@ from ddpm.common.files import atomic_path
 from ddpm.common.hardware import Precision, compute_dtype, precision_name
 from ddpm.common.pixels import to_float
 from ddpm.common.randomness import ImageNoise, derive_seed
-from ddpm.diffusion.likelihood import VariationalBound
+from ddpm.diffusion.bound import VariationalBound
 from ddpm.diffusion.timestep_samplers import StratifiedSampler
 from ddpm.evaluation.cache import Chunks
 from ddpm.model import Model

@@ -26,7 +26,7 @@ from ddpm.evaluation.distances import (
     manifold_metrics,
     misplaced_levels,
 )
-from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.image_sets import ImageSet, subset_rows
 from ddpm.evaluation.inputs import EvaluationInputs, missing_requirement, picture_path
 from ddpm.evaluation.likelihood import plot_likelihood
 from ddpm.evaluation.memorisation import QUANTILE, audit, feature_neighbours, pixel_neighbours, save_pairs

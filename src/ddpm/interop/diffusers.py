@@ -22,7 +22,8 @@ from ddpm.common.names import SamplerName
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.card import model_card
 from ddpm.interop.diffusers_config import OURS, UNET2D, obstacle, to_our_config, to_process, to_scheduler, to_unet2d
-from ddpm.interop.folder import (
+from ddpm.interop.layouts import AVERAGED, is_checkpoint, newest_checkpoint, training_folder
+from ddpm.interop.storage import (
     WEIGHTS,
     ModelFolder,
     Weights,
@@ -32,7 +33,6 @@ from ddpm.interop.folder import (
     save_tensors,
     write_json,
 )
-from ddpm.interop.layouts import AVERAGED, is_checkpoint, newest_checkpoint, training_folder
 from ddpm.networks import UNet
 from ddpm.networks.inference import first_non_finite
 

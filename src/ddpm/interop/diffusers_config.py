@@ -11,7 +11,7 @@ from ddpm.common.errors import UserError
 from ddpm.common.names import PredictionName
 from ddpm.diffusion.gaussian import GaussianDiffusion, VarianceName
 from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
-from ddpm.interop.folder import checked
+from ddpm.interop.storage import checked
 from ddpm.networks import NetworkConfig, UNet
 
 UNET2D = "UNet2DModel"

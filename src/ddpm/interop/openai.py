@@ -19,7 +19,7 @@ from ddpm.common.errors import UserError, nearest
 from ddpm.diffusion.gaussian import GaussianDiffusion, VarianceName
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.interop.diffusers import LoadedParts, fill
-from ddpm.interop.folder import Weights, checked
+from ddpm.interop.storage import Weights, checked
 from ddpm.networks import NetworkConfig, UNet
 
 MODULE = re.compile(r"((?:input_blocks|output_blocks)\.\d+\.\d+|(?:middle_block|time_embed|out)\.\d+|label_emb)\.(.+)")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import NO_SPACE, atomic_write, file_lock, is_run, sha256, sync
-from ddpm.interop.folder import read_json, save_tensors
+from ddpm.interop.storage import read_json, save_tensors
 from ddpm.model import Model
 from ddpm.networks.inference import first_non_finite
 
