@@ -36,9 +36,9 @@ from ddpm.evaluation.classifier import read_digits
 from ddpm.evaluation.distances import Moments, frechet_distance
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.features import BATCH, TORCHSCRIPT_FILE, FeatureNetwork, extract, load_features
-from ddpm.evaluation.images import DatasetImages, subset_rows
+from ddpm.evaluation.image_sets import DatasetImages, subset_rows
 from ddpm.evaluation.likelihood import Likelihood, evaluate_likelihood, plot_likelihood
-from ddpm.evaluation.sources import data_options, open_images
+from ddpm.evaluation.opening import data_options, open_images
 from ddpm.model import Model, load
 from ddpm.networks.unet import UNet
 from ddpm.samplers import DEFAULT_SAMPLER

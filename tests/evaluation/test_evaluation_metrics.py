@@ -11,10 +11,9 @@ from ddpm.common.errors import UserError
 from ddpm.evaluation import features as features_module
 from ddpm.evaluation import inputs as inputs_module
 from ddpm.evaluation import metrics as metrics_module
-from ddpm.evaluation.classifier import AccuracyScore
 from ddpm.evaluation.distances import Moments, frechet_distance, kernel_distance, manifold_metrics, moments_of
 from ddpm.evaluation.features import FeatureNetwork, extract
-from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.image_sets import ImageSet, subset_rows
 from ddpm.evaluation.inputs import EvaluationInputs
 from ddpm.evaluation.likelihood import Likelihood, Term
 from ddpm.evaluation.metrics import METRICS, choose_metrics
@@ -273,7 +272,7 @@ def test_accuracy_score_is_that_of_samples_beside_that_of_real_images(tmp_path, 
 
     def score(generated, training, test, progress):
         seen.append((generated, training, test))
-        return AccuracyScore(0.5, 0.75, 14)
+        return 0.5, 0.75, 14
 
     monkeypatch.setattr(metrics_module, "classification_accuracy_score", score)
     inputs = inputs_of(tmp_path)

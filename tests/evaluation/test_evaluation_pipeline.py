@@ -20,9 +20,9 @@ from ddpm.diffusion.config import DiffusionConfig
 from ddpm.evaluation.distances import moments_of
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.features import load_features
-from ddpm.evaluation.images import DatasetImages
+from ddpm.evaluation.image_sets import DatasetImages
 from ddpm.evaluation.metrics import METRICS
-from ddpm.evaluation.sources import open_candidate, open_images, open_test
+from ddpm.evaluation.opening import open_candidate, open_images, open_test
 from ddpm.model import Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig

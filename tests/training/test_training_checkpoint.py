@@ -97,7 +97,7 @@ def test_newest_without_a_usable_checkpoint_is_refused(tmp_path):
 def saved_as_nonfinite(checkpoints: Checkpoints, step: int, monkeypatch) -> None:
     """Write a checkpoint as a version without the check would have done it."""
     with monkeypatch.context() as patch:
-        patch.setattr("ddpm.training.checkpoint.first_nonfinite", lambda parts: None)
+        patch.setattr("ddpm.training.checkpoint.first_non_finite_part", lambda parts: None)
         checkpoints.save(step, PARTS | {"ema": {"w": torch.tensor([1.0, torch.nan, 3.0])}}, {})
 
 

@@ -20,7 +20,7 @@ from ddpm.data import StreamDataset
 from ddpm.model import Model, load
 from ddpm.training import train
 from ddpm.training.checkpoint import claimed
-from ddpm.training.tracking import draw_preview
+from ddpm.training.tracking import Previews
 
 DDPM = [sys.executable, "-m", "ddpm"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -166,13 +166,15 @@ def test_failed_preview_or_evaluation_loses_no_steps(tiny, files, tmp_path, monk
             raise UserError("this evaluation cannot be")
         return {"fid": 1.0}
 
-    def too_large(model, *others):
+    draw = Previews.draw
+
+    def too_large(previews, model):
         if model.provenance["steps"] == 3:
             raise torch.OutOfMemoryError
-        return draw_preview(model, *others)
+        return draw(previews, model)
 
     if what == "preview":
-        monkeypatch.setattr("ddpm.training.trainer.draw_preview", too_large)
+        monkeypatch.setattr(Previews, "draw", too_large)
     with pytest.raises((UserError, torch.OutOfMemoryError)):
         train(config, run, evaluator=evaluator)
     assert "saved at step 3" in capsys.readouterr().out

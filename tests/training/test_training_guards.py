@@ -285,7 +285,7 @@ def test_channel_means_reads_a_few_images_at_a_time():
 
 
 def test_channel_means_is_not_computed_without_previews(tiny, tmp_path, monkeypatch):
-    monkeypatch.delattr("ddpm.training.trainer.channel_means")
+    monkeypatch.delattr("ddpm.training.tracking.channel_means")
     monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
     train(tiny(steps=1, preview_every=0), tmp_path / "run")
     assert "speed" in dry_run.dry_run(tiny(preview_every=1))

@@ -14,10 +14,10 @@ from ddpm.common.files import atomic_write
 from ddpm.common.names import VERSION
 from ddpm.evaluation.distances import Moments
 from ddpm.evaluation.features import FeatureNetwork, load_features
-from ddpm.evaluation.images import DatasetImages, GeneratedImages
+from ddpm.evaluation.image_sets import DatasetImages, GeneratedImages
 from ddpm.evaluation.inputs import EvaluationInputs
 from ddpm.evaluation.metrics import METRICS, MetricValue, choose_metrics
-from ddpm.evaluation.sources import format_shape, open_candidate, open_reference, open_test
+from ddpm.evaluation.opening import format_shape, open_candidate, open_reference, open_test
 from ddpm.model import Model, SamplingOptions
 
 OPTIONS = [option.name for option in fields(SamplingOptions)]
@@ -151,7 +151,7 @@ def _settings(inputs: EvaluationInputs, data: str, fit: str | None, network: Fea
     """Return everything that the numbers depend on, in the order of the table."""
     candidate, reference = inputs.candidate, inputs.reference
     settings: dict[str, Any] = {
-        "judged": candidate.title,
+        "candidate": candidate.title,
         "n": len(candidate),
         "images": format_shape(candidate.shape),
     }

@@ -26,7 +26,7 @@ from ddpm.evaluation.distances import (
     manifold_metrics,
     misplaced_levels,
 )
-from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.image_sets import ImageSet, subset_rows
 from ddpm.evaluation.inputs import EvaluationInputs, missing_requirement, picture_path
 from ddpm.evaluation.likelihood import plot_likelihood
 from ddpm.evaluation.memorisation import QUANTILE, audit, feature_neighbours, pixel_neighbours, save_pairs
@@ -163,8 +163,8 @@ class InceptionScore(Metric):
     min_images = SPLITS
 
     def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
-        found = inception_score(inputs.candidate_features.logits)
-        return [MetricValue("inception_score", "Inception Score", found.mean, found.std, f"± over {SPLITS} splits")]
+        mean, std = inception_score(inputs.candidate_features.logits)
+        return [MetricValue("inception_score", "Inception Score", mean, std, f"± over {SPLITS} splits")]
 
 
 class Drift(Metric):
@@ -176,11 +176,11 @@ class Drift(Metric):
 
     def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
         sides = (inputs.candidate_features, inputs.real_features)
-        found = channel_drift(*(features.channel_means[:] for features in sides))
-        names = ["grey"] if len(found.levels) == 1 else ["red", "green", "blue"]
+        levels, errors = channel_drift(*(features.channel_means[:] for features in sides))
+        names = ["grey"] if len(levels) == 1 else ["red", "green", "blue"]
         return [
             MetricValue(f"drift_{name}", f"drift of {name}", level, error, "levels of 0..255")
-            for name, level, error in zip(names, found.levels, found.standard_errors, strict=True)
+            for name, level, error in zip(names, levels, errors, strict=True)
         ]
 
 
@@ -201,13 +201,13 @@ class AccuracyScore(Metric):
     requires = frozenset({"samples", "features", "real images", "classes", "held-out images", "held-out classes"})
 
     def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
-        found = classification_accuracy_score(inputs.candidate, inputs.real, inputs.test, inputs.progress)
+        ours, real, count = classification_accuracy_score(inputs.candidate, inputs.real, inputs.test, inputs.progress)
         note = (
-            f"on {len(inputs.test):,} of {inputs.test.title}, after training on {found.images:,} samples; "
-            f"{found.real:.2%} after training on as many real images"
+            f"on {len(inputs.test):,} of {inputs.test.title}, after training on {count:,} samples; "
+            f"{real:.2%} after training on as many real images"
         )
         title = "classification accuracy score"
-        return [MetricValue("cas", title, found.generated, note=note, detail={"real": found.real})]
+        return [MetricValue("cas", title, ours, note=note, detail={"real": real})]
 
 
 class Memorisation(Metric):

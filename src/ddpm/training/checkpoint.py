@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import NO_SPACE, atomic_write, file_lock, is_run, sha256, sync
-from ddpm.interop.folder import read_json, save_tensors
+from ddpm.interop.storage import read_json, save_tensors
 from ddpm.model import Model
 from ddpm.networks.inference import first_non_finite
 
@@ -135,7 +135,7 @@ def check_classes(source: str, before: list[str] | None, now: list[str] | None, 
     )
 
 
-def first_nonfinite(parts: Parts) -> str | None:
+def first_non_finite_part(parts: Parts) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity, as "part: tensor", or None if all are finite."""
     return first_non_finite({f"{part}: {name}": t for part, tensors in parts.items() for name, t in tensors.items()})
 
@@ -176,7 +176,7 @@ class Checkpoints:
 
         Raises ValueError if a tensor is not finite; nothing is written then.
         """
-        if bad := first_nonfinite(parts):
+        if bad := first_non_finite_part(parts):
             raise ValueError(f"{bad} is not finite")
         self.folder.mkdir(exist_ok=True)
         self.sweep()
@@ -233,7 +233,7 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 reasons.append(f"checkpoint {path.name} is damaged ({error})")
                 continue
-            if bad := first_nonfinite(checkpoint.parts):
+            if bad := first_non_finite_part(checkpoint.parts):
                 reasons.append(f"checkpoint {path.name} holds values that are not finite ({bad})")
                 continue
             return checkpoint
