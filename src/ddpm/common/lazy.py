@@ -4,11 +4,11 @@ import ast
 import importlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from importlib.abc import InspectLoader
+from typing import Any, cast
 
 
-def lazy_exports(package: str, source: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` (PEP 562) and `__all__` for a package.
 
     It exports the names that its source imports in the block `if TYPE_CHECKING:`, where type checkers and editors see
@@ -16,9 +16,9 @@ def lazy_exports(package: str, source: str) -> tuple[Callable[[str], Any], Calla
 
     Args:
         package: its `__name__`.
-        source: its `__file__`.
     """
-    blocks = [node.body for node in ast.parse(Path(source).read_bytes()).body if isinstance(node, ast.If)]
+    loader = cast(InspectLoader, sys.modules[package].__loader__)  # it also knows the source within a zip file
+    blocks = [node.body for node in ast.parse(loader.get_source(package) or "").body if isinstance(node, ast.If)]
     imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
     home = {alias.name: str(node.module) for node in imports for alias in node.names}
 

@@ -14,4 +14,4 @@ if TYPE_CHECKING:
     from ddpm.data.sources import open_dataset as open_dataset
     from ddpm.data.stream import StreamDataset as StreamDataset
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -18,4 +18,4 @@ if TYPE_CHECKING:
     from ddpm.diffusion.timestep_samplers import TIMESTEP_SAMPLERS as TIMESTEP_SAMPLERS
     from ddpm.diffusion.timestep_samplers import TimestepSampler as TimestepSampler
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

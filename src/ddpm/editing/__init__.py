@@ -23,4 +23,4 @@ if TYPE_CHECKING:
     from ddpm.editing.inversion import round_trip as round_trip
     from ddpm.editing.inversion import translate as translate
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

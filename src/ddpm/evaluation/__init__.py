@@ -15,4 +15,4 @@ if TYPE_CHECKING:
     from ddpm.evaluation.metrics import METRICS as METRICS
     from ddpm.evaluation.training_eval import training_evaluator as training_evaluator
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -10,4 +10,4 @@ if TYPE_CHECKING:
     from ddpm.interop.diffusers import save_folder as save_folder
     from ddpm.interop.layouts import model_folder as model_folder
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -9,4 +9,4 @@ if TYPE_CHECKING:
     from ddpm.networks.inference import count_flops as count_flops
     from ddpm.networks.unet import UNet as UNet
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

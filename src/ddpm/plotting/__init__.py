@@ -19,4 +19,4 @@ if TYPE_CHECKING:
     from ddpm.plotting.trace import trace_forward as trace_forward
     from ddpm.plotting.trace import trace_model as trace_model
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

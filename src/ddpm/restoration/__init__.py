@@ -32,4 +32,4 @@ if TYPE_CHECKING:
     from ddpm.restoration.posterior import restore as restore
     from ddpm.restoration.tasks import Task as Task
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -11,4 +11,4 @@ if TYPE_CHECKING:
     from ddpm.training.trainer import Evaluator as Evaluator
     from ddpm.training.trainer import train as train
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)
