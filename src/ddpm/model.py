@@ -108,6 +108,7 @@ class SamplingOptions:
 
     @property
     def spec(self) -> SamplerSpec:
+        """The sampler; UserError if there is none of this name."""
         return find_sampler(self.sampler or DEFAULT_SAMPLER)
 
     @property

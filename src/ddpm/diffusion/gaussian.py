@@ -62,6 +62,7 @@ class GaussianDiffusion:
 
     @property
     def learns_variance(self) -> bool:
+        """Whether the network has twice as many output channels as the image, the second half for the variance."""
         return self.variance == "learned_range"
 
     @cached_property

@@ -57,6 +57,7 @@ class Report:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values, the numbers by their keys."""
         metrics = {one.key: {k: v for k, v in asdict(one).items() if k != "key"} for one in self.metrics}
         pictures = [str(path) for path in self.pictures]
         return {"settings": self.settings, "metrics": metrics, "pictures": pictures, "left_out": self.left_out}

@@ -244,6 +244,7 @@ class Level(nn.Module):
         self.checkpointing = config.gradient_checkpointing
 
     def block(self, index: int, h: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
+        """Apply a residual block and the attention after it, if there is one."""
         h = self.call(self.resnets[index], h, embedding, keys)
         return self.call(self.attentions[index], h) if index < len(self.attentions) else h
 

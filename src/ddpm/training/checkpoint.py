@@ -156,6 +156,7 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def path(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step, which need not exist."""
         return self.folder / f"{step:06d}"
 
     def steps(self) -> list[int]:

@@ -80,6 +80,7 @@ class Memory:
     per_image: int
 
     def total(self, micro_batch: int) -> int:
+        """Return the bytes with so many images in memory at once."""
         return self.fixed + micro_batch * self.per_image
 
 
