@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpm.common.distributed import is_main, join, my_share, on_main, print_on_main, world_size
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import atomic_write, user_path
+from ddpm.common.files import user_path
 from ddpm.common.hardware import default_device
 from ddpm.common.names import VERSION
 from ddpm.data import open_dataset
@@ -31,6 +31,7 @@ from ddpm.training.checkpoint import (
     empty,
     first_nonfinite,
     model_step,
+    write_config,
     write_model,
     writing,
 )
@@ -148,6 +149,7 @@ class Trainer:
 
     def setup(self) -> None:
         """Write what a run begins with, or cut its logs back to the checkpoint that it resumes from."""
+        write_configuration = functools.partial(write_config, self.config, self.out, self.checkpoints.kept)
 
         def begin() -> None:
             with writing("the run directory", self.checkpoints.kept):
@@ -163,18 +165,14 @@ class Trainer:
                     raise
                 (self.out / "samples").mkdir(exist_ok=True)
                 if not self.fine_tunes:
-                    write_config()
+                    write_configuration()
                 if self.saved is not None and model_step(self.out / "model") < self.saved:
                     self._write_model()  # the run ended between its checkpoint and its model
-
-        def write_config() -> None:
-            with writing("the configuration", self.checkpoints.kept):
-                atomic_write(self.out / "config.yaml", self.config.to_yaml(), durable=True)
 
         on_main(begin)
         if self.fine_tunes:  # The start cannot be rebuilt from the seed: without this checkpoint nobody could resume.
             self.save()
-            on_main(write_config)
+            on_main(write_configuration)
 
     def due(self, step: int) -> set[str]:
         """Return what is to be done after `step` steps: each task at its interval, and every task after the last."""
