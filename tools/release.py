@@ -105,7 +105,7 @@ def main() -> None:
             print("\n".join(f"dist/{path.name}" for path in sorted(dist.iterdir())))
             if "(unreleased)" in notes():
                 print(f"Before uploading, replace (unreleased) in CHANGELOG.md by the date, and tag v{VERSION}.")
-            print(f"To upload: {BIN.name}/twine upload dist/ddpm_kit-{VERSION}*")
+            print(f"To upload: {os.path.relpath(BIN)}/twine upload dist/ddpm_kit-{VERSION}*")
         else:
             sys.exit(__doc__)
 
