@@ -150,8 +150,8 @@ def test_full_disk_is_reported_once_with_tensorboard(tiny, tmp_path, monkeypatch
     """Whose events are in a file of the same disk, and are written once more when it is closed."""
     pytest.importorskip("tensorboard")
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # its thread has a traceback of its own
-    with pytest.raises(RunStopped, match=r"could not write metrics.jsonl"), largest_file(8000):
-        train(tiny(steps=100, checkpoint_every=100, loggers=["tensorboard"]), tmp_path / "run")
+    with pytest.raises(RunStopped, match=r"could not write metrics.jsonl"), largest_file(20_000):
+        train(tiny(steps=250, checkpoint_every=250, loggers=["tensorboard"]), tmp_path / "run")
 
 
 @pytest.mark.parametrize("what", ["evaluation", "preview"])

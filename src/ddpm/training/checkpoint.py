@@ -24,11 +24,13 @@ from ddpm.common.files import NO_SPACE, atomic_write, file_lock, is_run, sha256,
 from ddpm.interop.storage import read_json, save_tensors
 from ddpm.model import Model
 from ddpm.networks.inference import first_non_finite
+from ddpm.training.config import SCHEMA, Config
+from ddpm.training.fields import json_schema
 
 # What a run writes in its directory, in the order of removal. The configuration goes first: without it nobody can
 # resume a run that is half removed. The file that marks a directory as a run (`is_run`) goes last.
-WRITTEN = ["config.yaml", "model", "best", "teacher", "samples", "set_aside", "tensorboard", "wandb", "wandb_id"]
-WRITTEN += ["checkpoints", "metrics.jsonl"]
+WRITTEN = ["config.yaml", SCHEMA, "model", "best", "teacher", "samples", "set_aside", "tensorboard", "wandb"]
+WRITTEN += ["wandb_id", "checkpoints", "metrics.jsonl"]
 UNFINISHED = ("new", "old", "writing")  # suffixes of the hidden names that a killed process may leave
 LOCK = ".lock"
 
@@ -102,6 +104,12 @@ def writing(what: str, kept: Callable[[], str]) -> Iterator[None]:
     except OSError as error:
         reason = "no space left on the disk" if error.errno in NO_SPACE else error.strerror or str(error)
         raise RunStopped(f"could not write {what}: {reason}; {kept()}") from error
+
+
+def write_config(config: Config, out: Path) -> None:
+    """Write config.yaml, and before it the schema that its first line names."""
+    atomic_write(out / SCHEMA, json_schema(type(config)))
+    atomic_write(out / "config.yaml", config.to_yaml(), durable=True)
 
 
 def write_model(model: Model, folder: Path, say: Callable[[str], None]) -> bool:

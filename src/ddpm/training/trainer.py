@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm.common.distributed import is_main, join, my_share, on_main, print_on_main, world_size
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import atomic_write, user_path
+from ddpm.common.files import user_path
 from ddpm.common.hardware import default_device
 from ddpm.common.names import VERSION
 from ddpm.data import open_dataset
@@ -30,6 +30,7 @@ from ddpm.training.checkpoint import (
     empty,
     first_non_finite_part,
     model_step,
+    write_config,
     write_model,
     writing,
 )
@@ -158,17 +159,17 @@ class Trainer:
                 raise
             (self.out / "samples").mkdir(exist_ok=True)
             if not self.fine_tunes:
-                write_config()
+                write_configuration()
             if self.saved is not None and model_step(self.out / "model") < self.saved:
                 self._write_model()  # the run ended between its checkpoint and its model
 
-        def write_config() -> None:
-            atomic_write(self.out / "config.yaml", self.config.to_yaml(), durable=True)
+        def write_configuration() -> None:
+            write_config(self.config, self.out)
 
         self._write("the run directory", begin)
         if self.fine_tunes:  # The start cannot be rebuilt from the seed: without this checkpoint nobody could resume.
             self.save()
-            self._write("the configuration", write_config)
+            self._write("the configuration", write_configuration)
 
     def _write(self, what: str, action: Callable[[], object]) -> None:
         """Let the main process run `action`, which writes `what`; a failure ends the run and says what is kept."""
