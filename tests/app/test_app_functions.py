@@ -17,13 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.app import compare, edit, explore, figures, generate, runs
+from ddpm.app import compare, edit, explore, figures, generate, runs, training
 from ddpm.app import restore as restoring
-from ddpm.app.components import address, film, live, sheet, stop_all
+from ddpm.app.components import address, film, sheet
+from ddpm.app.press import live, stop_all
 from ddpm.app.uploads import from_pad, mask_of, read_address, read_fitted, read_mask, read_upload
 from ddpm.cli import run as command_line
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import to_uint8
+from ddpm.editing import Editor, fidelity_curve, translate
 from ddpm.restoration import Restored
 from ddpm.samplers.algorithms import Step
 
@@ -370,6 +372,26 @@ def test_guidance_changes_an_edit_and_needs_a_class(served_model, picture):
     assert torch.equal(edited[2], edited[3])
 
 
+def test_every_strength_gives_what_the_editor_gives(served_model, picture):
+    *steps, points = edit.try_strengths(served_model, picture, edit.Settings("class 1", 2.0, 4, 3))
+    assert all(isinstance(step, Step) for step in steps)
+    editor = Editor(served_model, sampler="ancestral", steps=4, seed=3, labels="class 1", guidance=2.0, batch_size=1)
+    expected = fidelity_curve(editor, picture[None])
+    assert [point.denoising_loss for point in points] == [point.denoising_loss for point in expected]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(points, expected, strict=True))
+    assert edit.curve_html(points).count("strength_") == 11
+    assert edit.curve_html(points).count("<polyline") == 2
+
+
+def test_a_translation_shows_its_steps(served_model, picture):
+    *steps, image = edit.edit_upload(served_model, picture, 0, edit.Settings("class 0", steps=8), "class 1")
+    assert steps
+    assert all(0 <= step.index < step.steps == 16 for step in steps)
+    assert torch.equal(
+        image, translate(Editor(served_model, batch_size=1), picture[None], "class 0", "class 1", evaluations=8)[0]
+    )
+
+
 def test_translating_needs_a_class(served_model, picture):
     assert last(edit.edit_upload(served_model, picture, 0, edit.Settings("class 0", steps=4), "class 1")).shape == (
         1,
@@ -556,6 +578,56 @@ def test_the_state_of_a_run(tmp_path):
     (run / "config.yaml").write_text("training: {steps: 100}\n")
     assert runs.state_of(run).words() == ["finished", "100 of 100", "95", ""]
     assert "<b>" not in runs.table(tmp_path, []) + runs.nothing_in(tmp_path)
+
+
+def until(holds):
+    """Wait for another process."""
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came about")
+
+
+def test_a_training_is_a_process_of_its_own_that_stops_when_told(tmp_path, stub_trainer):
+    trainings = training.Trainings(tmp_path / "runs")
+    assert trainings.start("new", "digits", "pictures", 5).startswith("Started new.")
+    run = tmp_path / "runs" / "new"
+    until(lambda: runs.find_runs(tmp_path / "runs") == ["new"] and training.process_of(run))
+    assert "-m ddpm train digits --out" in (tmp_path / "runs" / "new.log").read_text()
+    assert os.getsid(training.process_of(run).pid) != os.getsid(0)
+    assert runs.state_of(run).words()[:2] == ["training", "5 of 100"]
+    assert 'data-stop="new"' in runs.table(tmp_path / "runs", ["new"], trains=True)
+    assert training.Trainings(tmp_path / "runs").stop("new").startswith("new saves a checkpoint")  # another page, too
+    until(lambda: training.process_of(run) is None)
+    assert trainings.stop("new") == "new is not training."
+    assert trainings.news() == {}
+    with pytest.raises(UserError, match="exists"):
+        trainings.start("new", "digits", "", 5)
+
+
+def test_a_training_that_cannot_begin_says_why(tmp_path):
+    trainings = training.Trainings(tmp_path)
+    trainings.start("new", "digits", str(tmp_path / "nowhere"), 5)
+    until(lambda: trainings.started["new"].poll() is not None)
+    assert "ddpm: error" in trainings.news()["new"]
+    assert "nowhere" in trainings.news()["new"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (("", "digits", "", 5), "name"),
+        (("../out", "digits", "", 5), "name"),
+        (("new", "nothing", "", 5), "no preset"),
+        (("new", "digits", "", 0), "minutes"),
+        (("new", "digits", "", None), "minutes"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused(tmp_path, fields, said):
+    with pytest.raises(UserError, match=said):
+        training.Trainings(tmp_path).start(*fields)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_run_one_stands_in_has_a_name(runs_folder, monkeypatch):

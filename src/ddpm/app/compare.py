@@ -9,19 +9,9 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
-from ddpm.app.components import (
-    MOST_SEED,
-    bounded,
-    buttons,
-    choice,
-    connect,
-    figure,
-    live,
-    running,
-    sheet,
-    status_line,
-)
+from ddpm.app.components import MOST_SEED, bounded, choice, figure, sheet
 from ddpm.app.generate import EVERY_CLASS, USUAL_GUIDANCE, has_guidance, most_steps
+from ddpm.app.press import QUIET, buttons, connect, live, running, status_line
 from ddpm.common.errors import UserError
 from ddpm.model import Model
 from ddpm.samplers import SAMPLERS, Step
@@ -142,5 +132,5 @@ def tab(model: Model) -> None:
             return "1, 1.5, 2, 4", gr.Number(min(20, most_steps(model)), label="Steps")
         return ", ".join(map(str, usual)), gr.Number(USUAL_GUIDANCE, label="Guidance")
 
-    axis.change(for_axis, axis, [values, fixed], api_visibility="private", show_progress="hidden", queue=False)
+    axis.change(for_axis, axis, [values, fixed], queue=False, **QUIET)
     connect(pressed, run, [samplers, axis, values, fixed, label, number, seed], [status, drawn], api_name="compare")
