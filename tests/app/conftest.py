@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -162,7 +163,7 @@ def uploads(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def stub_trainer(tmp_path, monkeypatch) -> Path:
+def stub_trainer(tmp_path, monkeypatch) -> Iterator[Path]:
     """Something that does what `ddpm train` does, as far as the page sees: it writes a run until it is told to stop."""
     script = tmp_path / "train"
     script.write_text(
@@ -170,7 +171,7 @@ def stub_trainer(tmp_path, monkeypatch) -> Path:
         echo "$@"
         while [ "$1" != --out ]; do shift; done
         mkdir -p "$2"
-        echo "process $$ on $(hostname)" > "$2/.lock"
+        printf "process $$ on $(hostname)" > "$2/.lock"
         echo "training: {steps: 100}" > "$2/config.yaml"
         echo '{"step": 5, "loss": 1.0, "seconds": 1}' > "$2/metrics.jsonl"
         trap 'rm "$2/.lock"; exit 0' TERM
@@ -179,4 +180,7 @@ def stub_trainer(tmp_path, monkeypatch) -> Path:
     )
     script.chmod(0o755)
     monkeypatch.setattr("ddpm.app.training.sys.executable", str(script))
-    return script
+    yield script
+    for process in psutil.process_iter(["cmdline"]):
+        if str(script) in (process.info["cmdline"] or []):
+            process.kill()

@@ -15,7 +15,7 @@ from PIL import Image
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 TABS = ["Generate", "Restore", "Edit", "Compare", "Explore", "Runs"]
-PATIENCE = 60_000  # milliseconds; nothing here takes one, unless the machine is busy
+PATIENCE = 180_000  # milliseconds; nothing here takes one, unless the machine is busy
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_generate_a_class_and_go_back_to_what_was_before(visit):
     visit.panel.locator(".history button").nth(1).click()
     visit.until(lambda: visit.panel.get_by_label("Seed").first.input_value() == "0")
     assert "seed=0" in visit.page.url
-    assert not visit.panel.get_by_text("Grid, PNG").is_visible()  # it would be the other result's
+    visit.panel.get_by_text("Grid, PNG").wait_for(state="hidden")  # it would be the other result's
 
 
 def test_a_double_press_is_one_run_and_stop_leaves_the_result_before(visit):
@@ -229,12 +229,11 @@ def test_a_double_press_is_one_run_and_stop_leaves_the_result_before(visit):
 def test_stop_ends_a_run_that_the_server_has_not_numbered_yet(visit):
     visit.number("Steps", 1000)
     held: list = []
-    visit.page.route("**/queue/join*", lambda route: held.append(route))
+    visit.page.route("**/queue/join*", lambda route: held.append(route), times=1)
     visit.press("Generate")
     visit.until(lambda: held)
     visit.press("Stop")
     visit.status("Stopped.")
-    visit.page.unroute("**/queue/join*")
     visit.page.evaluate("""() => {
         const status = document.querySelector(".status-block");
         window.said = [];
@@ -328,6 +327,7 @@ def test_the_page_switches_to_another_model_and_to_that_of_a_run(browser, switch
         visit.page.get_by_role("heading", name="one").wait_for()
         visit.status("Done: 16 images")
         assert "/models/" not in visit.page.url
+        visit.wrong.clear()  # Gradio logs that its connection ends when one leaves a page
 
 
 def test_a_training_is_started_and_stopped(browser, switching, stub_trainer):
@@ -440,7 +440,7 @@ def test_edit_and_translate_and_interpolate(visit):
     visit.press("Edit")
     visit.status("Strength 0.5: PSNR")
     visit.panel.get_by_label("translate it to another class").check()
-    visit.choose("Class", "class 1")
+    visit.choose("New class", "class 1")
     visit.press("Edit")
     visit.status("Translated to class 1")
     visit.number("Steps of a whole run", 2)

@@ -24,7 +24,7 @@ from ddpm.app.press import live, stop_all
 from ddpm.app.uploads import from_pad, mask_of, read_address, read_fitted, read_mask, read_upload
 from ddpm.cli import run as command_line
 from ddpm.common.errors import UserError
-from ddpm.common.pixels import to_uint8
+from ddpm.common.pixels import make_grid, to_pillow, to_uint8
 from ddpm.editing import Editor, fidelity_curve, translate
 from ddpm.restoration import Restored
 from ddpm.samplers.algorithms import Step
@@ -433,6 +433,30 @@ def test_every_cell_is_what_the_model_samples(served_model):
     )
     assert compare.table(grid, ["data:,"]).count("<img") == 1
     assert compare.table(grid, []).count("<td>") == 5
+
+
+@pytest.mark.parametrize("axis", [compare.STEPS, compare.GUIDANCE])
+def test_the_commands_and_the_program_draw_the_cells(served_model, tmp_path, monkeypatch, axis):
+    served_model.save(tmp_path / "a model")
+    monkeypatch.chdir(tmp_path)
+    grid = compare.Grid(["ddim", "heun"], axis, [2, 3], 2, "class 1", 2, 7)
+    cells = [event for _, event in compare.compare(served_model, grid) if isinstance(event, torch.Tensor)]
+    names = ["ddim-2.png", "ddim-3.png", "heun-2.png", "heun-3.png"]
+
+    def written():
+        found = [np.asarray(Image.open(name)) for name in names]
+        for name in names:
+            Path(name).unlink()
+        return found
+
+    for command in compare.as_command(served_model, "a model", grid).replace("\\\n", "").splitlines():
+        assert command_line(shlex.split(command)[1:]) == 0
+    first = written()
+    exec(compare.as_python(served_model, "a model", grid), {})
+    assert all(
+        np.array_equal(one, other) and np.array_equal(one, to_pillow(make_grid(cell)))
+        for one, other, cell in zip(first, written(), cells, strict=True)
+    )
 
 
 @pytest.mark.parametrize("text", ["", "many", "1,2,3,4,5,6,7,8,9"])

@@ -188,10 +188,10 @@ def choice(known: Sequence[str], value: str, label: str, info: str = "", **optio
     )
 
 
-def class_field(model: Model, **options: Any) -> gr.HTML:
+def class_field(model: Model, label: str = "Class", **options: Any) -> gr.HTML:
     """Create the choice of a class: none by default, or the first if the model needs one; hidden without classes."""
     known = classes(model)
-    return choice(known or [NO_CLASS], known[0] if known else NO_CLASS, "Class", visible=bool(known), **options)
+    return choice(known or [NO_CLASS], known[0] if known else NO_CLASS, label, visible=bool(known), **options)
 
 
 def live_pictures(step: Step, log_snr: float, columns: int | None = None) -> str:

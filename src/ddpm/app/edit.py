@@ -249,7 +249,7 @@ def tab(model: Model, name: str) -> None:
             way = gr.Radio(ways, value=RENOISE, label="What to do")
             strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
             with gr.Column(visible=False) as target:
-                to = class_field(model, info="What it is to become. The class below is what it is.")
+                to = class_field(model, "New class", info="The class below is what the picture shows now.")
             own, pressed = fields(), buttons("Edit")
         with gr.Column(scale=1, min_width=300):
             status = status_line("Choose a strength and a class, then press Edit.")

@@ -160,10 +160,10 @@ def class_names(model: Model, settings: Settings) -> list[str]:
     ]
 
 
-def as_command(name: str, options: dict[str, Any]) -> str:
+def as_command(name: str, options: dict[str, Any], out: str = "samples.png") -> str:
     """Return the command that writes the same grid."""
     flags = [f"--{flag.replace('_', '-')} {shlex.quote(str(value))}" for flag, value in options.items()]
-    return " \\\n    ".join([f"ddpm sample {shlex.quote(name)}", *in_lines([*flags, "--out samples.png"])])
+    return " \\\n    ".join([f"ddpm sample {shlex.quote(name)}", *in_lines([*flags, f"--out {out}"])])
 
 
 def as_python(name: str, options: dict[str, Any]) -> str:

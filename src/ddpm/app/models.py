@@ -53,14 +53,16 @@ class Models:
     lock: Lock = field(default_factory=Lock)
     tasks: set[asyncio.Task] = field(default_factory=set)
 
-    def groups(self) -> dict[str, list[str]]:
-        """Return the names that can be opened, by their kind."""
-        runs = [run_path(self.runs, name) for name in find_runs(self.runs)]
+    def groups(self) -> dict[str, dict[str, str]]:
+        """Return the names that can be opened with what they are called in the list, by their kind."""
+        runs = {name: run_path(self.runs, name) for name in find_runs(self.runs)}
         found = {
-            "Given": list(self.given),
-            "Bundled": [name for name in BUNDLED if name not in self.given],
-            "Runs": [str(run) for run in runs if is_model(run / "model")],
-            "Checkpoints": [str(path) for run in runs for path in checkpoints(run)],
+            "Given": {name: name for name in self.given},
+            "Bundled": {name: name for name in BUNDLED if name not in self.given},
+            "Runs": {str(run): name for name, run in runs.items() if is_model(run / "model")},
+            "Checkpoints": {
+                str(path): f"{name}, step {int(path.name):,}" for name, run in runs.items() for path in checkpoints(run)
+            },
         }
         return {kind: names for kind, names in found.items() if names}
 

@@ -105,7 +105,7 @@ def build(model: Model, name: str, folder: Path, models: Models | None = None, *
             with gr.Tab("Edit"):
                 edit.tab(model, name)
             with gr.Tab("Compare"):
-                compare.tab(model)
+                compare.tab(model, name)
             with gr.Tab("Explore"):
                 explore.tab(model)
             with gr.Tab("Runs"):
@@ -118,7 +118,7 @@ def masthead(words: str, name: str, models: Models | None) -> gr.HTML:
     if models is None:
         return gr.HTML(words, js_on_load=None, elem_classes="masthead")
 
-    def listing(_: Any) -> dict[str, list[str]]:
+    def listing(_: Any) -> dict[str, dict[str, str]]:
         return models.groups()
 
     def open_model(name: str) -> dict[str, str]:

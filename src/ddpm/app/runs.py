@@ -212,29 +212,33 @@ def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool =
         )
 
     def look(names, quantity, seen):
-        """Poll the folder; send nothing if nothing has changed."""
+        """Poll the folder; send nothing if nothing has changed.
+
+        The figures come with the ticks: what follows an update of them may still be told the ticks before it.
+        """
         now = fingerprint(folder)
         if now == seen:
-            return [gr.skip()] * 4
+            return [gr.skip()] * 7
         known, there = {name for name, *_ in seen or []}, [name for name, *_ in now]
         kept = [name for name in names if name in there] + [name for name in there[:FIRST] if not known]
         hint = f"Runs in `{folder}`, checked every {EVERY} seconds." if there else nothing_in(folder)
         choices = quantities(folder, kept)
+        other = {} if quantity in choices else {"value": "loss"}
         # the ticks are sent only if they differ: they may have changed in the meantime
         boxes = gr.CheckboxGroup(there) if kept == names else gr.CheckboxGroup(there, value=kept)
-        quantities_there = gr.Dropdown(choices) if quantity in choices else gr.Dropdown(choices, value="loss")
-        return hint, boxes, quantities_there, now
+        return hint, boxes, gr.Dropdown(choices, **other), now, *runs(kept, other.get("value", quantity))
 
     shown, quiet = [chosen, quantity], {"concurrency_id": "runs", "show_progress": "hidden"}
-    polled = [where, chosen, quantity, seen]
+    figures = [states, drawn, pictures]
+    polled = [where, chosen, quantity, seen, *figures]
     ticks = [page.load, gr.Timer(EVERY).tick]
     gr.on(ticks, show_user_errors(look), [*shown, seen], polled, api_visibility="private", **quiet)
     # always the last choice: a press while a figure is drawn must not be lost
     gr.on(
-        [chosen.input, quantity.input, seen.change],
+        [chosen.input, quantity.input],
         show_user_errors(runs),
         shown,
-        [states, drawn, pictures],
+        figures,
         api_name="runs",
         trigger_mode="always_last",
         **quiet,
@@ -251,7 +255,7 @@ def train(folder: Path) -> None:
             minutes = gr.Number(10, label="Minutes", minimum=0.1, min_width=90)
             name = gr.Textbox("my-run", label="Name of the run", min_width=120)
         start = gr.Button("Start training", variant="primary", min_width=120)
-    said = status_line("")
+        said = status_line("")
 
     def begin(*fields):
         return escape(trainings.start(*fields))
@@ -268,9 +272,9 @@ def train(folder: Path) -> None:
         js_on_load="ddpm.stopper(element, server);",
         server_functions=[stop_training],
     )
-    run = start.click(show_user_errors(begin), [name, preset, data, minutes], said, queue=False, **QUIET)
+    run = start.click(show_user_errors(begin), [name, preset, data, minutes], said, concurrency_id="runs", **QUIET)
     run.failure(None, None, said, js="() => ddpm.reason()", **QUIET)
-    gr.Timer(EVERY).tick(news, None, said, queue=False, **QUIET)
+    gr.Timer(EVERY).tick(news, None, said, concurrency_id="runs", **QUIET)
 
 
 def nothing_in(folder: Path) -> str:

@@ -15,6 +15,7 @@ from ddpm.common.files import is_run
 from ddpm.training.config import preset_about, preset_names
 
 LOCK = ".lock"
+CLOCK = 2.0  # seconds; psutil knows when a process began to about one
 MOST_MINUTES = 7 * 24 * 60
 MOST_LOG_BYTES = 4096  # of the end of a log, for the reason of a failure
 
@@ -33,7 +34,7 @@ def process_of(run: Path) -> psutil.Process | None:
             return None
         process = psutil.Process(int(found[1]))
         ended = process.status() == psutil.STATUS_ZOMBIE
-        return None if ended or process.create_time() > lock.stat().st_mtime else process
+        return None if ended or process.create_time() > lock.stat().st_mtime + CLOCK else process
     except (OSError, psutil.Error):
         return None
 

@@ -185,17 +185,16 @@ window.ddpm = (() => {
   // The switcher of models. `use` opens the page of one, which the server makes when it is asked for the first time.
   let use = () => {};
   function models(element, server, current) {
-    const select = make("select", { "aria-label": "Model" }), note = make("span", { role: "status" });
+    const select = make("select"), note = make("span", { role: "status" });
     let known = "";
     async function refresh() {
       const groups = await server.listing("");
       if (JSON.stringify(groups) === known) return;
       known = JSON.stringify(groups);
-      const count = Object.values(groups).flat().length;
       select.replaceChildren(...Object.entries(groups).map(([kind, names]) =>
-        make("optgroup", { label: kind }, ...names.map((name) => make("option", { value: name }, name)))));
+        make("optgroup", { label: kind }, ...Object.entries(names).map(([name, shown]) => make("option", { value: name }, shown)))));
       select.value = current;
-      select.hidden = count < 2;
+      element.hidden = select.options.length < 2;
     }
     use = async (name) => {
       note.textContent = `Loading ${name} …`;
@@ -208,7 +207,7 @@ window.ddpm = (() => {
     };
     select.addEventListener("change", () => use(select.value));
     for (const event of ["pointerenter", "focus"]) select.addEventListener(event, refresh);
-    element.replaceChildren(select, note);
+    element.replaceChildren(make("label", {}, "Model ", select), note);
     refresh();
   }
 
