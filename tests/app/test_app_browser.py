@@ -196,14 +196,14 @@ def test_generate_a_class_and_go_back_to_what_was_before(visit):
     visit.status("Done: 16 images")
     seed = re.search(r"seed=(\d+)", visit.page.url)[1]
     assert seed != "0"  # a new one each time
-    visit.panel.get_by_text("The same from the command line").click()
+    visit.panel.get_by_text("Command line and Python").click()
     command = visit.panel.get_by_label("Command", exact=True)
     assert "--labels 'class 1'" in command.inner_text()
     assert f"--seed {seed}" in command.inner_text()
     with visit.page.expect_download() as download:
         visit.panel.get_by_text("Grid, PNG").click()
     assert download.value.suggested_filename == "samples.png"
-    visit.panel.get_by_text("The same from the command line").click()
+    visit.panel.get_by_text("Command line and Python").click()
     visit.panel.locator(".history button").nth(1).click()
     visit.until(lambda: visit.panel.get_by_label("Seed").first.input_value() == "0")
     assert "seed=0" in visit.page.url

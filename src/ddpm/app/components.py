@@ -210,7 +210,7 @@ def code_boxes() -> tuple[gr.HTML, gr.HTML]:
         script = f"ddpm.code(element, props, watch, {json.dumps(label)});"
         return gr.HTML("", label=label, html_template='<div class="code"></div>', js_on_load=script, min_width=280)
 
-    with gr.Accordion("The same from the command line and in Python", open=False), gr.Row():
+    with gr.Accordion("Command line and Python", open=False), gr.Row():
         return box("Command"), box("Python")
 
 
