@@ -223,7 +223,7 @@ def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool =
         kept = [name for name in names if name in there] + [name for name in there[:FIRST] if not known]
         hint = f"Runs in `{folder}`, checked every {EVERY} seconds." if there else nothing_in(folder)
         choices = quantities(folder, kept)
-        other = {} if quantity in choices else {"value": "loss"}
+        other: dict[str, Any] = {} if quantity in choices else {"value": "loss"}
         # the ticks are sent only if they differ: they may have changed in the meantime
         boxes = gr.CheckboxGroup(there) if kept == names else gr.CheckboxGroup(there, value=kept)
         return hint, boxes, gr.Dropdown(choices, **other), now, *runs(kept, other.get("value", quantity))
