@@ -8,6 +8,7 @@ import torch
 from distillation_cases import TIMESTEPS, tiny_model
 from torch import Tensor
 
+from ddpm.diffusion.config import DiffusionConfig
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.distillation.config import DistillationConfig
@@ -217,11 +218,39 @@ def test_student_of_a_teacher_of_any_length_trains_for_a_third_of_it(steps):
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_student_has_the_linear_schedule_of_its_teacher(zero_terminal_snr):
-    from ddpm.diffusion.config import DiffusionConfig
-
     words = {"schedule": "linear", "timesteps": 24, "beta_start": 2e-3, "beta_end": 0.3}
     schedule = DiffusionConfig(**words, zero_terminal_snr=zero_terminal_snr, prediction="v").build_schedule()
     model = teacher_of({}, schedule=schedule, prediction="v", variance="learned_range")
     diffusion = student_config(model, DistillationConfig(teacher="mine", steps=4), "digits").diffusion
     assert torch.equal(diffusion.build_schedule().betas, schedule.betas)
     assert diffusion.variance == "fixed_small"
+
+
+def test_steps_of_a_run_are_taught_at_the_timesteps_of_their_lesson(data, tmp_path):
+    """The last step of a stage practises that stage's jumps, and its loss is that of v against what is taught."""
+    run = distiller(tiny_model(classes=3), data, tmp_path / "run", steps=2)
+    for step, jumps in ((1, {(15, 14, 13), (13, 12, 11)}), (5, {(15, 13, 11)}), (6, {(15, 11, 7)})):
+        run.progress.step = step
+        lesson = run.curriculum.lesson(step)
+        batch = run.batches.at(step)
+        assert set(batch.t.tolist()) <= set(lesson.t.tolist())
+        assert jumps <= {(t, *(int(one) for one in lesson.at(torch.tensor(t)))) for t in lesson.t.tolist()}
+        x_t = run.learner.diffusion.q_sample(batch.x_0, batch.t, batch.noise)
+        x_0, noise = run.teach(x_t, batch.t, batch.labels)
+        assert (x_0 - batch.x_0).abs().max() > 0.01
+        alpha, sigma = torch.tensor([levels(int(t)) for t in batch.t]).T.reshape(2, -1, 1, 1, 1)
+        output = run.network.eval()(x_t, batch.t.float(), batch.labels)
+        expected = (output - (alpha * noise - sigma * x_0)).square().mean((1, 2, 3))
+        found = run.learner.losses(run.network, batch)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_student_of_a_learned_variance_begins_as_the_mean_half_of_its_teacher(data, tmp_path):
+    tiny = tiny_model(prediction="v")
+    network = UNet(tiny.network.config, (8, 8), 1, 2, None)
+    shuffled(network, 4)
+    model = Model(network, GaussianDiffusion(tiny.diffusion.schedule, "v", "learned_range"), image_shape=(1, 8, 8))
+    config = student_config(model, DistillationConfig(teacher="mine", steps=2), str(data), PLAIN)
+    run = Distiller(config, tmp_path / "run", model)
+    x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 15.0])
+    torch.testing.assert_close(run.network.eval()(x_t, t, None), network(x_t, t, None)[:, :1])
