@@ -9,8 +9,8 @@ its sibling (`alpha` for `alpha_prev`), a call or an update not made.
 Each runs in a process forked from one that has imported everything. A change within a function is put into that
 function there, and the tests that enter it run, the quickest first; what then survives, and what is changed elsewhere,
 runs with the package imported again and with all tests of the room. A mutant that no test notices is a survivor: write
-a test for it, or explain in `EQUIVALENT` why it changes nothing. `--sample` takes that many mutants of each file,
-chosen by the seed. `--again` plants the survivors of an earlier report once more, and counts them anew.
+a test for it, or explain in mutants_equivalent.json why it changes nothing. `--sample` takes that many mutants of each
+file, chosen by the seed. `--again` plants the survivors of an earlier report once more, and counts them anew.
 """
 
 import argparse
@@ -71,39 +71,9 @@ ROOMS = {  # files to change, and the tests that mirror them
          "tests/common", "tests/test_fidelity.py", "tests/cli/test_cli_info.py"],
     ),
 }  # fmt: skip
-GPU = "differs on a GPU alone"
-SPEED = "only memory order or speed differ"
-DEFAULT = "it is the library's default"
-CHECK = "a check of what always holds"
-POWER = "shows after a power cut alone"
-NO_BUFFERS = "the U-Net has no buffers"
-DIGITS = "one digit more or less of a time"
-BAR = "only the progress bar differs"
-RARE = "differs for one number in 16 million"
-# "file: what it was -> what it became", with " in " and the line if it occurs in others: why no test can notice it
-EQUIVALENT = {
-    "training/step.py: DistributedDataParallel(network, devices, gradient_as_bucket_view=True, broadcast_buffers=False)"
-    " -> DistributedDataParallel(network, devices, gradient_as_bucket_view=True)": NO_BUFFERS,
-    "training/step.py: torch.full((), float(stop), device=mean.device) -> torch.full((), float(stop))": GPU,
-    "training/trainer.py: not due -> due": GPU,
-    "training/trainer.py: self.guard.settle(pending, 0, self.progress, self.learner) -> pass": GPU,
-    'training/trainer.py: 1 -> 2 in "seconds": round(self.progress.seconds, 1),': DIGITS,
-    "training/batches.py: torch.rand(self.batch_size, generator=generator) < 0.5"
-    " -> torch.rand(self.batch_size, generator=generator) <= 0.5": RARE,
-    "training/optimizer.py: zip(self.buffers.values(), network.buffers(), strict=True)"
-    " -> zip(self.buffers.values(), network.buffers())": CHECK,
-    "training/optimizer.py: b.detach().clone() -> b.detach()": NO_BUFFERS,
-    "training/checkpoint.py: atomic_write(temporary / CHECKSUMS, json.dumps(sums, indent=1), durable=True)"
-    " -> atomic_write(temporary / CHECKSUMS, json.dumps(sums, indent=1))": POWER,
-    "evaluation/classifier.py: torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)"
-    " -> torch.optim.AdamW(model.parameters(), lr=learning_rate)": DEFAULT,
-    "evaluation/classifier.py: x.contiguous(memory_format=torch.channels_last) -> x.contiguous()": SPEED,
-    "evaluation/images.py: progress and is_main() and missing -> progress or is_main() or missing": BAR,
-    "evaluation/images.py: tqdm(total=num, desc='sampling', unit='image', disable=not (progress and is_main() and"
-    " missing)) -> tqdm(desc='sampling', unit='image', disable=not (progress and is_main() and missing))": BAR,
-    "evaluation/images.py: tqdm(total=num, desc='sampling', unit='image', disable=not (progress and is_main() and"
-    " missing)) -> tqdm(total=num, desc='sampling', unit='image')": BAR,
-}
+# why no test can notice it -> "file: what it was -> what it became", with " in " and the line if there are others
+REASONS = json.loads((ROOT / "tools" / "mutants_equivalent.json").read_text(encoding="utf-8"))
+EQUIVALENT = {name: why for why, names in REASONS.items() for name in names}
 
 OPERATORS = {
     ast.Add: ast.Sub,
