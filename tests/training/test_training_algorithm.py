@@ -324,6 +324,9 @@ def test_micro_batches_are_halved_until_they_fit(monkeypatch, capsys):
     assert tried == [9, 5, 3, 2]
     assert all(p.grad is None for p in network.parameters())
     assert "the micro-batch is now 5; the batch is unchanged" in capsys.readouterr().out
+    monkeypatch.setattr(step, "gather", lambda mine: [3, *mine, 1, 2])  # of all processes
+    agree_on_micro_batch(learner, make_batch(0, 9, None, False))
+    assert learner.micro_batch == 1
 
 
 @pytest.mark.parametrize(
