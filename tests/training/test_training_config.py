@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ddpm.cli.train import parse_words
 from ddpm.common.errors import UserError
 from ddpm.networks.unet import UNet
-from ddpm.training.config import Config, TrainingConfig, config_notes, load_config, preset_about, preset_names
+from ddpm.training.config import Config, config_notes, load_config, preset_about, preset_names
 from ddpm.training.optimizer import learning_rate
 
 PRESETS = {
