@@ -1,6 +1,7 @@
 """Rows of the tables in the docs, each made from the content of a JSON file in experiments/results."""
 
 import statistics
+from collections import Counter
 from typing import Any
 
 NOTHING = "–"
@@ -355,6 +356,39 @@ def torture(found: Result) -> Rows:
     rows = [[name, str(count)] for name, count in found["counts"].items()]
     rows += [["checkpoints, weights, pictures or log lines lost", str(found["lost"])]]
     return [*rows, [f"took, on {found['machine']}", duration(found["seconds"])]]
+
+
+def mutants(found: Result) -> Rows:
+    """Planted errors of each room, and how many of them its tests notice."""
+    rooms = {row["room"]: [other for other in found["files"] if other["room"] == row["room"]] for row in found["files"]}
+    counts = {
+        room: [len(rows), *(sum(row[key] for row in rows) for key in ("planted", "noticed"))]
+        for room, rows in rooms.items()
+    }
+    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    return [
+        [room, f"{files}", f"{planted:,}", f"{noticed:,}", f"{noticed / planted:.1%}"]
+        for room, (files, planted, noticed) in counts.items()
+    ]
+
+
+def mutants_equivalent(found: Result) -> Rows:
+    """Why planted errors were not counted, the most frequent reason first."""
+    reasons = Counter(mutant["why"] for row in found["files"] for mutant in row["equivalent"])
+    return [[why, str(count)] for why, count in reasons.most_common()]
+
+
+def mutants_left(found: Result) -> Rows:
+    """The planted errors that no test notices."""
+    return [
+        [f"`{row['file'].removeprefix('src/ddpm/')}:{mutant['line']}`", _code(mutant["was"]), _code(mutant["became"])]
+        for row in found["files"]
+        for mutant in row["survivors"]
+    ]
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('|', chr(92) + '|')}`"
 
 
 def rounding(found: Result) -> Rows:

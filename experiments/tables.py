@@ -187,6 +187,9 @@ TABLES: dict[str, Table] = {
     ),
     # docs/reports/reliability.md and docs/guides/serving.md
     "torture": one_result("torture", ["disturbance", "times"], table_rows.torture),
+    "mutants": one_result("mutants", ["room", "files", "planted", "noticed", "share"], table_rows.mutants),
+    "mutants_equivalent": one_result("mutants", ["why nothing changes", "times"], table_rows.mutants_equivalent),
+    "mutants_left": one_result("mutants", ["where", "was", "became"], table_rows.mutants_left),
     "rounding": one_result(
         "rounding",
         ["", "one call, predicted x_0 in [-1, 1]", "images (of 255)", "pixels that change by a level or more"],
