@@ -38,7 +38,7 @@ from ddpm.common.fidelity import psnr, ssim_or_none
 from ddpm.common.pixels import made_by, save_grid, save_picture, to_pillow, to_uint8
 from ddpm.editing import CurvePoint, Editor, fidelity_curve, interpolate, sdedit, translate
 from ddpm.editing.editor import LOSS_DEPTHS, STRENGTHS
-from ddpm.editing.images import draw_curve
+from ddpm.editing.pictures import draw_curve
 from ddpm.model import Model
 from ddpm.plotting.plots import save_figure
 from ddpm.samplers import Callback, Step
@@ -217,7 +217,7 @@ def as_python(name: str, call: str, files: Sequence[str], options: dict[str, Any
     return (
         "from pathlib import Path\n\nimport ddpm\n"
         "from ddpm.editing import Editor, fidelity_curve, interpolate, sdedit, translate\n"
-        "from ddpm.editing.images import draw_curve, read_fitted\n"
+        "from ddpm.editing.pictures import draw_curve, read_fitted\n"
         "from ddpm.plotting.plots import save_figure\n\n"
         f"model = ddpm.load({name!r})\n{read}\n"
         f'editor = Editor(model, sampler="ancestral"{words})\nimages = {call}\n{save}'
