@@ -3,6 +3,7 @@
 import functools
 import http.server
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +147,13 @@ def test_a_seed_gives_its_image_again_and_a_new_press_takes_over(browser, page_f
     assert len(texts) == 3
     assert page.wrong == []
     page.close()
+
+
+def test_a_missing_package_is_told_before_anything_is_fetched(exported_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="this needs onnxscript"):
+        export_web(exported_model, tmp_path / "page", SamplingOptions())
 
 
 def test_without_npm_the_page_says_so(exported_model, tmp_path, monkeypatch):
