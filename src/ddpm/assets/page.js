@@ -1,7 +1,7 @@
 // The page's own behaviour: the gallery and its viewer, history, settings in the address, the switcher of models, and the
 // keyboard. Gradio calls these functions when it has made their elements.
 window.ddpm = (() => {
-  const { make, ARROWS, pads, pad, offer } = window.ddpmPad;
+  const { make, ARROWS, pads, pad, offer, ready } = window.ddpmPad;
   const MOST_RESULTS = 12;
 
   // A list to choose from. options: label, info (may be empty), choices
@@ -251,5 +251,5 @@ window.ddpm = (() => {
     }
   }, true);
 
-  return { pad, choice, code, gallery, settings, fields, fromAddress, reason, back: () => back(), models, stopper, random };
+  return { pad, ready, choice, code, gallery, settings, fields, fromAddress, reason, back: () => back(), models, stopper, random };
 })();
