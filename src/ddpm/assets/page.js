@@ -141,7 +141,9 @@ window.ddpm = (() => {
       past(false);
       const earlier = results.findIndex((result) => result.html === shown);
       if (earlier >= 0) results.splice(earlier, 1);
-      results.unshift({ html: shown, given, image: sources[0] });
+      const passing = "passing" in tiles.dataset;
+      if (passing && results[0]?.passing) results.shift();
+      results.unshift({ html: shown, given, passing, image: sources[0] });
       results.length = Math.min(results.length, MOST_RESULTS);
       strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
         const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
