@@ -26,7 +26,7 @@ TEACHER_STEPS = (20, 4)
 
 
 def row(title: str, model: Model, samples: Path, num: int, **sampling: Any) -> dict[str, Any]:
-    """Sample a model, unless `samples` (.npz) holds the samples already, and return its figures."""
+    """Sample a model, unless `samples` (.npz) holds the samples already, and return its metrics."""
     if not samples.exists():
         generate(model, samples, num=num, **sampling)
     report = evaluate(str(samples), DATA, metrics=["fid", "prdc"], features="builtin", pictures=samples.with_suffix(""))
@@ -38,7 +38,7 @@ def row(title: str, model: Model, samples: Path, num: int, **sampling: Any) -> d
         "weights": model.weights_hash,
         "sampling": sampling,
         "n": len(pixels),
-        "figures": {figure.key: figure.value for figure in report.figures},
+        "metrics": {one.key: one.value for one in report.metrics},
         "read_as_asked": round((read_digits(pixels) == asked).double().mean().item(), 4),
     }
 

@@ -8,7 +8,7 @@ from interop_cases import small_network
 from ddpm.diffusion.config import DiffusionConfig
 from ddpm.interop.card import add_metrics, add_samples, model_card
 from ddpm.interop.diffusers import load_folder, save_folder
-from ddpm.interop.folder import read_json
+from ddpm.interop.storage import read_json
 from ddpm.model import BUNDLED
 from ddpm.training.config import Config
 
