@@ -279,7 +279,7 @@ window.ddpmPad = (() => {
     choose(tool);
     props.value = "";
     render();
-    pads[options.name] = { take, offer, arriving: () => arriving };
+    pads[options.name] = { take, offer, send, arriving: () => arriving };
     arriving = offer(options.examples.length ? options.examples : samples);
   }
 
@@ -288,8 +288,13 @@ window.ddpmPad = (() => {
     Object.values(pads).forEach((one) => one.offer(samples));
   }
 
-  // Wait for the pictures that are on their way to a pad.
-  const ready = () => Promise.allSettled(Object.values(pads).map((one) => one.arriving()));
+  // Wait for the pictures that are on their way to a pad, and send all again: when Gradio shows a tab for the first time, it
+  // sets its components to what they began with, also a pad that has already taken a picture.
+  async function ready() {
+    await Promise.allSettled(Object.values(pads).map((one) => one.arriving()));
+    Object.values(pads).forEach((one) => one.send());
+    await new Promise(requestAnimationFrame);
+  }
 
   return { make, ARROWS, pads, pad, offer, ready };
 })();
