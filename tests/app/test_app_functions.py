@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.app import compare, edit, explore, figures, generate, runs, training
+from ddpm.app import compare, edit, explore, figures, generate, models, runs, training
 from ddpm.app import restore as restoring
 from ddpm.app.components import address, film, sheet
 from ddpm.app.press import live, stop_all
@@ -602,6 +602,29 @@ def test_the_state_of_a_run(tmp_path):
     (run / "config.yaml").write_text("training: {steps: 100}\n")
     assert runs.state_of(run).words() == ["finished", "100 of 100", "95", ""]
     assert "<b>" not in runs.table(tmp_path, []) + runs.nothing_in(tmp_path)
+
+
+def test_the_switcher_offers_what_there_is_and_nothing_else(served_model, tmp_path):
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    for name in ("empty", "trained"):
+        (tmp_path / "runs" / name).mkdir(exist_ok=True)
+        (tmp_path / "runs" / name / "metrics.jsonl").touch()
+    trained = tmp_path / "runs" / "trained"
+    served_model.save(trained / "model")
+    for step in ("000500", "001000"):
+        (trained / "checkpoints" / step).mkdir(parents=True)
+        (trained / "checkpoints" / step / "ema.safetensors").touch()
+    offered = models.Models(["mine", "digits"], tmp_path / "runs", page=lambda name: pytest.fail(name), look={})
+    assert offered.groups() == {
+        "Given": {"mine": "mine", "digits": "digits"},
+        "Runs": {str(trained): "trained"},
+        "Checkpoints": {
+            str(trained / "checkpoints" / "001000"): "trained, step 1,000",
+            str(trained / "checkpoints" / "000500"): "trained, step 500",
+        },
+    }
+    for name in ("/etc", str(tmp_path / "runs" / "empty"), ""):
+        assert "no model" in offered.open(name)["error"]
 
 
 def until(holds):

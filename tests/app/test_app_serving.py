@@ -100,7 +100,7 @@ def test_a_picture_knows_the_command_that_makes_it_again(
     given = {name: gradio_client.handle_file(uploads / "good.png") for name in names}
     mask = {"mask": None} if endpoint == "/restore" else {}
     answer = client.predict(**given, **mask, **asked, steps=3, seed=5, api_name=endpoint)
-    for file in (Path(path) for path in answer if isinstance(path, str) and path.endswith((".png", ".zip"))):
+    for file in (Path(path) for path in answer if re.fullmatch(r"/.*\.(png|zip)", str(path))):
         if file.suffix == ".zip":
             zipfile.ZipFile(file).extractall()
         else:

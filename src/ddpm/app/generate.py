@@ -126,15 +126,20 @@ def sample_live(model: Model, settings: Settings) -> Iterator[Step | Samples]:
     return live(work)
 
 
-def tiles(images: Tensor, names: Sequence[str], settings: Settings) -> str:
-    """Return the HTML of a gallery: one button per image, with its class `names[i]` (may be empty) and its seed."""
+def tiles(images: Tensor, names: Sequence[str], settings: Settings, *, passing: bool = False) -> str:
+    """Return the HTML of a gallery: one button per image, with its class `names[i]` (may be empty) and its seed.
+
+    passing: drawn while a slider moves; the history keeps the last of such galleries.
+    """
     buttons = []
     for index, (pixels, name) in enumerate(zip(to_uint8(images), names, strict=True)):
         caption = ", ".join([f"image {index}", *([f"class {name}"] if name else []), f"seed {settings.seed}"])
         buttons.append(tile(pixels, caption, f"seed{settings.seed}_{index:06d}.png", name, index=index))
     told = escape(json.dumps(asdict(settings)))
     style = f"--columns:{columns(len(images))}"
-    return f'<div class="tiles" data-settings="{told}" style="{style}">{"".join(buttons)}</div>'
+    return (
+        f'<div class="tiles" data-settings="{told}"{" data-passing" * passing} style="{style}">{"".join(buttons)}</div>'
+    )
 
 
 def steps_of(samples: Samples) -> str:
@@ -265,13 +270,14 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
                     kept.append(event)
                 yield from done(event, settings, options)
 
-    def done(samples, settings, options):
+    def done(samples, settings, options, *, passing=False):
         number, equivalents = len(samples.images), (as_command(name, options), as_python(name, options))
         sampling = SamplingOptions.of(**{key: value for key, value in options.items() if key != "num"}).resolved(model)
         with TempImages() as out:
             with made_by(origin(model, equivalents[0], sampling, images=number)):
                 files = [str(path) for path in samples.save(out.folder)]
-                gallery = tiles(samples.images, class_names(model, settings), settings) + steps_of(samples)
+                names = class_names(model, settings)
+                gallery = tiles(samples.images, names, settings, passing=passing) + steps_of(samples)
             images = "1 image" if number == 1 else f"{number} images"
             yield f"Done: {images}, seed {settings.seed}.", "", gallery, *files, *equivalents
 
@@ -280,7 +286,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         if on:
             settings, options = checked(*values)
             *_, samples = sample_live(model, settings)
-            yield from done(samples, settings, options)
+            yield from done(samples, settings, options, passing=True)
         else:
             yield gr.skip()
 

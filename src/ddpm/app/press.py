@@ -132,7 +132,7 @@ def connect(
     """
     (start, stop), status, press = buttons, outputs[0], gr.Number(visible=False)
     own, changed, script = before or ([], [], "() => []")
-    script = f"(...all) => [ddpm.random(), {json.dumps(WAITING)}, ...({script})(...all)]"
+    script = f"async (...all) => (await ddpm.ready(), [ddpm.random(), {json.dumps(WAITING)}, ...({script})(...all)])"
     pressed = start.click(None, own, [press, status, *changed], js=script, **QUIET)
     run_after(pressed, function, press, inputs, outputs)
     gr.on([], show_user_errors(function), inputs, outputs, api_name=api_name, concurrency_id="model")

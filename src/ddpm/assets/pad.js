@@ -58,7 +58,7 @@ window.ddpmPad = (() => {
     const lost = new Uint8Array(width * height);
     const touch = matchMedia("(pointer: coarse)").matches;
     let tool = touch ? null : marks ? "mark" : "draw";
-    let background = 0, empty = true, stroke = null, cursor = null, stamp = 0;
+    let background = 0, empty = true, stroke = null, cursor = null, stamp = 0, arriving = null;
 
     const note = make("p", { class: "pad-note", role: "status" });
     const chooser = make("input", { type: "file", accept: "image/*", hidden: true, "aria-label": `File for ${options.label}` });
@@ -176,7 +176,7 @@ window.ddpmPad = (() => {
     // Show a picture from the page itself, with its lower half marked if nothing is.
     function take(source) {
       if (marks && !lost.some(Boolean)) lost.fill(1, lost.length >> 1);
-      return show(source);
+      return (arriving = show(source));
     }
 
     function shade() {
@@ -259,10 +259,10 @@ window.ddpmPad = (() => {
         end();
       } else render();
     });
-    chooser.addEventListener("change", () => (read(chooser.files[0]), (chooser.value = "")));
+    chooser.addEventListener("change", () => ((arriving = read(chooser.files[0])), (chooser.value = "")));
     invert.addEventListener("change", () => (flip(), (empty = false), (note.textContent = ""), send()));
     element.addEventListener("dragover", (event) => event.preventDefault());
-    element.addEventListener("drop", (event) => (event.preventDefault(), read(event.dataTransfer.files[0])));
+    element.addEventListener("drop", (event) => (event.preventDefault(), (arriving = read(event.dataTransfer.files[0]))));
 
     async function offer(sources) {
       if (examples.children.length || !sources.length) return;
@@ -279,8 +279,8 @@ window.ddpmPad = (() => {
     choose(tool);
     props.value = "";
     render();
-    pads[options.name] = { take, offer };
-    offer(options.examples.length ? options.examples : samples);
+    pads[options.name] = { take, offer, send, arriving: () => arriving };
+    arriving = offer(options.examples.length ? options.examples : samples);
   }
 
   function offer(sources) {
@@ -288,5 +288,13 @@ window.ddpmPad = (() => {
     Object.values(pads).forEach((one) => one.offer(samples));
   }
 
-  return { make, ARROWS, pads, pad, offer };
+  // Wait for the pictures that are on their way to a pad, and send all again: when Gradio shows a tab for the first time, it
+  // sets its components to what they began with, also a pad that has already taken a picture.
+  async function ready() {
+    await Promise.allSettled(Object.values(pads).map((one) => one.arriving()));
+    Object.values(pads).forEach((one) => one.send());
+    await new Promise(requestAnimationFrame);
+  }
+
+  return { make, ARROWS, pads, pad, offer, ready };
 })();

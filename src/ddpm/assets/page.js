@@ -1,7 +1,7 @@
 // The page's own behaviour: the gallery and its viewer, history, settings in the address, the switcher of models, and the
 // keyboard. Gradio calls these functions when it has made their elements.
 window.ddpm = (() => {
-  const { make, ARROWS, pads, pad, offer } = window.ddpmPad;
+  const { make, ARROWS, pads, pad, offer, ready } = window.ddpmPad;
   const MOST_RESULTS = 12;
 
   // A list to choose from. options: label, info (may be empty), choices
@@ -141,7 +141,9 @@ window.ddpm = (() => {
       past(false);
       const earlier = results.findIndex((result) => result.html === shown);
       if (earlier >= 0) results.splice(earlier, 1);
-      results.unshift({ html: shown, given, image: sources[0] });
+      const passing = "passing" in tiles.dataset;
+      if (passing && results[0]?.passing) results.shift();
+      results.unshift({ html: shown, given, passing, image: sources[0] });
       results.length = Math.min(results.length, MOST_RESULTS);
       strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
         const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
@@ -251,5 +253,5 @@ window.ddpm = (() => {
     }
   }, true);
 
-  return { pad, choice, code, gallery, settings, fields, fromAddress, reason, back: () => back(), models, stopper, random };
+  return { pad, ready, choice, code, gallery, settings, fields, fromAddress, reason, back: () => back(), models, stopper, random };
 })();
