@@ -151,10 +151,13 @@ def test_student_is_a_model_folder_that_samples_with_its_own_steps(command, teac
     assert "student" not in json.loads((teacher / "ddpm.json").read_text())
 
 
+@pytest.mark.parametrize("prediction", ["v", "x_0"])
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_diffusers_samples_the_same_images_of_a_student(tmp_path, steps):
+def test_diffusers_samples_the_same_images_of_a_student(tmp_path, steps, prediction):
     diffusers = pytest.importorskip("diffusers")
-    model = tiny_model(prediction="v")
+    model = tiny_model(prediction=prediction)
+    if prediction == "x_0":
+        model.network.conv_out.weight.mul_(10)  # else its images are nearly flat
     model.student = Student(steps=steps)
     model.save(tmp_path / "student")
     mine = ddpm.load(tmp_path / "student").sample(3, precision="fp32")
@@ -180,6 +183,36 @@ def test_first_prediction_of_the_student_is_that_of_a_teacher_with_v(data, tmp_p
     x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 15.0])
     labels = None if classes is None else torch.tensor([1, 3])
     torch.testing.assert_close(run.network(x_t, t, labels), model.network(x_t, t, labels))
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"), [({}, True), ({"network.channels": 4}, False), ({"diffusion.prediction": "x_0"}, False)]
+)
+def test_a_student_with_another_network_or_prediction_begins_from_the_seed(data, tmp_path, words, kept):
+    model = tiny_model(classes=3, prediction="v")
+    begun = []
+    for seed in (0, 0, 1):
+        overrides = {"training.loggers": [], "training.seed": seed, **words}
+        config = student_config(model, DistillationConfig(teacher="mine", steps=2), str(data), overrides)
+        begun.append(Distiller(config, tmp_path, model).network.state_dict())
+    first = "conv_in.weight"
+    assert all(torch.equal(begun[0][name], begun[1][name]) for name in begun[0])
+    assert torch.equal(begun[0][first], begun[2][first]) == kept
+    assert len(begun[0][first]) == words.get("network.channels", 8)
+    if kept:
+        assert all(torch.equal(begun[0][name], tensor) for name, tensor in model.network.state_dict().items())
+
+
+def test_students_of_a_student_predict_what_it_predicts_and_say_its_guidance(command, teacher, data):
+    words = ["--data", data, *FLAGS, "--out"]
+    smaller = ["--network.channels", 4, "--diffusion.prediction", "x_0", "--guidance", 1.5]
+    assert command("distill", teacher, "--steps", 4, *smaller, *words, "four")[0] == 0
+    assert command("distill", "four", "--steps", 2, *words, "two")[0] == 0
+    two = ddpm.load("two")
+    assert two.diffusion.prediction == "x_0"
+    assert two.network.config.channels == 4
+    assert two.provenance["guidance"] == 1.5
+    assert two.sample(3).shape == (3, 1, 8, 8)
 
 
 def test_teacher_with_a_learned_variance_has_a_student_without(data, tmp_path):
@@ -264,7 +297,9 @@ BAD = [
     (["TEACHER", "--steps", 3], "a student of 3 steps does not fit 16 timesteps, .* are 2 and 4"),
     (["TEACHER", "--guidance", "nan"], "guidance must be a number"),
     (["UNCONDITIONAL", "--guidance", 2], "guidance needs a class-conditional model"),
-    (["TEACHER", "--network.channels", 4], "--network.channels cannot be set here"),
+    (["TEACHER", "--diffusion.timesteps", 8], "--diffusion.timesteps cannot be set here"),
+    (["TEACHER", "--diffusion.prediction", "epsilon"], "a student cannot predict epsilon"),
+    (["TEACHER", "--network.channels", 6], "a level of 6 channels does not divide into 4 groups"),
     (["TEACHER", "--training.stepps", 4], "training has no field 'stepps'"),
     (["TEACHER", "--minutes", 1], "--minutes and --training.steps both"),
     (["nowhere"], "no model at nowhere"),
@@ -334,6 +369,16 @@ def test_training_steps_cannot_change_on_resume(command, teacher, data):
     code, _, error = command("train", "--resume", "run", "--training.steps", 20)
     assert code == 2
     assert "--training.steps cannot change" in error
+
+
+def test_training_steps_can_change_on_resume_if_there_is_one_stage(command, teacher, data):
+    short = [word for word in FLAGS if word not in ("--training.steps", STEPS)]
+    words = ["distill", teacher, "--steps", 2, "--teacher-steps", 4, "--data", data, *short, "--out", "run"]
+    assert command(*words, "--training.steps", 3)[0] == 0
+    code, output, error = command("train", "--resume", "run", "--training.steps", 5)
+    assert code == 0, error
+    assert "resuming from step 3" in output
+    assert ddpm.load("run").provenance["steps"] == 5
 
 
 @pytest.mark.parametrize("student", [{"steps": 0}, {"steps": 99}, {"steps": 2, "sampler": "magic"}, "four"])

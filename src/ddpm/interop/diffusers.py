@@ -43,6 +43,7 @@ LASTING = (
     "ddpm",
     "fine-tuned from",
     "distilled from",
+    "guidance",
     "config",
     "data",
     "engine",
