@@ -2,7 +2,7 @@
 
     python -m experiments.restoration.students digits4
 
-The first built-in digits are degraded and restored without labels. Methods that `ddpm restore` refuses for a student
+The first test images of MNIST are degraded and restored without labels. Methods that `ddpm restore` refuses for a student
 are measured too. Writes restoration_students.json after every task.
 """
 
@@ -27,9 +27,9 @@ def main() -> None:
     parser = command_line(__doc__ or "")
     parser.add_argument("student", help="a run or a model folder")
     parser.add_argument("--teacher", default="digits", help="a model (default: digits)")
-    parser.add_argument("--data", default="digits", help="SOURCE of the images (default: digits)")
-    parser.add_argument("--num", type=int, default=32, help="images (default: 32)")
-    parser.add_argument("--steps", type=int, default=100, help="steps of the teacher (default: 100)")
+    parser.add_argument("--data", default="mnist:test", help="SOURCE of the images (default: mnist:test)")
+    parser.add_argument("--num", type=int, default=16, help="images (default: 16)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the teacher (default: 20)")
     add_folders(parser)
     options = parser.parse_args()
     student, teacher = load(options.student), load(options.teacher)

@@ -21,13 +21,15 @@ from torch import Tensor
 import ddpm
 from ddpm.cli import run
 from ddpm.common.errors import RunStopped, UserError
+from ddpm.common.pixels import to_uint8
 from ddpm.common.randomness import image_generator
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.distillation import distill
 from ddpm.distillation.config import DistillationConfig
 from ddpm.distillation.distiller import Distiller, student_config
+from ddpm.evaluation.classifier import read_digits
 from ddpm.interop.diffusers import Student
-from ddpm.model import Model
+from ddpm.model import BUNDLED, Model
 from ddpm.networks import UNet
 from ddpm.restoration import restore
 from ddpm.restoration.operators import Inpainting
@@ -172,6 +174,36 @@ def test_diffusers_samples_the_same_images_of_a_student(tmp_path, steps, predict
             x = scheduler.step(v, t, x, use_clipped_model_output=True).prev_sample
     assert (x - mine).abs().max() < 2 / 255
     assert mine.std() > 0.1
+
+
+def test_the_bundled_student_draws_in_four_steps_the_digits_that_are_asked_for():
+    model = ddpm.load("digits4")
+    assert model.student == Student(steps=4, sampler="ddim")
+    images = model.sample(200)
+    assert torch.equal(images, model.sample(200, sampler="ddim", steps=4))
+    read = read_digits(to_uint8(images))
+    assert (read == torch.arange(200) % 10).double().mean() >= 0.98
+
+
+def test_diffusers_draws_the_same_digits_with_the_bundled_student():
+    """The loop of the guide."""
+    diffusers = pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DModel.from_pretrained(BUNDLED["digits4"], subfolder="unet", torch_dtype=torch.float32)
+    scheduler = diffusers.DDIMScheduler.from_pretrained(
+        BUNDLED["digits4"], subfolder="scheduler", timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(4)
+    x = torch.stack([torch.randn(1, 28, 28, generator=image_generator(seed=0, index=i)) for i in range(10)])
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            output = unet(x, t, class_labels=torch.arange(10)).sample
+            x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
+    assert (x - ddpm.load("digits4").sample(10, precision="fp32")).abs().max() < 2 / 255
+
+
+def test_both_bundled_models_fit_in_six_megabytes():
+    files = [file for folder in BUNDLED.values() for file in folder.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 6_000_000
 
 
 @pytest.mark.parametrize("classes", [None, 3])
