@@ -2,8 +2,8 @@
 
     python -m experiments.restoration.students digits4
 
-The first test images of MNIST are degraded and restored without labels. Methods that `ddpm restore` refuses for a student
-are measured too. Writes restoration_students.json after every task.
+The first test images of MNIST are degraded and restored without labels. Methods that `ddpm restore` refuses for a
+student are measured too. Writes restoration_students.json after every task.
 """
 
 from typing import Any
