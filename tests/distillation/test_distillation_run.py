@@ -429,7 +429,7 @@ def test_student_restores_in_its_own_steps_or_says_why_not(method):
     operator = Inpainting.random((1, 8, 8), 0.5, 0)
     y = operator(torch.rand(2, 1, 8, 8) * 2 - 1)
     steps = []
-    if method in ("repaint", "dps"):
+    if method == "dps":
         with pytest.raises(UserError, match="this model was distilled to 4: use ddrm or ddnm"):
             restore(model, y, operator, method=method)
     else:
