@@ -387,6 +387,7 @@ def distillation(found: Result) -> Rows:
             f"{row['n']:,}",
             f"{row['figures']['frechet_distance']:.2f}",
             f"{row['figures']['precision']:.2f} / {row['figures']['recall']:.2f}",
+            f"{row['figures']['levels']:.2f}",
             " / ".join(f"{row['figures'][f'copies_{by}']:.1%}" for by in ("pixels", "features"))
             if "copies_pixels" in row["figures"]
             else NOTHING,

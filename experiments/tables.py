@@ -98,7 +98,7 @@ STUDY_HEAD += ["misplaced levels"]
 ABLATIONS_HEAD = ["changed", "images seen", "distance (built-in)", "times the recipe's", "misplaced levels"]
 FEW_STEPS_HEAD = ["sampler", "spacing", "network evaluations"]  # if not run; otherwise the numbers of evaluations
 DISTILLATION_HEAD = ["", "samples", "distance (built-in)", "precision / recall"]
-DISTILLATION_HEAD += ["suspected copies, pixels / features", "read as asked"]
+DISTILLATION_HEAD += ["misplaced levels", "suspected copies, pixels / features", "read as asked"]
 STUDENTS_HEAD = ["task", "pseudo-inverse", "method", "student (PSNR, dB)", "teacher (PSNR, dB)"]
 RESTORATION_HEAD = ["task", "PSNR (dB) / SSIM"]  # if not run; otherwise the methods
 

@@ -3,7 +3,7 @@
     python tools/make_digits4.py RUN
 
 takes about six minutes of one core, and resumes a run that was stopped. It writes src/ddpm/assets/digits4_model. The
-network is small, so that both bundled models fit in 6 MB. It predicts x_0, so that black stays black.
+network is small, so that both bundled models fit in 6 MB. It predicts x_0.
 """
 
 import sys

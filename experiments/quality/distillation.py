@@ -76,7 +76,8 @@ def student_title(student: Model) -> str:
     config, guidance = student.provenance["config"], student.provenance.get("guidance", 1)
     size, words = parameter_count(student.network), config["distillation"]["method"]
     words += f", guidance {guidance:g}, {size / 1e6:.2g} M parameters, predicts {config['diffusion']['prediction']}"
-    return f"student, {student.student.steps} steps ({words})"
+    steps = student.student.steps
+    return f"student, {steps} step{'s' * (steps > 1)} ({words})"
 
 
 def main() -> None:
