@@ -12,7 +12,7 @@ from ddpm.distillation.config import StudentConfig
 from ddpm.interop.card import HERE, model_card
 from ddpm.interop.diffusers import load_folder
 from ddpm.interop.diffusers_config import obstacle
-from ddpm.interop.folder import write_json
+from ddpm.interop.storage import write_json
 from ddpm.model import BUNDLED
 from ddpm.training.config import RENAMED, Config
 

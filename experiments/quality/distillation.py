@@ -5,7 +5,7 @@
 
 Samples the teacher with 20 and 4 steps of the default sampler, with `--ancestral N` also with 1,000 ancestral steps,
 and each student with its own steps. A student with guidance is compared with the teacher with that guidance, too.
-Figures are by the built-in features. The audit for copies takes the training images of `--data` and needs its test
+Metrics are by the built-in features. The audit for copies takes the training images of `--data` and needs its test
 images, for the digits MNIST's in $DDPM_DATA; without them it is left out. Writes distillation_NAME.json after every
 row. Samples are kept in `--samples`, so a killed call is resumed by the same command.
 """
@@ -40,7 +40,7 @@ def held_out(data: str) -> str | None:
 
 
 def row(title: str, model: Model, samples: Path, data: str, num: int, **sampling: Any) -> dict[str, Any]:
-    """Sample a model, unless `samples` (.npz) holds the samples already, and return its figures."""
+    """Sample a model, unless `samples` (.npz) holds the samples already, and return its metrics."""
     if not samples.exists():
         generate(model, samples, num=num, **sampling)
     test = held_out(data)
@@ -60,7 +60,7 @@ def row(title: str, model: Model, samples: Path, data: str, num: int, **sampling
         "parameters": parameter_count(model.network),
         "sampling": sampling,
         "n": len(pixels),
-        "figures": {figure.key: figure.value for figure in report.figures},
+        "metrics": {one.key: one.value for one in report.metrics},
     }
     if data == "digits":
         asked = torch.arange(len(pixels)) % (model.num_classes or 1)

@@ -9,7 +9,7 @@ from ddpm.diffusion.config import DiffusionConfig
 from ddpm.distillation.config import StudentConfig
 from ddpm.interop.card import add_metrics, add_samples, model_card
 from ddpm.interop.diffusers import load_folder, save_folder
-from ddpm.interop.folder import read_json
+from ddpm.interop.storage import read_json
 from ddpm.model import BUNDLED
 from ddpm.training.config import Config
 

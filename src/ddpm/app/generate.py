@@ -20,21 +20,16 @@ from ddpm.app.components import (
     MOST_SEED,
     TempImages,
     bounded,
-    buttons,
     choice,
     code_boxes,
-    connect,
     film,
-    live,
     live_pictures,
-    pace,
-    running,
+    origin,
     shots,
-    show_user_errors,
-    status_line,
     tile,
 )
-from ddpm.common.pixels import made_by, origin_of, origin_text, png_text, save_grid, to_pillow, to_uint8
+from ddpm.app.press import QUIET, buttons, connect, live, pace, run_after, running, show_user_errors, status_line
+from ddpm.common.pixels import made_by, origin_text, png_text, save_grid, to_pillow, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.networks.inference import count_flops
 from ddpm.networks.unet import UNet
@@ -165,18 +160,10 @@ def class_names(model: Model, settings: Settings) -> list[str]:
     ]
 
 
-def as_command(name: str, options: dict[str, Any]) -> str:
+def as_command(name: str, options: dict[str, Any], out: str = "samples.png") -> str:
     """Return the command that writes the same grid."""
     flags = [f"--{flag.replace('_', '-')} {shlex.quote(str(value))}" for flag, value in options.items()]
-    return " \\\n    ".join([f"ddpm sample {shlex.quote(name)}", *in_lines([*flags, "--out samples.png"])])
-
-
-def origin(model: Model, command: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the origin that `ddpm sample` writes into the same pictures."""
-    line = shlex.join(shlex.split(command.replace("\\\n", "")))
-    sampling = {key: value for key, value in options.items() if key != "num"}
-    resolved = SamplingOptions.of(**sampling).resolved(model).as_dict()
-    return origin_of(line, model.weights_hash, options=resolved, images=options["num"])
+    return " \\\n    ".join([f"ddpm sample {shlex.quote(name)}", *in_lines([*flags, f"--out {out}"])])
 
 
 def as_python(name: str, options: dict[str, Any]) -> str:
@@ -242,6 +229,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110)
                 dice = gr.Button("New seed", size="sm", min_width=90)
                 again = gr.Checkbox(True, label="A new one each time", min_width=140)
+            follows = gr.Checkbox(True, label="Draw while a slider moves", visible=model.student is not None)
             pressed = buttons("Generate")
         with gr.Column(scale=3, min_width=300):
             status = status_line("Press Generate.")
@@ -258,10 +246,14 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         html_template="<span hidden></span>", js_on_load="ddpm.settings(element, props, trigger); // 'submit'"
     )
 
-    def generate(label, sampler, steps, guidance, seed, number):
-        settings = Settings(label, sampler, steps, guidance, seed, number)
+    def checked(*values):
+        """Return settings that are in bounds, and the arguments of `Model.sample`."""
+        settings = Settings(*values)
         options = settings.options(model)
-        settings = replace(settings, steps=options["steps"], seed=options["seed"], number=options["num"])
+        return replace(settings, steps=options["steps"], seed=options["seed"], number=options["num"]), options
+
+    def generate(label, sampler, steps, guidance, seed, number):
+        settings, options = checked(label, sampler, steps, guidance, seed, number)
         yield running("Starting …"), "", *unfinished
         began = time.monotonic()
         for event in sample_live(model, settings):
@@ -275,12 +267,22 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
 
     def done(samples, settings, options):
         number, equivalents = len(samples.images), (as_command(name, options), as_python(name, options))
+        sampling = SamplingOptions.of(**{key: value for key, value in options.items() if key != "num"}).resolved(model)
         with TempImages() as out:
-            with made_by(origin(model, equivalents[0], options)):
+            with made_by(origin(model, equivalents[0], sampling, images=number)):
                 files = [str(path) for path in samples.save(out.folder)]
                 gallery = tiles(samples.images, class_names(model, settings), settings) + steps_of(samples)
             images = "1 image" if number == 1 else f"{number} images"
             yield f"Done: {images}, seed {settings.seed}.", "", gallery, *files, *equivalents
+
+    def follow(on, *values):
+        """Draw without showing the steps: a student has so few that it keeps up with a slider."""
+        if on:
+            settings, options = checked(*values)
+            *_, samples = sample_live(model, settings)
+            yield from done(samples, settings, options)
+        else:
+            yield gr.skip()
 
     def begin(label, sampler, steps, guidance, seed, number):
         """Draw as soon as the page opens; the usual drawing is done once for all visitors."""
@@ -298,12 +300,17 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
     )
     unfinished = ["", *[None] * len(files), "", ""]  # not gr.skip(): each one leaves a component behind in the session
     names, values = json.dumps(list(asdict(first))), json.dumps(list(asdict(first).values()))
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     before = [seed, again], [seed], "(seed, again) => [again ? ddpm.random() : seed]"
-    connect(pressed, generate, fields, outputs, api_name="generate", before=before)
-    dice.click(None, None, seed, js="() => ddpm.random()", **quiet)
-    told.submit(None, [told, *fields], fields, js=f"(text, ...own) => ddpm.fields(text, {names}, own)", **quiet)
-    opened = page.load(None, None, fields, js=f"() => ddpm.fromAddress({names}, {values})", **quiet)
-    first_run = opened.then(show_user_errors(begin), fields, outputs, concurrency_id="model", **quiet)
-    first_run.failure(None, None, status, js="() => ddpm.reason()", **quiet)
-    pressed[1].click(None, None, None, cancels=first_run, **quiet)
+    press = connect(pressed, generate, fields, outputs, api_name="generate", before=before)
+    rolled = dice.click(None, None, seed, js="() => ddpm.random()", **QUIET)
+    if model.student:
+        own = {"concurrency_id": "model", "trigger_mode": "always_last", **QUIET}
+        sliders = [number.input, steps.input, guidance.input, seed.input]
+        for run in (
+            gr.on(sliders, show_user_errors(follow), [follows, *fields], outputs, **own),
+            rolled.then(show_user_errors(follow), [follows, *fields], outputs, **own),
+        ):
+            run.failure(None, None, status, js="() => ddpm.reason()", **QUIET)
+    told.submit(None, [told, *fields], fields, js=f"(text, ...own) => ddpm.fields(text, {names}, own)", **QUIET)
+    script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values})]"
+    run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outputs)

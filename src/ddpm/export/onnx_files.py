@@ -57,10 +57,11 @@ def export_onnx(model: Model, folder: str | Path, options: SamplingOptions, *, o
 
 def onnx_model(model: Model, options: SamplingOptions) -> tuple[bytes, dict[str, Any], float]:
     """Return the ONNX file, the content of model.json and the largest difference; see `export_onnx`."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        raise UserError(f"export needs PyTorch {needed} or newer, and this is {torch.__version__}: {install('export')}")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, "export")
-    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
-        raise UserError(f"PyTorch {torch.__version__} is too old for this: {install('export')}")
     if not isinstance(model.network, UNet):
         raise UserError(f"only the U-Net of this package can be exported, not a {type(model.network).__name__}")
     description = describe(model, options.resolved(model))
