@@ -421,7 +421,25 @@ def distillation(found: Result) -> Rows:
             f"{row['n']:,}",
             f"{row['metrics']['frechet_distance']:.2f}",
             f"{row['metrics']['precision']:.2f} / {row['metrics']['recall']:.2f}",
-            f"{row['read_as_asked']:.1%}",
+            f"{row['metrics']['levels']:.2f}",
+            " / ".join(f"{row['metrics'][f'copies_{by}']:.1%}" for by in ("pixels", "features"))
+            if "copies_pixels" in row["metrics"]
+            else NOTHING,
+            f"{row['read_as_asked']:.1%}" if "read_as_asked" in row else NOTHING,
         ]
         for row in found["rows"]
+    ]
+
+
+def restoration_students(found: Result) -> Rows:
+    """PSNR of every method with the student and with its teacher."""
+    return [
+        [
+            row["task"],
+            f"{row['pseudo-inverse']['psnr']:.1f}",
+            method,
+            *(f"{cells[who]['psnr']:.1f}" for who in ("student", "teacher")),
+        ]
+        for row in found["rows"]
+        for method, cells in row["methods"].items()
     ]

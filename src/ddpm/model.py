@@ -29,7 +29,7 @@ from ddpm.samplers.algorithms import Step
 from ddpm.samplers.denoiser import Clip, Denoiser
 from ddpm.samplers.grid import Spacing
 
-BUNDLED = {"digits": Path(__file__).parent / "assets" / "digits_model"}
+BUNDLED = {name: Path(__file__).parent / "assets" / f"{name}_model" for name in ("digits", "digits4")}
 
 SAMPLING_CODE_VERSION = 2  # raise it if samplers or networks change their output: cached samples are then not used
 COMPILE_FLOPS = 1e16  # operations from which compiling, half a minute, saves time on a CUDA GPU
@@ -420,7 +420,7 @@ def blocks(indices: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def load(name: str | Path, *, device: torch.device | str | None = None) -> Model:
-    """Load a model from a bundled name ("digits"), a run directory, a Diffusers folder, or a Hub id ("user/name").
+    """Load a model: "digits" and "digits4" are bundled; or a run directory, a Diffusers folder, a Hub id ("user/name").
 
     Also opens a checkpoint (RUN/checkpoints/NNNNNN, or a checkpoint of Diffusers' training scripts): its averaged
     weights. A folder with the name of a bundled model is "./digits". Default device: the best one available.
@@ -445,4 +445,6 @@ def find_model(name: str | Path) -> Path:
         return model_folder(path)
     if hub.looks_like_id(str(name)):
         return hub.download(str(name))
-    raise UserError(f"no model at {name}: give a run directory, a Diffusers folder, a Hub id (user/name), or 'digits'")
+    raise UserError(
+        f"no model at {name}: give a run directory, a Diffusers folder, a Hub id (user/name), 'digits' or 'digits4'"
+    )

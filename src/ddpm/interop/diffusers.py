@@ -42,6 +42,7 @@ LASTING = (
     "ddpm",
     "fine-tuned from",
     "distilled from",
+    "guidance",
     "config",
     "data",
     "engine",
