@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.app import compare, edit, explore, figures, generate, models, runs, training
+from ddpm.app import compare, edit, explore, figures, generate, models, press, runs, training
 from ddpm.app import restore as restoring
 from ddpm.app.components import address, film, sheet
 from ddpm.app.press import live, stop_all
@@ -134,6 +134,35 @@ def test_closing_the_iterator_ends_the_work():
     assert isinstance(next(steps), Step)
     steps.close()
     assert done.wait(5)
+
+
+def test_stop_ends_the_handler_of_its_press_and_no_other():
+    ended = threading.Event()
+
+    def work(callback):
+        try:
+            for index in range(10_000):
+                time.sleep(0.001)
+                callback(Step(index, 10_000, 0.0, 0.0, *[torch.zeros(1)] * 3))
+        finally:
+            ended.set()
+
+    def handler(number):
+        for event in live(work):
+            yield f"step {event.index}", number
+
+    run = press.until_stopped(handler)
+    first = run(2.0**40, "one")
+    assert next(first)[1] == "one"
+    press.stop_press(2.0**40)
+    *_, last_values = first
+    assert last_values == ["Stopped.", "one"]
+    assert ended.wait(5)
+    waiting = list(run(2.0**40, "never begun"))
+    assert waiting == [press.gr.skip()]
+    other = run(2.0**40 + 1, "other")
+    assert [next(other)[1] for _ in range(3)] == ["other"] * 3
+    other.close()
 
 
 def test_all_work_can_be_stopped_and_none_keeps_the_interpreter_alive():

@@ -54,6 +54,8 @@ def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
     def run() -> None:
         try:
             with _device:
+                if stop.is_set():  # while it waited
+                    raise Cancelled
                 outcome.set_result(work(callback))
         except BaseException as error:
             outcome.set_exception(error)
@@ -78,6 +80,11 @@ def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
         stop.set()
 
 
+def stop_press(number: float) -> None:
+    """End the handler of a press, also if it still waits for the model."""
+    _stopped.append(number)
+
+
 def stop_all(patience: float) -> None:
     """Stop everything that `live` runs, and wait up to `patience` seconds for it."""
     at_work = dict(_at_work)
@@ -85,7 +92,7 @@ def stop_all(patience: float) -> None:
         stop.set()
     deadline = time.monotonic() + patience
     for thread in at_work:
-        if thread.is_alive():  # one that has not started yet ends at its first step
+        if thread.is_alive():  # one that has not started yet will find that it is stopped
             thread.join(max(0, deadline - time.monotonic()))
 
 
@@ -139,14 +146,14 @@ def connect(
     # Gradio's own way to stop a run fails before the server has numbered it, and leaves what it showed last
     stopping = f"(now) => now === {json.dumps(WAITING)} ? 'Stopped.' : {json.dumps(running('Stopping …'))}"
     stop.click(None, status, status, js=stopping, **QUIET)
-    stop.click(lambda press: _stopped.append(press), press, None, queue=False, **QUIET)
+    stop.click(stop_press, press, None, queue=False, **QUIET)
     return press
 
 
 def run_after(event: Any, function: Callable, press: gr.Number, inputs: list, outputs: list) -> None:
     """Run `function` after an event of the page that has set the number of a press, until Stop is pressed."""
     run = event.then(
-        _until_stopped(show_user_errors(function)),
+        until_stopped(show_user_errors(function)),
         [press, *inputs],
         outputs,
         api_visibility="private",
@@ -159,7 +166,7 @@ def run_after(event: Any, function: Callable, press: gr.Number, inputs: list, ou
     run.failure(None, None, outputs[0], js="() => ddpm.reason()", **QUIET)
 
 
-def _until_stopped(function: Callable) -> Callable:
+def until_stopped(function: Callable) -> Callable:
     """Wrap a generator so that its first argument is the number of a press, and that it ends if that was stopped."""
 
     def run(press: float, *arguments: Any) -> Iterator[Any]:
