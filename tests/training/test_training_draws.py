@@ -239,6 +239,15 @@ def test_tasks_are_due_at_their_intervals_and_after_the_last_step(tiny, tmp_path
     assert quiet.due(11) == {"log", "checkpoint"}
 
 
+def test_progress_counts_the_images_of_all_processes(tiny, tmp_path):
+    """A process that holds three images of eight."""
+    trainer = Trainer(tiny(), tmp_path / "run")
+    trainer.network.train()
+    for step in (1, 2):
+        trainer.step(next(trainer.batches.at(step - 1).split(3)))
+        assert (trainer.progress.step, trainer.progress.images) == (step, 8 * step)
+
+
 @pytest.fixture
 def planned(monkeypatch):
     """planned(has, processes, **options) -> the plan on a machine of so many bytes: 1,000 are fixed, 100 per image."""
