@@ -151,7 +151,7 @@ def test_adaptive_sampler_is_told_the_losses_of_the_whole_batch_at_their_timeste
     assert not told
 
 
-def test_trainer_builds_its_batches_from_the_configuration(tiny, tmp_path):
+def test_trainer_builds_its_batches_from_the_configuration(tiny, tmp_path, monkeypatch):
     config = tiny(
         batch_size=12,
         seed=5,
@@ -166,7 +166,9 @@ def test_trainer_builds_its_batches_from_the_configuration(tiny, tmp_path):
     assert batches.timestep_sampler.timesteps == 20
     assert trainer.learner.batch_size == 12
     assert trainer.network.num_classes == 3
+    monkeypatch.setattr("ddpm.training.trainer.my_share", lambda num: range(num // 4, num // 2))
     plain = Trainer(tiny(class_drop=0.0), tmp_path / "plain")
+    assert plain.batches.positions == range(2, 4)
     assert plain.batches.null_label is None
     assert plain.network.num_classes == 2
 
