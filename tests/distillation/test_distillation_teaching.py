@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from distillation_cases import TIMESTEPS, tiny_model
+from pydantic import ValidationError
 from torch import Tensor
 
 from ddpm.diffusion.config import DiffusionConfig
@@ -254,3 +255,13 @@ def test_student_of_a_learned_variance_begins_as_the_mean_half_of_its_teacher(da
     run = Distiller(config, tmp_path / "run", model)
     x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 15.0])
     torch.testing.assert_close(run.network.eval()(x_t, t, None), network(x_t, t, None)[:, :1])
+
+
+def test_section_has_its_defaults_and_bounds():
+    plain = DistillationConfig(teacher="mine")
+    assert (plain.steps, plain.teacher_steps, plain.method, plain.guidance) == (4, None, "progressive", 1.0)
+    least = DistillationConfig(teacher="mine", steps=1, teacher_steps=2)
+    assert (least.steps, least.teacher_steps) == (1, 2)
+    for field, wrong in (("steps", 0), ("teacher_steps", 1), ("method", "other"), ("stepps", 4)):
+        with pytest.raises(ValidationError, match=field):
+            DistillationConfig(teacher="mine", **{field: wrong})

@@ -139,7 +139,7 @@ def test_resume_rolls_back_past_a_damaged_checkpoint(tiny, files, tmp_path, caps
 
 def test_resume_with_another_architecture_is_refused(tiny, tmp_path):
     run = train(tiny(steps=1), tmp_path / "run")
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match=r"000001 has another configuration: size mismatch for .*weight"):
         train(tiny(steps=2, **{"network.channels": 16}), run, resume=True)
 
 

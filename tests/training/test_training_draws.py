@@ -151,7 +151,7 @@ def test_adaptive_sampler_is_told_the_losses_of_the_whole_batch_at_their_timeste
     assert not told
 
 
-def test_trainer_builds_its_batches_from_the_configuration(tiny, tmp_path):
+def test_trainer_builds_its_batches_from_the_configuration(tiny, tmp_path, monkeypatch):
     config = tiny(
         batch_size=12,
         seed=5,
@@ -166,7 +166,9 @@ def test_trainer_builds_its_batches_from_the_configuration(tiny, tmp_path):
     assert batches.timestep_sampler.timesteps == 20
     assert trainer.learner.batch_size == 12
     assert trainer.network.num_classes == 3
+    monkeypatch.setattr("ddpm.training.trainer.my_share", lambda num: range(num // 4, num // 2))
     plain = Trainer(tiny(class_drop=0.0), tmp_path / "plain")
+    assert plain.batches.positions == range(2, 4)
     assert plain.batches.null_label is None
     assert plain.network.num_classes == 2
 
@@ -237,6 +239,15 @@ def test_tasks_are_due_at_their_intervals_and_after_the_last_step(tiny, tmp_path
     assert trainer.due(4) == {"log"}
     quiet = Trainer(tiny(steps=11, **intervals | {"preview_every": 0, "evaluate_every": 0}), tmp_path / "run")
     assert quiet.due(11) == {"log", "checkpoint"}
+
+
+def test_progress_counts_the_images_of_all_processes(tiny, tmp_path):
+    """A process that holds three images of eight."""
+    trainer = Trainer(tiny(), tmp_path / "run")
+    trainer.network.train()
+    for step in (1, 2):
+        trainer.step(next(trainer.batches.at(step - 1).split(3)))
+        assert (trainer.progress.step, trainer.progress.images) == (step, 8 * step)
 
 
 @pytest.fixture
