@@ -26,6 +26,7 @@ from ddpm.cli import run as command_line
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import make_grid, to_pillow, to_uint8
 from ddpm.editing import Editor, fidelity_curve, translate
+from ddpm.model import BUNDLED
 from ddpm.restoration import Restored
 from ddpm.samplers.algorithms import Step
 
@@ -646,6 +647,7 @@ def test_the_switcher_offers_what_there_is_and_nothing_else(served_model, tmp_pa
     offered = models.Models(["mine", "digits"], tmp_path / "runs", page=lambda name: pytest.fail(name), look={})
     assert offered.groups() == {
         "Given": {"mine": "mine", "digits": "digits"},
+        "Bundled": {name: name for name in BUNDLED if name != "digits"},
         "Runs": {str(trained): "trained"},
         "Checkpoints": {
             str(trained / "checkpoints" / "001000"): "trained, step 1,000",
