@@ -39,10 +39,10 @@ def command_now(recorded: str) -> str:
 
 
 def headline_columns(result: Result) -> dict[str, str]:
-    """Cells of one model's row by their heads: its size, its training and its figures."""
+    """Cells of one model's row by their heads: its size, its training and its metrics."""
     training, standard, builtin = result["training"], result["standard"], result["builtin"]
-    settings, others = standard["settings"], builtin["figures"]
-    (distance,) = standard["figures"].values()
+    settings, others = standard["settings"], builtin["metrics"]
+    (distance,) = standard["metrics"].values()
     columns = {
         "parameters": f"{training['parameters'] / 1e6:.1f} M",
         "images seen": f"{training['images']:,}",
@@ -165,9 +165,9 @@ def features_speed(found: Result) -> Rows:
 
 
 def real_against_real(found: Result) -> Rows:
-    """FID of real images, the lower limit of every figure."""
+    """FID of real images, the lower limit of every other."""
     twice, real = found["first_images_twice"], found["test_against_train"]
-    fid = f"{real['figures']['fid']['value']:.2f}"
+    fid = f"{real['metrics']['fid']['value']:.2f}"
     return [
         ["the same images by our pipeline and by the bare network", f"{twice['n']:,}", f"{twice['fid']:.1e}"],
         ["CIFAR-10's test images against its training images", f"{real['settings']['n']:,}", fid],
@@ -419,9 +419,27 @@ def distillation(found: Result) -> Rows:
         [
             row["title"],
             f"{row['n']:,}",
-            f"{row['figures']['frechet_distance']:.2f}",
-            f"{row['figures']['precision']:.2f} / {row['figures']['recall']:.2f}",
-            f"{row['read_as_asked']:.1%}",
+            f"{row['metrics']['frechet_distance']:.2f}",
+            f"{row['metrics']['precision']:.2f} / {row['metrics']['recall']:.2f}",
+            f"{row['metrics']['levels']:.2f}",
+            " / ".join(f"{row['metrics'][f'copies_{by}']:.1%}" for by in ("pixels", "features"))
+            if "copies_pixels" in row["metrics"]
+            else NOTHING,
+            f"{row['read_as_asked']:.1%}" if "read_as_asked" in row else NOTHING,
         ]
         for row in found["rows"]
+    ]
+
+
+def restoration_students(found: Result) -> Rows:
+    """PSNR of every method with the student and with its teacher."""
+    return [
+        [
+            row["task"],
+            f"{row['pseudo-inverse']['psnr']:.1f}",
+            method,
+            *(f"{cells[who]['psnr']:.1f}" for who in ("student", "teacher")),
+        ]
+        for row in found["rows"]
+        for method, cells in row["methods"].items()
     ]

@@ -20,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 PYTHON = sys.executable
 BIN = Path(PYTHON).parent
+ORIGIN = """import ddpm, importlib.metadata as metadata
+found = (f"{entry.name} {entry.version}" for entry in metadata.distributions() if "ddpm" in entry.name)
+print(ddpm.__file__, *found)"""
 
 
 def build(out: Path) -> Path:
@@ -41,10 +44,12 @@ def check_files(wheel: Path) -> None:
 
 
 def borrowing_environment(folder: Path) -> Path:
-    """Make an environment that sees this one's packages, without its editable install; return its Python."""
+    """Make an environment with links to this one's packages, but to nothing of this package; return its Python."""
     venv.create(folder, with_pip=False)
     (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"])
+    for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if "ddpm" not in path.name:  # an editable install, and what is left of older ones
+            (packages / path.name).symlink_to(path)
     return folder / "bin" / "python"
 
 
@@ -52,9 +57,9 @@ def use(python: Path, folder: Path) -> None:
     """Sample a digit with the installed command, in an empty folder."""
     folder.mkdir()
     ddpm = python.parent / "ddpm"
-    where = run(python, "-c", "import ddpm; print(ddpm.__file__)", cwd=folder)
-    if not Path(where).is_relative_to(python.parent.parent):
-        sys.exit(f"the wheel was not used: ddpm comes from {where}")
+    module, _, installed = run(python, "-c", ORIGIN, cwd=folder).partition(" ")
+    if not Path(module).is_relative_to(python.parent.parent) or installed != f"ddpm-kit {VERSION}":
+        sys.exit(f"the wheel was not used: ddpm is {module}, and installed is {installed or 'nothing'}")
     if run(ddpm, "--version", cwd=folder) != VERSION:
         sys.exit(f"the installed command is not version {VERSION}")
     run(ddpm, "sample", "digits", "--num", "1", "--steps", "2", "--out", "digit.png", cwd=folder)
@@ -100,7 +105,7 @@ def main() -> None:
             print("\n".join(f"dist/{path.name}" for path in sorted(dist.iterdir())))
             if "(unreleased)" in notes():
                 print(f"Before uploading, replace (unreleased) in CHANGELOG.md by the date, and tag v{VERSION}.")
-            print(f"To upload: {BIN.name}/twine upload dist/ddpm_kit-{VERSION}*")
+            print(f"To upload: {os.path.relpath(BIN)}/twine upload dist/ddpm_kit-{VERSION}*")
         else:
             sys.exit(__doc__)
 

@@ -81,11 +81,20 @@ def test_every_shell_is_offered_models(shell, workshop):
     assert "user/words" not in done.stdout
 
 
+# zsh completes in a terminal only
+ZSH = """zmodload zsh/zpty
+zpty terminal zsh -f -i
+zpty -w terminal 'autoload -U compinit; compinit -u; source ./script'
+zpty -n -w terminal $'ddpm presets cifar10_\\t'
+zpty -r terminal shown '*cifar10_small*'; print -r -- $shown"""
+
+
 @pytest.mark.parametrize(
     ("shell", "ask_it"),
     [
         ("bash", 'COMP_WORDS=(ddpm presets cifar10_); COMP_CWORD=2; _ddpm_completion ddpm; echo "${COMPREPLY[@]}"'),
         ("fish", "complete -C 'ddpm presets cifar10_'"),
+        ("zsh", ZSH),
     ],
 )
 def test_a_shell_that_has_read_the_script_completes(shell, ask_it, tmp_path):
@@ -96,8 +105,8 @@ def test_a_shell_that_has_read_the_script_completes(shell, ask_it, tmp_path):
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m ddpm "$@"\n')
     command.chmod(0o755)
     there = environment() | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
-    script = subprocess.run(
-        [command], capture_output=True, text=True, env=there | {"_DDPM_COMPLETE": f"source_{shell}"}
-    ).stdout
-    done = subprocess.run([path, "-c", f"{script}\n{ask_it}"], capture_output=True, text=True, env=there)
-    assert {"cifar10_fast", "cifar10_small"} <= set(done.stdout.split()), done.stderr
+    script = subprocess.run([command], capture_output=True, env=there | {"_DDPM_COMPLETE": f"source_{shell}"}).stdout
+    (tmp_path / "script").write_bytes(script)
+    ask_it = ask_it if shell == "zsh" else f"source ./script\n{ask_it}"
+    done = subprocess.run([path, "-c", ask_it], cwd=tmp_path, capture_output=True, text=True, env=there)
+    assert all(name in done.stdout for name in ("cifar10_fast", "cifar10_small")), done.stderr

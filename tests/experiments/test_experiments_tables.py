@@ -51,7 +51,7 @@ def test_rendered_replaces_a_wrong_number(tmp_path):
     page = "before\n<!-- table: real_against_real -->\n| 3.2 |\n<!-- end of table -->\nafter\n"
     assert "not run" in rendered(page, tmp_path)
     figures = {"first_images_twice": {"n": 10, "fid": 2e-9}}
-    figures["test_against_train"] = {"settings": {"n": 500}, "figures": {"fid": {"value": 3.1415}}}
+    figures["test_against_train"] = {"settings": {"n": 500}, "metrics": {"fid": {"value": 3.1415}}}
     (tmp_path / "real_against_real.json").write_text(json.dumps(figures))
     now = rendered(page, tmp_path)
     assert "| 3.14 |" in now

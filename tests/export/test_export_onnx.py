@@ -154,6 +154,15 @@ def test_another_network_and_a_missing_package_are_refused(tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("version", ["2.6.0", "2.8.1+cu128"])
+def test_an_old_pytorch_is_told_which_one_is_needed(version, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(UserError) as caught:
+        export_onnx(random_model(), tmp_path / "out", SamplingOptions())
+    needed = f"export needs PyTorch 2.9 or newer, and this is {version}: run pip install 'ddpm-kit[export]'"
+    assert str(caught.value) == needed
+
+
 @pytest.mark.parametrize("difference", [2e-5, float("nan")])
 def test_a_file_that_computes_something_else_is_not_written(difference, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_files, "network_graph", lambda model: b"")

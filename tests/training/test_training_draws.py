@@ -230,7 +230,7 @@ def test_run_is_algorithm_1_from_the_first_step_to_the_last(tiny, files, tmp_pat
 def test_tasks_are_due_at_their_intervals_and_after_the_last_step(tiny, tmp_path):
     intervals = {"log_every": 2, "preview_every": 3, "evaluate_every": 4, "checkpoint_every": 5}
     config = tiny(steps=11, **intervals)
-    trainer = Trainer(config, tmp_path / "run", evaluator=lambda model: {"figure": 0.0})
+    trainer = Trainer(config, tmp_path / "run", evaluator=lambda model: {"fid": 0.0})
     names = {"log": 2, "preview": 3, "evaluate": 4, "checkpoint": 5}
     for step in range(1, 11):
         assert trainer.due(step) == {name for name, every in names.items() if step % every == 0}

@@ -11,6 +11,8 @@ from jsonschema import Draft202012Validator
 
 from ddpm.cli import run
 from ddpm.common.errors import UserError
+from ddpm.distillation.config import StudentConfig
+from ddpm.training import train
 from ddpm.training.config import Config, load_config, preset_names, validate
 from ddpm.training.fields import annotated_yaml, json_schema
 
@@ -47,14 +49,35 @@ def test_the_schema_refuses_what_the_package_refuses(tree):
         validate(tree)
 
 
-def test_the_first_line_of_what_is_written_leads_to_the_schema(capsys):
+def schema_of(folder: Path, text: str) -> dict:
+    """Read the schema that the first line of a YAML file in `folder` names, as an editor does: a URI or a path."""
+    found = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", text.partition("\n")[0])
+    assert found
+    return json.loads((folder / unquote(urlparse(found[1]).path)).read_text(encoding="utf-8"))
+
+
+def test_the_first_line_of_what_is_printed_leads_to_the_schema(tmp_path, capsys):
     assert run(["presets", "digits"]) == 0
-    printed = capsys.readouterr().out
-    for text in (printed, load_config("digits").to_yaml()):
-        found = re.fullmatch(r"# yaml-language-server: \$schema=(file:\S+)", text.partition("\n")[0])
-        assert found
-        schema = json.loads(Path(unquote(urlparse(found[1]).path)).read_text(encoding="utf-8"))
-        assert set(schema["properties"]) == set(Config.model_fields)
+    assert set(schema_of(tmp_path, capsys.readouterr().out)["properties"]) == set(Config.model_fields)
+
+
+def test_a_run_holds_its_schema_wherever_it_moves(tmp_path, tiny):
+    train(tiny(steps=1), tmp_path / "run")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    text = (moved / "config.yaml").read_text(encoding="utf-8")
+    valid = Draft202012Validator(schema_of(moved, text)).is_valid
+    assert valid(yaml.safe_load(text))
+    assert not valid(yaml.safe_load(text) | {"sampling": {}})
+    assert str(tmp_path) not in text.partition("\n")[0]
+    train(tiny(steps=2), moved, overwrite=True)
+    assert load_config(moved).training.steps == 2
+
+
+def test_the_schema_of_a_student_knows_its_fifth_section():
+    config = StudentConfig(**load_config("digits").model_dump(), distillation={"teacher": "digits"})
+    valid = Draft202012Validator(json.loads(json_schema(StudentConfig))).is_valid
+    assert valid(yaml.safe_load(config.to_yaml()))
+    assert not valid(yaml.safe_load(config.to_yaml()) | {"distillation": {"steps": 4}})
 
 
 def test_the_schema_is_printed_and_every_field_is_described(capsys):

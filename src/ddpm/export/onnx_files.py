@@ -57,10 +57,7 @@ def export_onnx(model: Model, folder: str | Path, options: SamplingOptions, *, o
 
 def onnx_model(model: Model, options: SamplingOptions) -> tuple[bytes, dict[str, Any], float]:
     """Return the ONNX file, the content of model.json and the largest difference; see `export_onnx`."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package, "export")
-    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
-        raise UserError(f"PyTorch {torch.__version__} is too old for this: {install('export')}")
+    check_packages()
     if not isinstance(model.network, UNet):
         raise UserError(f"only the U-Net of this package can be exported, not a {type(model.network).__name__}")
     description = describe(model, options.resolved(model))
@@ -69,6 +66,15 @@ def onnx_model(model: Model, options: SamplingOptions) -> tuple[bytes, dict[str,
     if not difference <= TOLERANCE:  # true for NaN, too
         raise RunStopped(f"onnxruntime's output differs from the network's by {difference:.1e}: nothing was written")
     return graph, description, difference
+
+
+def check_packages() -> None:
+    """Raise UserError if PyTorch is too old for an export, or a package is missing."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        raise UserError(f"export needs PyTorch {needed} or newer, and this is {torch.__version__}: {install('export')}")
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package, "export")
 
 
 def describe(model: Model, options: SamplingOptions) -> dict[str, Any]:

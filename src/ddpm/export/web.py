@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddpm.common.errors import UserError, first_line
 from ddpm.common.files import atomic_write, refuse_existing, user_path
-from ddpm.export.onnx_files import onnx_model
+from ddpm.export.onnx_files import check_packages, onnx_model
 from ddpm.model import Model, SamplingOptions
 
 RUNTIME = "onnxruntime-web@1.30.0"
@@ -37,6 +37,7 @@ def export_web(model: Model, folder: str | Path, options: SamplingOptions, *, ov
     folder = user_path(folder)
     for name in NAMES:
         refuse_existing(folder / name, overwrite)
+    check_packages()
     runtimes = runtime_scripts(fetched_runtime())
     graph, description, difference = onnx_model(model, options)
     content = json.dumps(description, ensure_ascii=False).replace("</", "<\\/")

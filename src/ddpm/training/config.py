@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from ddpm.common.errors import UserError, nearest
@@ -27,7 +27,7 @@ MAX_FILE_BYTES = 1 << 20  # a configuration is a page of text; a larger file is 
 MAX_DEPTH = 20  # of nested YAML
 NEAR = 0.5  # similarity from which a name is suggested; less than difflib's 0.6, because field names are long
 SCIENTIFIC = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+")  # text in YAML 1.1 unless it has a point and a sign
-SCHEMA = "config.schema.json"  # the JSON schema of `Config`, beside the presets; tools/make_reference.py writes it
+SCHEMA = "config.schema.json"  # the JSON schema, beside the presets (tools/make_reference.py writes it) and in each run
 VISIBLE_SIGNAL = 0.01  # ᾱ_T above which x_T still shows the image: 10% of its amplitude
 
 RENAMED = {  # names in configurations written before version 0.2
@@ -46,10 +46,8 @@ SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}  # pydantic's names of 
 Tracker = Literal["tensorboard", "wandb"]
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(BaseModel, extra="forbid"):
     """The `training` section. A step is one optimizer step on `batch_size` images, on any number of processes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     steps: int = Field(800_000, ge=1, description="optimizer steps of the whole run")
     batch_size: int = Field(128, ge=1, description="images per step, over all processes")
@@ -89,10 +87,8 @@ class TrainingConfig(BaseModel):
     loggers: list[Tracker] = Field(["tensorboard"], description="where to log besides metrics.jsonl")
 
 
-class Config(BaseModel):
+class Config(BaseModel, extra="forbid"):
     """The configuration of a run, as its config.yaml holds it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     data: DataConfig
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)
@@ -100,11 +96,12 @@ class Config(BaseModel):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
 
     def to_yaml(self) -> str:
-        """Return every field as YAML; `load_config` reads an equal configuration from it."""
-        comment = schema_comment() if type(self) is Config else ""  # the schema has these four sections
-        return comment + yaml.safe_dump(
-            self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120
-        )
+        """Return every field as YAML; `load_config` reads an equal configuration from it.
+
+        The first line names a schema in the same folder, which may then move or go to another machine.
+        """
+        tree = self.model_dump(mode="json")
+        return schema_comment(SCHEMA) + yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -171,9 +168,9 @@ def presets_folder() -> Traversable:
     return files("ddpm.presets")
 
 
-def schema_comment() -> str:
-    """Return the first line of every YAML file that is written: editors complete and check the rest by this schema."""
-    return f"# yaml-language-server: $schema={Path(str(presets_folder())).absolute().as_uri()}/{SCHEMA}\n"
+def schema_comment(schema: str) -> str:
+    """Return the first line of YAML that is written: editors complete and check the rest by this schema."""
+    return f"# yaml-language-server: $schema={schema}\n"
 
 
 def is_yaml(name: str) -> bool:

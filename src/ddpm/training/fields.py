@@ -7,11 +7,12 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ddpm.training.config import Config, kind_of, schema_comment
+from ddpm.training.config import SCHEMA, Config, kind_of, presets_folder, schema_comment
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,12 @@ def as_yaml(value: Any) -> str:
 
 
 def annotated_yaml(config: Config) -> str:
-    """Return a whole configuration as YAML with a comment per field."""
-    values, lines = config.model_dump(mode="json"), [schema_comment().rstrip()]
+    """Return a whole configuration as YAML with a comment per field.
+
+    The first line names the schema of this installation: nobody knows yet in which folder the text will be.
+    """
+    schema = Path(str(presets_folder())).absolute().as_uri() + f"/{SCHEMA}"
+    values, lines = config.model_dump(mode="json"), [schema_comment(schema).rstrip()]
     for section in sections():
         lines.append(f"{section}:")
         for field in fields():
@@ -73,9 +78,9 @@ def annotated_yaml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def json_schema() -> str:
+def json_schema(kind: type[Config] = Config) -> str:
     """Return the JSON schema of a configuration, as text: what editors complete and check a YAML file by."""
-    return json.dumps(Config.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(kind.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def _first_line(model: Any) -> str:
