@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # what `make oldest` runs: the parts of the suite that need no newer library than the package itself
 OLDEST := tests/cli tests/common tests/data tests/diffusion tests/networks tests/samplers tests/interop tests/training tests/test_model.py tests/test_generation.py --ignore tests/samplers/test_samplers_diffusers.py
 
-.PHONY: help demo test check release oldest docs browser bench gpu torture fuzz mutants lock clean
+.PHONY: help demo test check release oldest docs bench gpu torture fuzz mutants lock clean
 help:
 	@echo "make demo     install, draw digits with the bundled model, train one from scratch (about five minutes)"
 	@echo "make test     install everything, lint, check types, run the whole test suite"
@@ -14,7 +14,6 @@ help:
 	@echo "make release  build the wheel and the sdist into dist/ and install them into an empty environment; uploads nothing"
 	@echo "make oldest   run tests with the oldest versions of all dependencies that pyproject.toml allows"
 	@echo "make docs     write the references and build the documentation site into site/"
-	@echo "make browser  drive the page in Chromium, on a machine that does nothing else"
 	@echo "make bench    compare speed with other libraries on this machine"
 	@echo "make gpu      tests, speed, a profile and minutes of CIFAR-10 on a GPU"
 	@echo "make torture  kill training runs 100 times and compare what they end with"
@@ -70,9 +69,6 @@ docs: $(VENV)/.dev
 test: check
 	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
-browser: $(VENV)/.dev
-	DDPM_BROWSER=1 $(BIN)/python -m pytest tests/app/test_app_browser.py
-
 bench: $(VENV)/.peers
 	$(BIN)/python -m experiments.speed.run cpu
 
@@ -86,7 +82,7 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python tests/campaigns/fuzz.py
 
 mutants: $(VENV)/.dev
-	$(BIN)/python tools/mutants.py
+	$(BIN)/python tools/mutants.py --sample 12
 
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --all-extras --no-header --no-annotate --no-emit-index-url --python-version 3.11 \

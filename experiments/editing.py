@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm.editing import Editor, coarse_to_fine, fidelity_curve, reconstructions, round_trip, translate
-from ddpm.editing.images import draw_curve, draw_reconstructions
+from ddpm.editing.pictures import draw_curve, draw_reconstructions
 from ddpm.model import load
 from ddpm.plotting.plots import plot_images
 from experiments.lib import about, add_folders, command_line, first_images, launch, save_picture, save_result

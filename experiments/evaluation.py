@@ -7,7 +7,7 @@
 
 `likelihood`: bits/dim of MNIST's test images by the bundled model and by an untrained network of the same
 configuration, given the true classes. Writes bits_per_dim.json, and the bundled model's terms in bits_per_dim.png.
-`real`: FID of real images, the lower limit of every figure, and a check that the pipeline is the standard one.
+`real`: FID of real images, the lower limit of every other, and a check that the pipeline is the standard one.
 STATISTICS.npz holds mu, sigma and n of CIFAR-10's training images. About 15 minutes on two cores. Writes
 real_against_real.json.
 `speed`: images per second of the standard feature network, by each installed engine. Writes features_speed.json.
@@ -36,9 +36,9 @@ from ddpm.evaluation.classifier import read_digits
 from ddpm.evaluation.distances import Moments, frechet_distance
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.features import BATCH, TORCHSCRIPT_FILE, FeatureNetwork, extract, load_features
-from ddpm.evaluation.images import DatasetImages, subset_rows
+from ddpm.evaluation.image_sets import DatasetImages, subset_rows
 from ddpm.evaluation.likelihood import Likelihood, evaluate_likelihood, plot_likelihood
-from ddpm.evaluation.sources import data_options, open_images
+from ddpm.evaluation.opening import data_options, open_images
 from ddpm.model import Model, load
 from ddpm.networks.unet import UNet
 from ddpm.samplers import DEFAULT_SAMPLER

@@ -18,7 +18,7 @@ from ddpm.common.pixels import to_float
 from ddpm.data import open_dataset
 from ddpm.editing import Editor, coarse_to_fine, interpolate
 from ddpm.evaluation.likelihood import evaluate_likelihood, plot_likelihood
-from ddpm.evaluation.sources import data_options
+from ddpm.evaluation.opening import data_options
 from ddpm.model import Model, load
 from experiments.evaluation import likelihood_figures
 from experiments.lib import PICTURES, RESULTS, about, add_folders, command_line, launch, save_result

@@ -1,6 +1,7 @@
 """Rows of the tables in the docs, each made from the content of a JSON file in experiments/results."""
 
 import statistics
+from collections import Counter
 from typing import Any
 
 NOTHING = "–"
@@ -38,10 +39,10 @@ def command_now(recorded: str) -> str:
 
 
 def headline_columns(result: Result) -> dict[str, str]:
-    """Cells of one model's row by their heads: its size, its training and its figures."""
+    """Cells of one model's row by their heads: its size, its training and its metrics."""
     training, standard, builtin = result["training"], result["standard"], result["builtin"]
-    settings, others = standard["settings"], builtin["figures"]
-    (distance,) = standard["figures"].values()
+    settings, others = standard["settings"], builtin["metrics"]
+    (distance,) = standard["metrics"].values()
     columns = {
         "parameters": f"{training['parameters'] / 1e6:.1f} M",
         "images seen": f"{training['images']:,}",
@@ -164,9 +165,9 @@ def features_speed(found: Result) -> Rows:
 
 
 def real_against_real(found: Result) -> Rows:
-    """FID of real images, the lower limit of every figure."""
+    """FID of real images, the lower limit of every other."""
     twice, real = found["first_images_twice"], found["test_against_train"]
-    fid = f"{real['figures']['fid']['value']:.2f}"
+    fid = f"{real['metrics']['fid']['value']:.2f}"
     return [
         ["the same images by our pipeline and by the bare network", f"{twice['n']:,}", f"{twice['fid']:.1e}"],
         ["CIFAR-10's test images against its training images", f"{real['settings']['n']:,}", fid],
@@ -357,6 +358,39 @@ def torture(found: Result) -> Rows:
     return [*rows, [f"took, on {found['machine']}", duration(found["seconds"])]]
 
 
+def mutants(found: Result) -> Rows:
+    """Planted errors of each room, and how many of them its tests notice."""
+    rooms = {row["room"]: [other for other in found["files"] if other["room"] == row["room"]] for row in found["files"]}
+    counts = {
+        room: [len(rows), *(sum(row[key] for row in rows) for key in ("planted", "noticed"))]
+        for room, rows in rooms.items()
+    }
+    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    return [
+        [room, f"{files}", f"{planted:,}", f"{noticed:,}", f"{noticed / planted:.1%}"]
+        for room, (files, planted, noticed) in counts.items()
+    ]
+
+
+def mutants_equivalent(found: Result) -> Rows:
+    """Why planted errors were not counted, the most frequent reason first."""
+    reasons = Counter(mutant["why"] for row in found["files"] for mutant in row["equivalent"])
+    return [[why, str(count)] for why, count in reasons.most_common()]
+
+
+def mutants_left(found: Result) -> Rows:
+    """The planted errors that no test notices."""
+    return [
+        [f"`{row['file'].removeprefix('src/ddpm/')}:{mutant['line']}`", _code(mutant["was"]), _code(mutant["became"])]
+        for row in found["files"]
+        for mutant in row["survivors"]
+    ]
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('|', chr(92) + '|')}`"
+
+
 def rounding(found: Result) -> Rows:
     """Largest differences between ways to compute the same thing."""
     return [
@@ -385,9 +419,27 @@ def distillation(found: Result) -> Rows:
         [
             row["title"],
             f"{row['n']:,}",
-            f"{row['figures']['frechet_distance']:.2f}",
-            f"{row['figures']['precision']:.2f} / {row['figures']['recall']:.2f}",
-            f"{row['read_as_asked']:.1%}",
+            f"{row['metrics']['frechet_distance']:.2f}",
+            f"{row['metrics']['precision']:.2f} / {row['metrics']['recall']:.2f}",
+            f"{row['metrics']['levels']:.2f}",
+            " / ".join(f"{row['metrics'][f'copies_{by}']:.1%}" for by in ("pixels", "features"))
+            if "copies_pixels" in row["metrics"]
+            else NOTHING,
+            f"{row['read_as_asked']:.1%}" if "read_as_asked" in row else NOTHING,
         ]
         for row in found["rows"]
+    ]
+
+
+def restoration_students(found: Result) -> Rows:
+    """PSNR of every method with the student and with its teacher."""
+    return [
+        [
+            row["task"],
+            f"{row['pseudo-inverse']['psnr']:.1f}",
+            method,
+            *(f"{cells[who]['psnr']:.1f}" for who in ("student", "teacher")),
+        ]
+        for row in found["rows"]
+        for method, cells in row["methods"].items()
     ]

@@ -62,7 +62,7 @@ def row_per_result(names: Mapping[str, str], head: list[str], cells: Callable[[R
 
 
 def headlines(*names: str) -> Table:
-    """A row per model: its size, its training and its figures."""
+    """A row per model: its size, its training and its metrics."""
 
     def make(folder: Path) -> Rows:
         columns = {
@@ -97,7 +97,9 @@ STUDY_HEAD = ["schedule", "prediction", "seeds", "distance (built-in)", "KID (bu
 STUDY_HEAD += ["misplaced levels"]
 ABLATIONS_HEAD = ["changed", "images seen", "distance (built-in)", "times the recipe's", "misplaced levels"]
 FEW_STEPS_HEAD = ["sampler", "spacing", "network evaluations"]  # if not run; otherwise the numbers of evaluations
-DISTILLATION_HEAD = ["", "samples", "distance (built-in)", "precision / recall", "read as asked"]
+DISTILLATION_HEAD = ["", "samples", "distance (built-in)", "precision / recall"]
+DISTILLATION_HEAD += ["misplaced levels", "suspected copies, pixels / features", "read as asked"]
+STUDENTS_HEAD = ["task", "pseudo-inverse", "method", "student (PSNR, dB)", "teacher (PSNR, dB)"]
 RESTORATION_HEAD = ["task", "PSNR (dB) / SSIM"]  # if not run; otherwise the methods
 
 TABLES: dict[str, Table] = {
@@ -120,6 +122,8 @@ TABLES: dict[str, Table] = {
     ),
     # docs/guides/distill.md
     "distillation_digits": one_result("distillation_digits", DISTILLATION_HEAD, table_rows.distillation),
+    "distillation_cifar10": one_result("distillation_cifar10", DISTILLATION_HEAD, table_rows.distillation),
+    "restoration_students": one_result("restoration_students", STUDENTS_HEAD, table_rows.restoration_students),
     # docs/guides/evaluation.md
     "bits_per_dim": one_result(
         "bits_per_dim", ["model", "images", "timesteps each", *LIKELIHOOD_HEAD], table_rows.bits_per_dim
@@ -187,6 +191,9 @@ TABLES: dict[str, Table] = {
     ),
     # docs/reports/reliability.md and docs/guides/serving.md
     "torture": one_result("torture", ["disturbance", "times"], table_rows.torture),
+    "mutants": one_result("mutants", ["room", "files", "planted", "noticed", "share"], table_rows.mutants),
+    "mutants_equivalent": one_result("mutants", ["why nothing changes", "times"], table_rows.mutants_equivalent),
+    "mutants_left": one_result("mutants", ["where", "was", "became"], table_rows.mutants_left),
     "rounding": one_result(
         "rounding",
         ["", "one call, predicted x_0 in [-1, 1]", "images (of 255)", "pixels that change by a level or more"],
@@ -224,7 +231,10 @@ GALLERIES: dict[str, dict[str, str]] = {
         for kind, title in (("cpu", "CPU"), ("gpu", "GPU"))
     },
     "bits_per_dim": {"bits_per_dim.png": "The bundled model: bits/dim and error by timestep, error by bits received"},
-    "time_to_quality": {"time_to_quality.png": "The first samples of every contestant, none of them chosen"},
+    "time_to_quality": {
+        "time_to_quality_ours.png": "The first samples of ddpm, none of them chosen",
+        "time_to_quality.png": "The first samples of every contestant, ddpm with the preset of version 0.1",
+    },
     "ablations": {
         "ablations_muon.png": "Samples of the recipe with Muon and of every variant, all of seed 0",
         "ablations_short.png": "Samples of the recipe before and of every variant, all of seed 0",

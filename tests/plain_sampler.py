@@ -123,7 +123,7 @@ def sample(case, kept, x, timesteps, noises, label=None) -> list[tuple]:
         if case.sampler == "unipc":
             if before is not None:
                 x = before(x_0)
-            x_s, before = _unipc(case.variant, x, x_0, past, lam, lam_s, b_s / b, a_s)
+            x_s, before = _unipc(x, x_0, past, lam, lam_s, b_s / b, a_s)
         elif case.sampler == "ancestral":
             beta = 1 - a**2 / a_s**2
             small = beta * b_s**2 / b**2  # eq. 7
@@ -157,13 +157,13 @@ def sample(case, kept, x, timesteps, noises, label=None) -> list[tuple]:
     return rows
 
 
-def _unipc(variant: str, x, x_0, past, lam: float, lam_s: float, ratio: float, a_s: float):
+def _unipc(x, x_0, past, lam: float, lam_s: float, ratio: float, a_s: float):
     """UniP-2 and UniC-2 of Zhao et al. 2023 for a predicted x_0: the weights solve R(h) ρ = b(h)."""
     h = lam_s - lam
     first = ratio * x - a_s * math.expm1(-h) * x_0
     if not math.isfinite(h):
         return first, lambda _: first
-    B = math.expm1(-h) if variant == "bh2" else -h
+    B = math.expm1(-h)
     earlier = [(value, at) for value, at in past[-1:] if math.isfinite(value)]
     slopes, r = [], []
     for value, at in earlier:
@@ -215,7 +215,6 @@ class Plain:
     rescale: float = 0.0
     clip: str | None = None
     eta: float = 0.0
-    variant: str = "bh2"
     null_label: int = CLASSES
 
 

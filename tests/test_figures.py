@@ -205,7 +205,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 def test_quality_reads_what_a_sweep_writes(tmp_path):
     rows = [
-        {"sampler": name, "steps": n, "evaluations": n, "figures": {"fid": {"value": v, "title": "FID"}}}
+        {"sampler": name, "steps": n, "evaluations": n, "metrics": {"fid": {"value": v, "title": "FID"}}}
         for name, n, v in [("ddim", 20, 7.0), ("ddim", 10, 13.4), ("dpm++", 10, 5.0)]
     ]
     (tmp_path / "points.json").write_text(json.dumps(rows))

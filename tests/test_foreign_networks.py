@@ -9,7 +9,7 @@ from torch import nn
 import ddpm
 from ddpm.common.errors import UserError
 from ddpm.diffusion.schedule import make_betas
-from ddpm.evaluation.images import GeneratedImages
+from ddpm.evaluation.image_sets import GeneratedImages
 from ddpm.restoration import Inpainting
 
 T = 20

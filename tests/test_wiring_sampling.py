@@ -21,7 +21,7 @@ DRAWN = {  # changes of the defaults
     "clip": {"clip": None, "steps": 5},
     "dynamic": {"clip": "dynamic", "guidance": 3.0, "steps": 5},
     "eta": {"sampler": "ddim", "eta": 0.8, "steps": 5},
-    "variant": {"sampler": "unipc", "variant": "bh1", "steps": 5},
+    "unipc": {"sampler": "unipc", "steps": 5},
     "seed": {"seed": 12, "steps": 4},
     "batch_size": {"batch_size": 2, "steps": 4},
     "precision": {"precision": "fp32", "steps": 4},
@@ -35,7 +35,7 @@ def test_sampling_option_reaches_the_sampler(option):
     model = plain_sampler.wave_model(KEPT)
     found = model.sample(5, **asked)
     given = {"sampler": "dpm++sde", "steps": 20, "clip": "static", "labels": [0, 1, 2], "seed": 0} | asked
-    words = {"sampler", "guidance", "clip", "eta", "variant"} & set(given)
+    words = {"sampler", "guidance", "clip", "eta"} & set(given)
     case = plain_sampler.Plain(
         model.network.double(), rescale=given.get("guidance_rescale", 0.0), **{word: given[word] for word in words}
     )

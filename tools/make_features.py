@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ddpm.evaluation.classifier import WEIGHTS, accuracy, builtin_classifier, small, train_classifier
-from ddpm.evaluation.sources import open_images
-from ddpm.interop.folder import save_tensors
+from ddpm.evaluation.opening import open_images
+from ddpm.interop.storage import save_tensors
 
 SOURCES = ("mnist", "fashion_mnist", "cifar10")
 EPOCHS = 8

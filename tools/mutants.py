@@ -1,15 +1,16 @@
 """Plant one-line errors in the source and count how many the mirrored tests notice.
 
-    python tools/mutants.py [ROOM ...] [--sample 40] [--seed 0] [--jobs 1] [--out mutants.json]
+    python tools/mutants.py [ROOM ...] [--sample 40] [--seed 0] [--jobs 1] [--out mutants.json] [--again mutants.json]
 
 A mutant changes one expression: an operator, a comparison, a number, a truth value, the order of two arguments, a
 keyword argument left out, a negation, a bound of a slice, a term, factor, root or limit left out, a variable taken for
 its sibling (`alpha` for `alpha_prev`), a call or an update not made.
 
 Each runs in a process forked from one that has imported everything. A change within a function is put into that
-function there; what then survives, and what is changed elsewhere, runs with the package imported again. A mutant that
-no test notices is a survivor: write a test for it, or explain in `EQUIVALENT` why it changes nothing. `--sample` takes
-that many mutants of each file, chosen by the seed.
+function there, and the tests that enter it run, the quickest first; what then survives, and what is changed elsewhere,
+runs with the package imported again and with all tests of the room. A mutant that no test notices is a survivor: write
+a test for it, or explain in mutants_equivalent.json why it changes nothing. `--sample` takes that many mutants of each
+file, chosen by the seed. `--again` plants the survivors of an earlier report once more, and counts them anew.
 """
 
 import argparse
@@ -28,15 +29,17 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
+from typing import Any
 
 import pytest
 
@@ -57,14 +60,20 @@ ROOMS = {  # files to change, and the tests that mirror them
         ],
         ["tests/training", "tests/networks/test_networks_ema.py", "tests/test_wiring.py"],
     ),
-    "evaluation": (
-        ["evaluation/distances.py", "evaluation/metrics.py", "evaluation/likelihood.py", "evaluation/memorisation.py"],
-        ["tests/evaluation"],
-    ),
+    "evaluation": (["evaluation"], ["tests/evaluation"]),
     "restoration": (["restoration"], ["tests/restoration"]),
     "editing": (["editing"], ["tests/editing"]),
-}
-EQUIVALENT: dict[str, str] = {}  # "file: what it was -> what it became": why no test can notice it
+    "distillation": (["distillation"], ["tests/distillation"]),
+    "data": (["data"], ["tests/data", "tests/training/test_training_batches.py"]),
+    "model": (
+        ["model.py", "generate.py", "export", "common"],
+        ["tests/test_model.py", "tests/test_generation.py", "tests/test_wiring_sampling.py", "tests/export",
+         "tests/common", "tests/test_fidelity.py", "tests/cli/test_cli_info.py"],
+    ),
+}  # fmt: skip
+# why no test can notice it -> "file: what it was -> what it became", with " in " and the line if there are others
+REASONS = json.loads((ROOT / "tools" / "mutants_equivalent.json").read_text(encoding="utf-8"))
+EQUIVALENT = {name: why for why, names in REASONS.items() for name in names}
 
 OPERATORS = {
     ast.Add: ast.Sub,
@@ -81,26 +90,39 @@ COMPARISONS = {**dict(PAIRS), **{b: a for a, b in PAIRS}}
 TERMS = (ast.Add, ast.Sub, ast.Mult, ast.Div)
 LEFT_OUT = ("sqrt", "square", "exp", "log", "abs", "clamp", "mean", "expm1", "log1p", "detach", "float", "round", "min",
             "max", "int", "flip", "rsqrt", "clone", "to", "reversed", "sorted", "double")  # fmt: skip
+SYMMETRIC = ("min", "max", "minimum", "maximum", "equal", "isdisjoint")
+SHOWN = ("description", "help", "desc", "unit")  # keywords of what is only shown
 LIBRARIES = ("hypothesis", "scipy.stats", "diffusers.schedulers.scheduling_dpmsolver_multistep",
              "diffusers.schedulers.scheduling_unipc_multistep", "diffusers.models.unets.unet_2d", "PIL.Image",
              "matplotlib.pyplot", "sklearn.metrics", "datasets", "deepinv", "torch._dynamo",
              "torch.utils.tensorboard")  # fmt: skip
 
 
+Record = dict[str, tuple[float, set[tuple[str, int]]]]  # seconds of each test, and the lines (file, number) it runs
+
+
 @dataclass(frozen=True)
 class Mutant:
-    """One change of one file: `line` of the source, what it `was` and `became`."""
+    """One change of one file: `line` of the source and its `text`, what it `was` and `became`.
+
+    lines: the first and last of its statement, if a function holds it.
+    """
 
     file: str
     line: int
     was: str
     became: str
+    text: str
     source: str
-    in_function: bool
+    lines: tuple[int, int] | None
 
     @property
-    def name(self) -> str:
-        return f"{self.file.removeprefix('src/ddpm/')}: {self.was} -> {self.became}"
+    def why_equivalent(self) -> str | None:
+        name = f"{self.file.removeprefix('src/ddpm/')}: {self.was} -> {self.became}"
+        return EQUIVALENT.get(name) or EQUIVALENT.get(f"{name} in {self.text}")
+
+    def as_row(self) -> dict[str, Any]:
+        return {"line": self.line, "was": self.was, "became": self.became}
 
 
 def changes(node: ast.AST, siblings: set[str]) -> Iterator[ast.AST]:
@@ -139,10 +161,11 @@ def changes(node: ast.AST, siblings: set[str]) -> Iterator[ast.AST]:
             if name in LEFT_OUT:  # math.sqrt(x), or x.clamp(0, 1)
                 module = isinstance(function, ast.Name) or getattr(function.value, "id", "") in ("math", "np", "torch")
                 yield arguments[0] if module else function.value
-            if len(arguments) >= 2 and not any(isinstance(argument, ast.Starred) for argument in arguments[:2]):
+            starred = any(isinstance(argument, ast.Starred) for argument in arguments[:2])
+            if len(arguments) >= 2 and not starred and name not in SYMMETRIC:
                 yield _with(node, args=[arguments[1], arguments[0], *arguments[2:]])
             for keyword in keywords:
-                if keyword.arg and keyword.arg not in ("description", "help", "desc"):
+                if keyword.arg and keyword.arg not in SHOWN:
                     yield _with(node, keywords=[other for other in keywords if other is not keyword])
 
 
@@ -162,14 +185,17 @@ def mutants(path: Path) -> list[Mutant]:
     text, found = path.read_bytes(), []
     tree, starts = ast.parse(text), list(accumulate(map(len, text.splitlines(keepends=True)), initial=0))
     siblings: dict[ast.AST, set[str]] = {}
-    inside: set[ast.AST] = set()
+    lines: dict[ast.AST, tuple[int, int]] = {}
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             names = [name for name in ast.walk(function) if isinstance(name, ast.Name)]
             stored = {name.id for name in names if isinstance(name.ctx, ast.Store)}
             given = {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
             siblings |= dict.fromkeys(ast.walk(function), stored | given)
-            inside |= {node for statement in function.body for node in ast.walk(statement)}
+            for statement in (node for part in function.body for node in ast.walk(part) if isinstance(node, ast.stmt)):
+                body = getattr(statement, "body", None)
+                last = max(statement.lineno, body[0].lineno - 1) if body else statement.end_lineno
+                lines |= dict.fromkeys(ast.walk(statement), (statement.lineno, last))  # the innermost one stays
     for node in list(_code(tree)):
         for new in changes(node, siblings.get(node, set())):
             was, became = ast.unparse(node), ast.unparse(new)
@@ -181,7 +207,8 @@ def mutants(path: Path) -> list[Mutant]:
                 code = became if isinstance(new, ast.Pass | ast.Slice) else f"({became})"
                 source = (text[:start] + code.encode() + text[end:]).decode()
                 place = str(path.relative_to(ROOT)), node.lineno
-                found.append(Mutant(*place, was[:160], became[:160], source, node in inside))
+                line = text.splitlines()[node.lineno - 1].decode().strip()
+                found.append(Mutant(*place, was[:160], became[:160], line, source, lines.get(node)))
     return found
 
 
@@ -197,23 +224,92 @@ def _code(node: ast.AST) -> Iterator[ast.AST]:
                 yield from _code(child)
 
 
-def noticed(mutant: Mutant | None, tests: list[str], limit: float) -> bool:
-    """Run the tests against a copy of the source with the mutant; True if they fail or hang."""
+class Recorder:
+    """A plugin of pytest that records which lines of the package each test runs, and for how long."""
+
+    def __init__(self, path: Path):
+        self.path, self.package, self.lines = path, str(ROOT / "src"), set[tuple[str, int]]()
+        self.tests: dict[str, tuple[float, list[str], set[tuple[str, int]]]] = {}
+        self.shared: dict[str, set[tuple[str, int]]] = {}  # what a fixture runs for several tests
+
+    def trace(self, frame: FrameType, event: str, argument: object) -> Callable[..., object] | None:
+        if not frame.f_code.co_filename.startswith(self.package):
+            return None
+        self.lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return self.trace
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.lines, start = set(), time.perf_counter()
+        threading.settrace(self.trace)
+        sys.settrace(self.trace)
+        yield
+        sys.settrace(None)
+        self.tests[item.nodeid] = time.perf_counter() - start, getattr(item, "fixturenames", []), self.lines
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
+        before, self.lines = self.lines, set()
+        yield
+        if fixturedef.scope != "function":
+            self.shared[fixturedef.argname] = self.shared.get(fixturedef.argname, set()) | self.lines
+        self.lines |= before
+
+    def pytest_sessionfinish(self) -> None:
+        found = {
+            test: [seconds, sorted(lines.union(*(self.shared.get(name, ()) for name in fixtures)))]
+            for test, (seconds, fixtures, lines) in self.tests.items()
+        }
+        self.path.write_text(json.dumps(found))
+
+
+def recorded(tests: list[str]) -> Record:
+    """Run the tests on the source as it is; return the seconds and the lines of each test. Ends if one fails."""
     with tempfile.TemporaryDirectory() as scratch:
-        shutil.copytree(ROOT / "src", Path(scratch) / "src", ignore=shutil.ignore_patterns("__pycache__"))
-        if mutant is not None:
-            (Path(scratch) / mutant.file).write_text(mutant.source, encoding="utf-8")
-        ways = [True, False] if mutant is not None and mutant.in_function else [False]
-        return any(_fails(mutant if in_place else None, Path(scratch) / "src", tests, limit) for in_place in ways)
+        record = Path(scratch) / "record.json"
+        if _fails(None, ROOT / "src", [tests], 3600, Recorder(record)):
+            raise SystemExit(f"the tests in {', '.join(tests)} fail on the source as it is")
+        found = json.loads(record.read_text())
+    return {test: (seconds, {(file, line) for file, line in lines}) for test, (seconds, lines) in found.items()}
 
 
-def _fails(in_place: Mutant | None, source: Path, tests: list[str], limit: float) -> bool:
-    """Run the tests in a forked process that has its own session."""
+def entering(mutant: Mutant, record: Record) -> list[str]:
+    """Return the tests that run the statement of a mutant, the quickest first."""
+    if mutant.lines is None:
+        return []
+    wanted = {(str(ROOT / mutant.file), line) for line in range(mutant.lines[0], mutant.lines[1] + 1)}
+    return sorted((test for test, (_, lines) in record.items() if wanted & lines), key=lambda test: record[test][0])
+
+
+def noticed(
+    mutant: Mutant,
+    tests: list[str],
+    record: Record,
+    limit: float,
+    quick: bool = False,
+) -> bool:
+    """Run the tests with the mutant; True if they fail or hang."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "src"
+        shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+        (Path(scratch) / mutant.file).write_text(mutant.source, encoding="utf-8")
+        chosen = entering(mutant, record)
+        if chosen and _fails(mutant, source, [chosen], limit):
+            return True
+        if quick and mutant.lines is not None:
+            return False
+        return _fails(None, source, [[file] for file in _nearest_first(tests, Path(mutant.file).stem)], limit)
+
+
+def _fails(
+    in_place: Mutant | None, source: Path, runs: list[list[str]], limit: float, plugin: object | None = None
+) -> bool:
+    """Run pytest on each list of tests in turn, in a forked process that has its own session."""
     child = os.fork()
     if child == 0:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit)))
-        _run(in_place, source, tests)
+        _run(in_place, source, runs, plugin)
     deadline = time.monotonic() + SLEEP * limit
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -231,19 +327,20 @@ def _nearest_first(tests: list[str], module: str) -> list[str]:
     return [str(file) for file in sorted(files, key=lambda file: module.rstrip("s") not in file.stem)]
 
 
-def _run(in_place: Mutant | None, source: Path, tests: list[str]) -> None:
+def _run(in_place: Mutant | None, source: Path, runs: list[list[str]], plugin: object | None) -> None:
     """In the child: run pytest against the changed source, and leave with its exit code."""
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     os.environ["PYTHONPATH"] = str(source)
-    if in_place is None:
+    if in_place is not None:
+        _put_in_place(in_place)
+    elif source != ROOT / "src":
         _forget("src")
         sys.path.insert(0, str(source))
-    else:
-        _put_in_place(in_place)
     options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header"]
-    os._exit(any(pytest.main([*options, test]) for test in tests))  # a file that notices spares the others
+    plugins = [] if plugin is None else [plugin]
+    os._exit(any(pytest.main([*options, *run], plugins) for run in runs))  # a run that notices spares the others
 
 
 def _put_in_place(mutant: Mutant) -> None:
@@ -287,16 +384,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("mutants.json"))
+    parser.add_argument("--again", type=Path, help="plant the survivors of this report once more")
+    parser.add_argument("--quick", action="store_true", help="run only the tests that enter a mutant's statement")
     options = parser.parse_args()
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.dont_write_bytecode = True
     sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
     for library in LIBRARIES:  # before the forks
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
 
-    rows = []
+    earlier = json.loads(options.again.read_text())["files"] if options.again else []
+    rows = [row for row in earlier if row["room"] not in options.rooms]
     for room in options.rooms:
         places, tests = ROOMS[room]
         paths = [ROOT / "src" / "ddpm" / place for place in places]
@@ -304,27 +403,48 @@ def main() -> int:
             raise SystemExit(f"ROOMS of {Path(__file__).name} names what is not there: {', '.join(missing)}")
         _warm(tests)
         start = _spent()
-        if noticed(None, tests, limit=3600):
-            raise SystemExit(f"the tests of {room} fail on the source as it is")
+        record = recorded(tests)
         limit = PATIENCE * (_spent() - start) + 10
+        notice = partial(noticed, tests=tests, record=record, limit=limit, quick=options.quick)
         for path in sorted(file for place in paths for file in (place.glob("*.py") if place.is_dir() else [place])):
-            found = [mutant for mutant in mutants(path) if mutant.name not in EQUIVALENT]
-            if options.sample:
-                found = random.Random(f"{options.seed} {path.name}").sample(found, min(options.sample, len(found)))
+            file, found = str(path.relative_to(ROOT)), mutants(path)
+            if before := next((row for row in earlier if row["file"] == file), None):
+                taken, sure = [_same(survivor, found) for survivor in before["survivors"]], before["noticed"]
+            elif options.again:
+                continue
+            else:
+                random.Random(f"{options.seed} {path.name}").shuffle(found)
+                taken, sure = found[: options.sample or None], 0
+            same = [mutant for mutant in taken if mutant and mutant.why_equivalent]
+            planted = [mutant for mutant in taken if mutant and not mutant.why_equivalent]
             with ThreadPoolExecutor(options.jobs) as pool:
-                results = list(pool.map(partial(noticed, tests=_nearest_first(tests, path.stem), limit=limit), found))
-            survivors = [mutant for mutant, seen in zip(found, results, strict=True) if not seen]
-            rows.append({"file": str(path.relative_to(ROOT)), "planted": len(found), "noticed": sum(results),
-                         "survivors": [{**asdict(mutant), "source": None} for mutant in survivors]})  # fmt: skip
-            print(f"{rows[-1]['file']:<44} {sum(results):>4} of {len(found):>4} noticed", flush=True)
+                results = list(pool.map(notice, planted))
+            survivors = [mutant for mutant, seen in zip(planted, results, strict=True) if not seen]
+            rows.append(
+                {
+                    "room": room,
+                    "file": file,
+                    "planted": len(planted) + sure,
+                    "noticed": sum(results) + sure,
+                    "survivors": [mutant.as_row() for mutant in survivors],
+                    "equivalent": (before["equivalent"] if before else [])
+                    + [{**mutant.as_row(), "why": mutant.why_equivalent} for mutant in same],
+                }
+            )
+            print(f"{file:<44} {rows[-1]['noticed']:>4} of {rows[-1]['planted']:>4} noticed", flush=True)
             for mutant in survivors:
                 print(f"    line {mutant.line}: {mutant.was}  ->  {mutant.became}", flush=True)
-            options.out.write_text(
-                json.dumps({"seed": options.seed, "sample": options.sample, "files": rows}, indent=1)
-            )
+            report = {"seed": options.seed, "sample": options.sample, "files": rows}
+            options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     planted, seen = (sum(row[key] for row in rows) for key in ("planted", "noticed"))
     print(f"{seen} of {planted} noticed ({100 * seen / max(planted, 1):.1f}%)")
     return 0
+
+
+def _same(survivor: dict[str, Any], found: list[Mutant]) -> Mutant | None:
+    """Return the mutant of an earlier report, also if its line has moved; None if the source has changed there."""
+    alike = [mutant for mutant in found if (mutant.was, mutant.became) == (survivor["was"], survivor["became"])]
+    return min(alike, key=lambda mutant: abs(mutant.line - survivor["line"]), default=None)
 
 
 if __name__ == "__main__":

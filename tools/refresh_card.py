@@ -1,6 +1,6 @@
 """Write ddpm.json and README.md of a bundled model again, with today's names of fields and wording of cards.
 
-python tools/refresh_card.py [digits]
+python tools/refresh_card.py [digits | digits4]
 
 The weights stay as they are.
 """
@@ -8,10 +8,11 @@ The weights stay as they are.
 import sys
 
 from ddpm.common.files import atomic_write
+from ddpm.distillation.config import StudentConfig
 from ddpm.interop.card import HERE, model_card
 from ddpm.interop.diffusers import load_folder
 from ddpm.interop.diffusers_config import obstacle
-from ddpm.interop.folder import write_json
+from ddpm.interop.storage import write_json
 from ddpm.model import BUNDLED
 from ddpm.training.config import RENAMED, Config
 
@@ -23,7 +24,8 @@ def renamed(config: dict) -> dict:
         for name in list(fields):
             new = RENAMED.get(f"{section}.{name}", f"{section}.{name}").partition(".")[2]
             fields[new] = fields.pop(name)
-    return Config.model_validate(tree).model_dump(mode="json")
+    checked = StudentConfig if "distillation" in tree else Config
+    return checked.model_validate(tree).model_dump(mode="json")
 
 
 def main(name: str = "digits") -> None:

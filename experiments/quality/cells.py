@@ -58,7 +58,7 @@ def train_and_evaluate(
     The samples use the seed of the run, and are compared with the images that it was trained on. `steps` replaces the
     sampling steps of the budget.
 
-    Returns the figures by name, `weights` (their hash) and `seconds` of training.
+    Returns the metrics by name, `weights` (their hash) and `seconds` of training.
 
     Raises:
         UserError: the folder holds a training of another configuration.
@@ -86,7 +86,7 @@ def train_and_evaluate(
         spacing=budget.spacing,
         seed=config.training.seed,
     )
-    row = {figure.key: figure.value for figure in report.figures}
+    row = {one.key: one.value for one in report.metrics}
     row |= {"weights": model.weights_hash, "seconds": model.provenance["seconds"]}
     atomic_write(note, json.dumps({"wanted": wanted, "row": row}, indent=1).encode())
     return row

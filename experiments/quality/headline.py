@@ -6,7 +6,7 @@
 NAME is one of `HEADLINES`. Its run directory is RUNS/NAME, or that of the row it shares a model with. The script
 samples, then computes FID with the chosen features (`--reference` gives precomputed statistics of the training images),
 and with the built-in features the distance, KID, precision, recall and a memorisation audit, and if there are classes
-the classification accuracy score. Writes NAME.json and NAME.png, and puts the figures and the picture into the model
+the classification accuracy score. Writes NAME.json and NAME.png, and puts the metrics and the picture into the model
 card of the run. Expensive parts are cached, so a killed call is resumed by the same command.
 """
 
@@ -194,9 +194,9 @@ def save_samples(model: Model, path: Path, sampling: dict[str, Any]) -> None:
 
 
 def complete_card(folder: Path, result: dict[str, Any], picture: Path) -> None:
-    """Add the figures and the samples to the model card."""
-    figures = {**result["builtin"]["figures"], **result["standard"]["figures"]}
-    add_metrics(folder, {figure["title"]: figure["value"] for figure in figures.values()})
+    """Add the metrics and the samples to the model card."""
+    metrics = {**result["builtin"]["metrics"], **result["standard"]["metrics"]}
+    add_metrics(folder, {metric["title"]: metric["value"] for metric in metrics.values()})
     settings = result["standard"]["settings"]
     caption = f"The first samples of seed 0, not selected: {settings['steps']} steps of {settings['sampler']}, "
     caption += f"spacing {settings['spacing']}."
@@ -204,7 +204,7 @@ def complete_card(folder: Path, result: dict[str, Any], picture: Path) -> None:
 
 
 def main() -> None:
-    """Parse the command line, evaluate one model and print its figures."""
+    """Parse the command line, evaluate one model and print its metrics."""
     parser = command_line(__doc__)
     parser.add_argument("name", choices=HEADLINES)
     parser.add_argument("--features", default="inception", help="inception (default), or a TorchScript file")
@@ -218,8 +218,8 @@ def main() -> None:
     chosen = {"features": options.features, "reference": options.reference}
     result = evaluate_row(options.name, headline, run, **chosen, results=options.out, pictures=options.pictures)
     for part in ("standard", "builtin"):
-        for figure in result[part]["figures"].values():
-            print(f"{figure['title']:<45} {figure['value']:.5g}  {figure['note']}")
+        for metric in result[part]["metrics"].values():
+            print(f"{metric['title']:<45} {metric['value']:.5g}  {metric['note']}")
 
 
 if __name__ == "__main__":

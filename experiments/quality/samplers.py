@@ -54,19 +54,19 @@ def few_steps(
     spaced += [(name, other) for name in SPACED for other in get_args(Spacing) if other != SAMPLERS[name].spacing]
     options: dict[str, Any] = {"features": features, "num": num}
     (reference,) = sweep(model, data, samplers=["ancestral"], evaluations=[many], **options)
-    figure, settings = reference.report.figures[0], reference.report.settings
+    metric, settings = reference.report.metrics[0], reference.report.settings
     kept = ("judged", "n", "images", "weights", "seed", "precision", "reference", "reference_n", "features", "engine")
     result: dict[str, Any] = {
         **about(),
-        "figure": figure.title,
+        "metric": metric.title,
         "settings": {key: settings[key] for key in kept},
         "budgets": list(budgets),
-        "ancestral": {"steps": many, "value": figure.value},
+        "ancestral": {"steps": many, "value": metric.value},
         "rows": [],
     }
     for sampler, spacing in spaced:
         points = sweep(model, data, samplers=[sampler], evaluations=budgets, spacing=spacing, **options)
-        values = [point.report.figures[0].value for point in points]
+        values = [point.report.metrics[0].value for point in points]
         evaluations = [point.evaluations for point in points]
         row = {"sampler": sampler, "spacing": spacing, "evaluations": evaluations, "values": values}
         result["rows"].append(row)
@@ -82,7 +82,7 @@ def save_curves(result: dict[str, Any], path: Path) -> None:
     curves = {row["sampler"]: Curve(row["evaluations"], row["values"]) for row in rows}
     ends, ancestral = (result["budgets"][0], result["budgets"][-1]), result["ancestral"]
     curves[f"ancestral, {ancestral['steps']:,} steps"] = Curve(ends, [ancestral["value"]] * 2)
-    save_picture(plot_quality(curves, result["figure"]), path)
+    save_picture(plot_quality(curves, result["metric"]), path)
 
 
 def compare_defaults(runs: Path, moments: Path | None, results: Path = RESULTS) -> Path:
@@ -97,9 +97,9 @@ def compare_defaults(runs: Path, moments: Path | None, results: Path = RESULTS) 
         for sampler in CANDIDATES:
             chosen = {"sampler": sampler, "spacing": SAMPLERS[sampler].spacing, "steps": STEPS, "num": NUM}
             report = evaluate(model, reference, metrics=["fid"], **{**headline.sampling, **chosen})
-            (fid,) = report.figures
+            (fid,) = report.metrics
             kept = {key: report.settings[key] for key in ("sampler", "spacing", "steps", "n", "weights", "engine")}
-            rows.append({"name": name, "title": headline.title, **kept, "figure": fid.title, "value": fid.value})
+            rows.append({"name": name, "title": headline.title, **kept, "metric": fid.title, "value": fid.value})
     return save_result("usual_sampler", {**about(), "rows": rows}, results)
 
 
@@ -121,7 +121,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     swept = commands.add_parser("sweep", help="quality against network evaluations")
     swept.add_argument("model", choices=SUBJECTS)
-    swept.add_argument("--num", type=int, default=500, help="samples per figure (default: 500)")
+    swept.add_argument("--num", type=int, default=500, help="samples per FID (default: 500)")
     swept.add_argument("--features", default="builtin", help="builtin (default), inception, or a TorchScript file")
     add_folders(swept, pictures=True)
     swept.set_defaults(action=run_sweep)

@@ -8,7 +8,8 @@ Contestants are `ours`, `diffusers` and `lucidrains`, each as its documentation 
 on Fashion-MNIST with random flips. A short measurement turns the time into a number of steps, so that a learning rate
 that decays is at its end in time. Each writes RUNS/CONTESTANT/trained.json. `evaluate` takes the contestants that are
 trained: it samples with each one's own library, compares the samples with the test images, and writes
-time_to_quality.json and time_to_quality.png.
+time_to_quality.json and time_to_quality_CONTESTANT.png. The rows of contestants that are not trained in RUNS stay as
+they were.
 """
 
 import argparse
@@ -30,11 +31,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from ddpm.common.errors import UserError
 from ddpm.common.files import atomic_write
 from ddpm.common.hardware import default_device
-from ddpm.common.pixels import to_float, to_uint8
+from ddpm.common.pixels import save_grid, to_float, to_uint8
 from ddpm.data import ImageDataset, open_dataset
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.model import load
-from ddpm.plotting.plots import plot_images
 from ddpm.training import load_config, train
 from ddpm.training.dry_run import FEWEST, LEAST_SECONDS, WARM_UP, seconds_per_step
 from ddpm.training.trainer import Trainer
@@ -45,13 +45,13 @@ from experiments.lib import (
     add_folders,
     command_line,
     launch,
+    load_result,
     parameter_count,
-    save_picture,
     save_result,
 )
 from experiments.speed.contestants import Contestant, Diffusers, Lucidrains, Problem
 
-OURS, COLUMNS = "ours", 12
+OURS, COLUMNS, SHOWN = "ours", 16, 48
 QUIET = {
     "training.preview_every": 0,
     "training.checkpoint_every": 1_000_000,
@@ -73,7 +73,7 @@ class Match:
     preset: str = "fashion_mnist"
     reference: str = "fashion_mnist:test"
     overrides: dict[str, Any] = field(default_factory=lambda: {"data.labels": False} | QUIET)
-    sampling: dict[str, Any] = field(default_factory=lambda: {"sampler": "dpm++", "clip": None})
+    sampling: dict[str, Any] = field(default_factory=dict)
     num: int = 2500
     batch: int = 50
 
@@ -287,23 +287,24 @@ def evaluate_all(
     names = [name for name in TITLES if (runs / name / NOTE).exists()]
     if not names:
         raise UserError(f"no contestant is trained in {runs}; use `train` first, or choose another --runs folder")
-    result: dict[str, Any] = {**about(), "data": match.reference, "rows": []}
+    before = load_result("time_to_quality", results) or {"rows": []}
+    rows = {row["name"]: row for row in before["rows"]}
+    result: dict[str, Any] = {**about(), "data": match.reference}
     for name in names:
-        samples, figures = sample(name, runs, match), {}
+        samples, metrics = sample(name, runs, match), {}
         for network in (features, "builtin"):
             report = evaluate(str(samples), match.reference, metrics=["fid"], features=network)
-            (figure,) = report.figures
-            figures[figure.key] = figure.value
-            result[f"settings of {figure.key}"] = {
+            (metric,) = report.metrics
+            metrics[metric.key] = metric.value
+            result[f"settings of {metric.key}"] = {
                 key: value for key, value in report.settings.items() if key not in ("judged", "images")
             }
         training = json.loads((runs / name / NOTE).read_text())
-        result["rows"].append({"contestant": TITLES[name], "name": name, "training": training, **figures})
+        rows[name] = {"contestant": TITLES[name], "name": name, "training": training, **metrics}
+        result["rows"] = list(rows.values())
         save_result("time_to_quality", result, results)
-    first = [np.load(runs / name / SAMPLES)["arr_0"][:COLUMNS] for name in names]
-    images = torch.from_numpy(np.stack(first)).permute(0, 1, 4, 2, 3)
-    drawn = plot_images(to_float(images), rows=[TITLES[name] for name in names])
-    save_picture(drawn, pictures / "time_to_quality.png")
+        first = torch.from_numpy(np.load(samples)["arr_0"][:SHOWN]).permute(0, 3, 1, 2)
+        save_grid(to_float(first), pictures / f"time_to_quality_{name}.png", columns=COLUMNS, overwrite=True)
     return result
 
 
@@ -316,8 +317,8 @@ def run_evaluation(options: argparse.Namespace) -> None:
     """Run the command `evaluate`."""
     folders = {"results": options.out, "pictures": options.pictures}
     for row in evaluate_all(options.runs, Match(), features=options.features, **folders)["rows"]:
-        figures = {key: value for key, value in row.items() if key in ("fid", "frechet_distance")}
-        print(f"{row['contestant']:<40} {figures}")
+        metrics = {key: value for key, value in row.items() if key in ("fid", "frechet_distance")}
+        print(f"{row['contestant']:<40} {metrics}")
 
 
 def main() -> None:

@@ -22,22 +22,4 @@ if TYPE_CHECKING:
     from ddpm.training.config import load_config as load_config
     from ddpm.training.trainer import train as train
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "ddpm.samplers": "samplers",
-        "ddpm.common.pixels": "save_grid",
-        "ddpm.common.randomness": "image_generator",
-        "ddpm.data.sources": "open_dataset",
-        "ddpm.diffusion.gaussian": "GaussianDiffusion",
-        "ddpm.diffusion.schedule": "NoiseSchedule",
-        "ddpm.evaluation.evaluate": "evaluate",
-        "ddpm.model": "Model SamplingOptions load",
-        "ddpm.plotting.trace": "trace",
-        "ddpm.restoration.deepinv": "as_deepinv",
-        "ddpm.restoration.posterior": "restore",
-        "ddpm.samplers.denoiser": "Denoiser",
-        "ddpm.training.config": "load_config",
-        "ddpm.training.trainer": "train",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -29,7 +29,7 @@ from ddpm.samplers.algorithms import Step
 from ddpm.samplers.denoiser import Clip, Denoiser
 from ddpm.samplers.grid import Spacing
 
-BUNDLED = {"digits": Path(__file__).parent / "assets" / "digits_model"}
+BUNDLED = {name: Path(__file__).parent / "assets" / f"{name}_model" for name in ("digits", "digits4")}
 
 SAMPLING_CODE_VERSION = 2  # raise it if samplers or networks change their output: cached samples are then not used
 COMPILE_FLOPS = 1e16  # operations from which compiling, half a minute, saves time on a CUDA GPU
@@ -50,7 +50,6 @@ class SamplingOptions:
         guidance_rescale: φ in [0, 1] of Lin et al. 2024; see `Denoiser`.
         clip: "static", "dynamic" or None; see `Denoiser`.
         eta: only for ddim: 0 is deterministic, 1 adds as much noise as ancestral sampling.
-        variant: only for unipc: "bh1" or "bh2".
         seed: any whole number. Image i of a seed is always the same image.
         batch_size: images per forward pass; default: `Model.default_batch_size`.
         precision: number format of the network; "fp32" for comparisons across machines.
@@ -64,7 +63,6 @@ class SamplingOptions:
     guidance_rescale: float = 0.0
     clip: Clip = "static"
     eta: float | None = None
-    variant: str | None = None
     seed: int = 0
     batch_size: int | None = None
     precision: Precision = "auto"
@@ -88,7 +86,7 @@ class SamplingOptions:
         usual = model.student or Student(steps=few, sampler=DEFAULT_SAMPLER)
         name = self.sampler or usual.sampler
         sampler = find_sampler(name)
-        given = {name: value for name in ("eta", "variant") if (value := getattr(self, name)) is not None}
+        given: dict[str, Any] = {} if self.eta is None else {"eta": self.eta}
         sampler.check(given)
         size = model.default_batch_size if self.batch_size is None else self.batch_size
         if size < 1:
@@ -110,10 +108,11 @@ class SamplingOptions:
 
     @property
     def spec(self) -> SamplerSpec:
+        """The sampler; UserError if there is none of this name."""
         return find_sampler(self.sampler or DEFAULT_SAMPLER)
 
     @property
-    def sampler_options(self) -> dict[str, float | str]:
+    def sampler_options(self) -> dict[str, float]:
         """The options that only this sampler takes, e.g. {"eta": 0.0}."""
         return {name: getattr(self, name) for name in self.spec.options}
 
@@ -297,8 +296,8 @@ class Model:
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Sample the images `indices` of a seed; yield (indices, images) of each batch, with images as `sample` does.
 
-        Image i is the same whichever other images are sampled: it has its own noise, and every forward pass has one
-        padded shape of `batch_size` images. Equal shapes give equal bits; another shape moves float32 by less than
+        Image i does not depend on the other images that are sampled: it has its own noise, and every forward pass has
+        one padded shape of `batch_size` images. Equal shapes give equal bits; another shape moves float32 by less than
         1/255.
 
         Args:
@@ -421,7 +420,7 @@ def blocks(indices: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def load(name: str | Path, *, device: torch.device | str | None = None) -> Model:
-    """Load a model from a bundled name ("digits"), a run directory, a Diffusers folder, or a Hub id ("user/name").
+    """Load a model: "digits" and "digits4" are bundled; or a run directory, a Diffusers folder, a Hub id ("user/name").
 
     Also opens a checkpoint (RUN/checkpoints/NNNNNN, or a checkpoint of Diffusers' training scripts): its averaged
     weights. A folder with the name of a bundled model is "./digits". Default device: the best one available.
@@ -446,4 +445,6 @@ def find_model(name: str | Path) -> Path:
         return model_folder(path)
     if hub.looks_like_id(str(name)):
         return hub.download(str(name))
-    raise UserError(f"no model at {name}: give a run directory, a Diffusers folder, a Hub id (user/name), or 'digits'")
+    raise UserError(
+        f"no model at {name}: give a run directory, a Diffusers folder, a Hub id (user/name), 'digits' or 'digits4'"
+    )

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
-from ddpm.model import Model
+from ddpm.interop.diffusers import Student
+from ddpm.model import Model, load
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 
@@ -96,6 +98,36 @@ def strict_address(strict_model, tmp_path_factory) -> Iterator[str]:
     yield from serve(strict_model, tmp_path_factory.mktemp("no runs"))
 
 
+@pytest.fixture(scope="session")
+def quick_address(tmp_path_factory) -> Iterator[str]:
+    """The page of a student of two steps."""
+    student = page_model(timesteps=40)
+    student.student = Student(steps=2, sampler="ddim")
+    yield from serve(student, tmp_path_factory.mktemp("no runs"))
+
+
+@pytest.fixture(scope="session")
+def switching(served_model, plain_model, tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """A page of two models beside a run that has one, and the folder of all of them."""
+    pytest.importorskip("gradio")
+    from ddpm.app.models import Models
+    from ddpm.app.page import build, launch, look
+
+    folder = tmp_path_factory.mktemp("models")
+    served_model.save(folder / "one")
+    plain_model.save(folder / "other")
+    make_run(folder / "runs" / "trained", steps=20)
+    plain_model.save(folder / "runs" / "trained" / "model")
+
+    def page(name: str):
+        return build(load(name), name, folder / "runs", models, trains=True)
+
+    models = Models([str(folder / "one"), str(folder / "other")], folder / "runs", page, look())
+    first = page(models.given[0])
+    yield launch(first, "127.0.0.1", free_port(), block=False, models=models), folder
+    first.close()
+
+
 def serve(model: Model, runs: Path) -> Iterator[str]:
     pytest.importorskip("gradio")
     from ddpm.app.page import build, launch
@@ -128,3 +160,27 @@ def uploads(tmp_path_factory) -> Path:
     half[:, 8:] = 255
     Image.fromarray(half).save(folder / "mask.png")
     return folder
+
+
+@pytest.fixture
+def stub_trainer(tmp_path, monkeypatch) -> Iterator[Path]:
+    """Something that does what `ddpm train` does, as far as the page sees: it writes a run until it is told to stop."""
+    script = tmp_path / "train"
+    script.write_text(
+        """#!/bin/sh
+        echo "$@"
+        while [ "$1" != --out ]; do shift; done
+        mkdir -p "$2"
+        printf "process $$ on $(hostname)" > "$2/.lock"
+        echo "training: {steps: 100}" > "$2/config.yaml"
+        echo '{"step": 5, "loss": 1.0, "seconds": 1}' > "$2/metrics.jsonl"
+        trap 'rm "$2/.lock"; exit 0' TERM
+        while :; do sleep 0.05; done
+        """
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr("ddpm.app.training.sys.executable", str(script))
+    yield script
+    for process in psutil.process_iter(["cmdline"]):
+        if str(script) in (process.info["cmdline"] or []):
+            process.kill()

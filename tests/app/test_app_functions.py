@@ -17,13 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm.app import compare, edit, explore, figures, generate, runs
+from ddpm.app import compare, edit, explore, figures, generate, models, press, runs, training
 from ddpm.app import restore as restoring
-from ddpm.app.components import address, film, live, sheet, stop_all
+from ddpm.app.components import address, film, sheet
+from ddpm.app.press import live, stop_all
 from ddpm.app.uploads import from_pad, mask_of, read_address, read_fitted, read_mask, read_upload
 from ddpm.cli import run as command_line
 from ddpm.common.errors import UserError
-from ddpm.common.pixels import to_uint8
+from ddpm.common.pixels import make_grid, to_pillow, to_uint8
+from ddpm.editing import Editor, fidelity_curve, translate
 from ddpm.restoration import Restored
 from ddpm.samplers.algorithms import Step
 
@@ -132,6 +134,35 @@ def test_closing_the_iterator_ends_the_work():
     assert isinstance(next(steps), Step)
     steps.close()
     assert done.wait(5)
+
+
+def test_stop_ends_the_handler_of_its_press_and_no_other():
+    ended = threading.Event()
+
+    def work(callback):
+        try:
+            for index in range(10_000):
+                time.sleep(0.001)
+                callback(Step(index, 10_000, 0.0, 0.0, *[torch.zeros(1)] * 3))
+        finally:
+            ended.set()
+
+    def handler(number):
+        for event in live(work):
+            yield f"step {event.index}", number
+
+    run = press.until_stopped(handler)
+    first = run(2.0**40, "one")
+    assert next(first)[1] == "one"
+    press.stop_press(2.0**40)
+    *_, last_values = first
+    assert last_values == ["Stopped.", "one"]
+    assert ended.wait(5)
+    waiting = list(run(2.0**40, "never begun"))
+    assert waiting == [press.gr.skip()]
+    other = run(2.0**40 + 1, "other")
+    assert [next(other)[1] for _ in range(3)] == ["other"] * 3
+    other.close()
 
 
 def test_all_work_can_be_stopped_and_none_keeps_the_interpreter_alive():
@@ -370,6 +401,26 @@ def test_guidance_changes_an_edit_and_needs_a_class(served_model, picture):
     assert torch.equal(edited[2], edited[3])
 
 
+def test_every_strength_gives_what_the_editor_gives(served_model, picture):
+    *steps, points = edit.try_strengths(served_model, picture, edit.Settings("class 1", 2.0, 4, 3))
+    assert all(isinstance(step, Step) for step in steps)
+    editor = Editor(served_model, sampler="ancestral", steps=4, seed=3, labels="class 1", guidance=2.0, batch_size=1)
+    expected = fidelity_curve(editor, picture[None])
+    assert [point.denoising_loss for point in points] == [point.denoising_loss for point in expected]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(points, expected, strict=True))
+    assert edit.curve_html(points).count("strength_") == 11
+    assert edit.curve_html(points).count("<polyline") == 2
+
+
+def test_a_translation_shows_its_steps(served_model, picture):
+    *steps, image = edit.edit_upload(served_model, picture, 0, edit.Settings("class 0", steps=8), "class 1")
+    assert steps
+    assert all(0 <= step.index < step.steps == 16 for step in steps)
+    assert torch.equal(
+        image, translate(Editor(served_model, batch_size=1), picture[None], "class 0", "class 1", evaluations=8)[0]
+    )
+
+
 def test_translating_needs_a_class(served_model, picture):
     assert last(edit.edit_upload(served_model, picture, 0, edit.Settings("class 0", steps=4), "class 1")).shape == (
         1,
@@ -411,6 +462,30 @@ def test_every_cell_is_what_the_model_samples(served_model):
     )
     assert compare.table(grid, ["data:,"]).count("<img") == 1
     assert compare.table(grid, []).count("<td>") == 5
+
+
+@pytest.mark.parametrize("axis", [compare.STEPS, compare.GUIDANCE])
+def test_the_commands_and_the_program_draw_the_cells(served_model, tmp_path, monkeypatch, axis):
+    served_model.save(tmp_path / "a model")
+    monkeypatch.chdir(tmp_path)
+    grid = compare.Grid(["ddim", "heun"], axis, [2, 3], 2, "class 1", 2, 7)
+    cells = [event for _, event in compare.compare(served_model, grid) if isinstance(event, torch.Tensor)]
+    names = ["ddim-2.png", "ddim-3.png", "heun-2.png", "heun-3.png"]
+
+    def written():
+        found = [np.asarray(Image.open(name)) for name in names]
+        for name in names:
+            Path(name).unlink()
+        return found
+
+    for command in compare.as_command(served_model, "a model", grid).replace("\\\n", "").splitlines():
+        assert command_line(shlex.split(command)[1:]) == 0
+    first = written()
+    exec(compare.as_python(served_model, "a model", grid), {})
+    assert all(
+        np.array_equal(one, other) and np.array_equal(one, to_pillow(make_grid(cell)))
+        for one, other, cell in zip(first, written(), cells, strict=True)
+    )
 
 
 @pytest.mark.parametrize("text", ["", "many", "1,2,3,4,5,6,7,8,9"])
@@ -556,6 +631,79 @@ def test_the_state_of_a_run(tmp_path):
     (run / "config.yaml").write_text("training: {steps: 100}\n")
     assert runs.state_of(run).words() == ["finished", "100 of 100", "95", ""]
     assert "<b>" not in runs.table(tmp_path, []) + runs.nothing_in(tmp_path)
+
+
+def test_the_switcher_offers_what_there_is_and_nothing_else(served_model, tmp_path):
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    for name in ("empty", "trained"):
+        (tmp_path / "runs" / name).mkdir(exist_ok=True)
+        (tmp_path / "runs" / name / "metrics.jsonl").touch()
+    trained = tmp_path / "runs" / "trained"
+    served_model.save(trained / "model")
+    for step in ("000500", "001000"):
+        (trained / "checkpoints" / step).mkdir(parents=True)
+        (trained / "checkpoints" / step / "ema.safetensors").touch()
+    offered = models.Models(["mine", "digits"], tmp_path / "runs", page=lambda name: pytest.fail(name), look={})
+    assert offered.groups() == {
+        "Given": {"mine": "mine", "digits": "digits"},
+        "Runs": {str(trained): "trained"},
+        "Checkpoints": {
+            str(trained / "checkpoints" / "001000"): "trained, step 1,000",
+            str(trained / "checkpoints" / "000500"): "trained, step 500",
+        },
+    }
+    for name in ("/etc", str(tmp_path / "runs" / "empty"), ""):
+        assert "no model" in offered.open(name)["error"]
+
+
+def until(holds):
+    """Wait for another process."""
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came about")
+
+
+def test_a_training_is_a_process_of_its_own_that_stops_when_told(tmp_path, stub_trainer):
+    trainings = training.Trainings(tmp_path / "runs")
+    assert trainings.start("new", "digits", "pictures", 5).startswith("Started new.")
+    run = tmp_path / "runs" / "new"
+    until(lambda: runs.find_runs(tmp_path / "runs") == ["new"] and training.process_of(run))
+    assert "-m ddpm train digits --out" in (tmp_path / "runs" / "new.log").read_text()
+    assert os.getsid(training.process_of(run).pid) != os.getsid(0)
+    assert runs.state_of(run).words()[:2] == ["training", "5 of 100"]
+    assert 'data-stop="new"' in runs.table(tmp_path / "runs", ["new"], trains=True)
+    assert training.Trainings(tmp_path / "runs").stop("new").startswith("new saves a checkpoint")  # another page, too
+    until(lambda: training.process_of(run) is None)
+    assert trainings.stop("new") == "new is not training."
+    assert trainings.news() == {}
+    with pytest.raises(UserError, match="exists"):
+        trainings.start("new", "digits", "", 5)
+
+
+def test_a_training_that_cannot_begin_says_why(tmp_path):
+    trainings = training.Trainings(tmp_path)
+    trainings.start("new", "digits", str(tmp_path / "nowhere"), 5)
+    until(lambda: trainings.started["new"].poll() is not None)
+    assert "ddpm: error" in trainings.news()["new"]
+    assert "nowhere" in trainings.news()["new"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (("", "digits", "", 5), "name"),
+        (("../out", "digits", "", 5), "name"),
+        (("new", "nothing", "", 5), "no preset"),
+        (("new", "digits", "", 0), "minutes"),
+        (("new", "digits", "", None), "minutes"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused(tmp_path, fields, said):
+    with pytest.raises(UserError, match=said):
+        training.Trainings(tmp_path).start(*fields)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_run_one_stands_in_has_a_name(runs_folder, monkeypatch):

@@ -17,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm.app import edit
 from ddpm.cli import run as command_line
-from ddpm.common.pixels import to_uint8
+from ddpm.common.pixels import read_origin, to_uint8
 
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
@@ -79,6 +80,36 @@ def test_the_command_and_the_program_draw_what_was_seen_whatever_its_class_is_ca
     Path("samples.png").unlink()
     exec(program, {})
     assert np.array_equal(Image.open("samples.png"), pixels)
+
+
+@pytest.mark.parametrize(
+    ("asked", "endpoint", "written"),
+    [
+        ({"strength": 0.5, "label": "class 1", "guidance": 2.0}, "/edit", "edited.png"),
+        ({"way": edit.TRANSLATE, "label": "class 0", "to": "class 1"}, "/edit", "edited.png"),
+        ({"number": 3, "depth": 0.4}, "/interpolate", "interpolation.png"),
+        ({"kind": "low resolution", "scale": 2, "draws": 2, "label": "class 1"}, "/restore", "mean.png"),
+    ],
+)
+def test_a_picture_knows_the_command_that_makes_it_again(
+    client, served_model, uploads, tmp_path, monkeypatch, asked, endpoint, written
+):
+    served_model.save(tmp_path / "somebody's model")
+    monkeypatch.chdir(tmp_path)
+    names = ("first", "second") if endpoint == "/interpolate" else ("image",)
+    given = {name: gradio_client.handle_file(uploads / "good.png") for name in names}
+    mask = {"mask": None} if endpoint == "/restore" else {}
+    answer = client.predict(**given, **mask, **asked, steps=3, seed=5, api_name=endpoint)
+    for file in (Path(path) for path in answer if re.fullmatch(r"/.*\.(png|zip)", str(path))):
+        if file.suffix == ".zip":
+            zipfile.ZipFile(file).extractall()
+        else:
+            Path(file.name).write_bytes(file.read_bytes())
+    made = Path(written).read_bytes()
+    command = shlex.split(read_origin(Path(written))["command"])
+    Path(written).unlink()
+    assert command_line(command[1:]) == 0
+    assert Path("restored.png" if endpoint == "/restore" else written).read_bytes() == made
 
 
 def live_tensors() -> int:

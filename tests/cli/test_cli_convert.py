@@ -28,7 +28,7 @@ def pickled(tmp_path):
 def test_convert_then_sample(pickled, tmp_path, capsys):
     assert run(["sample", str(pickled), "--out", str(tmp_path / "x.png")]) == 2
     assert "ddpm convert" in capsys.readouterr().err
-    assert run(["convert", str(pickled), str(tmp_path / "new"), "--to", "diffusers"]) == 0
+    assert run(["convert", str(pickled), str(tmp_path / "new")]) == 0
     assert "8×8" in capsys.readouterr().out
     DDPMPipeline.from_pretrained(tmp_path / "new")
     assert run(["sample", str(tmp_path / "new"), "--num", "2", "--steps", "2", "--out", str(tmp_path / "x.png")]) == 0
@@ -41,7 +41,7 @@ def test_convert_reports_a_wrong_argument_in_one_line(pickled, tmp_path, capsys)
         ([str(pickled), str(tmp_path / "taken")], "exists"),
         ([str(tmp_path / "a.pt"), str(tmp_path / "new")], "unknown kind"),
         ([str(tmp_path / "nowhere"), str(tmp_path / "new")], "no model"),
-        ([str(pickled), str(tmp_path / "new"), "--to", "keras"], "keras"),
+        ([str(pickled), str(tmp_path / "new"), "--to", "keras"], "--to"),
     ):
         assert run(["convert", *arguments]) == 2
         error = capsys.readouterr().err

@@ -107,7 +107,6 @@ def test_defaults_are_yaml_that_the_field_accepts(field):
 
 def test_sampling_flags_have_the_defaults_of_sampling_options():
     defaults = {field.name: field.default for field in dataclasses.fields(SamplingOptions)}
-    del defaults["variant"]  # for experiments, in Python only
     assert {name: default for name, (_, default) in SAMPLING.items()} == defaults
 
 

@@ -1,11 +1,15 @@
 """Bringing images to one size: the aspect is kept, nothing is shifted, padding has the colour asked for."""
 
+import contextlib
+import tarfile
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from ddpm.data import open_dataset
 from ddpm.data.images import resize_to
 
 sides = st.integers(8, 60)
@@ -88,3 +92,29 @@ def test_resize_to_does_not_alias():
     board = (np.indices((128, 128)).sum(0) % 2 * 255).astype(np.uint8)
     out = np.asarray(resize_to(Image.fromarray(board), (16, 16), "crop"))
     assert np.abs(out.astype(int) - 127).max() <= 3
+
+
+@pytest.mark.parametrize("way", ["memory", "lazy", "stream"])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_every_way_to_open_pictures_fits_them_and_fills_them_with_the_background(tmp_path, monkeypatch, way, fit):
+    """A picture twice as wide as high whose left half is transparent: both kinds of background are the one given."""
+    pixels = np.zeros((16, 32, 4), np.uint8)
+    pixels[:, 16:] = 200, 100, 50, 255
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(pixels).save(folder / "0.png")
+    if way == "lazy":
+        monkeypatch.setattr("ddpm.data.datasets.MOST_MEMORY_BYTES", 1)
+    if way == "stream":
+        with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
+            tar.add(folder / "0.png", "0.png")
+    source = tmp_path / "pictures.tar" if way == "stream" else folder
+    options = {"image_size": 16, "channels": 3, "fit": fit, "background": [9, 80, 250], "streaming": way == "stream"}
+    with contextlib.closing(open_dataset(str(source), **options)) as dataset:
+        (image,) = dataset.draw(0, range(1))[0].permute(0, 2, 3, 1).tolist()
+    shown = range(4, 12) if fit == "pad" else range(16)
+    for row in range(16):
+        for column in (*range(5), *range(11, 16)):  # those in the middle are mixed
+            expected = [200, 100, 50] if row in shown and column > 8 else [9, 80, 250]
+            if row not in (3, 4, 11, 12):
+                assert image[row][column] == pytest.approx(expected, abs=3), (row, column)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ddpm.data import DataConfig, StreamDataset
-from ddpm.data.hub import stream_hub, stream_parquet
+from ddpm.data.hub_datasets import stream_hub, stream_parquet
 from ddpm.data.stream import Encoded, TarShards
 
 CLASSES = ["cat", "dog", "emu"]

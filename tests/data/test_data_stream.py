@@ -16,7 +16,7 @@ from PIL import Image
 
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import DataConfig, Report, StreamDataset, open_dataset
-from ddpm.data.stream import BlockReader, Encoded, StreamPosition
+from ddpm.data.stream import OPEN_SHARDS, BlockReader, Encoded, StreamPosition
 from ddpm.diffusion.timestep_samplers import UniformSampler
 from ddpm.training.batches import BatchSource
 
@@ -182,6 +182,23 @@ def test_stream_order_depends_on_seed_and_epoch(size):
     dataset = stream([size] * 4)
     assert drawn(dataset, 0, total, seed=0) == orders[0]
     assert drawn(dataset, 0, total, seed=1) == orders[2]
+
+
+def test_stream_shuffles_its_buffer_anew_in_each_epoch():
+    """One shard, so that the order of shards says nothing."""
+    orders = [drawn(stream([40], buffer=100), start, start + 40, seed) for seed in (0, 1) for start in (0, 40, 80)]
+    assert len({tuple(order) for order in orders}) == 6
+    assert all(sum(a == b for a, b in zip(*pair, strict=True)) < 8 for pair in itertools.combinations(orders, 2))
+
+
+def test_stream_opens_its_shards_in_another_order_in_each_epoch():
+    """Shards of one image, so that the first images are those of the shards that were opened first."""
+    first = [
+        frozenset(drawn(stream([1] * 60, buffer=1), start, start + OPEN_SHARDS, seed))
+        for seed in (0, 1)
+        for start in (0, 60, 120)
+    ]
+    assert len(set(first)) == 6
 
 
 def test_stream_buffer_mixes_the_shards():

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
+from ddpm.diffusion.bound import VariationalBound, discretized_log_likelihood
 from ddpm.diffusion.gaussian import GaussianDiffusion
-from ddpm.diffusion.likelihood import VariationalBound, discretized_log_likelihood
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1

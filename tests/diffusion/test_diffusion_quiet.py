@@ -8,8 +8,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from scipy.stats import norm
 
+from ddpm.diffusion.bound import VariationalBound
 from ddpm.diffusion.gaussian import GaussianDiffusion
-from ddpm.diffusion.likelihood import VariationalBound
 from ddpm.diffusion.loss import DiffusionLoss, loss_weights
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.diffusion.timestep_samplers import LossAwareSampler, StratifiedSampler, UniformSampler

@@ -196,6 +196,20 @@ def test_training_loss_is_zero_at_the_exact_map_and_only_there():
     )  # (SNR + 1) times the squared error of x_0
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_a_student_that_predicts_x_0_has_the_loss_of_one_that_predicts_v(name):
+    """Both written as x̂_0: the weight of a timestep is all that is between them."""
+    schedule = SCHEDULES[name]
+    curriculum = Curriculum(settings(steps=4), schedule, None, 100, "x_0")
+    t, weight = curriculum.draw(0, 99, torch.arange(8), 8)
+    x_t, x_0, predicted = draws(8, 1).float(), draws(8, 2).float(), draws(8, 3).float()
+    alpha, sigma = (part.float() for part in signals(schedule, t))
+    noise, v = (x_t - alpha * x_0) / sigma, (alpha * x_t - predicted) / sigma
+    of_x_0 = DiffusionLoss(GaussianDiffusion(schedule, "x_0"))(predicted, x_0, x_t, t, noise)
+    of_v = DiffusionLoss(GaussianDiffusion(schedule, "v"))(v, x_0, x_t, t, noise)
+    torch.testing.assert_close(of_x_0 * weight, of_v, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 125])
 @pytest.mark.parametrize("parts", [2, 3, 7])
 def test_lessons_lead_along_the_grid_of_the_student(steps, parts):

@@ -21,13 +21,15 @@ from torch import Tensor
 import ddpm
 from ddpm.cli import run
 from ddpm.common.errors import RunStopped, UserError
+from ddpm.common.pixels import to_uint8
 from ddpm.common.randomness import image_generator
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.distillation import distill
 from ddpm.distillation.config import DistillationConfig
 from ddpm.distillation.distiller import Distiller, student_config
+from ddpm.evaluation.classifier import read_digits
 from ddpm.interop.diffusers import Student
-from ddpm.model import Model
+from ddpm.model import BUNDLED, Model
 from ddpm.networks import UNet
 from ddpm.restoration import restore
 from ddpm.restoration.operators import Inpainting
@@ -151,10 +153,13 @@ def test_student_is_a_model_folder_that_samples_with_its_own_steps(command, teac
     assert "student" not in json.loads((teacher / "ddpm.json").read_text())
 
 
+@pytest.mark.parametrize("prediction", ["v", "x_0"])
 @pytest.mark.parametrize("steps", [1, 2, 4])
-def test_diffusers_samples_the_same_images_of_a_student(tmp_path, steps):
+def test_diffusers_samples_the_same_images_of_a_student(tmp_path, steps, prediction):
     diffusers = pytest.importorskip("diffusers")
-    model = tiny_model(prediction="v")
+    model = tiny_model(prediction=prediction)
+    if prediction == "x_0":
+        model.network.conv_out.weight.mul_(10)  # else its images are nearly flat
     model.student = Student(steps=steps)
     model.save(tmp_path / "student")
     mine = ddpm.load(tmp_path / "student").sample(3, precision="fp32")
@@ -171,6 +176,36 @@ def test_diffusers_samples_the_same_images_of_a_student(tmp_path, steps):
     assert mine.std() > 0.1
 
 
+def test_the_bundled_student_draws_in_four_steps_the_digits_that_are_asked_for():
+    model = ddpm.load("digits4")
+    assert model.student == Student(steps=4, sampler="ddim")
+    images = model.sample(200)
+    assert torch.equal(images, model.sample(200, sampler="ddim", steps=4))
+    read = read_digits(to_uint8(images))
+    assert (read == torch.arange(200) % 10).double().mean() >= 0.98
+
+
+def test_diffusers_draws_the_same_digits_with_the_bundled_student():
+    """The loop of the guide."""
+    diffusers = pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DModel.from_pretrained(BUNDLED["digits4"], subfolder="unet", torch_dtype=torch.float32)
+    scheduler = diffusers.DDIMScheduler.from_pretrained(
+        BUNDLED["digits4"], subfolder="scheduler", timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(4)
+    x = torch.stack([torch.randn(1, 28, 28, generator=image_generator(seed=0, index=i)) for i in range(10)])
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            output = unet(x, t, class_labels=torch.arange(10)).sample
+            x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
+    assert (x - ddpm.load("digits4").sample(10, precision="fp32")).abs().max() < 2 / 255
+
+
+def test_both_bundled_models_fit_in_six_megabytes():
+    files = [file for folder in BUNDLED.values() for file in folder.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 6_000_000
+
+
 @pytest.mark.parametrize("classes", [None, 3])
 def test_first_prediction_of_the_student_is_that_of_a_teacher_with_v(data, tmp_path, classes):
     model = tiny_model(classes=classes, prediction="v")
@@ -180,6 +215,36 @@ def test_first_prediction_of_the_student_is_that_of_a_teacher_with_v(data, tmp_p
     x_t, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 15.0])
     labels = None if classes is None else torch.tensor([1, 3])
     torch.testing.assert_close(run.network(x_t, t, labels), model.network(x_t, t, labels))
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"), [({}, True), ({"network.channels": 4}, False), ({"diffusion.prediction": "x_0"}, False)]
+)
+def test_a_student_with_another_network_or_prediction_begins_from_the_seed(data, tmp_path, words, kept):
+    model = tiny_model(classes=3, prediction="v")
+    begun = []
+    for seed in (0, 0, 1):
+        overrides = {"training.loggers": [], "training.seed": seed, **words}
+        config = student_config(model, DistillationConfig(teacher="mine", steps=2), str(data), overrides)
+        begun.append(Distiller(config, tmp_path, model).network.state_dict())
+    first = "conv_in.weight"
+    assert all(torch.equal(begun[0][name], begun[1][name]) for name in begun[0])
+    assert torch.equal(begun[0][first], begun[2][first]) == kept
+    assert len(begun[0][first]) == words.get("network.channels", 8)
+    if kept:
+        assert all(torch.equal(begun[0][name], tensor) for name, tensor in model.network.state_dict().items())
+
+
+def test_students_of_a_student_predict_what_it_predicts_and_say_its_guidance(command, teacher, data):
+    words = ["--data", data, *FLAGS, "--out"]
+    smaller = ["--network.channels", 4, "--diffusion.prediction", "x_0", "--guidance", 1.5]
+    assert command("distill", teacher, "--steps", 4, *smaller, *words, "four")[0] == 0
+    assert command("distill", "four", "--steps", 2, *words, "two")[0] == 0
+    two = ddpm.load("two")
+    assert two.diffusion.prediction == "x_0"
+    assert two.network.config.channels == 4
+    assert two.provenance["guidance"] == 1.5
+    assert two.sample(3).shape == (3, 1, 8, 8)
 
 
 def test_teacher_with_a_learned_variance_has_a_student_without(data, tmp_path):
@@ -264,7 +329,9 @@ BAD = [
     (["TEACHER", "--steps", 3], "a student of 3 steps does not fit 16 timesteps, .* are 2 and 4"),
     (["TEACHER", "--guidance", "nan"], "guidance must be a number"),
     (["UNCONDITIONAL", "--guidance", 2], "guidance needs a class-conditional model"),
-    (["TEACHER", "--network.channels", 4], "--network.channels cannot be set here"),
+    (["TEACHER", "--diffusion.timesteps", 8], "--diffusion.timesteps cannot be set here"),
+    (["TEACHER", "--diffusion.prediction", "epsilon"], "a student cannot predict epsilon"),
+    (["TEACHER", "--network.channels", 6], "a level of 6 channels does not divide into 4 groups"),
     (["TEACHER", "--training.stepps", 4], "training has no field 'stepps'"),
     (["TEACHER", "--minutes", 1], "--minutes and --training.steps both"),
     (["nowhere"], "no model at nowhere"),
@@ -336,6 +403,16 @@ def test_training_steps_cannot_change_on_resume(command, teacher, data):
     assert "--training.steps cannot change" in error
 
 
+def test_training_steps_can_change_on_resume_if_there_is_one_stage(command, teacher, data):
+    short = [word for word in FLAGS if word not in ("--training.steps", STEPS)]
+    words = ["distill", teacher, "--steps", 2, "--teacher-steps", 4, "--data", data, *short, "--out", "run"]
+    assert command(*words, "--training.steps", 3)[0] == 0
+    code, output, error = command("train", "--resume", "run", "--training.steps", 5)
+    assert code == 0, error
+    assert "resuming from step 3" in output
+    assert ddpm.load("run").provenance["steps"] == 5
+
+
 @pytest.mark.parametrize("student", [{"steps": 0}, {"steps": 99}, {"steps": 2, "sampler": "magic"}, "four"])
 def test_damaged_student_fields_are_one_line(command, teacher, student):
     path = teacher / "ddpm.json"
@@ -352,7 +429,7 @@ def test_student_restores_in_its_own_steps_or_says_why_not(method):
     operator = Inpainting.random((1, 8, 8), 0.5, 0)
     y = operator(torch.rand(2, 1, 8, 8) * 2 - 1)
     steps = []
-    if method in ("repaint", "dps"):
+    if method == "dps":
         with pytest.raises(UserError, match="this model was distilled to 4: use ddrm or ddnm"):
             restore(model, y, operator, method=method)
     else:

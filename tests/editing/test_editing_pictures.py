@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ddpm.data import open_dataset
 from ddpm.editing.editor import CurvePoint
-from ddpm.editing.images import ROWS_DRAWN, draw_curve, draw_reconstructions, read_fitted, read_folder
 from ddpm.editing.inversion import RoundTrip
+from ddpm.editing.pictures import ROWS_DRAWN, draw_curve, draw_reconstructions, read_fitted, read_folder
 
 pytest.importorskip("matplotlib")
 

@@ -59,7 +59,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 2e-4) -> None:
         ({"sampler": "ancestral"}, 0.59, 40),  # 23.6 steps are 24, so one of them ends between 0 and the data
         ({"sampler": "ddim", "eta": 0.6, "guidance": 2.5}, 1.0, 9),
         ({"sampler": "ddim", "guidance": 1.7, "guidance_rescale": 0.7, "clip": "static"}, 0.31, 30),
-        ({"sampler": "unipc", "variant": "bh1"}, 0.8, 10),
+        ({"sampler": "unipc"}, 0.8, 10),
         ({"sampler": "dpm++sde", "clip": "dynamic"}, 0.45, 20),
         ({"sampler": "heun"}, 0.03, 7),
     ],

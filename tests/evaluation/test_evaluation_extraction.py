@@ -15,13 +15,13 @@ from ddpm.common.pixels import to_uint8
 from ddpm.data import LazyDataset
 from ddpm.data import datasets as opening
 from ddpm.diffusion.config import DiffusionConfig
-from ddpm.evaluation import images as images_module
+from ddpm.evaluation import image_sets as images_module
 from ddpm.evaluation.cache import Chunks
 from ddpm.evaluation.distances import kernel_distance, load_moments
 from ddpm.evaluation.features import extract
-from ddpm.evaluation.images import GeneratedImages
+from ddpm.evaluation.image_sets import GeneratedImages
 from ddpm.evaluation.likelihood import evaluate_likelihood
-from ddpm.evaluation.sources import open_images
+from ddpm.evaluation.opening import open_images
 from ddpm.model import SAMPLING_CODE_VERSION, Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm.evaluation import memorisation
 from ddpm.evaluation.memorisation import feature_neighbours, pixel_neighbours
-from ddpm.evaluation.sources import open_images
+from ddpm.evaluation.opening import open_images
 
 
 class LargestMatrix(TorchDispatchMode):

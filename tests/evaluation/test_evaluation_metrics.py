@@ -1,4 +1,4 @@
-"""Each metric's figures from its two sides, on a feature network that a reader can compute by hand."""
+"""Each metric's values from its two sides, on a feature network that a reader can compute by hand."""
 
 import math
 from dataclasses import replace
@@ -11,10 +11,9 @@ from ddpm.common.errors import UserError
 from ddpm.evaluation import features as features_module
 from ddpm.evaluation import inputs as inputs_module
 from ddpm.evaluation import metrics as metrics_module
-from ddpm.evaluation.classifier import AccuracyScore
 from ddpm.evaluation.distances import Moments, frechet_distance, kernel_distance, manifold_metrics, moments_of
 from ddpm.evaluation.features import FeatureNetwork, extract
-from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.image_sets import ImageSet, subset_rows
 from ddpm.evaluation.inputs import EvaluationInputs
 from ddpm.evaluation.likelihood import Likelihood, Term
 from ddpm.evaluation.metrics import METRICS, choose_metrics
@@ -70,9 +69,9 @@ def moments_by_hand(x: np.ndarray) -> Moments:
     return Moments(x.mean(0), np.cov(x, rowvar=False), len(x))
 
 
-def figures(name: str, inputs: EvaluationInputs) -> dict:
+def values(name: str, inputs: EvaluationInputs) -> dict:
     assert METRICS[name].missing(inputs) == ""
-    return {figure.key: figure for figure in METRICS[name].figures(inputs)}
+    return {one.key: one for one in METRICS[name].evaluate(inputs)}
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 7, 14, 100])
@@ -99,16 +98,16 @@ def test_fid_compares_the_candidate_with_the_reference(tmp_path, standard, key):
     inputs = inputs_of(tmp_path, standard)
     ours, real = by_hand(inputs.candidate)[:, :4], by_hand(inputs.reference)[:, :4]
     expected = frechet_distance(moments_by_hand(ours), moments_by_hand(real))
-    (figure,) = figures("fid", inputs).values()
-    assert (figure.key, figure.note) == (key, "")
-    assert figure.value == pytest.approx(expected, rel=1e-3)
+    (one,) = values("fid", inputs).values()
+    assert (one.key, one.note) == (key, "")
+    assert one.value == pytest.approx(expected, rel=1e-3)
     held = moments_by_hand(by_hand(inputs.held_out)[:, :4])
     precomputed = inputs_of(tmp_path, reference=held)
     expected = frechet_distance(moments_by_hand(ours), held)
-    assert next(iter(figures("fid", precomputed).values())).value == pytest.approx(expected, rel=1e-3)
+    assert next(iter(values("fid", precomputed).values())).value == pytest.approx(expected, rel=1e-3)
     beside = Images(1, 21)
     beside.moments = held  # stored with the images
-    assert next(iter(figures("fid", inputs_of(tmp_path, reference=beside)).values())).value == pytest.approx(
+    assert next(iter(values("fid", inputs_of(tmp_path, reference=beside)).values())).value == pytest.approx(
         expected, rel=1e-3
     )
 
@@ -130,17 +129,17 @@ def test_fid_needs_as_many_images_as_dimensions_unless_it_is_forced(tmp_path, ou
     enough = min(ours, theirs) >= 4
     assert (METRICS["fid"].missing(inputs) == "") is enough
     forced = inputs_of(tmp_path, **sides, force=True)
-    (figure,) = figures("fid", forced).values()
-    assert figure.note == ("" if enough else f"BIASED: {min(ours, theirs)} images are too few")
+    (one,) = values("fid", forced).values()
+    assert one.note == ("" if enough else f"BIASED: {min(ours, theirs)} images are too few")
 
 
 def test_kernel_distance_is_over_both_sides_features(tmp_path):
     inputs = inputs_of(tmp_path)
     ours, real = (by_hand(images)[:, :4] for images in (inputs.candidate, inputs.reference))
     expected = kernel_distance(ours.astype(np.float32), real.astype(np.float32))
-    figure = figures("kid", inputs)["kid"]
-    assert (figure.value, figure.error) == pytest.approx((expected.mean, expected.std), rel=1e-4)
-    assert figure.note == "± over 100 subsets of 14"
+    one = values("kid", inputs)["kid"]
+    assert (one.value, one.error) == pytest.approx((expected.mean, expected.std), rel=1e-4)
+    assert one.note == "± over 100 subsets of 14"
 
 
 def test_class_kid_matches_classes_by_name_and_shows_the_worst(tmp_path):
@@ -153,11 +152,11 @@ def test_class_kid_matches_classes_by_name_and_shows_the_worst(tmp_path):
         theirs = real[[i for i, label in enumerate(inputs.reference.labels) if CLASSES[label] == name]]
         expected[name] = kernel_distance(mine, theirs, subsets=20)
     worst = max(CLASSES, key=lambda name: expected[name].mean)
-    figure = figures("class_kid", inputs)["class_kid"]
-    assert figure.value == pytest.approx(expected[worst].mean, rel=1e-4)
-    assert figure.error == pytest.approx(expected[worst].std, rel=1e-4)
-    assert figure.note.startswith(f"class {worst};")
-    assert {name: row["kid"] for name, row in figure.detail.items()} == pytest.approx(
+    one = values("class_kid", inputs)["class_kid"]
+    assert one.value == pytest.approx(expected[worst].mean, rel=1e-4)
+    assert one.error == pytest.approx(expected[worst].std, rel=1e-4)
+    assert one.note.startswith(f"class {worst};")
+    assert {name: row["kid"] for name, row in one.detail.items()} == pytest.approx(
         {name: value.mean for name, value in expected.items()}, rel=1e-4
     )
 
@@ -168,12 +167,12 @@ def test_precision_is_of_the_candidate_and_recall_of_the_reference(tmp_path, mon
     inputs = inputs_of(tmp_path)
     ours, real = (by_hand(images)[:, :4].astype(np.float32) for images in (inputs.candidate, inputs.reference))
     expected = manifold_metrics(real[subset_rows(21, most)], ours[subset_rows(14, most)])
-    found = figures("prdc", inputs)
+    found = values("prdc", inputs)
     assert list(found) == ["precision", "recall", "density", "coverage"]
-    for name, figure in found.items():
-        assert figure.value == pytest.approx(getattr(expected, name))
+    for name, one in found.items():
+        assert one.value == pytest.approx(getattr(expected, name))
         k = 3 if name in ("precision", "recall") else 5
-        assert figure.note == f"k = {k}, {min(14, most)} against {min(21, most)}"
+        assert one.note == f"k = {k}, {min(14, most)} against {min(21, most)}"
 
 
 def test_inception_score_reads_the_candidates_logits(tmp_path):
@@ -184,19 +183,19 @@ def test_inception_score_reads_the_candidates_logits(tmp_path):
         rows = logits[order[split * 14 // 10 : (split + 1) * 14 // 10]]
         p = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
         scores.append(math.exp((p * np.log(p / p.mean(0))).sum(1).mean()))
-    figure = figures("is", inputs)["inception_score"]
-    assert (figure.value, figure.error) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-5, abs=1e-8)
+    one = values("is", inputs)["inception_score"]
+    assert (one.value, one.error) == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-5, abs=1e-8)
 
 
 def test_drift_is_the_candidates_mean_level_minus_the_references(tmp_path):
     inputs = inputs_of(tmp_path)
     ours, real = (images.images.double().mean((2, 3)) for images in (inputs.candidate, inputs.reference))
-    found = figures("drift", inputs)
+    found = values("drift", inputs)
     assert list(found) == ["drift_red", "drift_green", "drift_blue"]
-    for channel, figure in enumerate(found.values()):
-        assert figure.value == pytest.approx(float(ours[:, channel].mean() - real[:, channel].mean()), abs=1e-4)
+    for channel, one in enumerate(found.values()):
+        assert one.value == pytest.approx(float(ours[:, channel].mean() - real[:, channel].mean()), abs=1e-4)
         error = (ours[:, channel].var() / 14 + real[:, channel].var() / 21).sqrt()
-        assert figure.error == pytest.approx(float(error), rel=1e-4)
+        assert one.error == pytest.approx(float(error), rel=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 14, 100])
@@ -207,12 +206,12 @@ def test_levels_are_counted_over_all_images_at_any_chunk(tmp_path, chunk):
         ours, real = (images.images[:, channel].flatten().tolist() for images in (inputs.candidate, inputs.reference))
         levels = [abs(ours.count(v) / len(ours) - real.count(v) / len(real)) for v in range(256)]
         differences.append(sum(levels) / 2)
-    assert figures("levels", inputs)["levels"].value == pytest.approx(sum(differences) / 3)
+    assert values("levels", inputs)["levels"].value == pytest.approx(sum(differences) / 3)
 
 
 def test_memorisation_looks_for_samples_and_test_images_among_the_training_images(tmp_path):
     inputs = inputs_of(tmp_path)
-    found = figures("memorisation", inputs)
+    found = values("memorisation", inputs)
 
     def nearest(query, base):
         return np.linalg.norm(query[:, None] - base[None], axis=2).min(1)
@@ -255,16 +254,16 @@ def test_likelihood_is_that_of_held_out_images_with_the_models_labels(tmp_path, 
     monkeypatch.setattr(metrics_module, "plot_likelihood", lambda found, path: drawn.append((found.images, path)))
     model = type("Model", (), {"class_names": ["cat", "dog", "emu"]})()
     inputs = inputs_of(tmp_path, model=model)
-    figure = figures("nll", inputs)["nll"]
+    one = values("nll", inputs)["nll"]
     rows = subset_rows(9, most)
     assert torch.equal(calls[0][1], inputs.held_out.images[rows])
     assert calls[0][2].tolist() == [(row % 3 + 1) % 3 for row in rows.tolist()]  # dog, emu, cat are 1, 2, 0
-    assert (figure.value, figure.error) == (3.5, 0.25)
-    assert figure.detail["rate_distortion"] == [(0.1 + 0.4 * 3 / 8, 9.0), (0.5, 2.0), (3.5, 0.0)]
-    assert figure.detail["terms"][1] == {"first": 1, "last": 4, "bits": 0.4, "rmse": 9.0}
+    assert (one.value, one.error) == (3.5, 0.25)
+    assert one.detail["rate_distortion"] == [(0.1 + 0.4 * 3 / 8, 9.0), (0.5, 2.0), (3.5, 0.0)]
+    assert one.detail["terms"][1] == {"first": 1, "last": 4, "bits": 0.4, "rmse": 9.0}
     assert drawn == [(len(rows), tmp_path / "shown-likelihood.png")]
     model.class_names = None
-    figures("nll", inputs_of(tmp_path, model=model))
+    values("nll", inputs_of(tmp_path, model=model))
     assert calls[1][2] is None
 
 
@@ -273,14 +272,14 @@ def test_accuracy_score_is_that_of_samples_beside_that_of_real_images(tmp_path, 
 
     def score(generated, training, test, progress):
         seen.append((generated, training, test))
-        return AccuracyScore(0.5, 0.75, 14)
+        return 0.5, 0.75, 14
 
     monkeypatch.setattr(metrics_module, "classification_accuracy_score", score)
     inputs = inputs_of(tmp_path)
-    figure = figures("cas", inputs)["cas"]
+    one = values("cas", inputs)["cas"]
     assert seen == [(inputs.candidate, inputs.reference, inputs.held_out)]
-    assert (figure.value, figure.detail) == (0.5, {"real": 0.75})
-    assert "on 9 of set 2, after training on 14 samples; 75.00%" in figure.note
+    assert (one.value, one.detail) == (0.5, {"real": 0.75})
+    assert "on 9 of set 2, after training on 14 samples; 75.00%" in one.note
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from PIL import Image
 from ddpm.common.errors import UserError
 from ddpm.data import open_dataset
 from ddpm.diffusion.config import DiffusionConfig
-from ddpm.evaluation import sources
+from ddpm.evaluation import opening
 from ddpm.evaluation.distances import moments_of
 from ddpm.evaluation.evaluate import evaluate
-from ddpm.evaluation.images import DatasetImages
-from ddpm.evaluation.sources import open_candidate, open_images, open_reference
+from ddpm.evaluation.image_sets import DatasetImages
+from ddpm.evaluation.opening import open_candidate, open_images, open_reference
 from ddpm.model import Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig
@@ -135,8 +135,8 @@ def test_open_reference_fit_replaces_that_of_the_models_training_data(photograph
 
 
 def test_open_images_opens_the_source_once(samples, monkeypatch):
-    opened, find = [], sources.find_stored
-    monkeypatch.setattr(sources, "find_stored", lambda source: opened.append(source) or find(source))
+    opened, find = [], opening.find_stored
+    monkeypatch.setattr(opening, "find_stored", lambda source: opened.append(source) or find(source))
     monkeypatch.setattr("ddpm.data.sources.find_stored", None)  # not through another way either
     open_images(samples)
     assert opened == [samples]

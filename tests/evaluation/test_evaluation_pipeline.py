@@ -20,9 +20,9 @@ from ddpm.diffusion.config import DiffusionConfig
 from ddpm.evaluation.distances import moments_of
 from ddpm.evaluation.evaluate import evaluate
 from ddpm.evaluation.features import load_features
-from ddpm.evaluation.images import DatasetImages
+from ddpm.evaluation.image_sets import DatasetImages
 from ddpm.evaluation.metrics import METRICS
-from ddpm.evaluation.sources import open_candidate, open_images, open_test
+from ddpm.evaluation.opening import open_candidate, open_images, open_test
 from ddpm.model import Model
 from ddpm.networks import UNet
 from ddpm.networks.config import NetworkConfig
@@ -50,7 +50,7 @@ def test_evaluate_reports_everything_that_numbers_depend_on(model, network, tmp_
     assert report.settings["seed"] == 0
     report.save(tmp_path / "r.json")
     stored = json.loads((tmp_path / "r.json").read_text())
-    assert stored["figures"]["kid"]["value"] == report.value("kid")
+    assert stored["metrics"]["kid"]["value"] == report.value("kid")
     assert (tmp_path / "x-likelihood.png").exists()
 
 
@@ -74,7 +74,7 @@ def test_evaluate_notes_other_class_proportions(model, network, tmp_path, held, 
     report = evaluate(
         model, real, features=network, num=60, metrics=metrics, steps=1, force=True, progress=False, **options
     )
-    notes = {figure.key: figure.note for figure in report.figures}
+    notes = {one.key: one.note for one in report.metrics}
     for key in ("frechet_distance", "kid", "drift_red", "drift_blue", "levels"):
         assert said in notes[key]
         assert ("--labels changes the proportions" in notes[key]) == bool(said)
@@ -87,7 +87,7 @@ def test_evaluate_gives_the_same_distance_with_precomputed_moments(digits, netwo
     moments_of([network(open_images(real)[:])[0]]).save(tmp_path / "moments.npz")
     ready = evaluate(judged, str(tmp_path / "moments.npz"), features=network, progress=False)
     full = evaluate(judged, real, metrics=["fid"], features=network, progress=False)
-    assert [figure.key for figure in ready.figures] == ["frechet_distance"]
+    assert [one.key for one in ready.metrics] == ["frechet_distance"]
     assert ready.value("frechet_distance") == pytest.approx(full.value("frechet_distance"), rel=1e-4)
     assert ready.settings["reference_n"] == 400
 
@@ -170,7 +170,7 @@ def test_cli_evaluate_writes_results_to_the_model_card(model, tmp_path, capsys):
     assert "README.md" in capsys.readouterr().out
     rows = [line for line in (tmp_path / "model" / "README.md").read_text().splitlines() if line.startswith("|")]
     (line,) = (line for line in rows if "12 images" in line)
-    value = json.loads((tmp_path / "e.json").read_text())["figures"]["kid"]["value"]
+    value = json.loads((tmp_path / "e.json").read_text())["metrics"]["kid"]["value"]
     assert "2 steps of dpm++" in line
     assert f"| {value:.6g} |" in line
 
@@ -217,7 +217,7 @@ def test_cli_evaluate_prints_and_saves_the_report(digits, tmp_path, capsys):
     words = ["evaluate", judged, "--data", real, "--features", "builtin"]
     assert run([*words, "--metrics", "fid,kid"]) == 0
     assert "Fréchet distance (builtin features)" in capsys.readouterr().out
-    assert set(json.loads((tmp_path / "evaluation.json").read_text())["figures"]) == {"frechet_distance", "kid"}
+    assert set(json.loads((tmp_path / "evaluation.json").read_text())["metrics"]) == {"frechet_distance", "kid"}
     for more in (
         [],
         ["--metrics", "nonsense", "--overwrite"],
@@ -246,7 +246,7 @@ def test_cli_evaluate_gives_the_same_numbers_with_two_processes(model, tmp_path)
     )
     assert launched.returncode == 0, launched.stderr.decode()[-2000:]
     one, two = (json.loads(Path(name).read_text()) for name in ("one.json", "two.json"))
-    assert one["figures"] == two["figures"]
+    assert one["metrics"] == two["metrics"]
     assert one["settings"] == two["settings"]
     assert sorted(path.name for path in (tmp_path / "another" / "evaluation").glob("likelihood-*/*.npy")) == [
         "00000000-00001024.npy",
@@ -291,7 +291,7 @@ def test_evaluate_leaves_out_default_metrics_that_the_data_do_not_support(digits
     report = evaluate(few, real, features=network, progress=False)
     assert list(report.left_out) == ["fid", "is"]
     assert "as many images as feature dimensions, 64, and" in report.left_out["fid"]
-    assert {"kid", "precision", "drift_grey", "levels"} <= {figure.key for figure in report.figures}
+    assert {"kid", "precision", "drift_grey", "levels"} <= {one.key for one in report.metrics}
     assert "not computed: fid needs as many images as feature dimensions" in report.table()
     assert report.as_dict()["left_out"] == report.left_out
     with pytest.raises(UserError, match="fid needs as many images"):
@@ -306,7 +306,7 @@ def test_evaluate_refuses_if_no_default_metric_is_possible(digits, network, tmp_
         evaluate(few, str(tmp_path / "moments.npz"), features=network, progress=False)
 
 
-def test_metric_figures_refuse_numbers_that_are_not_finite(digits, network, tmp_path, monkeypatch):
+def test_metrics_refuse_numbers_that_are_not_finite(digits, network, tmp_path, monkeypatch):
     real = save(tmp_path / "real.npz", digits[0][:100])
     monkeypatch.setattr("ddpm.evaluation.metrics.frechet_distance", lambda a, b: float("nan"))
     with pytest.raises(UserError, match=r"Fréchet distance \(builtin features\) is not finite"):

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from ddpm.evaluation import classifier as accuracy_score
 from ddpm.evaluation.evaluate import evaluate
-from ddpm.evaluation.sources import open_images
+from ddpm.evaluation.opening import open_images
 
 
 def blurred(images, radius):
@@ -67,7 +67,7 @@ def test_memorisation_finds_copies_also_mirrored(digits, network, tmp_path):
     assert caught.value("copies_pixels") == pytest.approx(0.2, abs=0.05)
     assert caught.value("copies_features") >= 0.1  # features are not looked up mirrored
     assert sound.value("nearer_pixels") == pytest.approx(0.5, abs=0.08)
-    nearest = next(figure.detail for figure in caught.figures if figure.key == "copies_pixels")
+    nearest = next(one.detail for one in caught.metrics if one.key == "copies_pixels")
     assert nearest["nearest_distance"] == 0
     assert Image.open(tmp_path / "copied-closest-pairs.png").size[1] > 4 * 28
 
@@ -80,8 +80,8 @@ def test_class_kid_names_the_worst_class(digits, network, tmp_path):
     degraded[of_seven] = blurred(degraded[of_seven], 2)[..., None]
     judged = save(tmp_path / "judged.npz", degraded, labels[1000:2000])
     report = evaluate(judged, real, metrics=["class_kid"], features=network, progress=False)
-    assert report.figures[0].note.startswith("class 7")
-    assert len(report.figures[0].detail) == 10
+    assert report.metrics[0].note.startswith("class 7")
+    assert len(report.metrics[0].detail) == 10
 
 
 def test_accuracy_score_is_low_for_wrong_labels(digits, monkeypatch, tmp_path):
@@ -91,9 +91,9 @@ def test_accuracy_score_is_low_for_wrong_labels(digits, monkeypatch, tmp_path):
     training = open_images(save(tmp_path / "training.npz", images[:100], labels[:100]))
     test = open_images(save(tmp_path / "test.npz", images[200:400], labels[200:400]))
     wrong = open_images(save(tmp_path / "wrong.npz", images[100:200], 1 - labels[100:200]))
-    score = accuracy_score.classification_accuracy_score(wrong, training, test, progress=False)
-    assert score.generated < 0.2
-    assert score.real > 0.8
+    generated, real, _ = accuracy_score.classification_accuracy_score(wrong, training, test, progress=False)
+    assert generated < 0.2
+    assert real > 0.8
 
 
 def test_accuracy_score_trains_both_classifiers_on_equally_many_images(digits, monkeypatch, tmp_path):
@@ -110,8 +110,8 @@ def test_accuracy_score_trains_both_classifiers_on_equally_many_images(digits, m
         lambda images, *rest, **o: seen.append(len(images)) or train(images, *rest, **o),
     )
     for generated, training in ((more, fewer), (fewer, more)):
-        score = accuracy_score.classification_accuracy_score(generated, training, test, progress=False)
-        assert score.images == 60
+        _, _, count = accuracy_score.classification_accuracy_score(generated, training, test, progress=False)
+        assert count == 60
     assert seen == [60] * 4
 
 

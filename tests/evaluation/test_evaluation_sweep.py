@@ -13,8 +13,12 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import to_uint8
 from ddpm.data import DataConfig, open_dataset, stored
+from ddpm.evaluation import training_eval
+from ddpm.evaluation.features import load_features
 from ddpm.evaluation.sweep import sweep
 from ddpm.evaluation.training_eval import real_images, training_evaluator
+from ddpm.interop.diffusers import Student
+from ddpm.model import Model
 
 
 def test_sweep_compares_samplers_at_equal_evaluations(model, network, tmp_path, monkeypatch):
@@ -131,3 +135,24 @@ def test_training_evaluator_steps_do_not_exceed_the_timesteps(model, tmp_path):
     real = save(tmp_path / "real.npz", random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
     given = DataConfig(source=real, image_size=8)
     assert training_evaluator(given, num=12)(model) == training_evaluator(given, num=12, steps=8)(model)
+
+
+def test_training_evaluator_gives_the_numbers_of_one_process_in_several(model, tmp_path, monkeypatch):
+    """Each samples its share, and all compare all of them; a student is sampled in its own steps."""
+    random = np.random.default_rng(0)
+    real = save(tmp_path / "real.npz", random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    student = Model(model.network, model.diffusion, image_shape=(3, 8, 8), class_names=["a", "b", "c"], null_label=3)
+    student.student = Student(steps=2)
+    evaluator = training_evaluator(DataConfig(source=real, image_size=8), num=35, steps=3)
+    alone, shares = evaluator(student), []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(training_eval, "gather", lambda mine: shares.append(list(mine)) or shares[-1])
+        evaluator(student)
+    monkeypatch.setattr(training_eval, "gather", lambda mine: [part for share in shares for part in share])
+    assert [sum(map(len, share)) for share in shares] == [11, 12, 12]
+    assert evaluator(student) == pytest.approx(alone, rel=1e-4)
+    asked = {"sampler": "ddim", "steps": 2, "seed": 0}
+    expected = load_features("builtin", torch.device("cpu"))(to_uint8(student.sample(35, **asked)))[0]
+    np.testing.assert_allclose(np.concatenate([part for share in shares for part in share]), expected, atol=1e-4)

@@ -68,16 +68,16 @@ def test_training_fills_the_model_card(run):
     assert (run / "model" / "samples.png").read_bytes() == (run / "samples" / "000002.png").read_bytes()
 
 
-def test_evaluate_row_writes_figures_pictures_and_card(run, tmp_path):
+def test_evaluate_row_writes_metrics_pictures_and_card(run, tmp_path):
     headline = Headline(HEADLINES["mnist"].title, HEADLINES["mnist"].training, "mnist", 70, {"guidance": 1.5})
     result = evaluate_row("mnist", headline, run, features="builtin", steps=2, results=tmp_path, pictures=tmp_path)
     assert json.loads((tmp_path / "mnist.json").read_text()) == result
     assert result["standard"]["settings"]["n"] == 70
     assert result["standard"]["settings"]["guidance"] == 1.5
-    assert {"cas", "copies_pixels", "frechet_distance", "kid"} <= set(result["builtin"]["figures"])
+    assert {"cas", "copies_pixels", "frechet_distance", "kid"} <= set(result["builtin"]["metrics"])
     assert str(tmp_path) not in json.dumps(result)
     shown = table("mnist", tmp_path)
-    assert f"{result['builtin']['figures']['frechet_distance']['value']:.3f}" in shown
+    assert f"{result['builtin']['metrics']['frechet_distance']['value']:.3f}" in shown
     assert "not run" not in shown.splitlines()[2]
     card = (run / "model" / "README.md").read_text()
     assert "## Metrics" in card

@@ -45,12 +45,15 @@ def test_all_contestants_are_trained_and_evaluated(match, tmp_path):
     assert all(row["frechet_distance"] > 0 for row in result["rows"])
     sizes = {row["name"]: row["training"]["parameters"] for row in result["rows"]}
     assert sizes["ours"] == sizes["diffusers"]
+    assert json.loads((tmp_path / "time_to_quality.json").read_text()) == result
     for name in TITLES:
         pixels = np.load(runs / name / "samples.npz")["arr_0"]
         assert pixels.shape == (NUM, SIDE, SIDE, 1)
-    assert json.loads((tmp_path / "time_to_quality.json").read_text()) == result
-    assert (tmp_path / "time_to_quality.png").exists()
+        assert (tmp_path / f"time_to_quality_{name}.png").exists()
     assert table("time_to_quality", tmp_path).count("\n") == 2 + len(TITLES)
+    (runs / "lucidrains" / "trained.json").unlink()
+    again = evaluate_all(runs, match, features="builtin", results=tmp_path, pictures=tmp_path)
+    assert again["rows"] == result["rows"]  # one that is not trained here stays
 
 
 def test_endless_batches_scales_images_to_the_range(match):

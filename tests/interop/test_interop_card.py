@@ -6,9 +6,10 @@ from huggingface_hub import ModelCard
 from interop_cases import small_network
 
 from ddpm.diffusion.config import DiffusionConfig
+from ddpm.distillation.config import StudentConfig
 from ddpm.interop.card import add_metrics, add_samples, model_card
 from ddpm.interop.diffusers import load_folder, save_folder
-from ddpm.interop.folder import read_json
+from ddpm.interop.storage import read_json
 from ddpm.model import BUNDLED
 from ddpm.training.config import Config
 
@@ -21,12 +22,13 @@ PROVENANCE = {
 }
 
 
-def test_the_card_of_the_bundled_model_speaks_todays_language():
-    folder = BUNDLED["digits"]
+@pytest.mark.parametrize(("name", "config"), [("digits", Config), ("digits4", StudentConfig)])
+def test_the_card_of_a_bundled_model_speaks_todays_language(name, config):
+    folder = BUNDLED[name]
     card, extra = (folder / "README.md").read_text(), read_json(folder / "ddpm.json")
-    assert 'ddpm.load("digits")' in card
+    assert f'ddpm.load("{name}")' in card
     assert "THIS_FOLDER" not in card
-    Config.model_validate(extra["provenance"]["config"])  # refuses the names of fields that have changed
+    config.model_validate(extra["provenance"]["config"])  # refuses the names of fields that have changed
     shown = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
     assert shown == extra["provenance"]["config"]
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import ddpm
 from ddpm.common.errors import UserError
 from ddpm.common.files import is_model, is_run
-from ddpm.evaluation.sources import open_candidate
+from ddpm.evaluation.opening import open_candidate
 from ddpm.interop.convert import convert
 from ddpm.interop.diffusers import load_folder
 

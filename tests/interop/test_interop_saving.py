@@ -16,7 +16,7 @@ from interop_cases import (
 
 from ddpm.common.errors import UserError
 from ddpm.interop.diffusers import load_folder
-from ddpm.interop.folder import replace_folder
+from ddpm.interop.storage import replace_folder
 
 
 def test_saving_replaces_a_model_and_nothing_else(tmp_path):

@@ -241,8 +241,7 @@ def test_stochastic_samplers_draw_from_a_mixture(name, options):
         ("ddim", {}, 1),
         ("dpm++", {}, 2),
         ("heun", {}, 2),
-        ("unipc", {"variant": "bh1"}, 3),
-        ("unipc", {"variant": "bh2"}, 3),
+        ("unipc", {}, 3),
     ],
 )
 def test_order_of_convergence(name, options, order, data):

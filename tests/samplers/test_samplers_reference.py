@@ -17,7 +17,7 @@ T, CLASSES = 61, 3
 SHAPE = (2, 3, 5)
 LABELS = [2, 0, 1, 1, 0]
 FACTORS = {
-    "sampler": [*SAMPLERS, "ddim eta=0.4", "ddim eta=1.0", "unipc variant=bh1"],
+    "sampler": [*SAMPLERS, "ddim eta=0.4", "ddim eta=1.0"],
     "prediction": ["epsilon", "x_0", "v"],
     "variance": ["fixed_small", "fixed_large", "learned_range"],
     "guidance": [1.0, 0.0, 2.5, -0.7],
@@ -84,7 +84,6 @@ class Case:
     batch_size: int | None
     null_label: int = CLASSES
     eta: float = 0.0
-    variant: str = "bh2"
 
     def __post_init__(self):
         self.sampler, _, option = self.sampler.partition(" ")

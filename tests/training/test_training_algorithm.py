@@ -4,6 +4,7 @@ The network is a small one that computes in float32 whatever it is given, so tha
 the step rounds: on x_t. Everything else must agree to float32 in every precision.
 """
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from ddpm.diffusion.config import DiffusionConfig
+from ddpm.training import step
 from ddpm.training.batches import Batch
 from ddpm.training.config import TrainingConfig
 from ddpm.training.optimizer import EMA, Optimizer, learning_rate
@@ -25,6 +27,7 @@ BETAS = torch.linspace(0.0004, 0.012, T, dtype=torch.float64)
 RATES = [1e-3, 4e-3, 2e-3, 0.5e-3]
 PRECISIONS = [torch.float32, torch.bfloat16, torch.float16]
 LOG_2 = math.log(2)
+LEFT = contextlib.nullcontext()
 
 
 class Plain(nn.Module):
@@ -258,6 +261,40 @@ def test_build_learner_gives_muon_its_number_format(name, dtype, products):
     assert (None if found is None else found.dtype) == products
 
 
+@pytest.mark.parametrize("shares", [[7], [3, 4], [1, 4, 2]])
+def test_mean_over_processes_of_the_gradients_of_their_shares_is_that_of_the_batch(monkeypatch, shares):
+    """Shares differ in size and are accumulated in micro-batches; the loss and the wishes to stop are added up."""
+    batch, rest = make_batch(0, 7, 3, True), 11.0
+    reference = Reference(Plain(2, 3), None, 0.97, True)
+    each = reference_losses(reference.network, batch, "v", "simple", torch.float32)
+    whole = torch.autograd.grad((each * batch.weight).mean(), list(reference.parameters.values()))
+    gradients = []
+
+    class Watched(Optimizer):
+        def step(self, learning_rate, loss):
+            gradients.append([p.grad.clone() for p in self.parameters])
+            return torch.tensor(0.5)
+
+    monkeypatch.setattr(step, "world_size", lambda: len(shares))
+    monkeypatch.setattr(step, "all_sum", lambda tensor: tensor + rest)
+    tensors = {name: tensor.split(shares) for name, tensor in batch.tensors().items()}
+    for index, share in enumerate(shares):
+        network = Plain(2, 3)
+        config = DiffusionConfig(betas=BETAS.tolist(), prediction="v")
+        parts = (network, network, config.build(), config.build_loss(), Watched(network, None), EMA(network))
+        learner = Learner(*parts, torch.float32, 7, 2)
+        mine = Batch.of({name: chunk[index] for name, chunk in tensors.items()})
+        exchanged = []
+        monkeypatch.setattr(step, "gradients_exchanged", lambda _, wanted, to=exchanged: to.append(wanted) or LEFT)
+        result = train_step(learner, mine, 1e-3, stop=index == 1)
+        assert exchanged == [False] * (-(-share // 2) - 1) + [True]
+        first = sum(shares[:index])
+        loss = float((each.detach() * batch.weight)[first : first + share].sum()) / 7
+        assert result.numbers.tolist() == pytest.approx([loss + rest, 0.5, (index == 1) + rest], rel=1e-5)
+    for expected, *of_processes in zip(whole, *gradients, strict=True):
+        torch.testing.assert_close(torch.stack(of_processes).mean(0).double(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_micro_batches_are_halved_until_they_fit(monkeypatch, capsys):
     """Rounded up, and refused after a single image; the trial leaves no gradient behind."""
     network = Plain(2, None)
@@ -287,6 +324,9 @@ def test_micro_batches_are_halved_until_they_fit(monkeypatch, capsys):
     assert tried == [9, 5, 3, 2]
     assert all(p.grad is None for p in network.parameters())
     assert "the micro-batch is now 5; the batch is unchanged" in capsys.readouterr().out
+    monkeypatch.setattr(step, "gather", lambda mine: [3, *mine, 1, 2])  # of all processes
+    agree_on_micro_batch(learner, make_batch(0, 9, None, False))
+    assert learner.micro_batch == 1
 
 
 @pytest.mark.parametrize(

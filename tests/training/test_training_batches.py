@@ -1,6 +1,7 @@
 """Batches depend on (seed, step, position) alone, and every image comes once per epoch."""
 
 import contextlib
+import threading
 
 import numpy as np
 import pytest
@@ -125,10 +126,12 @@ class Counting(ImageDataset):
     """Black images; `asked` are the numbers of each draw."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.sixth = [], threading.Event()
 
     def draw(self, seed, numbers):
         self.asked.append(numbers)
+        if len(self.asked) == 6:
+            self.sixth.set()
         return torch.zeros(len(numbers), 1, 8, 8, dtype=torch.uint8), None
 
     def __len__(self):
@@ -175,7 +178,7 @@ def test_steps_draws_adaptive_timesteps_late():
             batch = next(feed)
             assert batch.t.tolist() == [step] * 4
             loader.update_timestep_sampler(step, torch.ones(4))
-    assert len(dataset.asked) > 5
+        assert dataset.sixth.wait(60)
 
 
 def test_batch_source_state_of_a_dataset_in_memory_is_empty():

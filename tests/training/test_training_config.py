@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ddpm.cli.train import parse_words
 from ddpm.common.errors import UserError
 from ddpm.networks.unet import UNet
-from ddpm.training.config import Config, TrainingConfig, config_notes, load_config, preset_about, preset_names
+from ddpm.training.config import Config, config_notes, load_config, preset_about, preset_names
 from ddpm.training.optimizer import learning_rate
 
 PRESETS = {
@@ -279,18 +279,3 @@ def test_load_config_accepts_or_refuses_any_tree_in_one_line(tmp_path_factory, t
         load_config(path)
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017
-
-
-def test_learning_rate_rises_then_falls():
-    config = TrainingConfig(steps=100, warmup=10, learning_rate=1.0)
-    assert [learning_rate(config, step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert {learning_rate(config, step) for step in range(10, 100)} == {1.0}
-    for decay, middle in (("linear", 0.5), ("cosine", 0.5)):
-        config = TrainingConfig(steps=100, warmup=10, learning_rate=1.0, lr_schedule=decay)
-        rates = [learning_rate(config, step) for step in range(10, 100)]
-        assert rates == sorted(rates, reverse=True)
-        assert rates[0] == 1
-        assert rates[45] == pytest.approx(middle)
-        assert 0 < rates[-1] < 0.02
-    quarter = learning_rate(TrainingConfig(steps=110, warmup=10, learning_rate=1.0, lr_schedule="cosine"), 10 + 25)
-    assert quarter == pytest.approx((1 + 2**-0.5) / 2)

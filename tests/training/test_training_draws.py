@@ -13,12 +13,14 @@ from ddpm.common.randomness import derive_seed
 from ddpm.data import MemoryDataset, Report
 from ddpm.data.datasets import epoch_order
 from ddpm.diffusion.timestep_samplers import LossAwareSampler, StratifiedSampler, UniformSampler
+from ddpm.interop.diffusers import Student
 from ddpm.networks.unet import UNet
-from ddpm.training import compute, train
+from ddpm.training import compute, tracking, train
 from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.compute import plan_compute
 from ddpm.training.config import TrainingConfig
+from ddpm.training.tracking import draw_preview
 from ddpm.training.trainer import Trainer
 
 
@@ -149,7 +151,7 @@ def test_adaptive_sampler_is_told_the_losses_of_the_whole_batch_at_their_timeste
     assert not told
 
 
-def test_trainer_builds_its_batches_from_the_configuration(tiny, tmp_path):
+def test_trainer_builds_its_batches_from_the_configuration(tiny, tmp_path, monkeypatch):
     config = tiny(
         batch_size=12,
         seed=5,
@@ -164,7 +166,9 @@ def test_trainer_builds_its_batches_from_the_configuration(tiny, tmp_path):
     assert batches.timestep_sampler.timesteps == 20
     assert trainer.learner.batch_size == 12
     assert trainer.network.num_classes == 3
+    monkeypatch.setattr("ddpm.training.trainer.my_share", lambda num: range(num // 4, num // 2))
     plain = Trainer(tiny(class_drop=0.0), tmp_path / "plain")
+    assert plain.batches.positions == range(2, 4)
     assert plain.batches.null_label is None
     assert plain.network.num_classes == 2
 
@@ -226,7 +230,7 @@ def test_run_is_algorithm_1_from_the_first_step_to_the_last(tiny, files, tmp_pat
 def test_tasks_are_due_at_their_intervals_and_after_the_last_step(tiny, tmp_path):
     intervals = {"log_every": 2, "preview_every": 3, "evaluate_every": 4, "checkpoint_every": 5}
     config = tiny(steps=11, **intervals)
-    trainer = Trainer(config, tmp_path / "run", evaluator=lambda model: {"figure": 0.0})
+    trainer = Trainer(config, tmp_path / "run", evaluator=lambda model: {"fid": 0.0})
     names = {"log": 2, "preview": 3, "evaluate": 4, "checkpoint": 5}
     for step in range(1, 11):
         assert trainer.due(step) == {name for name, every in names.items() if step % every == 0}
@@ -235,6 +239,15 @@ def test_tasks_are_due_at_their_intervals_and_after_the_last_step(tiny, tmp_path
     assert trainer.due(4) == {"log"}
     quiet = Trainer(tiny(steps=11, **intervals | {"preview_every": 0, "evaluate_every": 0}), tmp_path / "run")
     assert quiet.due(11) == {"log", "checkpoint"}
+
+
+def test_progress_counts_the_images_of_all_processes(tiny, tmp_path):
+    """A process that holds three images of eight."""
+    trainer = Trainer(tiny(), tmp_path / "run")
+    trainer.network.train()
+    for step in (1, 2):
+        trainer.step(next(trainer.batches.at(step - 1).split(3)))
+        assert (trainer.progress.step, trainer.progress.images) == (step, 8 * step)
 
 
 @pytest.fixture
@@ -286,3 +299,26 @@ def test_run_takes_one_image_at_a_time_while_all_of_the_memory_holds_it(planned)
     with pytest.raises(UserError, match="less than one image for each of 4 processes"):
         planned(10**6, 4, batch_size=3)
     assert planned(10**6, 4, batch_size=4).micro_batch == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_preview_is_the_same_from_any_number_of_processes(model, monkeypatch, processes):
+    """Three batches, which the processes sample in turn: the images of `sample`, in their order."""
+    whole = model.sample(40, steps=3, seed=6)
+    shares: list[list] = []
+    monkeypatch.setattr(tracking, "world_size", lambda: processes)
+    for process in range(processes):
+        monkeypatch.setattr(tracking, "rank", lambda process=process: process)
+        monkeypatch.setattr(tracking, "gather", lambda mine: shares.append(mine) or mine)
+        draw_preview(model, 40, 3, 6)
+    assert [len(share) for share in shares] == [len(range(process, 3, processes)) for process in range(processes)]
+    monkeypatch.setattr(tracking, "gather", lambda mine: [part for share in shares for part in share])
+    assert torch.equal(draw_preview(model, 40, 3, 6), whole)
+
+
+def test_preview_takes_the_steps_asked_for_up_to_all_or_a_students_own(model):
+    """T is 50."""
+    for steps, taken in ((7, 7), (400, 50)):
+        assert torch.equal(draw_preview(model, 2, steps, 1), model.sample(2, steps=taken, seed=1))
+    model.student = Student(steps=2)
+    assert torch.equal(draw_preview(model, 2, 7, 1), model.sample(2, steps=2, sampler="ddim", seed=1))

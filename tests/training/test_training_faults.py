@@ -20,7 +20,7 @@ from ddpm.data import StreamDataset
 from ddpm.model import Model, load
 from ddpm.training import train
 from ddpm.training.checkpoint import claimed
-from ddpm.training.tracking import draw_preview
+from ddpm.training.tracking import Previews
 
 DDPM = [sys.executable, "-m", "ddpm"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -156,28 +156,30 @@ def test_full_disk_is_reported_once_with_tensorboard(tiny, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("what", ["evaluation", "preview"])
 def test_failed_preview_or_evaluation_loses_no_steps(tiny, files, tmp_path, monkeypatch, capsys, what):
-    """Nor does the run fail there again; the best and the figures are those that were found before."""
+    """Nor does the run fail there again; the best and the metrics are those that were found before."""
     config = tiny(steps=4, checkpoint_every=4, evaluate_every=1, preview_every=1, preview_images=1, preview_steps=2)
-    undisturbed = train(config, tmp_path / "undisturbed", evaluator=lambda model: {"figure": 1.0})
+    undisturbed = train(config, tmp_path / "undisturbed", evaluator=lambda model: {"fid": 1.0})
     run = tmp_path / "run"
 
     def evaluator(model):
         if what == "evaluation" and model.provenance["steps"] == 3:
             raise UserError("this evaluation cannot be")
-        return {"figure": 1.0}
+        return {"fid": 1.0}
 
-    def too_large(model, *others):
+    draw = Previews.draw
+
+    def too_large(previews, model):
         if model.provenance["steps"] == 3:
             raise torch.OutOfMemoryError
-        return draw_preview(model, *others)
+        return draw(previews, model)
 
     if what == "preview":
-        monkeypatch.setattr("ddpm.training.trainer.draw_preview", too_large)
+        monkeypatch.setattr(Previews, "draw", too_large)
     with pytest.raises((UserError, torch.OutOfMemoryError)):
         train(config, run, evaluator=evaluator)
     assert "saved at step 3" in capsys.readouterr().out
     state = json.loads((run / "checkpoints" / "000003" / "state.json").read_text())
-    assert (state["figures"]["step"], state["best"]["step"]) == (2, 1)
+    assert (state["metrics"]["step"], state["best"]["step"]) == (2, 1)
     train(config, run, resume=True, evaluator=evaluator)
     assert files.tensors(run, 4) == files.tensors(undisturbed, 4)
 
@@ -190,14 +192,14 @@ def test_best_model_that_could_not_be_written_is_not_best(tiny, tmp_path, monkey
             raise OSError(errno.ENOSPC, "")
         save(model, folder)
 
-    figures = iter([2.0, 1.0, 1.5])
+    values = iter([2.0, 1.0, 1.5])
     config = tiny(steps=3, checkpoint_every=4, evaluate_every=1)
     with monkeypatch.context() as patch:
         patch.setattr(Model, "save", save_but_the_best)
         with pytest.raises(RunStopped, match="could not write the evaluation"):
-            train(config, tmp_path / "run", evaluator=lambda model: {"figure": next(figures)})
-    train(config, tmp_path / "run", resume=True, evaluator=lambda model: {"figure": next(figures)})
-    assert load(tmp_path / "run" / "best").provenance["metrics"] == {"step": 3, "figure": 1.5}
+            train(config, tmp_path / "run", evaluator=lambda model: {"fid": next(values)})
+    train(config, tmp_path / "run", resume=True, evaluator=lambda model: {"fid": next(values)})
+    assert load(tmp_path / "run" / "best").provenance["metrics"] == {"step": 3, "fid": 1.5}
 
 
 def test_first_signal_is_acknowledged_at_once(tiny, tmp_path, capfd):
@@ -206,7 +208,7 @@ def test_first_signal_is_acknowledged_at_once(tiny, tmp_path, capfd):
     def evaluator(model):
         signal.raise_signal(signal.SIGINT)
         said.append(capfd.readouterr().err)
-        return {"figure": 1.0}
+        return {"fid": 1.0}
 
     with pytest.raises(KeyboardInterrupt):
         train(tiny(steps=4, checkpoint_every=4, evaluate_every=2), tmp_path / "run", evaluator=evaluator)
@@ -227,10 +229,10 @@ def test_resume_writes_a_missing_model(tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Model, "save", save_but_the_last)
         with pytest.raises(RunStopped, match=r"newest good checkpoint is .*000004"):
-            train(config, tmp_path / "run", evaluator=lambda model: {"figure": 1.0})
+            train(config, tmp_path / "run", evaluator=lambda model: {"fid": 1.0})
     model = load(train(config, tmp_path / "run", resume=True))
     assert model.provenance["steps"] == 4
-    assert model.provenance["metrics"] == {"step": model.provenance["steps"], "figure": 1.0}
+    assert model.provenance["metrics"] == {"step": model.provenance["steps"], "fid": 1.0}
     assert "After 4 steps" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
@@ -245,13 +247,13 @@ def test_resume_of_a_model_without_checkpoints_is_refused(tiny, tmp_path):
 
 @pytest.mark.parametrize("folder", ["model", "best"])
 def test_foreign_files_in_a_model_folder_do_not_end_the_run(tiny, tmp_path, capsys, folder):
-    figures = iter([2.0, 1.0])
+    values = iter([2.0, 1.0])
 
     def evaluator(model):
         path = tmp_path / "run" / folder
         if path.is_dir():
             (path / "mine.txt").write_text("precious")
-        return {"figure": next(figures)}
+        return {"fid": next(values)}
 
     run = train(tiny(steps=4, checkpoint_every=2, evaluate_every=2), tmp_path / "run", evaluator=evaluator)
     assert "mine.txt" in capsys.readouterr().out

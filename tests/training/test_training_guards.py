@@ -87,7 +87,7 @@ def test_nonfinite_model_is_never_written(tiny, tmp_path, monkeypatch, part, val
 
     def evaluator(model):
         evaluated.append(model.provenance["steps"])
-        return {"figure": 1.0}
+        return {"fid": 1.0}
 
     config = tiny(steps=4, checkpoint_every=2, evaluate_every=2, preview_every=2, preview_images=1, preview_steps=2)
     with pytest.raises(RunStopped, match=rf"after 4 steps {part}: mid_block.resnets.0.conv1.weight is not finite"):
@@ -109,9 +109,9 @@ def test_short_run_with_nonfinite_weights_fails(tiny, tmp_path):
 
 
 def test_nan_evaluation_is_not_the_best(tiny, tmp_path):
-    figures = iter([math.nan, 2.0, math.nan])
-    run = train(tiny(steps=3, evaluate_every=1), tmp_path / "run", evaluator=lambda model: {"figure": next(figures)})
-    assert load(run / "best").provenance["metrics"] == {"step": 2, "figure": 2.0}
+    values = iter([math.nan, 2.0, math.nan])
+    run = train(tiny(steps=3, evaluate_every=1), tmp_path / "run", evaluator=lambda model: {"fid": next(values)})
+    assert load(run / "best").provenance["metrics"] == {"step": 2, "fid": 2.0}
 
 
 def break_layer(monkeypatch, name: str, backward: bool) -> None:
@@ -285,7 +285,7 @@ def test_channel_means_reads_a_few_images_at_a_time():
 
 
 def test_channel_means_is_not_computed_without_previews(tiny, tmp_path, monkeypatch):
-    monkeypatch.delattr("ddpm.training.trainer.channel_means")
+    monkeypatch.delattr("ddpm.training.tracking.channel_means")
     monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
     train(tiny(steps=1, preview_every=0), tmp_path / "run")
     assert "speed" in dry_run.dry_run(tiny(preview_every=1))

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ddpm.training import optimizer as optimizer_module
-from ddpm.training.optimizer import Optimizer
+from ddpm.training.config import TrainingConfig
+from ddpm.training.optimizer import Optimizer, learning_rate
 
 
 def test_clipping_leaves_a_gradient_up_to_its_limit_alone():
@@ -28,6 +29,21 @@ def test_clipping_leaves_a_gradient_up_to_its_limit_alone():
             assert optimizer.step(1e-3, torch.tensor(0.0)).item() == pytest.approx(length)
             first = optimizer.state_dict()["p.exp_avg"] / 0.1
             torch.testing.assert_close(first, torch.tensor([0.6, -0.8]) * expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_learning_rate_rises_in_a_line_and_then_falls_as_its_schedule_says(warmup):
+    """Of 16 steps; the first one after the warm-up has the whole rate, and one after the last would have none."""
+    curves = {
+        "constant": lambda done: 1.0,
+        "linear": lambda done: 1 - done,
+        "cosine": lambda done: math.cos(done * math.pi / 2) ** 2,
+    }
+    for name, curve in curves.items():
+        config = TrainingConfig(steps=16, warmup=warmup, learning_rate=0.3, lr_schedule=name)
+        expected = [0.3 * (step + 1) / warmup for step in range(warmup)]
+        expected += [0.3 * curve(step / (16 - warmup)) for step in range(17 - warmup)]
+        assert [learning_rate(config, step) for step in range(17)] == pytest.approx(expected, abs=1e-12)
 
 
 def test_loss_scale_doubles_after_so_many_good_steps_and_halves_at_an_overflow(monkeypatch):

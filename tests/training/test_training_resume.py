@@ -43,6 +43,7 @@ def cut_off(monkeypatch):
             with pytest.raises(SystemExit) as left:
                 train(config, run, resume=run.exists())
         assert left.value.code == 128 + signal.SIGTERM
+        assert max(int(path.name) for path in (run / "checkpoints").iterdir()) == step  # not one step later
 
     return cut
 

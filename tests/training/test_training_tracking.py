@@ -42,17 +42,17 @@ def test_tensorboard_matches_metrics_after_a_resume(tiny, files, tmp_path):
 
 
 def test_best_checkpoint_is_kept(tiny, files, tmp_path):
-    figures = iter([3.0, 1.0, 2.0, 2.5, 0.5])
+    values = iter([3.0, 1.0, 2.0, 2.5, 0.5])
     seen: list[bytes] = []
 
     def evaluator(model: Model) -> dict[str, float]:
         assert model.num_classes == 2
         seen.append(model.weights_hash)
-        return {"figure": next(figures), "other": -10.0 * len(seen)}
+        return {"fid": next(values), "other": -10.0 * len(seen)}
 
     options = {"evaluate_every": 2, "checkpoint_every": 1, "keep_checkpoints": 1, "lr_schedule": "constant"}
     run = train(tiny(steps=8, **options), tmp_path / "run", evaluator=evaluator)
-    assert [record["figure"] for record in files.records(run, "figure")] == [3, 1, 2, 2.5]
+    assert [record["fid"] for record in files.records(run, "fid")] == [3, 1, 2, 2.5]
     assert load(run / "best").weights_hash == seen[1]
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [4, 8]
     train(tiny(steps=10, **options), run, resume=True, evaluator=evaluator)

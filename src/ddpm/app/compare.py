@@ -9,19 +9,10 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
-from ddpm.app.components import (
-    MOST_SEED,
-    bounded,
-    buttons,
-    choice,
-    connect,
-    figure,
-    live,
-    running,
-    sheet,
-    status_line,
-)
+from ddpm.app import generate
+from ddpm.app.components import MOST_SEED, bounded, choice, code_boxes, figure, sheet
 from ddpm.app.generate import EVERY_CLASS, USUAL_GUIDANCE, has_guidance, most_steps
+from ddpm.app.press import QUIET, buttons, connect, live, running, status_line
 from ddpm.common.errors import UserError
 from ddpm.model import Model
 from ddpm.samplers import SAMPLERS, Step
@@ -87,6 +78,26 @@ def _sample(model: Model, options: dict[str, Any]) -> Iterator[Step | Tensor]:
     return live(lambda callback: model.sample(**options, callback=callback))
 
 
+def as_command(model: Model, name: str, grid: Grid) -> str:
+    """Return the commands that write the same cells, a file each."""
+    cells = [(f"{sampler}-{value:g}.png", grid.options(model, sampler, value)) for sampler, value in grid.cells()]
+    return "\n".join(generate.as_command(name, options, file) for file, options in cells)
+
+
+def as_python(model: Model, name: str, grid: Grid) -> str:
+    """Return the Python program that writes the same cells, a file each."""
+    options = grid.options(model, grid.samplers[0], grid.values[0]) | {"sampler": "SAMPLER", grid.axis: "VALUE"}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    arguments = arguments.replace("'SAMPLER'", "sampler").replace("'VALUE'", grid.axis)
+    values = [int(value) if grid.axis == STEPS else value for value in grid.values]
+    return (
+        f"import ddpm\n\nmodel = ddpm.load({name!r})\n"
+        f"for sampler in {list(grid.samplers)}:\n    for {grid.axis} in {values}:\n"
+        f"        images = model.sample({arguments})\n"
+        f'        ddpm.save_grid(images, f"{{sampler}}-{{{grid.axis}:g}}.png")'
+    )
+
+
 def table(grid: Grid, pictures: Sequence[str]) -> str:
     """Return the HTML of the grid, with the cells that are finished: the addresses of their pictures."""
     head = "".join(f'<th scope="col">{value:g} {grid.axis}</th>' for value in grid.values)
@@ -102,7 +113,7 @@ def table(grid: Grid, pictures: Sequence[str]) -> str:
     return f'<div class="scroll"><table class="compare">{inside}</table></div>'
 
 
-def tab(model: Model) -> None:
+def tab(model: Model, name: str) -> None:
     """Build the tab and connect its events; endpoint /compare."""
     guided, names = has_guidance(model), [EVERY_CLASS, *(model.class_names or [])]
     usual = [steps for steps in (5, 10, 20, 50) if steps <= most_steps(model)] or [most_steps(model)]
@@ -121,20 +132,22 @@ def tab(model: Model) -> None:
         pressed = buttons("Compare")
         status = status_line("Every cell begins with the same noise. Press Compare.")
         drawn = gr.HTML(js_on_load=None)
+    boxes = code_boxes()
 
     def run(samplers, axis, values, fixed, label, number, seed):
         grid = Grid(samplers, axis, read_values(values), fixed, label, number, seed)
         pictures: list[str] = []
-        yield running("Starting …"), table(grid, pictures)
+        yield running("Starting …"), table(grid, pictures), "", ""
         began, cells = time.monotonic(), len(grid.cells())
         for place, event in compare(model, grid):
             said = f"Cell {place + 1} of {cells}"
             if isinstance(event, Step):
-                yield running(f"{said}, step {event.index + 1} of {event.steps}"), table(grid, pictures)
+                yield running(f"{said}, step {event.index + 1} of {event.steps}"), table(grid, pictures), "", ""
             else:
                 pictures.append(sheet(event))
-                yield running(said), table(grid, pictures)
-        yield f"Done in {time.monotonic() - began:.0f} s, seed {seed}.", table(grid, pictures)
+                yield running(said), table(grid, pictures), "", ""
+        equivalents = [write(model, name, grid) for write in (as_command, as_python)]
+        yield f"Done in {time.monotonic() - began:.0f} s, seed {seed}.", table(grid, pictures), *equivalents
 
     def for_axis(axis):
         """Show the field of what is not compared, and begin with usual values."""
@@ -142,5 +155,7 @@ def tab(model: Model) -> None:
             return "1, 1.5, 2, 4", gr.Number(min(20, most_steps(model)), label="Steps")
         return ", ".join(map(str, usual)), gr.Number(USUAL_GUIDANCE, label="Guidance")
 
-    axis.change(for_axis, axis, [values, fixed], api_visibility="private", show_progress="hidden", queue=False)
-    connect(pressed, run, [samplers, axis, values, fixed, label, number, seed], [status, drawn], api_name="compare")
+    axis.change(for_axis, axis, [values, fixed], queue=False, **QUIET)
+    connect(
+        pressed, run, [samplers, axis, values, fixed, label, number, seed], [status, drawn, *boxes], api_name="compare"
+    )

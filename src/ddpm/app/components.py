@@ -1,20 +1,14 @@
 """Gradio components of the page, and the checks on everything a visitor sends."""
 
 import base64
-import functools
-import inspect
 import io
 import json
-import queue
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
-from contextlib import suppress
+import shlex
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -22,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm.app.press import as_sentence
 from ddpm.app.uploads import MOST_BYTES, read_address, read_fitted
-from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.pixels import make_grid, png_text, to_pillow, to_uint8
-from ddpm.model import Model
+from ddpm.common.errors import UserError
+from ddpm.common.pixels import make_grid, origin_of, png_text, to_pillow, to_uint8
+from ddpm.model import Model, SamplingOptions
 from ddpm.plotting.animation import Frame
-from ddpm.samplers.algorithms import Callback, Step
+from ddpm.samplers.algorithms import Step
 
 ASSETS = Path(__file__).parent.parent / "assets"
 MOST_SEED = 2**53 - 1  # the largest integer that JavaScript represents exactly
@@ -54,68 +49,6 @@ def as_labels(label: str) -> str | None:
     return None if label == NO_CLASS else label
 
 
-T = TypeVar("T")
-PAUSE = 0.2  # seconds between two updates
-
-
-class Cancelled(Exception):
-    """Raised inside a sampler after its iterator was closed."""
-
-
-_at_work: dict[Thread, Event] = {}
-
-
-def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
-    """Run `work(callback)` in a thread; yield the newest `Step` a few times per second, then the result of `work`.
-
-    Closing the iterator stops the work at its next step, without waiting for it.
-    """
-    newest: queue.Queue[Step] = queue.Queue(maxsize=1)
-    outcome: Future[T] = Future()
-    stop = Event()
-
-    def callback(step: Step) -> None:
-        if stop.is_set():
-            raise Cancelled
-        with suppress(queue.Empty):
-            newest.get_nowait()  # not shown in time: replace it with the newer step
-        newest.put(step)
-
-    def run() -> None:
-        try:
-            outcome.set_result(work(callback))
-        except BaseException as error:
-            outcome.set_exception(error)
-        finally:
-            del _at_work[thread]
-
-    # a daemon, because the interpreter would wait for any other thread when it exits
-    thread = Thread(target=run, name="sampling", daemon=True)
-    _at_work[thread] = stop
-    thread.start()
-    try:
-        while not outcome.done():
-            with suppress(queue.Empty):
-                yield newest.get(timeout=PAUSE / 4)
-                wait([outcome], timeout=PAUSE)
-        if isinstance(outcome.exception(), Cancelled):
-            raise RunStopped("the server has ended")
-        yield outcome.result()
-    finally:
-        stop.set()
-
-
-def stop_all(patience: float) -> None:
-    """Stop everything that `live` runs, and wait up to `patience` seconds for it."""
-    at_work = dict(_at_work)
-    for stop in at_work.values():
-        stop.set()
-    deadline = time.monotonic() + patience
-    for thread in at_work:
-        if thread.is_alive():  # one that has not started yet ends at its first step
-            thread.join(max(0, deadline - time.monotonic()))
-
-
 EXACT_PIXELS = 64 * 64
 
 
@@ -140,6 +73,12 @@ def figure(source: str, alt: str, caption: str = "") -> str:
     """Return the HTML of a picture with a caption; `caption` is HTML."""
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return f'<figure><img class="pixels" src="{source}" alt="{escape(alt)}">{below}</figure>'
+
+
+def origin(model: Model, command: str, sampling: SamplingOptions, **more: Any) -> dict[str, Any]:
+    """Return the origin that a command, in lines for a person to read, writes into the same files."""
+    line = shlex.join(shlex.split(command.replace("\\\n", "")))
+    return origin_of(line, model.weights_hash, options=sampling.as_dict(), **more)
 
 
 TITLES = {"x_t": "x<sub>t</sub>", "predicted x_0": "predicted x<sub>0</sub>"}  # alternative text: caption
@@ -249,28 +188,10 @@ def choice(known: Sequence[str], value: str, label: str, info: str = "", **optio
     )
 
 
-def class_field(model: Model, **options: Any) -> gr.HTML:
+def class_field(model: Model, label: str = "Class", **options: Any) -> gr.HTML:
     """Create the choice of a class: none by default, or the first if the model needs one; hidden without classes."""
     known = classes(model)
-    return choice(known or [NO_CLASS], known[0] if known else NO_CLASS, "Class", visible=bool(known), **options)
-
-
-def status_line(text: str) -> gr.HTML:
-    """Create the line that says what goes on; screen readers read it out."""
-    template = '<div class="status" role="status" aria-live="polite">${value}</div>'
-    return gr.HTML(text, html_template=template, js_on_load=None, elem_classes="status-block")
-
-
-def running(text: str) -> str:
-    """Return the HTML of a status during a run. It turns the button of its room to Stop, and is not read out."""
-    return f'<span class="running" aria-live="off">{escape(text)}</span>'
-
-
-def pace(step: Step, began: float) -> str:
-    """Say how far a run is that began at `time.monotonic()` = `began`."""
-    done, left = step.index + 1, step.steps - step.index - 1
-    seconds = (time.monotonic() - began) / done * left
-    return running(f"Step {done} of {step.steps}" + (f", {seconds:.0f} s left" if seconds >= 1 else ""))
+    return choice(known or [NO_CLASS], known[0] if known else NO_CLASS, label, visible=bool(known), **options)
 
 
 def live_pictures(step: Step, log_snr: float, columns: int | None = None) -> str:
@@ -282,14 +203,6 @@ def live_pictures(step: Step, log_snr: float, columns: int | None = None) -> str
     return f'<div class="pair">{noisy}{clean}</div>{bar}'
 
 
-def buttons(text: str) -> tuple[gr.Button, gr.Button]:
-    """Create a button and the Stop that takes its place during a run."""
-    with gr.Row(elem_classes="action"):
-        start = gr.Button(text, variant="primary", elem_classes="start", min_width=120)
-        stop = gr.Button("Stop", elem_classes="stop", min_width=120)
-    return start, stop
-
-
 def code_boxes() -> tuple[gr.HTML, gr.HTML]:
     """Create the boxes with the command and the program that do the same as the page did."""
 
@@ -297,40 +210,8 @@ def code_boxes() -> tuple[gr.HTML, gr.HTML]:
         script = f"ddpm.code(element, props, watch, {json.dumps(label)});"
         return gr.HTML("", label=label, html_template='<div class="code"></div>', js_on_load=script, min_width=280)
 
-    with gr.Accordion("The same from the command line and in Python", open=False), gr.Row():
+    with gr.Accordion("Command line and Python", open=False), gr.Row():
         return box("Command"), box("Python")
-
-
-WAITING = running("Waiting for the model …")
-
-
-def connect(
-    buttons: tuple[gr.Button, gr.Button], function: Callable, inputs: list, outputs: list, *, api_name: str, before=None
-) -> None:
-    """Run `function` when the first button is pressed, until the second is.
-
-    Args:
-        function: a generator; the first thing that it yields for every output is the status.
-        before: (inputs, outputs, JavaScript) of what the browser does first.
-    """
-    (start, stop), status = buttons, outputs[0]
-    own, changed, script = before or ([], [], "() => []")
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    script = f"(...all) => [{json.dumps(WAITING)}, ...({script})(...all)]"
-    pressed = start.click(None, own, [status, *changed], js=script, **quiet)
-    run = pressed.then(
-        show_user_errors(function),
-        inputs,
-        outputs,
-        api_name=api_name,
-        concurrency_id="model",
-        trigger_mode="multiple",  # otherwise a press just after Stop is lost, because Gradio still counts the old run
-        show_progress="minimal",
-        show_progress_on=status,
-    )
-    run.failure(None, None, status, js="() => ddpm.reason()", **quiet)
-    stopped = stop.click(None, None, None, cancels=run, **quiet)
-    stopped.then(None, None, status, js="() => ddpm.stopped()", **quiet)
 
 
 def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:
@@ -378,36 +259,3 @@ class TempImages:
         path.parent.mkdir()
         image.save(path)
         return str(path)
-
-
-def show_user_errors(function: Callable) -> Callable:
-    """Wrap a handler so that its `UserError` or `RunStopped` appears on the page as one line."""
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def generator(*arguments: Any) -> Any:
-            try:
-                yield from function(*arguments)
-            except (UserError, RunStopped) as error:
-                raise _shown(error) from error
-
-        return generator
-
-    @functools.wraps(function)
-    def plain(*arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except (UserError, RunStopped) as error:
-            raise _shown(error) from error
-
-    return plain
-
-
-def as_sentence(error: Exception) -> str:
-    """Return the message of an error as a sentence."""
-    text = str(error)
-    return text[:1].upper() + text[1:] + "."
-
-
-def _shown(error: Exception) -> gr.Error:
-    return gr.Error(as_sentence(error), duration=12, print_exception=False, title="That did not work")

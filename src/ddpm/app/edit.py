@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -19,45 +19,76 @@ from ddpm.app.components import (
     address,
     as_labels,
     bounded,
-    buttons,
     class_field,
     code_boxes,
-    connect,
     figure,
-    live,
     live_pictures,
-    pace,
+    origin,
     picture_pad,
     program_file,
-    running,
-    status_line,
     tile,
 )
+from ddpm.app.figures import Curve, chart
+from ddpm.app.figures import figure as chart_figure
 from ddpm.app.generate import USUAL_GUIDANCE, has_guidance, in_lines
+from ddpm.app.press import QUIET, buttons, connect, live, pace, running, status_line
 from ddpm.app.uploads import from_pad, read_fitted
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr, ssim_or_none
-from ddpm.common.pixels import save_grid, save_picture, to_pillow, to_uint8
-from ddpm.editing import Editor, interpolate, sdedit, translate
+from ddpm.common.pixels import made_by, save_grid, save_picture, to_pillow, to_uint8
+from ddpm.editing import CurvePoint, Editor, fidelity_curve, interpolate, sdedit, translate
+from ddpm.editing.editor import LOSS_DEPTHS, STRENGTHS
+from ddpm.editing.pictures import draw_curve
 from ddpm.model import Model
+from ddpm.plotting.plots import save_figure
 from ddpm.samplers import Callback, Step
+from ddpm.samplers.denoiser import Denoiser, Prediction
 
 MOST_STEPS, MOST_BETWEEN = 250, 11
-RENOISE, TRANSLATE = "noise it and remove the noise", "translate it to another class"
+RENOISE, TRANSLATE, CURVE = "noise it and remove the noise", "translate it to another class", "try every strength"
+
+
+@dataclass
+class Watch:
+    """Calls back after each network evaluation of an edit, of which about `expected` are to come."""
+
+    callback: Callback
+    expected: int
+    done: int = 0
+
+    def see(self, t: float, x_t: Tensor, x_0: Tensor) -> None:
+        self.callback(Step(min(self.done, self.expected - 1), self.expected, t, t, x_t, x_0, x_t))
+        self.done += 1
+
+
+class WatchedDenoiser:
+    """A denoiser whose calls are seen; otherwise the denoiser itself."""
+
+    def __init__(self, denoiser: Denoiser, watch: Watch):
+        self.denoiser, self.watch = denoiser, watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)
+
+    def __call__(self, x_t: Tensor, t: Any) -> Prediction:
+        predicted = self.denoiser(x_t, t)
+        self.watch.see(float(t), x_t, predicted.x_0)
+        return predicted
 
 
 class WatchedEditor(Editor):
-    """An editor that calls back after each step of its sampler, which must be one without options of its own."""
+    """An editor whose network evaluations are seen."""
 
-    callback: Callback | None = None
+    watch: Watch
 
     def with_options(self, **changes: Any) -> "WatchedEditor":
         editor = WatchedEditor(self.model, self.options, **changes)
-        editor.callback = self.callback
+        editor.watch = self.watch
         return editor
 
-    def denoise(self, denoiser, x_t, timesteps, noise) -> Tensor:
-        return self.options.spec(denoiser, x_t, timesteps, noise=noise, callback=self.callback).clamp(-1, 1)
+    def run(self, work: Callable[..., Tensor], *images: Tensor, **options: Any) -> Tensor:
+        watch = self.watch
+        return super().run(lambda denoiser, *rest: work(WatchedDenoiser(denoiser, watch), *rest), *images, **options)
 
 
 @dataclass(frozen=True)
@@ -83,10 +114,13 @@ class Settings:
                 options["guidance"] = float(self.guidance)
         return options
 
-    def editor(self, model: Model, number: int, callback: Callback | None = None) -> WatchedEditor:
-        editor = WatchedEditor(model, sampler="ancestral", **self.options(model, number))
-        editor.callback = callback
-        return editor
+    def editor(self, model: Model, number: int) -> WatchedEditor:
+        """Return an editor, which has to be given a `watch` before it works."""
+        return WatchedEditor(model, sampler="ancestral", **self.options(model, number))
+
+    def taken(self, strength: float) -> int:
+        """Return the steps that an edit of a strength or depth takes."""
+        return max(1, round(strength * self.steps))
 
 
 def edit_upload(
@@ -99,15 +133,45 @@ def edit_upload(
     editor = settings.editor(model, 1)
 
     def work(callback: Callback) -> Tensor:
-        editor.callback = callback
+        half = max(2, settings.steps)
+        editor.watch = Watch(callback, settings.taken(strength) if to is None else 2 * half)
         if to is None:
             return sdedit(editor, original[None], strength)[0]
         if to == NO_CLASS:
             raise UserError("no class is chosen to translate to: choose one")
-        half = max(2, settings.steps)
         return translate(editor, original[None], as_labels(settings.label), to, evaluations=half)[0]
 
     return live(work)
+
+
+def try_strengths(model: Model, original: Tensor, settings: Settings) -> Iterator[Step | list[CurvePoint]]:
+    """Edit an image (C, H, W) by each strength; yield steps while they happen, then the points, strength 0 first."""
+    editor = settings.editor(model, 1)
+
+    def work(callback: Callback) -> list[CurvePoint]:
+        edits = sum(settings.taken(strength) for strength in STRENGTHS)
+        editor.watch = Watch(callback, edits + (1 + len(STRENGTHS)) * len(LOSS_DEPTHS))
+        return fidelity_curve(editor, original[None])
+
+    return live(work)
+
+
+def curve_html(points: Sequence[CurvePoint]) -> str:
+    """Return the HTML of a fidelity curve: every image, then its PSNR and its denoising loss over the strength."""
+    tiles, edited = [], points[1:]
+    for point in points:
+        words = f"strength {point.strength:g}, PSNR {point.psnr:.1f} dB" if point.strength else "the original"
+        name = f"strength_{point.strength:.1f}.png"
+        tiles.append(tile(to_uint8(point.images[0]), words, name, f"{point.strength:g}"))
+    x = np.array([point.strength for point in edited])
+    curves = [
+        Curve("PSNR to the original, dB", x, np.array([point.psnr for point in edited]), 0),
+        Curve("denoising loss: lower is more like the model's images", x,
+              np.array([point.denoising_loss for point in edited]), 1),
+    ]  # fmt: skip
+    charts = [chart(title, "strength", [curve]) for title, curve in zip(("PSNR", "loss"), curves, strict=True)]
+    plot = chart_figure(charts, curves, "PSNR and denoising loss over the strength")
+    return f'<div class="tiles" style="--columns:6">{"".join(tiles)}</div>{plot}'
 
 
 def report_edit(edited: Tensor, original: Tensor, done: str) -> str:
@@ -132,7 +196,7 @@ def between(
     editor = settings.editor(model, count)
 
     def work(callback: Callback) -> Tensor:
-        editor.callback = callback
+        editor.watch = Watch(callback, settings.taken(depth))
         images = interpolate(editor, first, second, np.linspace(0, 1, count).tolist(), depth=depth)
         return torch.cat([first[None], images, second[None]])
 
@@ -141,7 +205,8 @@ def between(
 
 def as_command(verb: str, name: str, files: str, own: dict[str, Any], options: dict[str, Any]) -> str:
     """Return the command that does the same."""
-    flags = [f"--{flag.replace('_', '-')} {shlex.quote(str(value))}" for flag, value in (own | options).items()]
+    words = {flag: "" if value is True else f" {shlex.quote(str(value))}" for flag, value in (own | options).items()}
+    flags = [f"--{flag.replace('_', '-')}{word}" for flag, word in words.items()]
     return " \\\n    ".join([f"ddpm {verb} {shlex.quote(name)} {files}", *in_lines(flags)])
 
 
@@ -151,8 +216,9 @@ def as_python(name: str, call: str, files: Sequence[str], options: dict[str, Any
     read = "\n".join(f'{file} = read_fitted(Path("{file}.png"), model)' for file in files)
     return (
         "from pathlib import Path\n\nimport ddpm\n"
-        "from ddpm.editing import Editor, interpolate, sdedit, translate\n"
-        "from ddpm.editing.images import read_fitted\n\n"
+        "from ddpm.editing import Editor, fidelity_curve, interpolate, sdedit, translate\n"
+        "from ddpm.editing.pictures import draw_curve, read_fitted\n"
+        "from ddpm.plotting.plots import save_figure\n\n"
         f"model = ddpm.load({name!r})\n{read}\n"
         f'editor = Editor(model, sampler="ancestral"{words})\nimages = {call}\n{save}'
     )
@@ -179,17 +245,18 @@ def tab(model: Model, name: str) -> None:
     with gr.Row(elem_classes="room"):
         with gr.Column(scale=1, min_width=300):
             pad, image = picture_pad(model, "edit", "Picture to edit"), program_file("Image")
-            way = gr.Radio([RENOISE, TRANSLATE], value=RENOISE, label="What to do", visible=bool(model.class_names))
+            ways = [RENOISE, *([TRANSLATE] if model.class_names else []), CURVE]
+            way = gr.Radio(ways, value=RENOISE, label="What to do")
             strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
             with gr.Column(visible=False) as target:
-                to = class_field(model, info="What it is to become. The class below is what it is.")
+                to = class_field(model, "New class", info="The class below is what the picture shows now.")
             own, pressed = fields(), buttons("Edit")
         with gr.Column(scale=1, min_width=300):
             status = status_line("Choose a strength and a class, then press Edit.")
             moving = gr.HTML(elem_classes="moving")
             result = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
             with gr.Row(elem_classes="downloads"):
-                files = [gr.DownloadButton(text, size="sm", min_width=90) for text in ("Picture, PNG", "Edited, PNG")]
+                files = [gr.DownloadButton(text, size="sm", min_width=90) for text in ("Picture, PNG", "Result, PNG")]
     boxes = code_boxes()
     gr.Markdown("### From one picture to another")
     with gr.Row():
@@ -218,37 +285,44 @@ def tab(model: Model, name: str) -> None:
         return ["", *[None] * len(files), "", ""]
 
     def edit(image, pad, way, strength, to, label, guidance, steps, seed):
-        settings = Settings(label, guidance, steps, seed)
+        settings, goal = Settings(label, guidance, steps, seed), to if way == TRANSLATE else None
         yield running("Starting …"), "", *unfinished(files)
         original = read_fitted(from_pad(pad, image), model.image_shape, preprocessing=model.preprocessing)
-        goal, began = (to if way == TRANSLATE else None), time.monotonic()
-        for event in edit_upload(model, original, strength, settings, goal):
+        began, options = time.monotonic(), settings.options(model, 1)
+        events: Iterator[Any] = (
+            try_strengths(model, original, settings)
+            if way == CURVE
+            else edit_upload(model, original, strength, settings, goal)
+        )
+        for event in events:
             if isinstance(event, Step):
                 yield pace(event, began), live_pictures(event, log_snr(event.t)), *unfinished(files)
-                continue
-            options = settings.options(model, 1)
+        if way == CURVE:
+            flags, call = {"curve": True}, "fidelity_curve(editor, picture)"
+            report, html = f"Done: {len(event) - 1} strengths.", curve_html(event)
+            save = 'save_figure(draw_curve(images), Path("edited.png"))'
+        else:
             if goal is None:
-                report, call = f"Strength {strength:g}", f"sdedit(editor, picture, {strength:g})"
-                flags = {"strength": strength}
+                flags, call = {"strength": strength}, f"sdedit(editor, picture, {strength:g})"
             else:
                 source = as_labels(label)
-                report, call = (
-                    f"Translated to {goal}",
-                    f"translate(editor, picture, {source!r}, {goal!r}, evaluations={steps})",
-                )
                 flags = {"to": goal, "evaluations": 2 * steps}
-            command = as_command("edit", name, "picture.png", flags | {"out": "edited.png"}, options)
-            python = as_python(
-                name, call, ["picture"], options, 'ddpm.save_grid(images, "edited.png", columns=1, gap=0)'
-            )
+                call = f"translate(editor, picture, {source!r}, {goal!r}, evaluations={steps})"
+            report = report_edit(event, original, f"Strength {strength:g}" if goal is None else f"Translated to {goal}")
             before, after = (address(to_pillow(to_uint8(one))) for one in (original, event))
             html = f'<div class="views">{figure(before, "before", "before")}{figure(after, "after", "after")}</div>'
-            with TempImages() as out:
-                paths = [
-                    str(save_picture(to_uint8(one), out.folder / f"{called}.png"))
-                    for one, called in ((original, "picture"), (event, "edited"))
-                ]
-                yield escape(report_edit(event, original, report)), "", html, *paths, command, python
+            save = 'ddpm.save_grid(images, "edited.png", columns=1, gap=0)'
+        command = as_command("edit", name, "picture.png", flags | {"out": "edited.png"}, options)
+        python = as_python(name, call, ["picture"], options, save)
+        with TempImages() as out:
+            given, result = (out.folder / f"{called}.png" for called in ("picture", "edited"))
+            save_picture(to_uint8(original), given)
+            with made_by(origin(model, command, settings.editor(model, 1).options)):
+                if way == CURVE:
+                    save_figure(draw_curve(event), result)
+                else:
+                    save_picture(to_uint8(event), result)
+            yield escape(report), "", html, str(given), str(result), command, python
 
     def interpolation(first, first_pad, second, second_pad, depth, number, label, guidance, steps, seed):
         settings = Settings(label, guidance, steps, seed)
@@ -285,11 +359,11 @@ def tab(model: Model, name: str) -> None:
                     save_picture(to_uint8(event[place]), out.folder / f"{called}.png")
                     for place, called in ((0, "first"), (last, "second"))
                 ]
-                paths.append(save_grid(event, out.folder / "interpolation.png", columns=len(event)))
+                with made_by(origin(model, command, settings.editor(model, number).options)):
+                    paths.append(save_grid(event, out.folder / "interpolation.png", columns=len(event)))
                 done = f"Done: {number} images between, seed {seed}."
                 yield done, "", html, *map(str, paths), command, python
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     connect(
         pressed,
         edit,
@@ -304,4 +378,7 @@ def tab(model: Model, name: str) -> None:
         [walk_status, walk_moving, row, *walk_files, *walk_boxes],
         api_name="interpolate",
     )
-    way.change(lambda way: gr.Column(visible=way == TRANSLATE), way, target, **quiet)
+    way.change(
+        lambda way: [gr.Slider(visible=way == RENOISE), gr.Column(visible=way == TRANSLATE)],
+        way, [strength, target], queue=False, **QUIET,
+    )  # fmt: skip

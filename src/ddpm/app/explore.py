@@ -8,21 +8,9 @@ import gradio as gr
 import numpy as np
 from torch import Tensor
 
-from ddpm.app.components import (
-    TempImages,
-    bounded,
-    buttons,
-    choice,
-    connect,
-    film,
-    picture_pad,
-    program_file,
-    running,
-    shots,
-    show_user_errors,
-    status_line,
-)
+from ddpm.app.components import TempImages, bounded, choice, film, picture_pad, program_file, shots
 from ddpm.app.figures import Curve, chart, figure
+from ddpm.app.press import QUIET, buttons, connect, running, show_user_errors, status_line
 from ddpm.app.uploads import from_pad, read_fitted
 from ddpm.common.errors import UserError
 from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
@@ -141,7 +129,7 @@ def tab(model: Model) -> None:
         events, show_user_errors(schedules), shown, drawn, api_name="schedules", trigger_mode="always_last", **quiet
     )
     # an old figure would pass for that of the new choice
-    refused.failure(None, None, drawn, js="() => ddpm.reason()", api_visibility="private", show_progress="hidden")
+    refused.failure(None, None, drawn, js="() => ddpm.reason()", **QUIET)
     timesteps.change(
         show_user_errors(follow), shown, drawn, api_visibility="private", trigger_mode="always_last", **quiet
     )

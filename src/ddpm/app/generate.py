@@ -20,21 +20,16 @@ from ddpm.app.components import (
     MOST_SEED,
     TempImages,
     bounded,
-    buttons,
     choice,
     code_boxes,
-    connect,
     film,
-    live,
     live_pictures,
-    pace,
-    running,
+    origin,
     shots,
-    show_user_errors,
-    status_line,
     tile,
 )
-from ddpm.common.pixels import made_by, origin_of, origin_text, png_text, save_grid, to_pillow, to_uint8
+from ddpm.app.press import QUIET, buttons, connect, live, pace, run_after, running, show_user_errors, status_line
+from ddpm.common.pixels import made_by, origin_text, png_text, save_grid, to_pillow, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.networks.inference import count_flops
 from ddpm.networks.unet import UNet
@@ -131,15 +126,20 @@ def sample_live(model: Model, settings: Settings) -> Iterator[Step | Samples]:
     return live(work)
 
 
-def tiles(images: Tensor, names: Sequence[str], settings: Settings) -> str:
-    """Return the HTML of a gallery: one button per image, with its class `names[i]` (may be empty) and its seed."""
+def tiles(images: Tensor, names: Sequence[str], settings: Settings, *, passing: bool = False) -> str:
+    """Return the HTML of a gallery: one button per image, with its class `names[i]` (may be empty) and its seed.
+
+    passing: drawn while a slider moves; the history keeps the last of such galleries.
+    """
     buttons = []
     for index, (pixels, name) in enumerate(zip(to_uint8(images), names, strict=True)):
         caption = ", ".join([f"image {index}", *([f"class {name}"] if name else []), f"seed {settings.seed}"])
         buttons.append(tile(pixels, caption, f"seed{settings.seed}_{index:06d}.png", name, index=index))
     told = escape(json.dumps(asdict(settings)))
     style = f"--columns:{columns(len(images))}"
-    return f'<div class="tiles" data-settings="{told}" style="{style}">{"".join(buttons)}</div>'
+    return (
+        f'<div class="tiles" data-settings="{told}"{" data-passing" * passing} style="{style}">{"".join(buttons)}</div>'
+    )
 
 
 def steps_of(samples: Samples) -> str:
@@ -165,18 +165,10 @@ def class_names(model: Model, settings: Settings) -> list[str]:
     ]
 
 
-def as_command(name: str, options: dict[str, Any]) -> str:
+def as_command(name: str, options: dict[str, Any], out: str = "samples.png") -> str:
     """Return the command that writes the same grid."""
     flags = [f"--{flag.replace('_', '-')} {shlex.quote(str(value))}" for flag, value in options.items()]
-    return " \\\n    ".join([f"ddpm sample {shlex.quote(name)}", *in_lines([*flags, "--out samples.png"])])
-
-
-def origin(model: Model, command: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the origin that `ddpm sample` writes into the same pictures."""
-    line = shlex.join(shlex.split(command.replace("\\\n", "")))
-    sampling = {key: value for key, value in options.items() if key != "num"}
-    resolved = SamplingOptions.of(**sampling).resolved(model).as_dict()
-    return origin_of(line, model.weights_hash, options=resolved, images=options["num"])
+    return " \\\n    ".join([f"ddpm sample {shlex.quote(name)}", *in_lines([*flags, f"--out {out}"])])
 
 
 def as_python(name: str, options: dict[str, Any]) -> str:
@@ -242,6 +234,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110)
                 dice = gr.Button("New seed", size="sm", min_width=90)
                 again = gr.Checkbox(True, label="A new one each time", min_width=140)
+            follows = gr.Checkbox(True, label="Draw while a slider moves", visible=model.student is not None)
             pressed = buttons("Generate")
         with gr.Column(scale=3, min_width=300):
             status = status_line("Press Generate.")
@@ -258,10 +251,14 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         html_template="<span hidden></span>", js_on_load="ddpm.settings(element, props, trigger); // 'submit'"
     )
 
-    def generate(label, sampler, steps, guidance, seed, number):
-        settings = Settings(label, sampler, steps, guidance, seed, number)
+    def checked(*values):
+        """Return settings that are in bounds, and the arguments of `Model.sample`."""
+        settings = Settings(*values)
         options = settings.options(model)
-        settings = replace(settings, steps=options["steps"], seed=options["seed"], number=options["num"])
+        return replace(settings, steps=options["steps"], seed=options["seed"], number=options["num"]), options
+
+    def generate(label, sampler, steps, guidance, seed, number):
+        settings, options = checked(label, sampler, steps, guidance, seed, number)
         yield running("Starting …"), "", *unfinished
         began = time.monotonic()
         for event in sample_live(model, settings):
@@ -273,14 +270,25 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
                     kept.append(event)
                 yield from done(event, settings, options)
 
-    def done(samples, settings, options):
+    def done(samples, settings, options, *, passing=False):
         number, equivalents = len(samples.images), (as_command(name, options), as_python(name, options))
+        sampling = SamplingOptions.of(**{key: value for key, value in options.items() if key != "num"}).resolved(model)
         with TempImages() as out:
-            with made_by(origin(model, equivalents[0], options)):
+            with made_by(origin(model, equivalents[0], sampling, images=number)):
                 files = [str(path) for path in samples.save(out.folder)]
-                gallery = tiles(samples.images, class_names(model, settings), settings) + steps_of(samples)
+                names = class_names(model, settings)
+                gallery = tiles(samples.images, names, settings, passing=passing) + steps_of(samples)
             images = "1 image" if number == 1 else f"{number} images"
             yield f"Done: {images}, seed {settings.seed}.", "", gallery, *files, *equivalents
+
+    def follow(on, *values):
+        """Draw without showing the steps: a student has so few that it keeps up with a slider."""
+        if on:
+            settings, options = checked(*values)
+            *_, samples = sample_live(model, settings)
+            yield from done(samples, settings, options, passing=True)
+        else:
+            yield gr.skip()
 
     def begin(label, sampler, steps, guidance, seed, number):
         """Draw as soon as the page opens; the usual drawing is done once for all visitors."""
@@ -298,12 +306,17 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
     )
     unfinished = ["", *[None] * len(files), "", ""]  # not gr.skip(): each one leaves a component behind in the session
     names, values = json.dumps(list(asdict(first))), json.dumps(list(asdict(first).values()))
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     before = [seed, again], [seed], "(seed, again) => [again ? ddpm.random() : seed]"
-    connect(pressed, generate, fields, outputs, api_name="generate", before=before)
-    dice.click(None, None, seed, js="() => ddpm.random()", **quiet)
-    told.submit(None, [told, *fields], fields, js=f"(text, ...own) => ddpm.fields(text, {names}, own)", **quiet)
-    opened = page.load(None, None, fields, js=f"() => ddpm.fromAddress({names}, {values})", **quiet)
-    first_run = opened.then(show_user_errors(begin), fields, outputs, concurrency_id="model", **quiet)
-    first_run.failure(None, None, status, js="() => ddpm.reason()", **quiet)
-    pressed[1].click(None, None, None, cancels=first_run, **quiet)
+    press = connect(pressed, generate, fields, outputs, api_name="generate", before=before)
+    rolled = dice.click(None, None, seed, js="() => ddpm.random()", **QUIET)
+    if model.student:
+        own = {"concurrency_id": "model", "trigger_mode": "always_last", **QUIET}
+        sliders = [number.input, steps.input, guidance.input, seed.input]
+        for run in (
+            gr.on(sliders, show_user_errors(follow), [follows, *fields], outputs, **own),
+            rolled.then(show_user_errors(follow), [follows, *fields], outputs, **own),
+        ):
+            run.failure(None, None, status, js="() => ddpm.reason()", **QUIET)
+    told.submit(None, [told, *fields], fields, js=f"(text, ...own) => ddpm.fields(text, {names}, own)", **QUIET)
+    script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values})]"
+    run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outputs)

@@ -1,5 +1,6 @@
 """The web page: its tabs, its style and the server that shows it."""
 
+import json
 import logging
 import os
 import signal
@@ -7,12 +8,15 @@ import socket
 import webbrowser
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.themes.utils.fonts import Font
 
 from ddpm.app import compare, edit, explore, generate, restore, runs, without_proxies
-from ddpm.app.components import ASSETS, knows_digits, stop_all
+from ddpm.app.components import ASSETS, knows_digits
+from ddpm.app.models import Models
+from ddpm.app.press import stop_all
 from ddpm.app.uploads import MOST_BYTES
 from ddpm.common.errors import UserError
 from ddpm.model import Model
@@ -85,11 +89,14 @@ PATIENCE = 5.0  # seconds for the step at which a drawing stops
 CACHE_AGE = 3600  # seconds that images and uploads are kept
 
 
-def build(model: Model, name: str, folder: Path) -> gr.Blocks:
-    """Build the page of a model called `name`, with the runs in `folder`."""
+def build(model: Model, name: str, folder: Path, models: Models | None = None, *, trains: bool = False) -> gr.Blocks:
+    """Build the page of a model called `name`, with the runs in `folder`.
+
+    models: those that the page can switch to. trains: whether trainings can be started and stopped on it.
+    """
     called = Path(name).resolve().name
     with gr.Blocks(title=f"{called} · ddpm", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
-        gr.HTML(f"<h1>{escape(called)}</h1><p>{escape(describe(model))}</p>", js_on_load=None, elem_classes="masthead")
+        masthead(f"<h1>{escape(called)}</h1><p>{escape(describe(model))}</p>", name, models)
         with gr.Tabs():
             with gr.Tab("Generate"):
                 generate.tab(model, name, page)
@@ -98,13 +105,32 @@ def build(model: Model, name: str, folder: Path) -> gr.Blocks:
             with gr.Tab("Edit"):
                 edit.tab(model, name)
             with gr.Tab("Compare"):
-                compare.tab(model)
+                compare.tab(model, name)
             with gr.Tab("Explore"):
                 explore.tab(model)
             with gr.Tab("Runs"):
-                runs.tab(folder, page)
-    # one sampler at a time: two would only share the device
+                runs.tab(folder, page, switches=models is not None, trains=trains)
     return page.queue(default_concurrency_limit=1, max_size=MOST_WAITING, api_open=False)
+
+
+def masthead(words: str, name: str, models: Models | None) -> gr.HTML:
+    """Create the head of the page: HTML, and the switcher of models if there is one."""
+    if models is None:
+        return gr.HTML(words, js_on_load=None, elem_classes="masthead")
+
+    def listing(_: Any) -> dict[str, dict[str, str]]:
+        return models.groups()
+
+    def open_model(name: str) -> dict[str, str]:
+        return models.open(name)
+
+    return gr.HTML(
+        words,
+        html_template='<div>${value}</div><div class="switch"></div>',
+        js_on_load=f"ddpm.models(element.querySelector('.switch'), server, {json.dumps(name)});",
+        server_functions=[listing, open_model],
+        elem_classes="masthead",
+    )
 
 
 def describe(model: Model) -> str:
@@ -120,26 +146,37 @@ def describe(model: Model) -> str:
     return f"Draws {what} from noise, in up to {len(model.diffusion.schedule):,} steps, on {model.device.type}."
 
 
-def launch(page: gr.Blocks, host: str, port: int, *, block: bool = True, browser: bool = False) -> str:
+def look() -> dict[str, Any]:
+    """Return what all pages have in common, as arguments of `gr.mount_gradio_app`."""
+    return {
+        "show_error": True,
+        "ssr_mode": False,
+        "max_file_size": MOST_BYTES,
+        "theme": theme(),
+        "css": (ASSETS / "page.css").read_text(),
+        "head": "".join(f"<script>{(ASSETS / name).read_text()}</script>" for name in ("pad.js", "page.js")),
+        "footer_links": [],
+        "run_history": False,  # the page has its own
+    }
+
+
+def launch(
+    page: gr.Blocks, host: str, port: int, *, block: bool = True, browser: bool = False, models: Models | None = None
+) -> str:
     """Serve the page until Ctrl-C and return its address; with `block=False`, return at once."""
     check_port(host, port)
     with without_proxies():
-        _, address, _ = page.launch(
+        app, address, _ = page.launch(
             server_name=host,
             server_port=port,
             share=False,
-            ssr_mode=False,
-            show_error=True,
             quiet=True,
-            max_file_size=MOST_BYTES,
-            theme=theme(),
-            css=(ASSETS / "page.css").read_text(),
-            head=f"<script>{(ASSETS / 'page.js').read_text()}</script>",
             favicon_path=ASSETS / "icon.png",
-            footer_links=[],
-            run_history=False,  # the page has its own
             prevent_thread_lock=True,
+            **look(),
         )
+    if models is not None:
+        models.server = app
     if block:
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
         if browser:

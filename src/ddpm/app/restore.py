@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -21,28 +22,24 @@ from ddpm.app.components import (
     address,
     as_labels,
     bounded,
-    buttons,
     choice,
     class_field,
     code_boxes,
-    connect,
     figure,
-    live,
     live_pictures,
-    pace,
+    origin,
     picture_pad,
     program_file,
-    running,
     sheet,
-    status_line,
 )
 from ddpm.app.generate import in_lines
+from ddpm.app.press import QUIET, buttons, connect, live, pace, running, status_line
 from ddpm.app.uploads import from_pad, mask_of, read_fitted, read_mask
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr
-from ddpm.common.pixels import to_pillow, to_uint8
+from ddpm.common.pixels import made_by, png_text, to_pillow, to_uint8
 from ddpm.common.randomness import derive_seed
-from ddpm.model import Model
+from ddpm.model import Model, SamplingOptions
 from ddpm.restoration import METHODS, Inpainting, Restored, Task, restore
 from ddpm.restoration.job import ROUNDING_NOTE, UNCERTAINTY_WHITE, degrade, rounding_noise
 from ddpm.restoration.operator import SpectralOperator
@@ -168,8 +165,9 @@ class Answer:
         )
         with zipfile.ZipFile(path, "w") as archive:
             for name, image in (self.pictures() | draws | given).items():
+                told = None if name in given else png_text()
                 with archive.open(name if name.endswith(".png") else f"{name.replace(' ', '_')}.png", "w") as entry:
-                    image.save(entry, format="png")
+                    image.save(entry, format="png", pnginfo=told)
         return path
 
 
@@ -257,14 +255,19 @@ def as_command(name: str, damage: Damage, options: dict[str, str | float], clean
     return " \\\n    ".join([f"ddpm restore {shlex.quote(name)} {PICTURE}", *in_lines(flags)])
 
 
+def sampling_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those options of `ddpm restore` that are fields of `SamplingOptions`."""
+    return {key: value for key, value in options.items() if key not in ("method", "noise", "samples")}
+
+
 def as_python(name: str, damage: Damage, options: dict[str, str | float], clean: bool) -> str:
     """Return the Python program that restores picture.png in the same way."""
 
     def words(values: dict[str, str | float]) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in values.items())
 
-    own = {key: value for key, value in options.items() if key in ("method", "noise", "samples")}
-    sampling = {key: value for key, value in options.items() if key not in own}
+    sampling = sampling_of(options)
+    own = {key: value for key, value in options.items() if key not in sampling}
     task = damage.words() | ({"seed": options["seed"]} if damage.kind == RANDOM else {})
     return (
         "import ddpm\nfrom ddpm.restoration import RestoreSettings, Task, restore_file\n\n"
@@ -324,8 +327,10 @@ def tab(model: Model, name: str) -> None:
                 equivalents = [write(name, damage, given, clean) for write in (as_command, as_python)]
                 shape = model.image_shape if event.original is not None else event.y.shape
                 picture = read_fitted(source, shape, preprocessing=model.preprocessing)
+                sampling = SamplingOptions(**sampling_of(given))
                 with TempImages() as out:
-                    file = event.save(out.folder / "restored.zip", picture, lost)
+                    with made_by(origin(model, equivalents[0], sampling)):
+                        file = event.save(out.folder / "restored.zip", picture, lost)
                     yield escape(event.report()), "", event.html(), str(file), *equivalents
 
     def for_kind(kind):
@@ -338,4 +343,4 @@ def tab(model: Model, name: str) -> None:
     inputs = [image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label]
     connect(pressed, restore, inputs, outputs, api_name="restore")
     shown = [random_only, small_only, blur_only, noise]
-    kind.change(for_kind, kind, shown, api_visibility="private", show_progress="hidden", queue=False)
+    kind.change(for_kind, kind, shown, queue=False, **QUIET)

@@ -1,8 +1,6 @@
 """The Runs tab: curves and previews of the training runs in a folder."""
 
 import json
-import re
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,18 +10,19 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-import psutil
 import yaml
 from PIL import Image
 
-from ddpm.app.components import film, show_user_errors
+from ddpm.app.components import choice, film
 from ddpm.app.figures import Curve, chart, figure
+from ddpm.app.press import QUIET, show_user_errors, status_line
+from ddpm.app.training import Trainings, presets, process_of
 from ddpm.app.uploads import read_upload
 from ddpm.common.errors import UserError
-from ddpm.common.files import is_run
+from ddpm.common.files import is_model, is_run
 from ddpm.common.pixels import numbered
 
-CONFIG, METRICS, SAMPLES, LOCK = "config.yaml", "metrics.jsonl", "samples", ".lock"
+CONFIG, METRICS, SAMPLES = "config.yaml", "metrics.jsonl", "samples"
 MOST_RUNS, MOST_POINTS, MOST_PREVIEWS = 200, 2000, 24
 MOST_LOG_BYTES = 2**26
 LARGEST_GRID = 480  # pixels a side, as shown
@@ -49,9 +48,10 @@ def run_path(folder: Path, name: str) -> Path:
     return folder if is_run(folder) else folder / name
 
 
-def fingerprint(folder: Path) -> list[list[str | float]]:
-    """Return a value that changes when a run appears, logs a line or writes a preview."""
-    return [[name, _changed(run_path(folder, name))] for name in find_runs(folder)]
+def fingerprint(folder: Path) -> list[list[Any]]:
+    """Return a value that changes when a run appears, logs a line, writes a preview, starts or ends."""
+    runs = {name: run_path(folder, name) for name in find_runs(folder)}
+    return [[name, _changed(run), process_of(run) is not None] for name, run in runs.items()]
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -134,33 +134,31 @@ def state_of(run: Path) -> State:
     with suppress(OSError, yaml.YAMLError, AttributeError, TypeError):
         total = yaml.safe_load((run / CONFIG).read_text()).get("training", {}).get("steps")
     left = seconds / step * (total - step) if total and step and seconds else None
-    return State(step, total, last.get("images_per_second"), left, _is_active(run))
+    return State(step, total, last.get("images_per_second"), left, process_of(run) is not None)
 
 
-def _is_active(run: Path) -> bool:
-    """Whether the process that the run's lock names is alive, and was when it wrote the lock."""
-    try:
-        lock = run / LOCK
-        found = re.fullmatch(r"process (\d+) on (.*)", lock.read_text())
-        if not found or found[2] != socket.gethostname():
-            return False
-        return psutil.Process(int(found[1])).create_time() <= lock.stat().st_mtime
-    except (OSError, psutil.Error):
-        return False
+def table(folder: Path, names: Sequence[str], *, switches: bool = False, trains: bool = False) -> str:
+    """Return the states of the chosen runs as an HTML table.
 
-
-def table(folder: Path, names: Sequence[str]) -> str:
-    """Return the states of the chosen runs as an HTML table."""
+    switches: with a button to use a run's model. trains: with a button to stop a run that is training.
+    """
     if not names:
         return "<p>No run is chosen: tick one.</p>"
-    head = "".join(f"<th scope='col'>{word}</th>" for word in ("run", "state", "step", "images a second", "time left"))
-    rows = "".join(
-        f"<tr><th scope='row'>{escape(name)}</th>"
-        + "".join(f"<td>{word}</td>" for word in state_of(run_path(folder, name)).words())
-        + "</tr>"
-        for name in names
-    )
+    words = ("run", "state", "step", "images a second", "time left", *([""] if switches or trains else []))
+    head = "".join(f"<th scope='col'>{word}</th>" if word else "<td></td>" for word in words)
+    rows = "".join(_row(run_path(folder, name), name, switches, trains) for name in names)
     return f"<div class='scroll'><table class='runs'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+
+
+def _row(run: Path, name: str, switches: bool, trains: bool) -> str:
+    state, buttons = state_of(run), ""
+    if switches and is_model(run / "model"):
+        buttons += f'<button type="button" class="small" data-use="{escape(str(run))}">Use this model</button>'
+    if trains and state.active:
+        buttons += f'<button type="button" class="small" data-stop="{escape(name)}">Stop</button>'
+    cells = "".join(f"<td>{word}</td>" for word in state.words())
+    last = f"<td>{buttons}</td>" if switches or trains else ""
+    return f"<tr><th scope='row'>{escape(name)}</th>{cells}{last}</tr>"
 
 
 def _changed(run: Path) -> float:
@@ -182,8 +180,8 @@ EVERY = 5  # seconds
 FIRST = 4  # runs selected at first
 
 
-def tab(folder: Path, page: gr.Blocks) -> None:
-    """Build the tab and connect its events; endpoint /runs."""
+def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool = False) -> None:
+    """Build the tab and connect its events; endpoint /runs. See `table` for the options."""
     where = gr.Markdown(elem_classes="hint")
     with gr.Row():
         chosen: Any = gr.CheckboxGroup([], label="Runs", scale=3, min_width=280)
@@ -191,6 +189,8 @@ def tab(folder: Path, page: gr.Blocks) -> None:
     # The choices appear after the page has polled, which a program never does. So Gradio's own check of the choice is
     # replaced, and `run_path` refuses unknown names.
     chosen.preprocess, quantity.preprocess = list, str
+    if trains:
+        train(folder)
     states = gr.HTML()
     drawn = gr.HTML()
     pictures = gr.HTML()
@@ -205,36 +205,76 @@ def tab(folder: Path, page: gr.Blocks) -> None:
         )
         films = [film([([image], caption) for image, caption in grids], last=True) for grids in
                  (previews(folder, name) for name in names[:FIRST]) if grids]  # fmt: skip
-        return table(folder, names), plot, f'<div class="strip films">{"".join(films)}</div>'
+        return (
+            table(folder, names, switches=switches, trains=trains),
+            plot,
+            f'<div class="strip films">{"".join(films)}</div>',
+        )
 
     def look(names, quantity, seen):
-        """Poll the folder; send nothing if nothing has changed."""
+        """Poll the folder; send nothing if nothing has changed.
+
+        The figures come with the ticks: what follows an update of them may still be told the ticks before it.
+        """
         now = fingerprint(folder)
         if now == seen:
-            return [gr.skip()] * 4
-        known, there = {name for name, _ in seen or []}, [name for name, _ in now]
+            return [gr.skip()] * 7
+        known, there = {name for name, *_ in seen or []}, [name for name, *_ in now]
         kept = [name for name in names if name in there] + [name for name in there[:FIRST] if not known]
         hint = f"Runs in `{folder}`, checked every {EVERY} seconds." if there else nothing_in(folder)
         choices = quantities(folder, kept)
+        other: dict[str, Any] = {} if quantity in choices else {"value": "loss"}
         # the ticks are sent only if they differ: they may have changed in the meantime
         boxes = gr.CheckboxGroup(there) if kept == names else gr.CheckboxGroup(there, value=kept)
-        quantities_there = gr.Dropdown(choices) if quantity in choices else gr.Dropdown(choices, value="loss")
-        return hint, boxes, quantities_there, now
+        return hint, boxes, gr.Dropdown(choices, **other), now, *runs(kept, other.get("value", quantity))
 
     shown, quiet = [chosen, quantity], {"concurrency_id": "runs", "show_progress": "hidden"}
-    polled = [where, chosen, quantity, seen]
+    figures = [states, drawn, pictures]
+    polled = [where, chosen, quantity, seen, *figures]
     ticks = [page.load, gr.Timer(EVERY).tick]
     gr.on(ticks, show_user_errors(look), [*shown, seen], polled, api_visibility="private", **quiet)
     # always the last choice: a press while a figure is drawn must not be lost
     gr.on(
-        [chosen.input, quantity.input, seen.change],
+        [chosen.input, quantity.input],
         show_user_errors(runs),
         shown,
-        [states, drawn, pictures],
+        figures,
         api_name="runs",
         trigger_mode="always_last",
         **quiet,
     )
+
+
+def train(folder: Path) -> None:
+    """Build the fields that start a training, and connect the buttons of the table that stop one."""
+    trainings = Trainings(folder)
+    with gr.Accordion("Train a model", open=False):
+        with gr.Row():
+            preset = choice(presets(), "digits", "Preset", min_width=140)
+            data = gr.Textbox("", label="Images", placeholder="the preset's own, or a folder", min_width=180)
+            minutes = gr.Number(10, label="Minutes", minimum=0.1, min_width=90)
+            name = gr.Textbox("my-run", label="Name of the run", min_width=120)
+        start = gr.Button("Start training", variant="primary", min_width=120)
+        said = status_line("")
+
+    def begin(*fields):
+        return escape(trainings.start(*fields))
+
+    def stop_training(name: str) -> str:
+        return trainings.stop(name)
+
+    def news():
+        lines = [f"{name}: {words}" for name, words in trainings.news().items()]
+        return escape("; ".join(lines)) if lines else gr.skip()
+
+    gr.HTML(
+        html_template="<span hidden></span>",
+        js_on_load="ddpm.stopper(element, server);",
+        server_functions=[stop_training],
+    )
+    run = start.click(show_user_errors(begin), [name, preset, data, minutes], said, concurrency_id="runs", **QUIET)
+    run.failure(None, None, said, js="() => ddpm.reason()", **QUIET)
+    gr.Timer(EVERY).tick(news, None, said, concurrency_id="runs", **QUIET)
 
 
 def nothing_in(folder: Path) -> str:

@@ -1,289 +1,8 @@
-// The page's own behaviour: the pad to draw and mark on, the gallery and its viewer, history, settings in the address,
-// and the keyboard. Gradio calls `ddpm.pad` and `ddpm.gallery` when it has made their elements.
+// The page's own behaviour: the gallery and its viewer, history, settings in the address, the switcher of models, and the
+// keyboard. Gradio calls these functions when it has made their elements.
 window.ddpm = (() => {
-  const pads = {};
-  let samples = []; // the model's own, which pads without examples offer
-  const LOST = "#D55E00";
+  const { make, ARROWS, pads, pad, offer, ready } = window.ddpmPad;
   const MOST_RESULTS = 12;
-  const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-  function make(tag, attributes = {}, ...children) {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
-    }
-    element.append(...children);
-    return element;
-  }
-
-  function loaded(source) {
-    return new Promise((resolve, reject) => {
-      const image = new Image();
-      image.onload = () => resolve(image);
-      image.onerror = reject;
-      image.src = source;
-    });
-  }
-
-  function blank(width, height, colour) {
-    const canvas = make("canvas", { width, height });
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    if (colour) {
-      context.fillStyle = colour;
-      context.fillRect(0, 0, width, height);
-    }
-    return [canvas, context];
-  }
-
-  // Mean grey level of the border, 0 to 255.
-  function border(context, width, height) {
-    const { data } = context.getImageData(0, 0, width, height);
-    let sum = 0, count = 0;
-    for (let y = 0; y < height; y++)
-      for (let x = 0; x < width; x++)
-        if (x === 0 || y === 0 || x === width - 1 || y === height - 1) {
-          const place = 4 * (y * width + x);
-          sum += (data[place] + data[place + 1] + data[place + 2]) / 3;
-          count++;
-        }
-    return sum / count;
-  }
-
-  // A picture of the model's size that can be chosen, drawn and inverted, and a mask over it if `marks` is true.
-  // options: name, label, width, height, grey, marks, examples (addresses of pictures), limit (bytes of a file)
-  function pad(element, props, server, options) {
-    const { width, height, marks } = options;
-    const zoom = Math.max(1, Math.floor(336 / Math.max(width, height)));
-    const [picture, ink] = blank(width, height, "#000");
-    const [canvas, view] = blank(width * zoom, height * zoom);
-    const lost = new Uint8Array(width * height);
-    const touch = matchMedia("(pointer: coarse)").matches;
-    let tool = touch ? null : marks ? "mark" : "draw";
-    let background = 0, empty = true, stroke = null, cursor = null, stamp = 0;
-
-    const note = make("p", { class: "pad-note", role: "status" });
-    const chooser = make("input", { type: "file", accept: "image/*", hidden: true, "aria-label": `File for ${options.label}` });
-    const invert = make("input", { type: "checkbox" });
-    const examples = make("div", { class: "pad-examples", role: "group", "aria-label": "Examples" });
-    const names = marks ? { draw: "Draw", mark: "Mark", erase: "Unmark" } : { draw: "Draw", erase: "Erase" };
-    const tools = Object.entries(names).map(([name, text]) =>
-      make("button", { type: "button", "data-tool": name, onclick: () => choose(tool === name && touch ? null : name) }, text));
-    Object.assign(canvas, { tabIndex: 0 });
-    canvas.setAttribute("role", "application");
-    canvas.setAttribute("aria-label", `${options.label}, ${width} by ${height} pixels. ` +
-      "Arrow keys move the brush, space paints, Shift with an arrow paints a line.");
-    const colour = options.grey ? null : make("input", { type: "color", value: "#ffffff", "aria-label": "Colour" });
-    element.replaceChildren(
-      make("div", { class: "pad-stage" }, canvas),
-      make("div", { class: "pad-tools" },
-        make("button", { type: "button", onclick: () => chooser.click() }, "Open a file"), chooser,
-        ...tools, ...(colour ? [colour] : []),
-        make("button", { type: "button", onclick: clear }, "Clear"),
-        make("label", {}, invert, " Invert")),
-      examples, note);
-
-    function choose(name) {
-      tool = name;
-      tools.forEach((button) => button.setAttribute("aria-pressed", button.dataset.tool === name));
-      canvas.style.touchAction = name ? "none" : "auto";
-    }
-
-    function render() {
-      view.imageSmoothingEnabled = false;
-      view.drawImage(picture, 0, 0, canvas.width, canvas.height);
-      if (stroke && stroke.ink) view.drawImage(stroke.canvas, 0, 0);
-      view.globalAlpha = 0.8;
-      view.fillStyle = LOST;
-      lost.forEach((is, place) => is && view.fillRect((place % width) * zoom, Math.floor(place / width) * zoom, zoom, zoom));
-      view.globalAlpha = 1;
-      if (cursor && document.activeElement === canvas) {
-        view.lineWidth = 2;
-        for (const [line, colour] of [[0, "#fff"], [2, "#000"]]) {
-          view.strokeStyle = colour;
-          view.strokeRect(cursor[0] * zoom - line / 2, cursor[1] * zoom - line / 2, zoom + line, zoom + line);
-        }
-      }
-    }
-
-    function send() {
-      const value = { image: empty ? "" : picture.toDataURL(), mask: "" };
-      if (lost.some(Boolean)) {
-        const [mask, context] = blank(width, height, "#000");
-        context.fillStyle = "#fff";
-        lost.forEach((is, place) => is && context.fillRect(place % width, Math.floor(place / width), 1, 1));
-        value.mask = mask.toDataURL();
-      }
-      props.value = JSON.stringify(value);
-      render();
-    }
-
-    // Every new picture takes a number, so that one that is slow to arrive does not replace a later one.
-    async function show(source, { guess = false, say = "" } = {}) {
-      const number = ++stamp;
-      const image = await loaded(source);
-      if (number !== stamp) return;
-      ink.imageSmoothingEnabled = true;
-      ink.drawImage(image, 0, 0, width, height);
-      empty = false;
-      invert.checked = false;
-      note.textContent = say;
-      const edge = border(ink, width, height);
-      if (guess && options.grey && Math.abs(edge - background) > 128) {
-        invert.checked = true;
-        flip();
-        note.textContent = `Inverted: this model draws ${background < 128 ? "light on dark" : "dark on light"}. Untick Invert to keep it.`;
-      }
-      send();
-    }
-
-    function flip() {
-      const pixels = ink.getImageData(0, 0, width, height);
-      for (let i = 0; i < pixels.data.length; i++) if (i % 4 !== 3) pixels.data[i] = 255 - pixels.data[i];
-      ink.putImageData(pixels, 0, 0);
-    }
-
-    async function read(file) {
-      if (!file) return;
-      const number = ++stamp;
-      if (file.size > options.limit) return refuse(`The upload cannot be used: it is larger than ${options.limit >> 20} MB.`);
-      note.textContent = "Reading …";
-      const data = await new Promise((resolve) => {
-        const reader = new FileReader();
-        reader.onload = () => resolve(reader.result);
-        reader.readAsDataURL(file);
-      });
-      const answer = await server.fit(data).catch(() => ({ error: "The server does not answer." }));
-      if (number !== stamp) return;
-      if (answer.error) return refuse(answer.error);
-      lost.fill(0);
-      await show(answer.image, { guess: true, say: answer.note });
-    }
-
-    function refuse(reason) {
-      note.textContent = reason;
-    }
-
-    function clear() {
-      stamp++;
-      ink.fillStyle = background < 128 ? "#000" : "#fff";
-      ink.fillRect(0, 0, width, height);
-      lost.fill(0);
-      empty = true;
-      invert.checked = false;
-      note.textContent = "";
-      send();
-    }
-
-    // Show a picture from the page itself, with its lower half marked if nothing is.
-    function take(source) {
-      if (marks && !lost.some(Boolean)) lost.fill(1, lost.length >> 1);
-      return show(source);
-    }
-
-    function shade() {
-      return colour ? colour.value : background < 128 ? "#fff" : "#000";
-    }
-
-    // Marks are whole pixels; ink is drawn finely and then reduced, so that a line looks as in a photograph.
-    function mark(x, y) {
-      const radius = Math.max(0.5, Math.max(width, height) / 18);
-      for (let v = 0; v < height; v++)
-        for (let u = 0; u < width; u++)
-          if (Math.hypot(u + 0.5 - x, v + 0.5 - y) <= radius) lost[v * width + u] = tool === "mark" ? 1 : 0;
-    }
-
-    function begin(x, y) {
-      if (!tool) return;
-      if (marks && tool !== "draw") stroke = { ink: false, x, y };
-      else {
-        const [layer, context] = blank(canvas.width, canvas.height);
-        context.lineCap = context.lineJoin = "round";
-        context.lineWidth = canvas.width / 11;
-        context.strokeStyle = tool === "erase" ? (background < 128 ? "#000" : "#fff") : shade();
-        stroke = { ink: true, canvas: layer, context, x, y };
-      }
-      extend(x, y);
-    }
-
-    function extend(x, y) {
-      if (stroke.ink) {
-        const { context } = stroke;
-        context.beginPath();
-        context.moveTo(stroke.x * zoom, stroke.y * zoom);
-        context.lineTo(x * zoom + 0.01, y * zoom);
-        context.stroke();
-      } else {
-        const count = Math.ceil(Math.hypot(x - stroke.x, y - stroke.y)) + 1;
-        for (let i = 1; i <= count; i++) mark(stroke.x + ((x - stroke.x) * i) / count, stroke.y + ((y - stroke.y) * i) / count);
-      }
-      Object.assign(stroke, { x, y });
-      render();
-    }
-
-    function end() {
-      if (!stroke) return;
-      if (stroke.ink) {
-        ink.imageSmoothingEnabled = true;
-        ink.imageSmoothingQuality = "high";
-        ink.drawImage(stroke.canvas, 0, 0, width, height);
-        empty = false;
-        stamp++;
-      }
-      stroke = null;
-      send();
-    }
-
-    function place(event) {
-      const box = canvas.getBoundingClientRect();
-      return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
-    }
-
-    canvas.addEventListener("pointerdown", (event) => {
-      if (!tool || event.button) return;
-      canvas.setPointerCapture(event.pointerId);
-      begin(...place(event));
-    });
-    canvas.addEventListener("pointermove", (event) => stroke && extend(...place(event)));
-    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, end);
-    canvas.addEventListener("focus", () => ((cursor ??= [width >> 1, height >> 1]), render()));
-    canvas.addEventListener("blur", render);
-    canvas.addEventListener("keydown", (event) => {
-      const move = ARROWS[event.key];
-      if (!move && event.key !== " ") return;
-      event.preventDefault();
-      tool ??= marks ? "mark" : "draw";
-      const from = [...cursor];
-      if (move) cursor = [0, 1].map((axis) => Math.min([width, height][axis] - 1, Math.max(0, cursor[axis] + move[axis])));
-      if (!move || event.shiftKey) {
-        begin(from[0] + 0.5, from[1] + 0.5);
-        extend(cursor[0] + 0.5, cursor[1] + 0.5);
-        end();
-      } else render();
-    });
-    chooser.addEventListener("change", () => (read(chooser.files[0]), (chooser.value = "")));
-    invert.addEventListener("change", () => (flip(), (empty = false), (note.textContent = ""), send()));
-    element.addEventListener("dragover", (event) => event.preventDefault());
-    element.addEventListener("drop", (event) => (event.preventDefault(), read(event.dataTransfer.files[0])));
-
-    async function offer(sources) {
-      if (examples.children.length || !sources.length) return;
-      const first = await loaded(sources[0]);
-      const [, context] = blank(width, height);
-      context.drawImage(first, 0, 0, width, height);
-      background = border(context, width, height);
-      examples.replaceChildren(...sources.slice(0, 6).map((source, index) =>
-        make("button", { type: "button", "aria-label": `Example ${index + 1}`, onclick: () => take(source) },
-          make("img", { src: source, alt: "" }))));
-      if (empty && !stamp) await take(sources[options.filled] ?? sources[0]);
-    }
-
-    choose(tool);
-    props.value = "";
-    render();
-    pads[options.name] = { take, offer };
-    offer(options.examples.length ? options.examples : samples);
-  }
 
   // A list to choose from. options: label, info (may be empty), choices
   function choice(element, props, trigger, watch, options) {
@@ -398,7 +117,7 @@ window.ddpm = (() => {
     element.after(strip);
     // The files and the command belong to what the server sent last; they are hidden beside anything else.
     let shown = null, fresh = false;
-    const past = (is) => element.closest(".room").classList.toggle("past", is);
+    const past = (is) => strip.classList.toggle("past", is); // not on an element of Gradio's, which resets its classes
     function show(result, newest) {
       shown = props.value = result.html;
       past(!newest);
@@ -413,8 +132,7 @@ window.ddpm = (() => {
         return past(false);
       }
       const sources = [...tiles.querySelectorAll("img")].map((image) => image.src);
-      samples = sources;
-      Object.values(pads).forEach((one) => one.offer(samples));
+      offer(sources);
       const given = JSON.parse(tiles.dataset.settings);
       history.replaceState(null, "", "#" + new URLSearchParams(given));
       if (props.value === shown) return;
@@ -423,7 +141,9 @@ window.ddpm = (() => {
       past(false);
       const earlier = results.findIndex((result) => result.html === shown);
       if (earlier >= 0) results.splice(earlier, 1);
-      results.unshift({ html: shown, given, image: sources[0] });
+      const passing = "passing" in tiles.dataset;
+      if (passing && results[0]?.passing) results.shift();
+      results.unshift({ html: shown, given, passing, image: sources[0] });
       results.length = Math.min(results.length, MOST_RESULTS);
       strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
         const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
@@ -464,18 +184,52 @@ window.ddpm = (() => {
     return make("span", {}, texts.pop() || "That did not work.").innerHTML;
   }
 
-  // What a room shows after Stop: the result before it, if there is one.
-  const stopped = () => (back(), "Stopped.");
+  // The switcher of models. `use` opens the page of one, which the server makes when it is asked for the first time.
+  let use = () => {};
+  function models(element, server, current) {
+    const select = make("select"), note = make("span", { role: "status" });
+    let known = "";
+    async function refresh() {
+      const groups = await server.listing("");
+      if (JSON.stringify(groups) === known) return;
+      known = JSON.stringify(groups);
+      select.replaceChildren(...Object.entries(groups).map(([kind, names]) =>
+        make("optgroup", { label: kind }, ...Object.entries(names).map(([name, shown]) => make("option", { value: name }, shown)))));
+      select.value = current;
+      element.hidden = select.options.length < 2;
+    }
+    use = async (name) => {
+      note.textContent = `Loading ${name} …`;
+      select.disabled = true;
+      const answer = await server.open_model(name).catch(() => ({ error: "The server does not answer." }));
+      if (answer.path) return location.assign(location.pathname.replace(/\/(models\/\d+\/?)?$/, "") + answer.path);
+      note.textContent = answer.error;
+      select.disabled = false;
+      select.value = current;
+    };
+    select.addEventListener("change", () => use(select.value));
+    for (const event of ["pointerenter", "focus"]) select.addEventListener(event, refresh);
+    element.replaceChildren(make("label", {}, "Model ", select), note);
+    refresh();
+  }
+
+  let stop = () => {};
+  function stopper(element, server) {
+    stop = async (button) => {
+      button.disabled = true;
+      button.textContent = await server.stop_training(button.dataset.stop);
+    };
+  }
 
   const random = () => Math.floor(Math.random() * 2 ** 32);
 
-  let pressed = -Infinity; // by the clock of events, so that a busy page does not count
   document.addEventListener("click", (event) => {
-    if (event.target.closest?.(".start")) pressed = event.timeStamp;
     // the second press of a double press meets Stop, which has taken the place of the button
-    if (event.target.closest?.(".stop") && event.timeStamp - pressed < 600) event.stopImmediatePropagation();
+    if (event.detail > 1 && event.target.closest?.(".start, .stop")) event.stopImmediatePropagation();
     const tile = event.target.closest?.(".tile");
     if (tile) viewer.open(tile);
+    const chosen = event.target.closest?.("[data-use], [data-stop]");
+    if (chosen) chosen.dataset.use ? use(chosen.dataset.use) : stop(chosen);
   }, true);
 
   document.addEventListener("input", (event) => {
@@ -489,7 +243,7 @@ window.ddpm = (() => {
 
   document.addEventListener("keydown", (event) => {
     const tab = event.target.closest?.("[role=tab]");
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) seen(".start")?.click();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) seen(".start")?.click();
     else if (event.key === "Escape" && !document.querySelector("dialog[open]")) seen(".stop")?.click();
     else if (tab && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
       const tabs = [...tab.parentElement.querySelectorAll("[role=tab]")];
@@ -499,5 +253,5 @@ window.ddpm = (() => {
     }
   }, true);
 
-  return { pad, choice, code, gallery, settings, fields, fromAddress, reason, stopped, random };
+  return { pad, ready, choice, code, gallery, settings, fields, fromAddress, reason, back: () => back(), models, stopper, random };
 })();

@@ -1,6 +1,5 @@
 """`ddpm convert`: write a model folder from weights of another library or an older version."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +7,6 @@ import typer
 
 from ddpm.cli.options import PATH
 from ddpm.common.files import user_path
-
-
-class Format(StrEnum):
-    """Formats that can be written. The pipeline folder of Diffusers is also the format of ddpm."""
-
-    diffusers = "diffusers"
 
 
 def convert(
@@ -25,7 +18,6 @@ def convert(
         ),
     ],
     destination: Annotated[Path, typer.Argument(**PATH, help="the folder to write")],
-    to: Annotated[Format, typer.Option(help="what to write")] = Format.diffusers,
     flags: Annotated[
         str | None,
         typer.Option(help="flags of an improved-/guided-diffusion script: '--image_size 64 --num_head_channels 64'"),

@@ -31,7 +31,8 @@ def distill(
 ) -> None:
     """Distil a model into a student of few steps. Example: ddpm distill digits --steps 4 --data digits
 
-    The fields of the sections `data` and `training` are flags, as in ddpm train. Resume with ddpm train --resume RUN.
+    The fields of the sections `data`, `training` and `network` are flags, as in ddpm train. Resume with
+    ddpm train --resume RUN.
     """
     positional, overrides = parse_words([*([model] if model else []), *context.args])
     if not positional:

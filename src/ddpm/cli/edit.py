@@ -51,7 +51,7 @@ def edit(
     """
     from ddpm.common.pixels import made_by
     from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate
-    from ddpm.editing.images import draw_curve, draw_reconstructions
+    from ddpm.editing.pictures import draw_curve, draw_reconstructions
     from ddpm.model import load
     from ddpm.plotting.plots import save_figure
 
@@ -103,7 +103,7 @@ def check(target: Path, plots: bool, folder: bool, overwrite: bool) -> None:
 
 def read(source: Path, model: Model) -> tuple[list[str], Tensor]:
     """Read a picture or a folder: names and images (N, C, H, W). Prints what was left out."""
-    from ddpm.editing.images import read_fitted, read_folder
+    from ddpm.editing.pictures import read_fitted, read_folder
 
     if not source.is_dir():
         return [source.stem], read_fitted(source, model)

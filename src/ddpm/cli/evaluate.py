@@ -114,7 +114,7 @@ def save_sweep(
 ) -> None:
     """Evaluate one metric for every sampler and number of evaluations: a table, a JSON file and a plot."""
     from ddpm.evaluation.metrics import pictures_of
-    from ddpm.evaluation.sources import open_candidate
+    from ddpm.evaluation.opening import open_candidate
     from ddpm.evaluation.sweep import default_budgets, point_pictures, save_points, table
     from ddpm.evaluation.sweep import sweep as run_sweep
     from ddpm.model import Model

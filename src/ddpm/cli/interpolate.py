@@ -33,7 +33,7 @@ def interpolate(
 
     from ddpm.common.pixels import made_by, save_grid
     from ddpm.editing import Editor, coarse_to_fine
-    from ddpm.editing.images import read_fitted
+    from ddpm.editing.pictures import read_fitted
     from ddpm.model import load
 
     check_output(out, (".png",), overwrite=overwrite)

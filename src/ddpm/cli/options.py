@@ -53,7 +53,7 @@ complete_spacing = complete(lambda: list(get_args(SpacingName)))
 complete_precision = complete(lambda: list(get_args(Precision)))
 complete_clip = complete(lambda: ["static", "dynamic", "none"])
 
-MODEL_HELP = "'digits', a run directory, a Diffusers folder, or a Hub id"
+MODEL_HELP = "'digits', 'digits4', a run directory, a Diffusers folder, or a Hub id"
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=complete_model)]
 # For every parameter that is a path. Shells leave the tilde in --out=~/run, and it must not create a folder called ~.
 PATH: dict[str, Any] = {"parser": user_path, "metavar": "PATH"}

@@ -42,7 +42,7 @@ def trace(
     """Animate denoising, noising, or both."""
     from ddpm.common.pixels import made_by
     from ddpm.diffusion.schedule import NoiseSchedule, make_betas
-    from ddpm.editing.images import read_fitted
+    from ddpm.editing.pictures import read_fitted
     from ddpm.model import load
     from ddpm.plotting.animation import check_animation
     from ddpm.plotting.trace import trace_forward, trace_model

@@ -135,7 +135,7 @@ def origin_of(command: str, weights: str | None, **more: Any) -> dict[str, Any]:
 
 
 def origin_text(**more: Any) -> str:
-    """Return the origin of the files that are written now, and `more` of this one, as JSON in ASCII; empty if none."""
+    """Return how the files written now are made, see `made_by`, with `more` of this file, as JSON; empty if unknown."""
     origin = _origin.get()
     return "" if origin is None else json.dumps({**origin, **more})
 

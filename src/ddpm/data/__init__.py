@@ -14,13 +14,4 @@ if TYPE_CHECKING:
     from ddpm.data.sources import open_dataset as open_dataset
     from ddpm.data.stream import StreamDataset as StreamDataset
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "ddpm.data.config": "DataConfig",
-        "ddpm.data.datasets": "ImageDataset LazyDataset MemoryDataset Report",
-        "ddpm.data.images": "read_image",
-        "ddpm.data.sources": "open_dataset",
-        "ddpm.data.stream": "StreamDataset",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

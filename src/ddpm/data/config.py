@@ -60,7 +60,8 @@ def checked_config(source: str, **options) -> DataConfig:
         return DataConfig(source=source, **options)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+        message = problem["msg"].removeprefix("Value error, ")
+        raise UserError(f"{'.'.join(map(str, problem['loc']))}: {message}") from error
 
 
 def data_section(provenance: dict[str, Any]) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _file_trouble(entry: os.DirEntry[str], siblings: set[str]) -> str | None:
 
 
 def _is_own_output(name: str, siblings: set[str]) -> bool:
-    """Whether an earlier command wrote this file, judged by its name and by the files beside it."""
+    """Whether an earlier command wrote this file, by its name and the files next to it."""
     if name == CONTACT_SHEET:
         return True
     if name == "report.png":

@@ -15,7 +15,7 @@ from ddpm.data.arrays import find_idx, open_cifar, open_idx, open_npz
 from ddpm.data.config import DataConfig, checked_config
 from ddpm.data.datasets import ImageDataset, make_ready
 from ddpm.data.folder import list_images, open_folder
-from ddpm.data.hub import is_saved, open_hub, open_parquet, open_saved, stream_hub, stream_parquet
+from ddpm.data.hub_datasets import is_saved, open_hub, open_parquet, open_saved, stream_hub, stream_parquet
 from ddpm.data.stored import ArraySource, ImageSource
 from ddpm.data.stream import Shards, StreamDataset, TarShards
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from ddpm.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from ddpm.diffusion.bound import VariationalBound as VariationalBound
+    from ddpm.diffusion.bound import discretized_log_likelihood as discretized_log_likelihood
     from ddpm.diffusion.config import DiffusionConfig as DiffusionConfig
     from ddpm.diffusion.gaussian import GaussianDiffusion as GaussianDiffusion
     from ddpm.diffusion.gaussian import Posterior as Posterior
-    from ddpm.diffusion.likelihood import VariationalBound as VariationalBound
-    from ddpm.diffusion.likelihood import discretized_log_likelihood as discretized_log_likelihood
     from ddpm.diffusion.loss import DiffusionLoss as DiffusionLoss
     from ddpm.diffusion.loss import loss_weights as loss_weights
     from ddpm.diffusion.schedule import NoiseSchedule as NoiseSchedule
@@ -18,14 +18,4 @@ if TYPE_CHECKING:
     from ddpm.diffusion.timestep_samplers import TIMESTEP_SAMPLERS as TIMESTEP_SAMPLERS
     from ddpm.diffusion.timestep_samplers import TimestepSampler as TimestepSampler
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "ddpm.diffusion.config": "DiffusionConfig",
-        "ddpm.diffusion.gaussian": "GaussianDiffusion Posterior",
-        "ddpm.diffusion.likelihood": "VariationalBound discretized_log_likelihood",
-        "ddpm.diffusion.loss": "DiffusionLoss loss_weights",
-        "ddpm.diffusion.schedule": "NoiseSchedule make_betas rescale_zero_terminal_snr",
-        "ddpm.diffusion.timestep_samplers": "TIMESTEP_SAMPLERS TimestepSampler",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

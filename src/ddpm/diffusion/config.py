@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from ddpm.common.errors import UserError
 from ddpm.common.names import (
@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 Beta = Annotated[float, Field(gt=0, le=1)]
 
 
-class DiffusionConfig(BaseModel):
+class DiffusionConfig(BaseModel, extra="forbid"):
     """The `diffusion` section; the defaults are those of Ho et al. 2020."""
-
-    model_config = ConfigDict(extra="forbid")
 
     schedule: ScheduleName = Field("linear", description="shape of β over t")
     timesteps: int = Field(1000, ge=2, description="T, the number of timesteps")

@@ -62,6 +62,7 @@ class GaussianDiffusion:
 
     @property
     def learns_variance(self) -> bool:
+        """Whether the network has twice as many output channels as the image, the second half for the variance."""
         return self.variance == "learned_range"
 
     @cached_property
@@ -114,11 +115,6 @@ class GaussianDiffusion:
         """Return the ε for which x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε."""
         alpha, sigma = self.alpha_sigma(t, x_t)
         return (x_t - alpha * x_0) / sigma
-
-    def score(self, x_0: Tensor, x_t: Tensor, t: Timestep) -> Tensor:
-        """Return ∇ log q(x_t) ≈ -ε / √(1-ᾱ_t) for a predicted x_0."""
-        alpha, sigma = self.alpha_sigma(t, x_t)
-        return (alpha * x_0 - x_t) / sigma**2
 
     def posterior(self, t: float, t_prev: float) -> "Posterior":
         """Return q(x_{t_prev} | x_t, x_0) for any t > t_prev ≥ -1; neighbouring steps give eq. 6 and 7."""

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ddpm.common.errors import UserError
 from ddpm.common.names import LossName, WeightingName
+from ddpm.diffusion.bound import VariationalBound
 from ddpm.diffusion.gaussian import GaussianDiffusion, TimestepTable
-from ddpm.diffusion.likelihood import VariationalBound
 
 VLB_WEIGHT = 1e-3  # λ of L_hybrid = L_simple + λ L_vlb (Nichol & Dhariwal 2021, eq. 16)
 

@@ -65,7 +65,7 @@ class NoiseSchedule:
             raise UserError("betas must be a list of at least two numbers in (0, 1]")
         self.betas = betas
         self.alphas_cumprod = (1 - betas).cumprod(0)
-        if self.alphas_cumprod[-2] <= 0 < self.alphas_cumprod[0]:  # no signal from the start is plain regression
+        if self.alphas_cumprod[-2] <= 0 < self.alphas_cumprod[0]:  # betas that start at 1 are allowed: regression
             first = int((self.alphas_cumprod <= 0).nonzero()[0])
             raise UserError(
                 f"these betas leave nothing of the image from timestep {first} of {len(betas)} on; only the "

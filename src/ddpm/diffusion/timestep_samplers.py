@@ -43,6 +43,9 @@ class _Fixed:
 
     adaptive = False
 
+    def __init__(self, timesteps: int):
+        self.timesteps = timesteps
+
     def update(self, t: Tensor, losses: Tensor) -> None:
         pass
 
@@ -56,9 +59,6 @@ class _Fixed:
 class UniformSampler(_Fixed):
     """t uniform over 0..T-1, independent for each image (Ho et al. 2020, algorithm 1)."""
 
-    def __init__(self, timesteps: int):
-        self.timesteps = timesteps
-
     def draw(self, seed: int, step: int, positions: Tensor, global_batch: int) -> tuple[Tensor, Tensor]:
         u = _uniform(seed, step, positions)
         return _floor(u * self.timesteps, self.timesteps), torch.ones(len(positions))
@@ -70,9 +70,6 @@ class StratifiedSampler(_Fixed):
     One uniform offset is shared by all strata (Kingma et al. 2021, appendix I.1), and the strata are permuted
     over the positions at every step, so that each image's t alone is uniform.
     """
-
-    def __init__(self, timesteps: int):
-        self.timesteps = timesteps
 
     def draw(self, seed: int, step: int, positions: Tensor, global_batch: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(seed, "strata", step))
@@ -110,7 +107,6 @@ class LossAwareSampler:
         return t, (1 / (self.timesteps * p[t])).float()
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Record the unweighted losses (B,) of the timesteps t (B,)."""
         for index, loss in zip(t.tolist(), losses.tolist(), strict=True):
             self.history[index, self.seen[index] % HISTORY] = loss
             self.seen[index] += 1

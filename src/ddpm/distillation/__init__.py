@@ -10,10 +10,4 @@ if TYPE_CHECKING:
     from ddpm.distillation.distiller import distill as distill
     from ddpm.distillation.distiller import student_config as student_config
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "ddpm.distillation.config": "DistillationConfig StudentConfig",
-        "ddpm.distillation.distiller": "distill student_config",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

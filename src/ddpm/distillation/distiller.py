@@ -17,7 +17,9 @@ from ddpm.common.distributed import on_main, print_on_main
 from ddpm.common.errors import UserError
 from ddpm.common.files import atomic_path, user_path
 from ddpm.common.hardware import precision_name
+from ddpm.common.names import PredictionName
 from ddpm.common.pixels import to_uint8
+from ddpm.common.randomness import derive_seed
 from ddpm.data.config import data_section
 from ddpm.distillation.config import DistillationConfig, StudentConfig
 from ddpm.distillation.lessons import Curriculum, target
@@ -29,7 +31,7 @@ from ddpm.samplers.denoiser import Clip, Denoiser
 from ddpm.training.checkpoint import Checkpoint, write_model, writing
 from ddpm.training.config import TrainingConfig, overridden, validate
 from ddpm.training.dry_run import cost, fitted
-from ddpm.training.finetune import shared_classes
+from ddpm.training.finetune import TRAINING_FIELDS, shared_classes
 from ddpm.training.optimizer import learning_rate
 from ddpm.training.tracking import PendingStep
 from ddpm.training.trainer import Batch, Evaluator, Trainer, run
@@ -46,12 +48,12 @@ COST = 3  # a step costs up to 7/3 of one of the teacher's training: two guided 
 def student_config(
     teacher: Model, settings: DistillationConfig, data: str, overrides: Mapping[str, Any] | None = None
 ) -> StudentConfig:
-    """Return the configuration of a distillation: the teacher's network, with v as prediction.
+    """Return the configuration of a distillation: by default with the teacher's network and v as prediction.
 
     Args:
         settings: see `DistillationConfig`.
         data: SOURCE of images like those that the teacher was trained on.
-        overrides: of the sections `data` and `training`, by dotted name.
+        overrides: of the sections `data`, `training` and `network`, and of `diffusion.prediction`, by dotted name.
 
     Raises UserError if the teacher cannot be distilled like this.
     """
@@ -83,15 +85,17 @@ def student_config(
             "random_flip": bool(data_section(teacher.provenance).get("random_flip", False)),
             **teacher.preprocessing._asdict(),
         },
-        "diffusion": {**schedule, "prediction": "v", "variance": variance},
+        "diffusion": {**schedule, "prediction": usual_prediction(teacher), "variance": variance},
         "network": {**network.config.model_dump(), "dropout": 0.0},
         "training": training,
         "distillation": settings.model_dump(),
     }
     for name in overrides or {}:
-        if not name.startswith(("training.", "data.")):
-            raise UserError(f"--{name} cannot be set here: the student has its teacher's network and diffusion")
+        if not name.startswith(("training.", "data.", "network.")) and name != "diffusion.prediction":
+            raise UserError(f"--{name} cannot be set here: the student has its teacher's diffusion")
     config = validate(overridden(tree, "the teacher", overrides or {}), StudentConfig)
+    if config.diffusion.prediction == "epsilon":
+        raise UserError("a student cannot predict epsilon: it says nothing of x_0 where few steps begin; v and x_0 do")
     Curriculum(settings, teacher.diffusion.schedule, made_for(teacher), config.training.steps)
     teacher.denoiser(
         torch.zeros(1) if teacher.class_names else None, guidance=settings.guidance
@@ -114,6 +118,11 @@ def training_length(teacher: Model) -> dict[str, int]:
 def made_for(teacher: Model) -> int | None:
     """Return the steps that a teacher was made for, if it is a student itself."""
     return teacher.student.steps if teacher.student else None
+
+
+def usual_prediction(teacher: Model) -> PredictionName:
+    """Return what a student that starts from its teacher's weights predicts."""
+    return "x_0" if teacher.diffusion.prediction == "x_0" else "v"
 
 
 def write_own_samples(teacher: Model, file: Path, num: int) -> None:
@@ -148,14 +157,16 @@ class Distiller(Trainer):
         evaluator: Evaluator | None = None,
     ):
         self.first_teacher = self.teacher = teacher
-        self.curriculum = Curriculum(
-            config.distillation, teacher.diffusion.schedule, made_for(teacher), config.training.steps
-        )
+        schedule, steps, prediction = teacher.diffusion.schedule, config.training.steps, config.diffusion.prediction
+        self.curriculum = Curriculum(config.distillation, schedule, made_for(teacher), steps, prediction)
         super().__init__(config, out, resume=resume, evaluator=evaluator)
         self.fine_tunes = not resume  # the first checkpoint, and RUN/teacher with it, comes before config.yaml
 
     def student_network(self) -> tuple[UNet, int | None]:
-        """Return the teacher's network without its dropout and its variance, and its null class."""
+        """Return the teacher's network without its dropout and its variance, and its null class.
+
+        A network of another shape or with another prediction than the usual one begins with random weights.
+        """
         teacher, given = self.first_teacher, self.first_teacher.network
         assert isinstance(given, UNet)
         names = self.dataset.class_names
@@ -165,9 +176,14 @@ class Distiller(Trainer):
                 f"({', '.join((teacher.class_names or [])[:5])}, …), in the same order"
             )
         channels = teacher.image_shape[0]
-        network = UNet(self.config.network, given.image_size, channels, channels, given.num_classes)
-        wanted = network.state_dict()
-        network.load_state_dict({name: tensor[: len(wanted[name])] for name, tensor in given.state_dict().items()})
+        config = self.config.network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.config.training.seed, "weights"))
+            network = UNet(config, given.image_size, channels, channels, given.num_classes)
+        same = config == given.config.model_copy(update={name: getattr(config, name) for name in TRAINING_FIELDS})
+        if same and self.config.diffusion.prediction == usual_prediction(teacher):
+            wanted = network.state_dict()
+            network.load_state_dict({name: tensor[: len(wanted[name])] for name, tensor in given.state_dict().items()})
         return network, teacher.null_label
 
     def _prepare(self) -> None:
@@ -218,11 +234,14 @@ class Distiller(Trainer):
 
     def model(self) -> Model:
         """Return the averaged weights as a student: of the stage, before the last one."""
-        model, settings = super().model(), self.config.distillation
-        model.class_names = self.first_teacher.class_names
+        model, settings, teacher = super().model(), self.config.distillation, self.first_teacher
+        model.class_names = teacher.class_names
         model.student = Student(steps=self.curriculum.student_steps(max(0, self.progress.step - 1)))
-        origin = f"{settings.teacher} ({self.first_teacher.weights_hash})"
-        model.provenance = {"distilled from": origin, "guidance": settings.guidance, **model.provenance}
+        origin = f"{settings.teacher} ({teacher.weights_hash})"
+        guidance = settings.guidance
+        if guidance == 1 and teacher.student:
+            guidance = teacher.provenance.get("guidance", guidance)  # what the teacher has learnt, its student learns
+        model.provenance = {"distilled from": origin, "guidance": guidance, **model.provenance}
         return model
 
     def _write_checkpoint(self) -> None:
@@ -241,7 +260,7 @@ class Distiller(Trainer):
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint, with the teacher of its stage."""
         asked, planned = self.config.training.steps, checkpoint.state["training_steps"]
-        if asked != planned:
+        if asked != planned and len(self.curriculum.stages) > 1:
             raise UserError(
                 f"--training.steps cannot change when a distillation resumes: its stages end at {planned:,}"
             )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ddpm.common.errors import UserError
+from ddpm.common.names import PredictionName
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.diffusion.timestep_samplers import StratifiedSampler
@@ -70,6 +71,7 @@ class Curriculum:
         schedule: of teacher and student.
         made_for: the steps that the teacher was made for, if it is a student itself: it knows no other timesteps.
         training_steps: of the whole run.
+        prediction: of the student, "v" or "x_0".
 
     Raises UserError if no student of that many steps can be made from this teacher.
     """
@@ -77,12 +79,21 @@ class Curriculum:
     adaptive = False
 
     def __init__(
-        self, settings: DistillationConfig, schedule: NoiseSchedule, made_for: int | None, training_steps: int
+        self,
+        settings: DistillationConfig,
+        schedule: NoiseSchedule,
+        made_for: int | None,
+        training_steps: int,
+        prediction: PredictionName = "v",
     ):
         made_for = made_for or settings.teacher_steps
         check_steps(settings, schedule.timesteps, made_for)
         self.settings, self.schedule, self.training_steps = settings, schedule, training_steps
         self.made_for = made_for
+        # The loss is that of v, whatever the student predicts: |v - v̂|² = (SNR + 1)·|x_0 - x̂_0|², and SNR + 1 = 1/σ²
+        # is the weighting that Salimans & Ho 2022 found good for few steps (section 4).
+        weights = 1 / (1 - schedule.alphas_cumprod) if prediction == "x_0" else torch.ones(schedule.timesteps)
+        self.weights = weights.float()
         self.stages = [settings.steps]  # the student's steps in each stage
         if settings.method == "progressive":
             first = made_for or first_steps(settings.steps, schedule.timesteps)
@@ -125,10 +136,10 @@ class Curriculum:
         return Lesson.on_grid(self.schedule, steps, parts, every=every)
 
     def draw(self, seed: int, step: int, positions: Tensor, global_batch: int) -> tuple[Tensor, Tensor]:
-        """Return timesteps of the lesson, spread evenly over the batch; see `TimestepSampler`."""
+        """Return timesteps of the lesson, spread evenly over the batch, and their weights; see `TimestepSampler`."""
         t = self.lesson(step).t
-        index, weight = StratifiedSampler(len(t)).draw(seed, step, positions, global_batch)
-        return t[index], weight
+        index, _ = StratifiedSampler(len(t)).draw(seed, step, positions, global_batch)
+        return t[index], self.weights[t[index]]
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Nothing is learnt from the losses."""

@@ -73,8 +73,7 @@ class Editor:
     def denoise(self, denoiser: Denoiser, x_t: Tensor, timesteps: Sequence[float], noise: Noise) -> Tensor:
         """Sample x_0 (N, C, H, W) in [-1, 1] from x_t at the first of the timesteps, with the editor's sampler."""
         options = self.options
-        own = {"eta": options.eta, "variant": options.variant}  # those not given keep the sampler's defaults
-        given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+        given: dict[str, Any] = {} if options.eta is None else {"eta": options.eta}  # else the sampler's default
         x_0 = options.spec(denoiser, x_t, timesteps, noise=noise, **given)
         return check_finite(x_0, self.model.why_not_finite).clamp(-1, 1)
 

@@ -7,13 +7,14 @@ all wait at a barrier, then any of them reads the whole array.
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
-from ddpm.common.distributed import barrier, my_share
+from ddpm.common.distributed import barrier, is_main, my_share
 from ddpm.common.errors import RunStopped
 from ddpm.common.files import as_json, atomic_write, content_key, user_path
 
@@ -107,6 +108,24 @@ class Chunks:
                 f"{len(missing)} chunks of {self.folder} are missing: put $DDPM_CACHE on a disk that all processes "
                 "share, and run the command again"
             )
+
+    def fill(self, compute: Callable[[range], Iterable[np.ndarray]], title: str, progress: bool = True) -> None:
+        """Compute the chunks that are missing; every process must call it, and does its share.
+
+        Args:
+            compute: rows of one chunk -> their values, in parts of any size.
+            title: of the progress bar.
+        """
+        missing = self.my_missing()
+        rows = sum(len(self.bounds(start)) for start in missing)
+        with tqdm(total=rows, desc=title, unit="image", disable=not (progress and is_main() and missing)) as bar:
+            for start in missing:
+                parts = []
+                for part in compute(self.bounds(start)):
+                    parts.append(part)
+                    bar.update(len(part))
+                self.write(start, np.concatenate(parts))
+        self.wait()
 
     def __getitem__(self, rows: slice | np.ndarray | list[int]) -> np.ndarray:
         return self.take(rows)

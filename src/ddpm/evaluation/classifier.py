@@ -6,7 +6,6 @@ real images. It falls if samples of one class look like another, or if a class l
 """
 
 import json
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from ddpm.common.hardware import default_device
 from ddpm.common.pixels import to_uint8
-from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.image_sets import ImageSet, subset_rows
 
 SIDE = 32  # every image is resized to SIDE x SIDE
 FEATURES = 64
@@ -116,37 +115,27 @@ def _shifted(x: Tensor, generator: torch.Generator, reach: int = 2) -> Tensor:
 
 @torch.inference_mode()
 def predict(model: Classifier, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Return the predicted classes (N,) of uint8 images (N, C, H, W)."""
+    """Return the outputs of the last layer (N, classes) for uint8 images (N, C, H, W), on the CPU."""
     device = next(model.parameters()).device
-    return torch.cat([model(normalise(chunk).to(device)).argmax(1).cpu() for chunk in images.split(batch_size)])
+    return torch.cat([model(normalise(chunk).to(device)).cpu() for chunk in images.split(batch_size)])
 
 
 def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
     """Return the fraction of images whose class is predicted correctly."""
-    return (predict(model, images) == labels).double().mean().item()
+    return (predict(model, images).argmax(1) == labels).double().mean().item()
 
 
 SEEN, EPOCHS = 400_000, 40  # a classifier sees this many images in total, and each at most so often
 
 
-@dataclass(frozen=True)
-class AccuracyScore:
-    """Accuracy on real test images after training on samples, and after training on real images.
-
-    `images`: how many images each of the two classifiers was trained on.
-    """
-
-    generated: float
-    real: float
-    images: int
-
-
 def classification_accuracy_score(
     generated: ImageSet, training: ImageSet, test: ImageSet, progress: bool = True
-) -> AccuracyScore:
+) -> tuple[float, float, int]:
     """Train one classifier on `generated` and one on `training`, and classify `test`. All three have labels.
 
     Both use as many images as the smaller set has, since more images alone make a better classifier.
+
+    Returns: the accuracy of the first and of the second classifier, and the number of images that each was trained on.
     """
     test_labels, names = test.classes()
     test_images = small(test)
@@ -167,7 +156,7 @@ def classification_accuracy_score(
         )
         scores.append(accuracy(classifier, test_images, test_labels))
     of_generated, of_real = scores
-    return AccuracyScore(of_generated, of_real, count)
+    return of_generated, of_real, count
 
 
 def small(images: ImageSet, rows: Tensor | None = None) -> Tensor:
@@ -188,9 +177,8 @@ def builtin_classifier() -> tuple[Classifier, list[str]]:
     return model.eval(), names
 
 
-@torch.inference_mode()
-def read_digits(images: Tensor, batch_size: int = 500) -> Tensor:
+def read_digits(images: Tensor) -> Tensor:
     """Return the digit 0..9 in each uint8 image (N, C, H, W), which is white on black as in MNIST."""
     model, names = builtin_classifier()
     digits = [index for index, name in enumerate(names) if name.startswith("mnist/")]
-    return torch.cat([model(normalise(chunk))[:, digits].argmax(1) for chunk in images.split(batch_size)])
+    return predict(model, images)[:, digits].argmax(1)

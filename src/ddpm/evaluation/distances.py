@@ -221,18 +221,10 @@ def _radii(features: np.ndarray, neighbours: tuple[int, ...], tick: Callable[[],
 SPLITS = 10  # as in torch-fidelity
 
 
-@dataclass(frozen=True)
-class InceptionScore:
-    """Mean and standard deviation over splits."""
+def inception_score(logits: Rows, *, splits: int = SPLITS, seed: int = SEED) -> tuple[float, float]:
+    """Return exp E KL(p(y|x) || p(y)) (Salimans et al. 2016) of logits (n, K): mean and standard deviation over splits.
 
-    mean: float
-    std: float
-
-
-def inception_score(logits: Rows, *, splits: int = SPLITS, seed: int = SEED) -> InceptionScore:
-    """Return exp E KL(p(y|x) || p(y)) (Salimans et al. 2016) of logits (n, K), shuffled and split as in torch-fidelity.
-
-    Logits may be on disk: one split at a time is read.
+    They are shuffled and split as in torch-fidelity. Logits may be on disk: one split at a time is read.
     """
     order = np.random.RandomState(seed).permutation(len(logits))
     bounds = [i * len(logits) // splits for i in range(splits + 1)]
@@ -243,22 +235,17 @@ def inception_score(logits: Rows, *, splits: int = SPLITS, seed: int = SEED) -> 
         log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
         p = np.exp(log_p)
         scores.append(np.exp((p * (log_p - np.log(p.mean(axis=0)))).sum(axis=1).mean()))
-    return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
+    return float(np.mean(scores)), float(np.std(scores))
 
 
-@dataclass(frozen=True)
-class Drift:
-    """Generated mean minus real mean of each channel, in levels of 0..255, with its standard error."""
+def channel_drift(generated: np.ndarray, real: np.ndarray) -> tuple[list[float], list[float]]:
+    """Return the generated mean minus the real one of each channel, and the standard errors, in levels of 0..255.
 
-    levels: list[float]
-    standard_errors: list[float]
-
-
-def channel_drift(generated: np.ndarray, real: np.ndarray) -> Drift:
-    """Compare the channel means of images, (n, C) in levels of 0..255."""
+    Both sides are the channel means of images, (n, C).
+    """
     generated, real = generated.astype(np.float64), real.astype(np.float64)
     variance = generated.var(axis=0, ddof=1) / len(generated) + real.var(axis=0, ddof=1) / len(real)
-    return Drift((generated.mean(axis=0) - real.mean(axis=0)).tolist(), np.sqrt(variance).tolist())
+    return (generated.mean(axis=0) - real.mean(axis=0)).tolist(), np.sqrt(variance).tolist()
 
 
 def level_fractions(blocks: Iterable[np.ndarray]) -> np.ndarray:

@@ -14,10 +14,10 @@ from ddpm.common.files import atomic_write
 from ddpm.common.names import VERSION
 from ddpm.evaluation.distances import Moments
 from ddpm.evaluation.features import FeatureNetwork, load_features
-from ddpm.evaluation.images import DatasetImages, GeneratedImages
+from ddpm.evaluation.image_sets import DatasetImages, GeneratedImages
 from ddpm.evaluation.inputs import EvaluationInputs
-from ddpm.evaluation.metrics import METRICS, Figure, choose_metrics
-from ddpm.evaluation.sources import format_shape, open_candidate, open_reference, open_test
+from ddpm.evaluation.metrics import METRICS, MetricValue, choose_metrics
+from ddpm.evaluation.opening import format_shape, open_candidate, open_reference, open_test
 from ddpm.model import Model, SamplingOptions
 
 OPTIONS = [option.name for option in fields(SamplingOptions)]
@@ -28,38 +28,39 @@ DEFAULT_NUM = 10_000  # images that a model samples
 class Report:
     """The result of an evaluation.
 
-    settings: everything that the numbers depend on; figures: the numbers, in the order of the metrics; pictures: files
+    settings: everything that the numbers depend on; metrics: the numbers, in the order asked for; pictures: files
     that metrics drew; left_out: default metrics that were not possible, with the reason; defaults: sampling options
     that have their default value, which the table and the card leave out.
     """
 
     settings: dict[str, Any]
-    figures: list[Figure]
+    metrics: list[MetricValue]
     pictures: list[Path]
     left_out: dict[str, str] = field(default_factory=dict)
     defaults: Sequence[str] = ()
 
     def value(self, key: str) -> float:
         """Return the number with this key."""
-        return next(figure.value for figure in self.figures if figure.key == key)
+        return next(one.value for one in self.metrics if one.key == key)
 
     def table(self) -> str:
         """Return the settings, then one line per number, then pictures and metrics left out."""
         shown = {name: value for name, value in self.settings.items() if name not in self.defaults}
         lines = [f"{name.replace('_', ' '):<12} {_with_commas(value)}" for name, value in shown.items()]
         lines.append("")
-        width = max((len(figure.title) for figure in self.figures), default=0)
-        for figure in self.figures:
-            error = "" if figure.error is None else f" ± {figure.error:.2g}"
-            lines.append(f"{figure.title:<{width}}  {f'{figure.value:.5g}{error}':<22} {figure.note}".rstrip())
+        width = max((len(one.title) for one in self.metrics), default=0)
+        for one in self.metrics:
+            error = "" if one.error is None else f" ± {one.error:.2g}"
+            lines.append(f"{one.title:<{width}}  {f'{one.value:.5g}{error}':<22} {one.note}".rstrip())
         lines += [f"picture: {path}" for path in self.pictures]
         lines += [f"not computed: {name} {reason}" for name, reason in self.left_out.items()]
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        figures = {figure.key: {k: v for k, v in asdict(figure).items() if k != "key"} for figure in self.figures}
+        """Return the report as JSON values, the numbers by their keys."""
+        metrics = {one.key: {k: v for k, v in asdict(one).items() if k != "key"} for one in self.metrics}
         pictures = [str(path) for path in self.pictures]
-        return {"settings": self.settings, "figures": figures, "pictures": pictures, "left_out": self.left_out}
+        return {"settings": self.settings, "metrics": metrics, "pictures": pictures, "left_out": self.left_out}
 
     def for_card(self) -> dict[str, float]:
         """Return a model's numbers for its card, with titles that say how they were made.
@@ -73,7 +74,7 @@ class Report:
         parts.append(" ".join(filter(None, [f"against {made['reference']}", made.get("reference_fit")])))
         how = ", ".join(parts)
         # the likelihood does not depend on samples; its note says what it depends on
-        return {f"{f.title}: {f.note if f.key == 'nll' else how}": f.value for f in self.figures}
+        return {f"{f.title}: {f.note if f.key == 'nll' else how}": f.value for f in self.metrics}
 
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
@@ -141,17 +142,17 @@ def evaluate(
     inputs.prepare(requirements)
     if not is_main():
         return None
-    figures = [figure for name in names for figure in METRICS[name].figures(inputs)]
+    values = [one for name in names for one in METRICS[name].evaluate(inputs)]
     settings = _settings(inputs, data, fit, inputs.network if "features" in requirements else None)
     defaults = inputs.candidate.default_options if isinstance(inputs.candidate, GeneratedImages) else ()
-    return Report(settings, figures, inputs.drawn, left_out, defaults)
+    return Report(settings, values, inputs.drawn, left_out, defaults)
 
 
 def _settings(inputs: EvaluationInputs, data: str, fit: str | None, network: FeatureNetwork | None) -> dict[str, Any]:
     """Return everything that the numbers depend on, in the order of the table."""
     candidate, reference = inputs.candidate, inputs.reference
     settings: dict[str, Any] = {
-        "judged": candidate.title,
+        "candidate": candidate.title,
         "n": len(candidate),
         "images": format_shape(candidate.shape),
     }

@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,14 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ddpm.common.distributed import is_main
 from ddpm.common.errors import UserError, require
 from ddpm.common.files import atomic_path, sha256, sync, user_path
 from ddpm.common.hardware import default_device
 from ddpm.evaluation.cache import Chunks
 from ddpm.evaluation.classifier import FEATURES, WEIGHTS, builtin_classifier, normalise
 from ddpm.evaluation.distances import Moments, load_moments, moments_of
-from ddpm.evaluation.images import ImageSet
+from ddpm.evaluation.image_sets import ImageSet
 
 
 def tf1_bilinear(images: Tensor, height: int, width: int) -> Tensor:
@@ -336,25 +334,18 @@ def extract(images: ImageSet, network: FeatureNetwork, progress: bool = True) ->
     """
     settings = {"images": images.fingerprint, "network": network.fingerprint, "transform": network.transform}
     chunks = Chunks("features", settings, len(images), images.chunk)
-    missing = chunks.my_missing()
-    rows = sum(len(chunks.bounds(start)) for start in missing)
-    with tqdm(total=rows, desc=images.title, unit="image", disable=not (progress and is_main() and missing)) as bar:
-        for start in missing:
-            parts = []
-            bounds = chunks.bounds(start)
-            for first in range(bounds.start, bounds.stop, BATCH):
-                batch = images[first : min(first + BATCH, bounds.stop)]
-                found = np.hstack([*network(batch), batch.double().mean((2, 3)).numpy()]).astype(np.float32)
-                if not np.isfinite(found).all():
-                    row = first + int(np.flatnonzero(~np.isfinite(found).all(1))[0])
-                    raise UserError(
-                        f"the {network.name} features of image {row} of {images.title} are not finite: "
-                        "use another --features"
-                    )
-                parts.append(found)
-                bar.update(len(batch))
-            chunks.write(start, np.concatenate(parts))
-    chunks.wait()
+
+    def extracted(rows: range) -> Iterator[np.ndarray]:
+        for first in range(rows.start, rows.stop, BATCH):
+            batch = images[first : min(first + BATCH, rows.stop)]
+            found = np.hstack([*network(batch), batch.double().mean((2, 3)).numpy()]).astype(np.float32)
+            if not np.isfinite(found).all():
+                row = first + int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+                what = f"the {network.name} features of image {row} of {images.title}"
+                raise UserError(f"{what} are not finite: use another --features")
+            yield found
+
+    chunks.fill(extracted, images.title, progress)
     d, k = network.dimensions, network.dimensions + network.classes
     features, logits, means = (Columns(chunks, part) for part in (slice(0, d), slice(d, k), slice(k, None)))
     return Features(chunks, features, logits, means, d)

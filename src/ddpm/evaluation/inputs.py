@@ -10,7 +10,7 @@ import torch
 from ddpm.common.errors import UserError
 from ddpm.evaluation.distances import Moments
 from ddpm.evaluation.features import FeatureNetwork, Features, extract
-from ddpm.evaluation.images import DatasetImages, GeneratedImages, ImageSet, subset_rows
+from ddpm.evaluation.image_sets import DatasetImages, GeneratedImages, ImageSet, subset_rows
 from ddpm.evaluation.likelihood import Likelihood, evaluate_likelihood
 from ddpm.model import Model
 
@@ -84,7 +84,7 @@ class EvaluationInputs:
 
     @property
     def precomputed_moments(self) -> Moments | None:
-        """The reference's precomputed statistics. Those stored beside images count if they fit the feature network."""
+        """The reference's precomputed statistics. Those stored with images count if they fit the feature network."""
         if isinstance(self.reference, Moments):
             return self.reference
         found = self.reference.moments

@@ -14,17 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ddpm.common.distributed import is_main
 from ddpm.common.errors import UserError, require
 from ddpm.common.files import atomic_path
 from ddpm.common.hardware import Precision, compute_dtype, precision_name
 from ddpm.common.pixels import to_float
 from ddpm.common.randomness import ImageNoise, derive_seed
-from ddpm.diffusion.likelihood import VariationalBound
+from ddpm.diffusion.bound import VariationalBound
 from ddpm.diffusion.timestep_samplers import StratifiedSampler
 from ddpm.evaluation.cache import Chunks
 from ddpm.model import Model
@@ -51,9 +50,9 @@ class Term:
 class Likelihood:
     """The variational bound on the negative log-likelihood of `images` images.
 
-    bits_per_dim ± standard_error: over the images. dims: dimensions of one image in its data set. If the model sees it
-    padded, or grey as colour, bits are still counted per dimension of the original; that is an upper bound, since the
-    code then describes more than the original. prior: L_T. terms: from t = 0, which is L_0, upwards.
+    bits_per_dim ± standard_error: over the images. dims: dimensions of one image in its data set. If the model sees
+    it grey as colour, bits are still counted per dimension of the original; that is an upper bound, since the code then
+    describes more than the original. prior: L_T. terms: from t = 0, which is L_0, upwards.
     """
 
     bits_per_dim: float
@@ -86,7 +85,6 @@ def evaluate_likelihood(
     *,
     seed: int = 0,
     budget: int = 50_000,
-    data_dims: int | None = None,
     batch_size: int | None = None,
     precision: Precision = "fp32",
     progress: bool = True,
@@ -99,7 +97,6 @@ def evaluate_likelihood(
         seed: of timesteps and noise, which depend on the seed and an image's index only.
         budget: network evaluations, each of one image at one timestep. All T timesteps if N·T is within the budget,
             else budget/N stratified timesteps per image, at least MIN_TIMESTEPS.
-        data_dims: dimensions of an image before it was padded or made colour; by default those of `images`.
         batch_size: images per forward pass; by default the model's.
 
     Every process must call it. Each computes its share, and all return the whole.
@@ -109,7 +106,7 @@ def evaluate_likelihood(
     count = len(images)
     if count < 2:
         raise UserError("the likelihood needs at least two images, for its standard error")
-    dims = data_dims or images[0].numel()
+    dims = images[0].numel()  # before a grey image becomes colour
     images = _fit(images, model)
     timesteps = model.diffusion.schedule.timesteps
     strata = make_strata(timesteps, min(timesteps, max(MIN_TIMESTEPS, budget // count)))
@@ -126,21 +123,18 @@ def evaluate_likelihood(
         "precision": precision_name(compute_dtype(precision, model.device)),
     }
     chunks, bound = Chunks("likelihood", settings, len(pairs), CHUNK), VariationalBound(model.diffusion)
-    missing = chunks.my_missing()
     model.compile_if_worthwhile(0)  # never: batches here have many sizes, and each would be compiled
-    total = sum(len(chunks.bounds(start)) for start in missing)
-    with tqdm(total=total, desc="likelihood", unit="image", disable=not (progress and is_main() and missing)) as bar:
-        for start in missing:
-            found = []
-            for t, rows in _batches(chosen, pairs[start : start + CHUNK], size):
-                batch_labels = None if labels is None else labels[rows]
-                x_0 = to_float(images[rows]).to(model.device)
-                found.append(_term(model, bound, x_0, batch_labels, t, rows, seed, precision))
-                if not found[-1].isfinite().all():
-                    raise UserError(f"the likelihood at timestep {t} is not finite: the model's weights are damaged")
-                bar.update(len(rows))
-            chunks.write(start, torch.cat(found).numpy())
-    chunks.wait()
+
+    def computed(part: range) -> Iterator[np.ndarray]:
+        for t, rows in _batches(chosen, pairs[part.start : part.stop], size):
+            batch_labels = None if labels is None else labels[rows]
+            x_0 = to_float(images[rows]).to(model.device)
+            found = _term(model, bound, x_0, batch_labels, t, rows, seed, precision)
+            if not found.isfinite().all():
+                raise UserError(f"the likelihood at timestep {t} is not finite: the model's weights are damaged")
+            yield found.numpy()
+
+    chunks.fill(computed, "likelihood", progress)
     terms = torch.empty(len(pairs), 2, dtype=torch.float64)
     terms[pairs] = torch.from_numpy(chunks[:])
     bits, squared_error = terms.reshape(*chosen.shape, 2).unbind(-1)

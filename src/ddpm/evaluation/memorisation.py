@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddpm.common.pixels import save_grid, to_float
 from ddpm.evaluation.cache import Rows
-from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.image_sets import ImageSet, subset_rows
 
 QUANTILE = 0.01  # of the test images' distances; a model that copies nothing has about this fraction below it
 QUERIES = 10_000  # at most this many samples, and as many test images

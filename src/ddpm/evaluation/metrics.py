@@ -26,7 +26,7 @@ from ddpm.evaluation.distances import (
     manifold_metrics,
     misplaced_levels,
 )
-from ddpm.evaluation.images import ImageSet, subset_rows
+from ddpm.evaluation.image_sets import ImageSet, subset_rows
 from ddpm.evaluation.inputs import EvaluationInputs, missing_requirement, picture_path
 from ddpm.evaluation.likelihood import plot_likelihood
 from ddpm.evaluation.memorisation import QUANTILE, audit, feature_neighbours, pixel_neighbours, save_pairs
@@ -36,7 +36,7 @@ MANIFOLD_IMAGES = 10_000  # per side; the values depend on this number, since ne
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """One number of the report.
 
     key: its name in the JSON file; title: its name in the table; error: one standard error or deviation, as `note`
@@ -65,7 +65,7 @@ class Metric(ABC):
     draws: ClassVar[str] = ""
 
     @abstractmethod
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
         """Return the metric's numbers; the inputs have all that it requires."""
 
     def missing(self, inputs: EvaluationInputs) -> str:
@@ -76,17 +76,17 @@ class Metric(ABC):
         few = next((f"{title} has {n}" for title, n in sides.items() if n is not None and n < self.min_images), "")
         return f"needs at least {self.min_images} images, and {few}" if few else ""
 
-    def figures(self, inputs: EvaluationInputs) -> list[Figure]:
+    def evaluate(self, inputs: EvaluationInputs) -> list[MetricValue]:
         """Compute, check that every number is finite, and add the note on class proportions.
 
         Raises UserError for a number that is not finite.
         """
         found = self.compute(inputs)
-        for figure in found:
-            if not math.isfinite(figure.value) or not math.isfinite(figure.error or 0):
-                raise UserError(f"{figure.title} is not finite: its features or images are damaged")
+        for one in found:
+            if not math.isfinite(one.value) or not math.isfinite(one.error or 0):
+                raise UserError(f"{one.title} is not finite: its features or images are damaged")
         note = inputs.proportions_note if self.mixes_classes else ""
-        return [replace(figure, note="; ".join(filter(None, [figure.note, note]))) for figure in found]
+        return [replace(one, note="; ".join(filter(None, [one.note, note]))) for one in found]
 
 
 class Fid(Metric):
@@ -95,12 +95,12 @@ class Fid(Metric):
     requires = frozenset({"samples", "features", "enough images"})
     mixes_classes = True
 
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
         value = frechet_distance(inputs.candidate_features.moments(), inputs.reference_moments)
         fewest = min(len(inputs.candidate), inputs.reference_n or len(inputs.candidate))
         note = "" if fewest >= inputs.network.dimensions else f"BIASED: {fewest:,} images are too few"
         key = "fid" if inputs.network.standard else "frechet_distance"
-        return [Figure(key, inputs.network.distance_name, value, note=note)]
+        return [MetricValue(key, inputs.network.distance_name, value, note=note)]
 
 
 class Kid(Metric):
@@ -110,9 +110,9 @@ class Kid(Metric):
     min_images = 2
     mixes_classes = True
 
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
         found = kernel_distance(inputs.candidate_features.features, inputs.real_features.features)
-        return [Figure("kid", _titled(inputs, "KID"), found.mean, found.std, _subsets_note(found))]
+        return [MetricValue("kid", _titled(inputs, "KID"), found.mean, found.std, _subsets_note(found))]
 
 
 class ClassKid(Metric):
@@ -121,7 +121,7 @@ class ClassKid(Metric):
     requires = frozenset({"samples", "features", "real images", "classes"})
     min_images = 2
 
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
         real_labels, names = inputs.real.classes()
         labels = inputs.candidate.labels_in(names)
         found = {}
@@ -134,7 +134,7 @@ class ClassKid(Metric):
         worst = max(found, key=lambda name: found[name].mean)
         detail = {name: {"kid": value.mean, "std": value.std} for name, value in found.items()}
         title, note = f"worst class's {_titled(inputs, 'KID')}", f"class {worst}; all classes are in the JSON file"
-        return [Figure("class_kid", title, found[worst].mean, found[worst].std, note, detail)]
+        return [MetricValue("class_kid", title, found[worst].mean, found[worst].std, note, detail)]
 
 
 class PrecisionRecall(Metric):
@@ -143,7 +143,7 @@ class PrecisionRecall(Metric):
     requires = frozenset({"samples", "features", "real images"})
     min_images = DENSITY_NEIGHBOURS + 1
 
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
         sides = [features.features for features in (inputs.real_features, inputs.candidate_features)]
         real, ours = (side[subset_rows(len(side), MANIFOLD_IMAGES).numpy()] for side in sides)
         with tqdm(total=blocks_needed(len(real), len(ours)), desc="neighbours", disable=not inputs.progress) as bar:
@@ -151,7 +151,9 @@ class PrecisionRecall(Metric):
         sizes = f"{len(ours):,} against {len(real):,}"
         few, more = f"k = {PRECISION_NEIGHBOURS}, {sizes}", f"k = {DENSITY_NEIGHBOURS}, {sizes}"
         notes = {"precision": few, "recall": few, "density": more, "coverage": more}
-        return [Figure(name, _titled(inputs, name), getattr(found, name), note=note) for name, note in notes.items()]
+        return [
+            MetricValue(name, _titled(inputs, name), getattr(found, name), note=note) for name, note in notes.items()
+        ]
 
 
 class InceptionScore(Metric):
@@ -160,9 +162,9 @@ class InceptionScore(Metric):
     requires = frozenset({"samples", "features", "logits"})
     min_images = SPLITS
 
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
-        found = inception_score(inputs.candidate_features.logits)
-        return [Figure("inception_score", "Inception Score", found.mean, found.std, f"± over {SPLITS} splits")]
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
+        mean, std = inception_score(inputs.candidate_features.logits)
+        return [MetricValue("inception_score", "Inception Score", mean, std, f"± over {SPLITS} splits")]
 
 
 class Drift(Metric):
@@ -172,13 +174,13 @@ class Drift(Metric):
     min_images = 2
     mixes_classes = True
 
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
         sides = (inputs.candidate_features, inputs.real_features)
-        found = channel_drift(*(features.channel_means[:] for features in sides))
-        names = ["grey"] if len(found.levels) == 1 else ["red", "green", "blue"]
+        levels, errors = channel_drift(*(features.channel_means[:] for features in sides))
+        names = ["grey"] if len(levels) == 1 else ["red", "green", "blue"]
         return [
-            Figure(f"drift_{name}", f"drift of {name}", level, error, "levels of 0..255")
-            for name, level, error in zip(names, found.levels, found.standard_errors, strict=True)
+            MetricValue(f"drift_{name}", f"drift of {name}", level, error, "levels of 0..255")
+            for name, level, error in zip(names, levels, errors, strict=True)
         ]
 
 
@@ -188,9 +190,9 @@ class Levels(Metric):
     requires = frozenset({"samples", "real images"})
     mixes_classes = True
 
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
         fractions = [level_fractions(_pixels(images)) for images in (inputs.candidate, inputs.real)]
-        return [Figure("levels", "misplaced levels", misplaced_levels(*fractions), note="fraction of the pixels")]
+        return [MetricValue("levels", "misplaced levels", misplaced_levels(*fractions), note="fraction of the pixels")]
 
 
 class AccuracyScore(Metric):
@@ -198,14 +200,14 @@ class AccuracyScore(Metric):
 
     requires = frozenset({"samples", "features", "real images", "classes", "held-out images", "held-out classes"})
 
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
-        found = classification_accuracy_score(inputs.candidate, inputs.real, inputs.test, inputs.progress)
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
+        ours, real, count = classification_accuracy_score(inputs.candidate, inputs.real, inputs.test, inputs.progress)
         note = (
-            f"on {len(inputs.test):,} of {inputs.test.title}, after training on {found.images:,} samples; "
-            f"{found.real:.2%} after training on as many real images"
+            f"on {len(inputs.test):,} of {inputs.test.title}, after training on {count:,} samples; "
+            f"{real:.2%} after training on as many real images"
         )
         title = "classification accuracy score"
-        return [Figure("cas", title, found.generated, note=note, detail={"real": found.real})]
+        return [MetricValue("cas", title, ours, note=note, detail={"real": real})]
 
 
 class Memorisation(Metric):
@@ -214,7 +216,7 @@ class Memorisation(Metric):
     requires = frozenset({"samples", "features", "real images", "held-out images", "held-out features"})
     draws = "closest-pairs"
 
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
         ours, rows = pixel_neighbours(inputs.candidate, inputs.real)
         by_pixels = audit(ours, pixel_neighbours(inputs.test, inputs.real)[0])
         sides = (inputs.candidate_features, inputs.test_features)
@@ -223,7 +225,7 @@ class Memorisation(Metric):
         save_pairs(inputs.picture(self.draws), inputs.candidate, inputs.real, *pairs)
         network = inputs.network
         features = "features" if network.standard else f"{network.name} features"
-        figures = []
+        values = []
         for key, title, found in (("pixels", "pixels", by_pixels), ("features", features, by_features)):
             detail = {
                 "nearest_distance": float(found.generated.distance.min()),
@@ -231,11 +233,13 @@ class Memorisation(Metric):
                 "median_test_distance": float(np.median(found.test.distance)),
             }
             expected, nearer = f"{QUANTILE:.0%} if none is copied", f"nearer than test images by {title}"
-            figures += [
-                Figure(f"copies_{key}", f"suspected copies by {title}", found.fraction_below, None, expected, detail),
-                Figure(f"nearer_{key}", nearer, found.nearer_than_test, note="0.5 if alike"),
+            values += [
+                MetricValue(
+                    f"copies_{key}", f"suspected copies by {title}", found.fraction_below, None, expected, detail
+                ),
+                MetricValue(f"nearer_{key}", nearer, found.nearer_than_test, note="0.5 if alike"),
             ]
-        return figures
+        return values
 
 
 class LikelihoodBound(Metric):
@@ -244,7 +248,7 @@ class LikelihoodBound(Metric):
     requires = frozenset({"model", "held-out images", "likelihood"})
     draws = "likelihood"
 
-    def compute(self, inputs: EvaluationInputs) -> list[Figure]:
+    def compute(self, inputs: EvaluationInputs) -> list[MetricValue]:
         found = inputs.likelihood
         plot_likelihood(found, inputs.picture(self.draws))
         channels, height, width = inputs.test.shape
@@ -258,7 +262,7 @@ class LikelihoodBound(Metric):
             "terms": [asdict(term) for term in found.terms],
             "rate_distortion": found.rate_distortion,
         }
-        return [Figure("nll", "bits/dim (bound)", found.bits_per_dim, found.standard_error, note, detail)]
+        return [MetricValue("nll", "bits/dim (bound)", found.bits_per_dim, found.standard_error, note, detail)]
 
 
 METRICS: dict[str, Metric] = {

@@ -92,7 +92,7 @@ def save_points(points: Sequence[Point], path: Path) -> None:
 
 def table(points: Sequence[Point]) -> str:
     """Return one line per point."""
-    figure = points[0].report.figures[0]
-    lines = [f"{'sampler':<12}{'evaluations':>12}  {figure.title}"]
-    lines += [f"{p.sampler:<12}{p.evaluations:>12}  {p.report.figures[0].value:.4g}" for p in points]
+    metric = points[0].report.metrics[0]
+    lines = [f"{'sampler':<12}{'evaluations':>12}  {metric.title}"]
+    lines += [f"{p.sampler:<12}{p.evaluations:>12}  {p.report.metrics[0].value:.4g}" for p in points]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, SpaceCardData
 from ddpm.common.files import atomic_write
 from ddpm.common.names import VERSION
 from ddpm.diffusion.gaussian import GaussianDiffusion
-from ddpm.interop.folder import read_json, write_json
+from ddpm.interop.storage import read_json, write_json
 from ddpm.networks import UNet
 
 LAST = "Limits"

@@ -12,9 +12,9 @@ from torch import Tensor
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
 from ddpm.interop.diffusers import LoadedParts, assemble, load_folder, save_folder, unet_prefix
-from ddpm.interop.folder import ModelFolder, Weights, weight_files
 from ddpm.interop.layouts import is_checkpoint, model_folder
 from ddpm.interop.openai import from_openai, is_openai, parse_flags
+from ddpm.interop.storage import ModelFolder, Weights, weight_files
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 STARTS = (b"PK", b"\x80")  # torch.save writes a zip, in old files a bare pickle

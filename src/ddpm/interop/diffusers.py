@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 
 from ddpm.common.errors import RunStopped, UserError
@@ -22,18 +22,17 @@ from ddpm.common.names import SamplerName
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.card import model_card
 from ddpm.interop.diffusers_config import OURS, UNET2D, obstacle, to_our_config, to_process, to_scheduler, to_unet2d
-from ddpm.interop.folder import (
+from ddpm.interop.layouts import AVERAGED, is_checkpoint, newest_checkpoint, training_folder
+from ddpm.interop.storage import (
     WEIGHTS,
     ModelFolder,
     Weights,
     checked,
-    exact_float32,
     replace_folder,
     safetensors_in,
     save_tensors,
     write_json,
 )
-from ddpm.interop.layouts import AVERAGED, is_checkpoint, newest_checkpoint, training_folder
 from ddpm.networks import UNet
 from ddpm.networks.inference import first_non_finite
 
@@ -43,6 +42,7 @@ LASTING = (
     "ddpm",
     "fine-tuned from",
     "distilled from",
+    "guidance",
     "config",
     "data",
     "engine",
@@ -52,10 +52,8 @@ OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_o
 OLD_NAME = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)")
 
 
-class Student(BaseModel):
+class Student(BaseModel, extra="forbid", frozen=True):
     """What a distilled network was made for: this many steps of this sampler, with the sampler's own spacing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(ge=1)
     sampler: SamplerName = "ddim"
@@ -72,10 +70,8 @@ class LoadedParts:
     student: Student | None = None
 
 
-class Extra(BaseModel):
+class Extra(BaseModel, extra="allow"):
     """The fields of ddpm.json that must fit the network; other fields are kept."""
-
-    model_config = ConfigDict(extra="allow")
 
     class_names: list[str] | None = None
     null_label: int | None = Field(None, ge=0)
@@ -256,7 +252,10 @@ def fill(network: UNet, weights: Weights) -> None:
         found = weights.shapes[sources[name]]
         if _without_pixels(found, len(shape)) != shape:
             raise UserError(f"{weights.where} does not fit its configuration: {name} is {found}, not {shape}")
-    state = {name: exact_float32(weights.read(sources[name])).reshape(shape) for name, shape in expected.items()}
+    state = {  # copies, so that they do not depend on the file
+        name: weights.read(sources[name]).to(torch.float32, copy=True).reshape(shape)
+        for name, shape in expected.items()
+    }
     if broken := first_non_finite(state):
         raise UserError(f"{weights.where} holds numbers that are not finite, first in {broken}: its training failed")
     network.load_state_dict(state, assign=True)

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ddpm.common.errors import UserError
 from ddpm.common.names import PredictionName
 from ddpm.diffusion.gaussian import GaussianDiffusion, VarianceName
 from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
-from ddpm.interop.folder import checked
+from ddpm.interop.storage import checked
 from ddpm.networks import NetworkConfig, UNet
 
 UNET2D = "UNet2DModel"
@@ -27,10 +27,8 @@ DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 
 
-class UNet2DConfig(BaseModel):
+class UNet2DConfig(BaseModel, extra="ignore", allow_inf_nan=False):
     """The fields of `UNet2DModel` that decide what it computes, with its own defaults; others are ignored, as there."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     sample_size: Side | tuple[Side, Side]
     in_channels: Width = 3
@@ -61,7 +59,7 @@ class UNet2DConfig(BaseModel):
     num_class_embeds: Rows | None = None
 
 
-class OurConfig(BaseModel):
+class OurConfig(BaseModel, extra="ignore", allow_inf_nan=False):
     """The configuration that is stored if `UNet2DModel` cannot express a network."""
 
     network: NetworkConfig
@@ -238,8 +236,6 @@ Beta = Annotated[float, Field(gt=0, le=1)]
 
 class SchedulerConfig(BaseModel):
     """The fields of Diffusers' β schedulers that say how a network was trained."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     num_train_timesteps: int = Field(1000, ge=2, le=MAX_TIMESTEPS)
     beta_start: Beta = 1e-4

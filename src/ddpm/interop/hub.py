@@ -9,7 +9,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from ddpm.common.errors import UserError, first_line
-from ddpm.interop.folder import WEIGHTS
+from ddpm.interop.storage import WEIGHTS
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 TEXT = ["model_index.json", "ddpm.json", "README.md", "config.json", "unet/config.json", "scheduler_config.json"]

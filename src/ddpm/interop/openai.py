@@ -12,14 +12,14 @@ from itertools import count
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from ddpm.common.errors import UserError, nearest
 from ddpm.diffusion.gaussian import GaussianDiffusion, VarianceName
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.interop.diffusers import LoadedParts, fill
-from ddpm.interop.folder import Weights, checked
+from ddpm.interop.storage import Weights, checked
 from ddpm.networks import NetworkConfig, UNet
 
 MODULE = re.compile(r"((?:input_blocks|output_blocks)\.\d+\.\d+|(?:middle_block|time_embed|out)\.\d+|label_emb)\.(.+)")
@@ -149,10 +149,8 @@ IRRELEVANT = {"use_fp16", "use_checkpoint", "timestep_respacing", "use_kl", "res
 SHOWN_STEPS = 1000  # what rescale_timesteps rescales to
 
 
-class Flags(BaseModel):
+class Flags(BaseModel, extra="forbid"):
     """Their model and diffusion flags that the weights do not determine."""
-
-    model_config = ConfigDict(extra="forbid")
 
     image_size: int = Field(ge=8, le=65536)
     num_heads: int = Field(4, ge=1)

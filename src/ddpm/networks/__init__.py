@@ -9,11 +9,4 @@ if TYPE_CHECKING:
     from ddpm.networks.inference import count_flops as count_flops
     from ddpm.networks.unet import UNet as UNet
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "ddpm.networks.config": "NetworkConfig",
-        "ddpm.networks.inference": "count_flops",
-        "ddpm.networks.unet": "UNet",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -3,17 +3,15 @@
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from ddpm.common.errors import UserError
 
 ImageSize = tuple[int, int]  # height, width
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(BaseModel, extra="forbid"):
     """The `network` section: the U-Net of Ho et al. 2020 (appendix B). The defaults are their CIFAR-10 network."""
-
-    model_config = ConfigDict(extra="forbid")
 
     channels: int = Field(128, ge=1, description="width of the first level, and of the sinusoid that encodes t")
     time_channels: int | None = Field(

@@ -43,6 +43,8 @@ def memory_order(x: Tensor) -> torch.memory_format:
 
 
 class Linear(nn.Linear):
+    """A linear layer that computes in the dtype of its input."""
+
     bias: nn.Parameter
 
     def __init__(self, inputs: int, outputs: int, gain: float = 1.0):
@@ -57,8 +59,10 @@ class Linear(nn.Linear):
 
 
 class Conv(nn.Conv2d):
-    """Args:
-    adds_bias: False leaves the bias to the caller, who can add it at less cost.
+    """A convolution that computes in the dtype of its input.
+
+    Args:
+        adds_bias: False leaves the bias to the caller, who can add it at less cost.
     """
 
     bias: nn.Parameter
@@ -240,10 +244,12 @@ class Level(nn.Module):
         self.checkpointing = config.gradient_checkpointing
 
     def block(self, index: int, h: Tensor, embedding: Tensor, keys: Tensor | None) -> Tensor:
+        """Apply a residual block and the attention after it, if there is one."""
         h = self.call(self.resnets[index], h, embedding, keys)
         return self.call(self.attentions[index], h) if index < len(self.attentions) else h
 
     def call(self, module: nn.Module, *inputs: Tensor | None) -> Tensor:
+        """Call a module, and keep only its inputs for the backward pass if gradients are checkpointed."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
         return module(*inputs)

@@ -259,13 +259,13 @@ def _save_gif(frames: Iterator[Image.Image], path: Path, fps: float, hold: float
     paletted = [frame if frame.mode == "L" else frame.quantize(256) for frame in frames]  # the 256 that fit best
     pause = max(SHORTEST_PAUSE, round(1000 / fps))
     durations = [pause] * (len(paletted) - 1) + [max(pause, round(1000 * hold))]
-    told = {"comment": origin_text()} if origin_text() else {}
-    paletted[0].save(path, save_all=True, append_images=paletted[1:], duration=durations, loop=0, **told)
+    origin = {"comment": origin_text()} if origin_text() else {}
+    paletted[0].save(path, save_all=True, append_images=paletted[1:], duration=durations, loop=0, **origin)
 
 
 def _save_mp4(frames: Iterator[Image.Image], path: Path, fps: float, hold: float) -> None:
     imageio = require("imageio.v2", "video")
-    # H.264 with 4:2:0 colour, which every player knows, wants even sides: hence _even
+    # every player knows H.264 with 4:2:0 colour, which needs even sides
     settings = {"codec": "libx264", "quality": 8, "pixelformat": "yuv420p", "macro_block_size": 1}
     with imageio.get_writer(path, fps=fps, **settings) as writer:
         for frame in frames:

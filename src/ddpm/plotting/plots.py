@@ -55,7 +55,7 @@ STYLE = {
     "svg.hashsalt": "ddpm",  # the same figure is the same file
 }
 WIDTH = 6.3  # inches: a page's text
-LOSS_DECADES = 1e-4  # if x_t is nearly all noise, ε can be read off it, and the loss falls towards 0
+LOSS_RANGE = 1e-4  # of the highest loss: where x_t is nearly all noise, it shows ε, and the loss falls towards 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def plot_loss(curves: Mapping[str, Curve], ylabel: str = r"$\Vert\epsilon-\hat\e
                 ax.fill_between(curve.x, curve.low, curve.high, color=COLOURS[number % len(COLOURS)], alpha=0.2, lw=0)
         ax.set(xlabel="t", ylabel=ylabel, yscale="log")
         highest = max(max(curve.y) for curve in curves.values())
-        ax.set_ylim(bottom=max(ax.get_ylim()[0], highest * LOSS_DECADES))
+        ax.set_ylim(bottom=max(ax.get_ylim()[0], highest * LOSS_RANGE))
         ax.legend()
         return drawn
 
@@ -280,7 +280,7 @@ def quality(points: str | Path) -> "Figure":
     """Plot a metric over network evaluations, from the JSON of `ddpm evaluate --sweep`."""
     try:
         rows = json.loads(user_path(points).read_text(encoding="utf-8"))
-        found = [(row["sampler"], row["evaluations"], next(iter(row["figures"].values()))) for row in rows]
+        found = [(row["sampler"], row["evaluations"], next(iter(row["metrics"].values()))) for row in rows]
         curves = {}
         for name in dict.fromkeys(sampler for sampler, _, _ in found):
             mine = sorted((evaluations, merit["value"]) for sampler, evaluations, merit in found if sampler == name)

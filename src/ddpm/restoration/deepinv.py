@@ -6,7 +6,7 @@ y = 2·y₀₁ - H(1), see `from_deepinv_measurement`.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -106,37 +106,23 @@ def denoiser_as_deepinv(denoiser: Denoiser, device: torch.device | None = None) 
 
     class DiffusionDenoiser(deepinv.models.Denoiser):
         def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
-            levels = torch.as_tensor(sigma, dtype=torch.float64).flatten()
-            images = x.to(device=device)
-            everyone = _labelled(denoiser, len(x))
-            if len(levels) == 1:
-                return _denoise(everyone, images, float(levels)).to(x.device)
-            each = zip(_one_by_one(everyone, len(x)), images.split(1), levels, strict=True)
-            return torch.cat([_denoise(alone, image, float(level)) for alone, image, level in each]).to(x.device)
+            levels = torch.as_tensor(sigma, dtype=torch.float64).flatten().tolist()
+            size = len(x) if len(levels) == 1 else 1  # how many images have one σ
+            labels: Sequence[Tensor | None] = [None] * len(levels)
+            if denoiser.labels is not None:
+                labels = denoiser.labels.expand(len(x)).split(size)
+            parts = zip(x.to(device=device).split(size), levels, labels, strict=True)
+            return torch.cat([_denoise(denoiser, *part) for part in parts]).to(x.device)
 
     return DiffusionDenoiser()
 
 
-def _labelled(denoiser: Denoiser, count: int) -> Denoiser:
-    """The denoiser with one label per image, for `count` images; a single label is repeated."""
-    several = copy.copy(denoiser)
-    if denoiser.labels is not None:
-        several.labels = denoiser.labels.expand(count)
-    return several
-
-
-def _one_by_one(denoiser: Denoiser, count: int) -> Iterator[Denoiser]:
-    """Yield, for each of `count` images, the denoiser with the label of that image."""
-    for index in range(count):
-        alone = copy.copy(denoiser)
-        if denoiser.labels is not None:
-            alone.labels = denoiser.labels[index : index + 1]
-        yield alone
-
-
-def _denoise(denoiser: Denoiser, x: Tensor, sigma: float) -> Tensor:
+def _denoise(denoiser: Denoiser, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+    """Denoise images (N, C, H, W) in [0, 1] of one σ, each with its label (N,), if there are labels."""
     if sigma <= 0:
         return x
+    denoiser = copy.copy(denoiser)
+    denoiser.labels = labels
     t = denoiser.schedule.t_from_log_snr(-2 * math.log(2 * sigma))
     signal, _ = denoiser.schedule.alpha_sigma(t)
     return (denoiser(signal * (2 * x - 1), t).x_0 + 1) / 2

@@ -327,9 +327,7 @@ def restore_folder(
     todo = {name: path for name, path in paths.items() if name not in rows}
     with tqdm(total=len(todo), unit="image", desc="restoring", disable=len(todo) < 2) as bar:
         for items, failures in batches(model, todo, reserved, out, settings):
-            results = restore_items(
-                model, items, settings
-            )  # a wrong option is refused here, before anything is changed
+            results = restore_items(model, items, settings)  # refuses a wrong option before anything is changed
             if results and not begun:
                 begin(out, note)
                 begun = True

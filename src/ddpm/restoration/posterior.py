@@ -139,8 +139,8 @@ class Restored:
         return self.samples.std(1, correction=0) / PIXEL_SCALE
 
 
-# of a method's own: DDRM and DDNM project in every step, so that few suffice; RePaint and DPS approach y step by step
-MOST_STEPS_OF_STUDENTS = 100
+# of a method's own: all but DPS set what y tells in every step, so that few suffice; DPS approaches y step by step
+MOST_STEPS_OF_STUDENTS = 500
 
 
 def restore(

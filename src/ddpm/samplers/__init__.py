@@ -50,7 +50,7 @@ class SamplerSpec:
     function: Callable[..., Tensor]  # a `Sampler`
     evaluations_per_step: int = 1
     spacing: Spacing = "trailing"
-    options: Mapping[str, float | str] = field(default_factory=dict)
+    options: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -86,7 +86,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
     "ddim": SamplerSpec(ddim, options={"eta": 0.0}),
     "dpm++": SamplerSpec(dpm_solver, spacing="log_snr"),
     "dpm++sde": SamplerSpec(dpm_solver_sde),
-    "unipc": SamplerSpec(unipc, options={"variant": "bh2"}),
+    "unipc": SamplerSpec(unipc),
     "heun": SamplerSpec(heun, evaluations_per_step=2),
 }
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -71,12 +71,7 @@ class Sampler(Protocol):
 
 @torch.no_grad()
 def ancestral(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    timesteps: Sequence[float],
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
+    denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], *, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
     """x_{t-1} ~ N(μ̃(x̂_0, x_t), σ²), with the variance that `diffusion.variance` names; see `Sampler` for the arguments.
 
@@ -140,12 +135,7 @@ def ddim(
 
 @torch.no_grad()
 def dpm_solver(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    timesteps: Sequence[float],
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
+    denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], *, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
     """DPM-Solver++(2M): x_prev = (σ_prev/σ) x_t + √ᾱ_prev (1 - e^-h) D (algorithm 2); see `Sampler`.
 
@@ -166,12 +156,7 @@ def dpm_solver(
 
 @torch.no_grad()
 def dpm_solver_sde(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    timesteps: Sequence[float],
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
+    denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], *, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
     """SDE-DPM-Solver++(2M): x_prev = (σ_prev/σ) e^-h x_t + √ᾱ_prev (1 - e^-2h) D + σ_prev √(1 - e^-2h) z.
 
@@ -200,32 +185,21 @@ def extrapolate(x_0: Tensor, x_0_last: Tensor | None, exp_h: float, h_last: floa
     return torch.lerp(x_0_last, x_0, 1 + h / (2 * h_last)), h
 
 
-Variant = Literal["bh1", "bh2"]
-
-
 @torch.no_grad()
 def unipc(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    timesteps: Sequence[float],
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
-    variant: Variant = "bh2",
+    denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], *, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
-    """UniPC-2; see `Sampler`. Deterministic, one network evaluation per step.
+    """UniPC-2 with the paper's B(h) = e^-h - 1; see `Sampler`. Deterministic, one network evaluation per step.
 
     The prediction at the new x_t also corrects the step that led to it, so the corrector costs no evaluation of its
-    own. `variant` is the paper's B(h): "bh2" (e^-h - 1) or "bh1" (-h).
+    own.
     """
-    if variant not in get_args(Variant):
-        raise UserError(f"the variant of unipc must be bh1 or bh2, not {variant!r}")
     steps, x_t, link = len(timesteps) - 1, x_T, None
     for i, (t, t_prev) in enumerate(pairwise(timesteps)):
         x_0 = denoiser(x_t, t).x_0
         if link is not None:
             x_t = link.corrected(x_0)
-        link = _Link(denoiser.schedule, t, t_prev, x_t, x_0, link, variant)
+        link = _Link(denoiser.schedule, t, t_prev, x_t, x_0, link)
         x_prev = link.predicted()
         if callback:
             callback(Step(i, steps, t, t_prev, x_t, x_0, x_prev))
@@ -242,14 +216,7 @@ class _Link:
     """
 
     def __init__(
-        self,
-        schedule: NoiseSchedule,
-        t: float,
-        t_prev: float,
-        x_t: Tensor,
-        x_0: Tensor,
-        last: "_Link | None",
-        variant: Variant,
+        self, schedule: NoiseSchedule, t: float, t_prev: float, x_t: Tensor, x_0: Tensor, last: "_Link | None"
     ):
         (alpha, sigma), (alpha_prev, sigma_prev) = map(schedule.alpha_sigma, (t, t_prev))
         exp_h = (alpha * sigma_prev) / (alpha_prev * sigma)
@@ -258,7 +225,7 @@ class _Link:
         self.x_0, self.D_1, self.r = x_0, None, 0.0
         if not math.isfinite(self.h):
             return
-        self.B = math.expm1(-self.h) if variant == "bh2" else -self.h
+        self.B = math.expm1(-self.h)
         self.scale = -alpha_prev * self.B
         if last is not None and math.isfinite(last.h):
             self.r = -last.h / self.h
@@ -287,12 +254,7 @@ SIGMA_MAX = 200.0
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoiser,
-    x_T: Tensor,
-    timesteps: Sequence[float],
-    *,
-    noise: Noise,
-    callback: Callback | None = None,
+    denoiser: Denoiser, x_T: Tensor, timesteps: Sequence[float], *, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
     """Trapezoidal steps of d(x/√ᾱ) = ε̂ d(√(1-ᾱ)/√ᾱ), EDM's ODE in its own variables; see `Sampler`.
 

@@ -11,10 +11,4 @@ if TYPE_CHECKING:
     from ddpm.training.trainer import Evaluator as Evaluator
     from ddpm.training.trainer import train as train
 
-__getattr__, __dir__, __all__ = lazy_exports(
-    __name__,
-    {
-        "ddpm.training.config": "Config TrainingConfig load_config",
-        "ddpm.training.trainer": "Evaluator train",
-    },
-)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import NO_SPACE, atomic_write, file_lock, is_run, sha256, sync
-from ddpm.interop.folder import read_json, save_tensors
+from ddpm.interop.storage import read_json, save_tensors
 from ddpm.model import Model
 from ddpm.networks.inference import first_non_finite
 from ddpm.training.config import SCHEMA, Config
@@ -106,11 +106,10 @@ def writing(what: str, kept: Callable[[], str]) -> Iterator[None]:
         raise RunStopped(f"could not write {what}: {reason}; {kept()}") from error
 
 
-def write_config(config: Config, out: Path, kept: Callable[[], str]) -> None:
+def write_config(config: Config, out: Path) -> None:
     """Write config.yaml, and before it the schema that its first line names."""
-    with writing("the configuration", kept):
-        atomic_write(out / SCHEMA, json_schema(type(config)))
-        atomic_write(out / "config.yaml", config.to_yaml(), durable=True)
+    atomic_write(out / SCHEMA, json_schema(type(config)))
+    atomic_write(out / "config.yaml", config.to_yaml(), durable=True)
 
 
 def write_model(model: Model, folder: Path, say: Callable[[str], None]) -> bool:
@@ -144,7 +143,7 @@ def check_classes(source: str, before: list[str] | None, now: list[str] | None, 
     )
 
 
-def first_nonfinite(parts: Parts) -> str | None:
+def first_non_finite_part(parts: Parts) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity, as "part: tensor", or None if all are finite."""
     return first_non_finite({f"{part}: {name}": t for part, tensors in parts.items() for name, t in tensors.items()})
 
@@ -165,6 +164,7 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def path(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step, which need not exist."""
         return self.folder / f"{step:06d}"
 
     def steps(self) -> list[int]:
@@ -185,7 +185,7 @@ class Checkpoints:
 
         Raises ValueError if a tensor is not finite; nothing is written then.
         """
-        if bad := first_nonfinite(parts):
+        if bad := first_non_finite_part(parts):
             raise ValueError(f"{bad} is not finite")
         self.folder.mkdir(exist_ok=True)
         self.sweep()
@@ -242,7 +242,7 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 reasons.append(f"checkpoint {path.name} is damaged ({error})")
                 continue
-            if bad := first_nonfinite(checkpoint.parts):
+            if bad := first_non_finite_part(checkpoint.parts):
                 reasons.append(f"checkpoint {path.name} holds values that are not finite ({bad})")
                 continue
             return checkpoint

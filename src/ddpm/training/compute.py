@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ddpm.common.distributed import local_world_size, world_size
 from ddpm.common.errors import UserError
-from ddpm.common.hardware import compute_dtype
+from ddpm.common.hardware import compute_dtype, precision_name
 from ddpm.data.datasets import ImageDataset
 from ddpm.networks.unet import Level, UNet
 from ddpm.training.config import TrainingConfig
@@ -26,7 +26,8 @@ def reproducible_kernels(device: torch.device) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the process first multiplies matrices
-    before, settings = torch.get_deterministic_debug_mode(), _settings()
+    before = torch.get_deterministic_debug_mode()
+    settings: Any = torch.utils.deterministic  # its one attribute is a property, which type checkers do not see
     fills = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     settings.fill_uninitialized_memory = False  # nothing here reads what it has not written
@@ -40,15 +41,9 @@ def reproducible_kernels(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
 
 
-def _settings() -> Any:
-    """Return a module whose one attribute is a property, which type checkers do not see."""
-    return torch.utils.deterministic
-
-
 MEMORY_FRACTION = 0.5  # of the machine's memory that a micro-batch chosen here may fill
 TRANSIENT = 1.4  # measured: peak memory of a step over the activations held for the backward pass
 COMPILE_STEPS = 5000  # from which compiling, a minute or two, saves more time than it costs
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 GIB = 1 << 30
 
 
@@ -69,7 +64,7 @@ class ComputePlan:
         kind = f"cpu, {torch.get_num_threads()} threads" if self.device.type == "cpu" else device_name(self.device)
         compiled = "compiled" if self.compile else "not compiled"
         ranks = f", {self.processes} processes" if self.processes > 1 else ""
-        return f"{kind}{ranks}, {NAMES[self.dtype]}, channels-last, {compiled}, micro-batch {self.micro_batch}"
+        return f"{kind}{ranks}, {precision_name(self.dtype)}, channels-last, {compiled}, micro-batch {self.micro_batch}"
 
     @property
     def scales_loss(self) -> bool:
@@ -85,6 +80,7 @@ class Memory:
     per_image: int
 
     def total(self, micro_batch: int) -> int:
+        """Return the bytes with so many images in memory at once."""
         return self.fixed + micro_batch * self.per_image
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from ddpm.common.errors import UserError, nearest
@@ -46,10 +46,8 @@ SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}  # pydantic's names of 
 Tracker = Literal["tensorboard", "wandb"]
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(BaseModel, extra="forbid"):
     """The `training` section. A step is one optimizer step on `batch_size` images, on any number of processes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     steps: int = Field(800_000, ge=1, description="optimizer steps of the whole run")
     batch_size: int = Field(128, ge=1, description="images per step, over all processes")
@@ -89,10 +87,8 @@ class TrainingConfig(BaseModel):
     loggers: list[Tracker] = Field(["tensorboard"], description="where to log besides metrics.jsonl")
 
 
-class Config(BaseModel):
+class Config(BaseModel, extra="forbid"):
     """The configuration of a run, as its config.yaml holds it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     data: DataConfig
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig)

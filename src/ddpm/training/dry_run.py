@@ -52,7 +52,7 @@ def fitted(trainer: Trainer, minutes: float) -> TrainingConfig:
     """Return the section of a run that has not begun with as many steps as take `minutes`, previews included.
 
     The warm-up, the memory of the average, and the intervals of checkpoints and previews keep their proportion to the
-    run. Starting, evaluating and other programs take their time beside.
+    run. The time of starting and of evaluations comes on top.
 
     Raises UserError if not even 10 steps fit.
     """

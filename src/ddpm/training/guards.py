@@ -8,7 +8,7 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -62,7 +62,7 @@ class NonFiniteGuard:
         """Count a skipped step and save its batch; end the run if it is one too many, with a diagnosis."""
         self.skipped += 1
         self.in_a_row += 1
-        path = self.set_aside(batch, self.training.seed, step, rank())
+        path = self.set_aside(batch, step)
         print_on_main(f"step {step + 1}: loss or gradient not finite; skipped, batch set aside in {path}")
         if self.in_a_row > self.training.max_bad_steps:
             parts = batch.split(learner.micro_batch)
@@ -72,15 +72,14 @@ class NonFiniteGuard:
                 raise SystemExit(1)  # all stop here; the first process says why
             raise self.stopped(everywhere, learning_rate(self.training, step))
 
-    def set_aside(self, batch: Batch, seed: int, step: int, rank: int) -> Path:
+    def set_aside(self, batch: Batch, step: int) -> Path:
         """Save this process's part of a batch for later inspection."""
-        path = self.folder / f"{step:06d}-{rank}.safetensors"
+        path = self.folder / f"{step:06d}-{rank()}.safetensors"
+        about = {"seed": self.training.seed, "step": step, "images": len(batch)}
         with writing(str(path), lambda: f"checkpoints are kept in {self.folder.parent / 'checkpoints'}"):
             self.folder.mkdir(exist_ok=True)
             write_tensors(path, batch.tensors())
-            atomic_write(
-                path.with_suffix(".json"), json.dumps({"seed": seed, "step": step, "images": len(batch)}), durable=True
-            )
+            atomic_write(path.with_suffix(".json"), json.dumps(about), durable=True)
         return path
 
     def stopped(self, diagnoses: list[str], rate: float) -> RunStopped:
@@ -106,23 +105,16 @@ def diagnose(network: nn.Module, losses_of: Callable[[nn.Module, Batch], Tensor]
         return f"the weights of {layer_of(bad_weights[0])} are not finite"
     found: list[str] = []
 
-    def note_output(name: str):
-        def hook(module: nn.Module, inputs, output) -> None:
-            if isinstance(output, Tensor) and not finite(output) and not found:
-                found.append(f"the output of layer {name}")
+    def note(what: str, tensors: Iterable[Tensor | None]) -> None:
+        if not found and not all(tensor is None or finite(tensor) for tensor in tensors):
+            found.append(what)
 
-        return hook
-
-    def note_gradient(name: str):
-        def hook(module: nn.Module, to_inputs, to_outputs) -> None:
-            if any(g is not None and not finite(g) for g in to_inputs) and not found:
-                found.append(f"the gradient that layer {name} passes back")
-
-        return hook
-
-    layers = [(name, module) for name, module in network.named_modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(note_output(name)) for name, module in layers]
-    hooks += [module.register_full_backward_hook(note_gradient(name)) for name, module in layers]
+    hooks = []
+    for name, layer in network.named_modules():
+        if not list(layer.children()):
+            output, passed = f"the output of layer {name}", f"the gradient that layer {name} passes back"
+            hooks.append(layer.register_forward_hook(lambda _layer, _inputs, out, what=output: note(what, [out])))
+            hooks.append(layer.register_full_backward_hook(lambda _layer, back, _out, what=passed: note(what, back)))
     try:
         with torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
             losses = losses_of(network, batch)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import importlib.util
 import json
 import math
@@ -148,32 +149,52 @@ def progress_bar(progress: Progress, training: TrainingConfig) -> tqdm:
     )
 
 
-def draw_preview(model: Model, num: int, steps: int, seed: int) -> Tensor:
-    """Sample images 0 … num-1 of `seed`, (num, C, H, W) in [-1, 1]; every process samples some of the batches.
+class Previews:
+    """The previews of a run: samples of fixed seeds in RUN/samples, of which the newest is in the model card.
 
-    A student takes its own number of steps.
+    Args:
+        run: the run directory.
+        dataset: its mean colours are compared with those of the previews.
+        training: of the run.
     """
-    steps = model.student.steps if model.student else min(steps, model.diffusion.schedule.timesteps)
-    mine = []
-    for number, block in enumerate(blocks(range(num), model.default_batch_size)):
-        if number % world_size() == rank():
-            mine += list(model.sample_batches(block, steps=steps, seed=seed))
-    return torch.cat([images for _, images in sorted(gather(mine), key=lambda part: part[0][0])])
 
+    def __init__(self, run: Path, dataset: ImageDataset, training: TrainingConfig):
+        self.run, self.dataset, self.training = run, dataset, training
 
-def save_preview(images: Tensor, folder: Path, step: int) -> None:
-    """Write RUN/samples/NNNNNN.png."""
-    save_grid(images, folder / f"{step:06d}.png", overwrite=True)
+    def draw(self, model: Model) -> Tensor:
+        """Sample the images of a preview, (N, C, H, W) in [-1, 1]; every process samples some of the batches.
 
+        A student takes its own number of steps.
+        """
+        training, mine = self.training, []
+        steps = min(training.preview_steps, model.diffusion.schedule.timesteps)
+        steps = model.student.steps if model.student else steps
+        for number, block in enumerate(blocks(range(training.preview_images), model.default_batch_size)):
+            if number % world_size() == rank():
+                mine += list(model.sample_batches(block, steps=steps, seed=training.seed))
+        return torch.cat([images for _, images in sorted(gather(mine), key=lambda part: part[0][0])])
 
-def add_preview(run: Path, step: int, training: TrainingConfig, student: Student | None) -> None:
-    """Show the newest preview in the card of RUN/model, but none of a later step (left over from before a rollback)."""
-    previews = [path for path in numbered(run / "samples") if int(path.stem) <= step]
-    if previews:
-        caption = f"After {int(previews[-1].stem):,} steps: the first images of seed {training.seed}, none of them "
-        steps, sampler = (student.steps, student.sampler) if student else (training.preview_steps, "DPM-Solver++")
-        caption += f"chosen; {steps} steps of {sampler}."
-        add_samples(run / "model", previews[-1], caption)
+    @functools.cached_property
+    def means(self) -> Tensor | None:
+        """The mean of each channel of the data. It reads hundreds of images, so only runs with previews ask for it."""
+        return channel_means(self.dataset)
+
+    def save(self, images: Tensor, step: int) -> dict[str, float]:
+        """Write RUN/samples/NNNNNN.png; return how far its mean colours are from the data's: a tint shows first."""
+        save_grid(images, self.run / "samples" / f"{step:06d}.png", overwrite=True)
+        if self.means is None:
+            return {}
+        drift = images.double().mean((0, 2, 3)) - self.means
+        return {f"channel_{index}_drift": round(value, 5) for index, value in enumerate(drift.tolist())}
+
+    def show(self, step: int, student: Student | None) -> None:
+        """Put the newest preview into the card of RUN/model, but none of a later step (left from before a rollback)."""
+        training, previews = self.training, [path for path in numbered(self.run / "samples") if int(path.stem) <= step]
+        if previews:
+            caption = f"After {int(previews[-1].stem):,} steps: the first images of seed {training.seed}, none of them "
+            steps, sampler = (student.steps, student.sampler) if student else (training.preview_steps, "DPM-Solver++")
+            caption += f"chosen; {steps} steps of {sampler}."
+            add_samples(self.run / "model", previews[-1], caption)
 
 
 def channel_means(dataset: ImageDataset) -> Tensor | None:
@@ -189,14 +210,8 @@ def channel_means(dataset: ImageDataset) -> Tensor | None:
     return total.double() / (len(chosen) * height * width) / 127.5 - 1
 
 
-def channel_drift(images: Tensor, means: Tensor) -> dict[str, float]:
-    """Return how far the mean of each channel of the previews is from the data's: a colour tint shows here first."""
-    drift = images.double().mean((0, 2, 3)) - means
-    return {f"channel_{index}_drift": round(value, 5) for index, value in enumerate(drift.tolist())}
-
-
 class BrokenFileReporter:
-    """Prints the broken files of a report, each once, whichever process met it."""
+    """Prints the broken files of a report, each once, no matter which process met it."""
 
     def __init__(self, report: Report):
         self.report = report
@@ -221,7 +236,7 @@ class Tracking:
         run: the run directory.
         loggers: "tensorboard" and "wandb". TensorBoard is left out if it is not installed.
         step: the run resumes from here; later records of an interrupted run are cut away.
-        config: shown beside the curves.
+        config: shown with the curves.
     """
 
     def __init__(self, run: Path, loggers: Sequence[str], step: int, config: dict[str, Any]):

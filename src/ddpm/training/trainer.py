@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 import math
 import signal
 from collections import deque
@@ -29,7 +28,7 @@ from ddpm.training.checkpoint import (
     check_classes,
     claimed,
     empty,
-    first_nonfinite,
+    first_non_finite_part,
     model_step,
     write_config,
     write_model,
@@ -44,21 +43,17 @@ from ddpm.training.step import agree_on_micro_batch, build_learner, train_step
 from ddpm.training.tracking import (
     BrokenFileReporter,
     PendingStep,
+    Previews,
     Progress,
     Timer,
     Tracking,
-    add_preview,
-    channel_drift,
-    channel_means,
     check_loggers,
-    draw_preview,
     log_record,
     progress_bar,
-    save_preview,
     size_of,
 )
 
-# (model with the averaged weights) -> figures; the first one decides which checkpoint is best, and lower is better.
+# (model with the averaged weights) -> metrics; the first one decides which checkpoint is best, and lower is better.
 # Every process calls it at once; it may share the work through `ddpm.common.distributed`.
 Evaluator = Callable[[Model], dict[str, float]]
 
@@ -91,8 +86,8 @@ class Trainer:
         self.out, self.resume, self.evaluator, self.device = out, resume, evaluator, default_device()
         self.progress = Progress()
         self.tracking: Tracking | None = None  # in the main process, from `setup` on
-        self.best: dict[str, Any] | None = None  # the evaluation with the lowest first figure, and its step
-        self.figures: dict[str, float] = {}  # the latest evaluation, and its step
+        self.best: dict[str, Any] | None = None  # the evaluation with the lowest first metric, and its step
+        self.metrics: dict[str, float] = {}  # the latest evaluation, and its step
         self.saved: int | None = None  # the step of the newest checkpoint
         check_loggers(config.training.loggers)
         self.checkpoints = Checkpoints(out / "checkpoints", config.training.keep_checkpoints)
@@ -105,6 +100,7 @@ class Trainer:
         self.dataset = open_dataset(self.config.data)
         self.broken_files = BrokenFileReporter(self.dataset.report)
         self.broken_files.tell()
+        self.previews = Previews(out, self.dataset, self.config.training)
         self.network, self.null_label = build_network(self.config, self.dataset)
         if model is not None:
             shared = copy_weights(self.network, model, self.dataset.class_names, self.null_label)
@@ -149,30 +145,35 @@ class Trainer:
 
     def setup(self) -> None:
         """Write what a run begins with, or cut its logs back to the checkpoint that it resumes from."""
-        write_configuration = functools.partial(write_config, self.config, self.out, self.checkpoints.kept)
 
         def begin() -> None:
-            with writing("the run directory", self.checkpoints.kept):
+            if not self.resume:
+                empty(self.out)
+            shown = self.config.model_dump(mode="json")
+            # Its metrics.jsonl comes first, because it marks the directory as a run.
+            try:
+                self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
+            except UserError:
                 if not self.resume:
-                    empty(self.out)
-                shown = self.config.model_dump(mode="json")
-                # Its metrics.jsonl comes first, because it marks the directory as a run.
-                try:
-                    self.tracking = Tracking(self.out, self.config.training.loggers, self.progress.step, shown)
-                except UserError:
-                    if not self.resume:
-                        empty(self.out)  # so that the next try can begin
-                    raise
-                (self.out / "samples").mkdir(exist_ok=True)
-                if not self.fine_tunes:
-                    write_configuration()
-                if self.saved is not None and model_step(self.out / "model") < self.saved:
-                    self._write_model()  # the run ended between its checkpoint and its model
+                    empty(self.out)  # so that the next try can begin
+                raise
+            (self.out / "samples").mkdir(exist_ok=True)
+            if not self.fine_tunes:
+                write_configuration()
+            if self.saved is not None and model_step(self.out / "model") < self.saved:
+                self._write_model()  # the run ended between its checkpoint and its model
 
-        on_main(begin)
+        def write_configuration() -> None:
+            write_config(self.config, self.out)
+
+        self._write("the run directory", begin)
         if self.fine_tunes:  # The start cannot be rebuilt from the seed: without this checkpoint nobody could resume.
             self.save()
-            on_main(write_configuration)
+            self._write("the configuration", write_configuration)
+
+    def _write(self, what: str, action: Callable[[], object]) -> None:
+        """Let the main process run `action`, which writes `what`; a failure ends the run and says what is kept."""
+        on_main(writing(what, self.checkpoints.kept)(action))
 
     def due(self, step: int) -> set[str]:
         """Return what is to be done after `step` steps: each task at its interval, and every task after the last."""
@@ -261,12 +262,7 @@ class Trainer:
         record["images_per_second"] = round(steps * self.config.training.batch_size / max(seconds, 1e-9), 2)
         if size := size_of(self.dataset):
             record["epoch"] = round(self.progress.images / size, 4)
-
-        def write() -> None:
-            with writing("metrics.jsonl", self.checkpoints.kept):
-                self.track(record)
-
-        on_main(write)
+        self._write("metrics.jsonl", lambda: self.track(record))
         return record["loss"]
 
     def track(self, record: dict[str, Any]) -> None:
@@ -292,51 +288,42 @@ class Trainer:
                 "images": self.progress.images,
                 "seconds": round(self.progress.seconds, 1),
                 "engine": str(self.plan),
-                "metrics": self.figures,
+                "metrics": self.metrics,
             },
         )
 
-    @functools.cached_property
-    def channel_means(self) -> Tensor | None:
-        """The mean of each channel of the data. It reads hundreds of images, so only runs with previews ask for it."""
-        return channel_means(self.dataset)
-
     def preview(self, model: Model) -> None:
         """Write RUN/samples/NNNNNN.png, and log how far its colours are from the data's."""
-        training, step = self.config.training, self.progress.step
-        images = draw_preview(model, training.preview_images, training.preview_steps, training.seed)
+        images, step = self.previews.draw(model), self.progress.step
 
         def write() -> None:
-            with writing("the preview", self.checkpoints.kept):
-                save_preview(images, self.out / "samples", step)
-                if self.channel_means is not None:
-                    self.track({"step": step, **channel_drift(images, self.channel_means)})
+            if drift := self.previews.save(images, step):
+                self.track({"step": step, **drift})
 
-        on_main(write)
+        self._write("the preview", write)
 
     def evaluate(self, model: Model) -> None:
         """Call the evaluator. The best model so far is kept in RUN/best, and its checkpoint is not removed."""
         assert self.evaluator is not None  # else no evaluation is due
-        figures = self.evaluator(model)
-        found = model.provenance["metrics"] = {"step": self.progress.step, **figures}
-        name = next(iter(figures))
-        better = math.isfinite(figures[name]) and (self.best is None or figures[name] < self.best[name])
+        metrics = self.evaluator(model)
+        found = model.provenance["metrics"] = {"step": self.progress.step, **metrics}
+        name = next(iter(metrics))
+        better = math.isfinite(metrics[name]) and (self.best is None or metrics[name] < self.best[name])
 
         def write() -> None:
-            with writing("the evaluation", self.checkpoints.kept):
-                self.track(found)
-                if better:
-                    write_model(model, self.out / "best", print_on_main)
+            self.track(found)
+            if better:
+                write_model(model, self.out / "best", print_on_main)
 
-        on_main(write)
-        self.figures = found
+        self._write("the evaluation", write)
+        self.metrics = found
         if better:
             self.best = found
             self.save()
 
     def _check_finite(self) -> None:
         """Stop the run if weights, averages or moments are not finite: such a model is never written."""
-        if bad := first_nonfinite(self._tensors()):
+        if bad := first_non_finite_part(self._tensors()):
             rate = self.config.training.learning_rate
             raise RunStopped(
                 f"after {self.progress.step:,} steps {bad} is not finite, so neither checkpoint nor model was written; "
@@ -365,7 +352,7 @@ class Trainer:
         """Write RUN/model, with the newest preview in its model card."""
         model = self.model()
         if write_model(model, self.out / "model", print_on_main):
-            add_preview(self.out, self.progress.step, self.config.training, model.student)
+            self.previews.show(self.progress.step, model.student)
 
     def _rescue(self) -> None:
         """Save when a preview or an evaluation fails, so that a resumed run does not fail there again.
@@ -401,7 +388,7 @@ class Trainer:
             "class_names": self.dataset.class_names,
             "engine": self._engine(),
             "best": self.best,
-            "figures": self.figures,
+            "metrics": self.metrics,
             "origin": self.origin,
         }
 
@@ -426,7 +413,7 @@ class Trainer:
         images = state["progress"]["step"] * self.config.training.batch_size  # for checkpoints that do not say
         self.progress = Progress(**{"images": images} | state["progress"])
         self.guard.skipped, self.guard.in_a_row = state["health"]["skipped"], state["health"]["in_a_row"]
-        self.best, self.figures, self.origin = state["best"], state.get("figures", {}), state.get("origin")
+        self.best, self.metrics, self.origin = state["best"], state.get("metrics", {}), state.get("origin")
         done, asked = self.progress.step, self.config.training.steps
         self.saved = done
         self.batches.resume_at(done, self.progress.images)

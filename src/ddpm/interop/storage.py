@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -235,8 +234,3 @@ def write_json(file: Path, values: dict[str, Any]) -> None:
     """Write a JSON file, and its folder if needed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-
-def exact_float32(tensor: Tensor) -> Tensor:
-    """Return a float32 copy that does not depend on the file it was read from."""
-    return tensor.to(torch.float32, copy=True)

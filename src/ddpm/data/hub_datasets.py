@@ -228,7 +228,7 @@ class Columns:
 
 
 def _found_by_library(loaded: Any) -> bool:
-    """Whether the library itself found the paths in the rows. Paths that stand in a data file are not followed."""
+    """Whether the library itself found the paths in the rows. Paths written in a data file are not followed."""
     return loaded.info.builder_name == "imagefolder"
 
 

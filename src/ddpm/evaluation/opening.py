@@ -17,7 +17,7 @@ from ddpm.data.images import FORMATS, BrokenFile
 from ddpm.data.sources import find_stored, split_of
 from ddpm.data.stored import ArraySource, EncodedSource, ImageSource
 from ddpm.evaluation.distances import Moments, load_moments
-from ddpm.evaluation.images import DatasetImages
+from ddpm.evaluation.image_sets import DatasetImages
 from ddpm.interop.layouts import is_checkpoint, model_folder
 from ddpm.model import BUNDLED, Model, load
 

@@ -3,15 +3,14 @@
 Also the two operations on sets that several metrics need: labels under the other set's class names, and a subset.
 """
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ddpm.common.distributed import is_main
 from ddpm.common.errors import UserError
 from ddpm.common.files import content_key
 from ddpm.common.pixels import to_uint8
@@ -152,18 +151,14 @@ class GeneratedImages(ImageSet):
         return len(self.chunks)
 
     def prepare(self, progress: bool) -> None:
-        missing = self.chunks.my_missing()
-        num = sum(len(self.chunks.bounds(start)) for start in missing)
         assert self.options.steps is not None
         self.model.compile_if_worthwhile(len(self), self.options.steps)
-        with tqdm(total=num, desc="sampling", unit="image", disable=not (progress and is_main() and missing)) as bar:
-            for start in missing:
-                parts = []
-                for indices, images in self.model.sample_batches(self.chunks.bounds(start), self.options):
-                    parts.append(to_uint8(images))
-                    bar.update(len(indices))
-                self.chunks.write(start, torch.cat(parts).numpy())
-        self.chunks.wait()
+
+        def sampled(rows: range) -> Iterator[np.ndarray]:
+            for _, images in self.model.sample_batches(rows, self.options):
+                yield to_uint8(images).numpy()
+
+        self.chunks.fill(sampled, "sampling", progress)
 
     def __getitem__(self, rows: slice | np.ndarray) -> Tensor:
         return torch.from_numpy(self.chunks[rows])

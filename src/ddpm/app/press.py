@@ -1,0 +1,221 @@
+"""What a press of a button does: it runs a generator, shows its steps, and ends it when Stop is pressed."""
+
+import functools
+import inspect
+import json
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import closing, suppress
+from contextvars import ContextVar
+from html import escape
+from threading import Event, Lock, Thread
+from typing import Any, TypeVar
+
+import gradio as gr
+
+from ddpm.common.errors import RunStopped, UserError
+from ddpm.samplers.algorithms import Callback, Step
+
+T = TypeVar("T")
+PAUSE = 0.2  # seconds between two updates
+
+
+class Cancelled(Exception):
+    """Raised inside a sampler after its iterator was closed, and in the handler of a press that was stopped."""
+
+
+_at_work: dict[Thread, Event] = {}
+_device = Lock()  # one sampler at a time: two would only share the device
+_press: ContextVar[float | None] = ContextVar("press", default=None)  # the number of the press that is handled here
+_stopped: deque[float] = deque(maxlen=1000)  # numbers of presses, also of those that still wait
+
+
+def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
+    """Run `work(callback)` in a thread; yield the newest `Step` a few times per second, then the result of `work`.
+
+    Closing the iterator stops the work at its next step, without waiting for it. Stop does the same from the page, and
+    raises `Cancelled` here.
+    """
+    press = _press.get()
+    newest: queue.Queue[Step] = queue.Queue(maxsize=1)
+    outcome: Future[T] = Future()
+    stop = Event()
+
+    def callback(step: Step) -> None:
+        if stop.is_set():
+            raise Cancelled
+        with suppress(queue.Empty):
+            newest.get_nowait()  # not shown in time: replace it with the newer step
+        newest.put(step)
+
+    def run() -> None:
+        try:
+            with _device:
+                if stop.is_set():  # while it waited
+                    raise Cancelled
+                outcome.set_result(work(callback))
+        except BaseException as error:
+            outcome.set_exception(error)
+        finally:
+            del _at_work[thread]
+
+    # a daemon, because the interpreter would wait for any other thread when it exits
+    thread = Thread(target=run, name="sampling", daemon=True)
+    _at_work[thread] = stop
+    thread.start()
+    try:
+        while not outcome.done():
+            if press is not None and press in _stopped:
+                raise Cancelled
+            with suppress(queue.Empty):
+                yield newest.get(timeout=PAUSE / 4)
+                wait([outcome], timeout=PAUSE)
+        if isinstance(outcome.exception(), Cancelled):
+            raise RunStopped("the server has ended")
+        yield outcome.result()
+    finally:
+        stop.set()
+
+
+def stop_press(number: float) -> None:
+    """End the handler of a press, also if it still waits for the model."""
+    _stopped.append(number)
+
+
+def stop_all(patience: float) -> None:
+    """Stop everything that `live` runs, and wait up to `patience` seconds for it."""
+    at_work = dict(_at_work)
+    for stop in at_work.values():
+        stop.set()
+    deadline = time.monotonic() + patience
+    for thread in at_work:
+        if thread.is_alive():  # one that has not started yet will find that it is stopped
+            thread.join(max(0, deadline - time.monotonic()))
+
+
+def status_line(text: str) -> gr.HTML:
+    """Create the line that says what goes on; screen readers read it out."""
+    template = '<div class="status" role="status" aria-live="polite">${value}</div>'
+    return gr.HTML(text, html_template=template, js_on_load=None, elem_classes="status-block")
+
+
+def running(text: str) -> str:
+    """Return the HTML of a status during a run. It turns the button of its room to Stop, and is not read out."""
+    return f'<span class="running" aria-live="off">{escape(text)}</span>'
+
+
+def pace(step: Step, began: float) -> str:
+    """Say how far a run is that began at `time.monotonic()` = `began`."""
+    done, left = step.index + 1, step.steps - step.index - 1
+    seconds = (time.monotonic() - began) / done * left
+    return running(f"Step {done} of {step.steps}" + (f", {seconds:.0f} s left" if seconds >= 1 else ""))
+
+
+def buttons(text: str) -> tuple[gr.Button, gr.Button]:
+    """Create a button and the Stop that takes its place during a run."""
+    with gr.Row(elem_classes="action"):
+        start = gr.Button(text, variant="primary", elem_classes="start", min_width=120)
+        stop = gr.Button("Stop", elem_classes="stop", min_width=120)
+    return start, stop
+
+
+WAITING = running("Waiting for the model …")
+
+
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def connect(
+    buttons: tuple[gr.Button, gr.Button], function: Callable, inputs: list, outputs: list, *, api_name: str, before=None
+) -> gr.Number:
+    """Run `function` when the first button is pressed, until the second is. Return the number of the press.
+
+    Args:
+        function: a generator; the first thing that it yields for every output is the status.
+        before: (inputs, outputs, JavaScript) of what the browser does first.
+    """
+    (start, stop), status, press = buttons, outputs[0], gr.Number(visible=False)
+    own, changed, script = before or ([], [], "() => []")
+    script = f"async (...all) => (await ddpm.ready(), [ddpm.random(), {json.dumps(WAITING)}, ...({script})(...all)])"
+    pressed = start.click(None, own, [press, status, *changed], js=script, **QUIET)
+    run_after(pressed, function, press, inputs, outputs)
+    gr.on([], show_user_errors(function), inputs, outputs, api_name=api_name, concurrency_id="model")
+    # Gradio's own way to stop a run fails before the server has numbered it, and leaves what it showed last
+    stopping = f"(now) => now === {json.dumps(WAITING)} ? 'Stopped.' : {json.dumps(running('Stopping …'))}"
+    stop.click(None, status, status, js=stopping, **QUIET)
+    stop.click(stop_press, press, None, queue=False, **QUIET)
+    return press
+
+
+def run_after(event: Any, function: Callable, press: gr.Number, inputs: list, outputs: list) -> None:
+    """Run `function` after an event of the page that has set the number of a press, until Stop is pressed."""
+    run = event.then(
+        until_stopped(show_user_errors(function)),
+        [press, *inputs],
+        outputs,
+        api_visibility="private",
+        concurrency_id="model",
+        trigger_mode="multiple",  # a press just after Stop must not be lost because the old run is still ending
+        show_progress="minimal",
+        show_progress_on=outputs[0],
+    )
+    run.then(None, None, None, js="() => ddpm.back()", **QUIET)
+    run.failure(None, None, outputs[0], js="() => ddpm.reason()", **QUIET)
+
+
+def until_stopped(function: Callable) -> Callable:
+    """Wrap a generator so that its first argument is the number of a press, and that it ends if that was stopped."""
+
+    def run(press: float, *arguments: Any) -> Iterator[Any]:
+        if press in _stopped:
+            yield gr.skip()  # it was stopped while it waited, and the page says so already
+            return
+        with closing(function(*arguments)) as steps:
+            while True:
+                _press.set(press)  # every time, because Gradio runs each step in a context of its own
+                try:
+                    values = next(steps)
+                except StopIteration:
+                    return
+                except Cancelled:
+                    yield ["Stopped.", *values[1:]]
+                    return
+                yield values
+
+    return run
+
+
+def show_user_errors(function: Callable) -> Callable:
+    """Wrap a handler so that its `UserError` or `RunStopped` appears on the page as one line."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def generator(*arguments: Any) -> Any:
+            try:
+                yield from function(*arguments)
+            except (UserError, RunStopped) as error:
+                raise _shown(error) from error
+
+        return generator
+
+    @functools.wraps(function)
+    def plain(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (UserError, RunStopped) as error:
+            raise _shown(error) from error
+
+    return plain
+
+
+def as_sentence(error: Exception) -> str:
+    """Return the message of an error as a sentence."""
+    text = str(error)
+    return text[:1].upper() + text[1:] + "."
+
+
+def _shown(error: Exception) -> gr.Error:
+    return gr.Error(as_sentence(error), duration=12, print_exception=False, title="That did not work")
