@@ -116,7 +116,7 @@ def test_sampling_flags_hand_over_what_is_given():
     def command(num: int = 3, *, sampling: dict[str, Any]) -> None:
         received.append((num, sampling))
 
-    tool = typer.Typer()
+    tool = typer.Typer(rich_markup_mode=None)
     tool.command()(sampling_flags(steps=7, without=["labels"], sampler="ddim")(command))
     result = CliRunner().invoke(tool, ["--num", "5", "--clip", "none", "--eta", "0.5", "--guidance", "0"])
     assert result.exit_code == 0, result.output
