@@ -22,12 +22,12 @@ def app(
     """Serve a web page for a model, which switches to others: those given, the bundled ones, and those of runs."""
     print("starting …", flush=True)  # the imports alone take seconds
     from ddpm.app import without_proxies
-    from ddpm.model import load
 
     with without_proxies():
         require("gradio", "app")
         from ddpm.app.models import Models
         from ddpm.app.page import build, check_port, launch, look
+    from ddpm.model import load
 
     check_port(host, port)  # before the model loads, which takes seconds
     own = host in LOCAL  # others on the network must not start trainings here
