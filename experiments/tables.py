@@ -111,7 +111,9 @@ TABLES: dict[str, Table] = {
         table_rows.digits_read,
     ),
     "cifar10": headlines("cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_gpu"),
-    "photographs": headlines("flowers32", "flowers32_muon", "flowers64", "emoji32", "emoji32_tuned"),
+    "photographs": headlines(
+        "flowers32", "flowers32_muon", "flowers32_muon_guided", "flowers64", "emoji32", "emoji32_tuned"
+    ),
     "commands": commands,
     "study_mnist": one_result("study", STUDY_HEAD, partial(table_rows.study, data="mnist")),
     "study_cifar10": one_result("study", STUDY_HEAD, partial(table_rows.study, data="cifar10")),

@@ -56,6 +56,7 @@ class Headline:
 # the defaults at the time when these rows were sampled
 LOG_SNR = {"sampler": "dpm++", "spacing": "log_snr"}
 TRAILING = {"sampler": "dpm++", "spacing": "trailing"}
+FLOWERS32 = "ddpm train folder32 --data flowers --data.labels true --training.steps 5000 --out runs/flowers32_muon"
 CIFAR10_BY_CLASS = "ddpm train cifar10_small --data.labels true --training.steps 3900 --out runs/cifar10"
 
 HEADLINES = {
@@ -102,9 +103,17 @@ HEADLINES = {
     ),
     "flowers32_muon": Headline(
         "flowers 32×32, by class, the present recipe",
-        "ddpm train folder32 --data flowers --data.labels true --training.steps 5000 --out runs/flowers32_muon",
+        FLOWERS32,
         "flowers",
         num=2500,
+    ),
+    "flowers32_muon_guided": Headline(
+        "flowers 32×32, by class, the same, guided",
+        FLOWERS32,
+        "flowers",
+        num=2500,
+        sampling={"guidance": 1.5},
+        run="flowers32_muon",
     ),
     "flowers64": Headline(
         "flowers 64×64, by class",
