@@ -55,7 +55,18 @@ def few_steps(
     options: dict[str, Any] = {"features": features, "num": num}
     (reference,) = sweep(model, data, samplers=["ancestral"], evaluations=[many], **options)
     metric, settings = reference.report.metrics[0], reference.report.settings
-    kept = ("judged", "n", "images", "weights", "seed", "precision", "reference", "reference_n", "features", "engine")
+    kept = (
+        "candidate",
+        "n",
+        "images",
+        "weights",
+        "seed",
+        "precision",
+        "reference",
+        "reference_n",
+        "features",
+        "engine",
+    )
     result: dict[str, Any] = {
         **about(),
         "metric": metric.title,

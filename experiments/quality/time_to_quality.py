@@ -297,7 +297,7 @@ def evaluate_all(
             (metric,) = report.metrics
             metrics[metric.key] = metric.value
             result[f"settings of {metric.key}"] = {
-                key: value for key, value in report.settings.items() if key not in ("judged", "images")
+                key: value for key, value in report.settings.items() if key not in ("candidate", "images")
             }
         training = json.loads((runs / name / NOTE).read_text())
         rows[name] = {"contestant": TITLES[name], "name": name, "training": training, **metrics}

@@ -190,6 +190,8 @@ def test_presets_are_grouped_by_hardware(capsys):
 @pytest.mark.parametrize("when", ["importing", "running"])
 def test_ctrl_c_prints_one_line_and_exits_with_130(when, tmp_path):
     """A package that interrupts its own import stands for a Ctrl-C in the seconds that PyTorch takes to load."""
+    # a test run in the background of a shell ignores SIGINT, and so would the command
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
     if when == "importing":
         (tmp_path / "torch.py").write_text(f"{interrupt}\nimport time; time.sleep(30)")
@@ -199,7 +201,7 @@ def test_ctrl_c_prints_one_line_and_exits_with_130(when, tmp_path):
         code += "ddpm.model.load = load\nfrom ddpm.cli import main; main()"
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", code, "sample", "digits", "--out", str(tmp_path / "x.png")],
+        [sys.executable, "-c", heed + code, "sample", "digits", "--out", str(tmp_path / "x.png")],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": path},

@@ -3,6 +3,7 @@
 import copy
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import Checkpoints
 from ddpm.training.compute import plan_compute
 from ddpm.training.config import TrainingConfig
-from ddpm.training.tracking import draw_preview
+from ddpm.training.tracking import Previews
 from ddpm.training.trainer import Trainer
 
 
@@ -299,6 +300,11 @@ def test_run_takes_one_image_at_a_time_while_all_of_the_memory_holds_it(planned)
     with pytest.raises(UserError, match="less than one image for each of 4 processes"):
         planned(10**6, 4, batch_size=3)
     assert planned(10**6, 4, batch_size=4).micro_batch == 1
+
+
+def draw_preview(model, num: int, steps: int, seed: int) -> torch.Tensor:
+    config = TrainingConfig(preview_images=num, preview_steps=steps, seed=seed)
+    return Previews(Path("run"), model, config).draw(model)  # the data only matter for the drift
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
