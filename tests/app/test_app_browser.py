@@ -87,6 +87,19 @@ class Visit:
         self.pad(place).locator("input[type=file]").set_input_files(path)
         self.pad(place).get_by_text(says).wait_for()
 
+    def drop(self, path) -> None:
+        """Drop a file on the open tab."""
+        given = [path.name, base64.b64encode(path.read_bytes()).decode()]
+        carried = self.page.evaluate_handle(
+            """([name, data]) => {
+                const carried = new DataTransfer();
+                carried.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name));
+                return carried;
+            }""",
+            given,
+        )
+        self.panel.locator(".gallery").first.dispatch_event("drop", {"dataTransfer": carried})
+
     def drawn(self, place: int = 0) -> np.ndarray:
         """What a pad sends: its picture, uint8 (H, W)."""
         data = self.pad(place).locator("canvas").evaluate("canvas => canvas.toDataURL()")
@@ -208,6 +221,32 @@ def test_generate_a_class_and_go_back_to_what_was_before(visit):
     visit.until(lambda: visit.panel.get_by_label("Seed").first.input_value() == "0")
     assert "seed=0" in visit.page.url
     visit.panel.get_by_text("Grid, PNG").wait_for(state="hidden")  # it would be the other result's
+
+
+def test_a_dropped_picture_gives_its_settings_and_is_drawn_again(visit, uploads, tmp_path):
+    def save(name: str) -> np.ndarray:
+        with visit.page.expect_download() as download:
+            visit.panel.get_by_text("Grid, PNG").click()
+        download.value.save_as(tmp_path / name)
+        return np.asarray(Image.open(tmp_path / name))
+
+    def draw() -> str:
+        before = visit.page.url
+        visit.press("Generate")
+        visit.until(lambda: visit.page.url != before)
+        visit.status("Done: 16 images")
+        return re.search(r"seed=(\d+)", visit.page.url)[1]
+
+    seed, first = draw(), save("first.png")
+    assert draw() != seed
+    visit.drop(tmp_path / "first.png")
+    visit.status("The settings of first.png.")
+    assert visit.panel.get_by_label("Seed").first.input_value() == seed
+    assert draw() == seed  # and not a new one
+    assert np.array_equal(save("again.png"), first)
+    visit.drop(uploads / "broken.png")
+    visit.status("broken.png does not say how it was made.")
+    visit.panel.get_by_label("A new one each time").check()
 
 
 def test_a_double_press_is_one_run_and_stop_leaves_the_result_before(visit):

@@ -231,7 +231,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             )  # fmt: skip
             sampler = choice(list(SAMPLERS), first.sampler, "Sampler")
             with gr.Row(elem_classes="seed"):
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110)
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=150)
                 dice = gr.Button("New seed", size="sm", min_width=90)
                 again = gr.Checkbox(True, label="A new one each time", min_width=140)
             follows = gr.Checkbox(True, label="Draw while a slider moves", visible=model.student is not None)
@@ -317,6 +317,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             rolled.then(show_user_errors(follow), [follows, *fields], outputs, **own),
         ):
             run.failure(None, None, status, js="() => ddpm.reason()", **QUIET)
-    told.submit(None, [told, *fields], fields, js=f"(text, ...own) => ddpm.fields(text, {names}, own)", **QUIET)
+    filled, all_names = [*fields, again, status], json.dumps([*asdict(first), "again", "status"])
+    told.submit(None, [told, *filled], filled, js=f"(text, ...own) => ddpm.fields(text, {all_names}, own)", **QUIET)
     script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values})]"
     run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outputs)

@@ -143,7 +143,11 @@ def describe(model: Model) -> str:
     elif model.class_names:
         shown = ", ".join(model.class_names[:NAMED]) + (", …" if len(model.class_names) > NAMED else "")
         what += f" of {len(model.class_names)} classes ({shown})"
-    return f"Draws {what} from noise, in up to {len(model.diffusion.schedule):,} steps, on {model.device.type}."
+    steps = f"in up to {len(model.diffusion.schedule):,} steps"
+    if model.student:
+        count = model.student.steps
+        steps = f"made for {count} step{'s' * (count > 1)}"
+    return f"Draws {what} from noise, {steps}, on the {'CPU' if model.device.type == 'cpu' else 'GPU'}."
 
 
 def look() -> dict[str, Any]:

@@ -301,12 +301,12 @@ def tab(model: Model, name: str) -> None:
             with gr.Row(elem_classes="downloads"):
                 archive = gr.DownloadButton("All pictures, ZIP", size="sm", min_width=120)
     with gr.Accordion("Noise, class and method", open=False), gr.Row():
-        noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)", min_width=140)
+        noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)", min_width=200)
         label = class_field(model, min_width=120)
         method = choice(list(METHODS), "ddnm", "Method", min_width=120)
-        steps = gr.Slider(1, most, min(100, most), step=1, label="Steps", min_width=140)
-        draws = gr.Slider(1, MOST_DRAWS, 4, step=1, label="Draws", min_width=140)
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+        steps = gr.Slider(1, most, min(100, most), step=1, label="Steps", min_width=200)
+        draws = gr.Slider(1, MOST_DRAWS, 4, step=1, label="Draws", min_width=200)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=150)
         clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=180)
     command, python = code_boxes()
 

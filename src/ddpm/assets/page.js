@@ -152,13 +152,18 @@ window.ddpm = (() => {
       }));
     }
     watch("value", keep);
-    element.addEventListener("dragover", (event) => event.preventDefault());
-    element.addEventListener("drop", async (event) => {
+    const panel = element.closest("[role=tabpanel]") ?? element;
+    panel.addEventListener("dragover", (event) => event.preventDefault());
+    panel.addEventListener("drop", async (event) => {
       event.preventDefault();
-      const told = event.dataTransfer.files[0] && texts(await event.dataTransfer.files[0].arrayBuffer()).ddpm;
+      const file = event.dataTransfer.files[0];
+      if (!file) return;
+      const told = texts(await file.arrayBuffer()).ddpm;
       const { options, images } = told ? JSON.parse(told) : {};
-      const label = options?.labels?.length === 1 ? classes[options.labels[0] + 1] : classes[0];
-      if (options) fill({ ...options, number: images, label });
+      const name = make("span", {}, file.name).innerHTML;
+      if (!options) return fill({ status: `${name} does not say how it was made.` });
+      const label = options.labels?.length === 1 ? classes[options.labels[0] + 1] : classes[0];
+      fill({ ...options, number: images, label, again: false, status: `The settings of ${name}. Press Generate to draw it.` });
     });
   }
 
