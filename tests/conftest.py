@@ -1,5 +1,8 @@
 """Small models that every room's tests may ask for."""
 
+import shutil
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
@@ -15,6 +18,20 @@ torch.set_num_threads(1)  # pytest runs a worker a core
 # a busy machine is slow, which is no failure, and what fails must fail again
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium without a window, for the tests of pages."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

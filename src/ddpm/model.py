@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ddpm.common.errors import UserError, nearest
 from ddpm.common.files import content_key, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
+from ddpm.common.names import BUNDLED_NAMES
 from ddpm.common.pixels import final_images
 from ddpm.common.randomness import ImageNoise
 from ddpm.data.config import Preprocessing, data_section, preprocessing_of
@@ -29,7 +30,7 @@ from ddpm.samplers.algorithms import Step
 from ddpm.samplers.denoiser import Clip, Denoiser
 from ddpm.samplers.grid import Spacing
 
-BUNDLED = {name: Path(__file__).parent / "assets" / f"{name}_model" for name in ("digits", "digits4")}
+BUNDLED = {name: Path(__file__).parent / "assets" / f"{name}_model" for name in BUNDLED_NAMES}
 
 SAMPLING_CODE_VERSION = 2  # raise it if samplers or networks change their output: cached samples are then not used
 COMPILE_FLOPS = 1e16  # operations from which compiling, half a minute, saves time on a CUDA GPU
@@ -82,9 +83,7 @@ class SamplingOptions:
         Raises UserError if an option is unknown, out of range or not possible with this model. Resolved options are
         the cache key of samples and the text of the model card.
         """
-        few = min(DEFAULT_STEPS, len(model.diffusion.schedule))
-        usual = model.student or Student(steps=few, sampler=DEFAULT_SAMPLER)
-        name = self.sampler or usual.sampler
+        name = self.sampler or (model.student.sampler if model.student else DEFAULT_SAMPLER)
         sampler = find_sampler(name)
         given: dict[str, Any] = {} if self.eta is None else {"eta": self.eta}
         sampler.check(given)
@@ -95,7 +94,7 @@ class SamplingOptions:
         options = replace(
             self,
             sampler=name,
-            steps=usual.steps if self.steps is None else self.steps,
+            steps=model.usual_steps() if self.steps is None else self.steps,
             spacing=self.spacing or sampler.spacing,
             labels=labels,
             batch_size=size,
@@ -226,6 +225,10 @@ class Model:
         _, height, width = self.image_shape
         per_device = 16 if self.device.type == "cpu" else 256
         return max(1, min(per_device, per_device * 1024 // (height * width)))
+
+    def usual_steps(self, steps: int = DEFAULT_STEPS) -> int:
+        """Return the steps to sample in if none are asked for: a student's own, else `steps`, or T if that is less."""
+        return self.student.steps if self.student else min(steps, len(self.diffusion.schedule))
 
     def denoiser(
         self, labels: Tensor | None = None, *, options: SamplingOptions | None = None, **changes: Any
@@ -446,5 +449,6 @@ def find_model(name: str | Path) -> Path:
     if hub.looks_like_id(str(name)):
         return hub.download(str(name))
     raise UserError(
-        f"no model at {name}: give a run directory, a Diffusers folder, a Hub id (user/name), 'digits' or 'digits4'"
+        f"no model at {name}: give a run directory, a Diffusers folder, a Hub id (user/name), "
+        f"{' or '.join(map(repr, BUNDLED))}"
     )

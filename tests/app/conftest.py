@@ -1,7 +1,6 @@
 """A page served once for all its tests, and a browser to look at it with."""
 
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +17,6 @@ from ddpm.interop.diffusers import Student
 from ddpm.model import Model, load
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
-
-CHROMIUM = shutil.which("chromium")
 
 
 def page_model(classes: int | None = 3, timesteps: int = 1000, null: bool = True) -> Model:
@@ -164,7 +161,7 @@ def uploads(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def stub_trainer(tmp_path, monkeypatch) -> Iterator[Path]:
-    """Something that does what `ddpm train` does, as far as the page sees: it writes a run until it is told to stop."""
+    """A small program in place of `ddpm train`: it writes a run until it is stopped."""
     script = tmp_path / "train"
     script.write_text(
         """#!/bin/sh

@@ -120,25 +120,8 @@ def test_a_sheet_has_gaps_that_one_sees_through():
 # live
 
 
-def test_closing_the_iterator_ends_the_work():
-    done = threading.Event()
-
-    def work(callback):
-        try:
-            for index in range(10_000):
-                time.sleep(0.001)
-                callback(Step(index, 10_000, 0.0, 0.0, *[torch.zeros(1)] * 3))
-        finally:
-            done.set()
-
-    steps = live(work)
-    assert isinstance(next(steps), Step)
-    steps.close()
-    assert done.wait(5)
-
-
-def test_stop_ends_the_handler_of_its_press_and_no_other():
-    ended = threading.Event()
+def long_work(ended: threading.Event):
+    """Ten seconds of steps; sets `ended` however it ends."""
 
     def work(callback):
         try:
@@ -148,8 +131,22 @@ def test_stop_ends_the_handler_of_its_press_and_no_other():
         finally:
             ended.set()
 
+    return work
+
+
+def test_closing_the_iterator_ends_the_work():
+    done = threading.Event()
+    steps = live(long_work(done))
+    assert isinstance(next(steps), Step)
+    steps.close()
+    assert done.wait(5)
+
+
+def test_stop_ends_the_handler_of_its_press_and_no_other():
+    ended = threading.Event()
+
     def handler(number):
-        for event in live(work):
+        for event in live(long_work(ended)):
             yield f"step {event.index}", number
 
     run = press.until_stopped(handler)

@@ -86,9 +86,9 @@ def as_command(model: Model, name: str, grid: Grid) -> str:
 
 def as_python(model: Model, name: str, grid: Grid) -> str:
     """Return the Python program that writes the same cells, a file each."""
-    options = grid.options(model, grid.samplers[0], grid.values[0]) | {"sampler": "SAMPLER", grid.axis: "VALUE"}
-    arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
-    arguments = arguments.replace("'SAMPLER'", "sampler").replace("'VALUE'", grid.axis)
+    loops = ("sampler", grid.axis)  # the variables of the loops, which have the names of the options
+    options = grid.options(model, grid.samplers[0], grid.values[0]) | dict.fromkeys(loops)
+    arguments = ", ".join(f"{key}={key if key in loops else repr(value)}" for key, value in options.items())
     values = [int(value) if grid.axis == STEPS else value for value in grid.values]
     return (
         f"import ddpm\n\nmodel = ddpm.load({name!r})\n"

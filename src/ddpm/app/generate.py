@@ -199,9 +199,8 @@ def has_guidance(model: Model) -> bool:
 def usual(model: Model) -> Settings:
     """Return the settings that the page opens with."""
     own = SamplingOptions().resolved(model)
-    guidance = (
-        USUAL_GUIDANCE if has_guidance(model) and not model.student else 1.0
-    )  # a student may have its teacher's within
+    # a student may have learnt its teacher's guidance
+    guidance = USUAL_GUIDANCE if has_guidance(model) and not model.student else 1.0
     steps = min(own.steps or 1, most_steps(model))
     return Settings(EVERY_CLASS, own.sampler or DEFAULT_SAMPLER, steps, guidance, 0, min(16, most_images(model)))
 

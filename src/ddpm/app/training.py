@@ -12,9 +12,9 @@ import psutil
 
 from ddpm.common.errors import UserError
 from ddpm.common.files import is_run
+from ddpm.training.checkpoint import LOCK
 from ddpm.training.config import preset_about, preset_names
 
-LOCK = ".lock"
 CLOCK = 2.0  # seconds; psutil knows when a process began to about one
 MOST_MINUTES = 7 * 24 * 60
 MOST_LOG_BYTES = 4096  # of the end of a log, for the reason of a failure
@@ -79,7 +79,7 @@ class Trainings:
         with suppress(psutil.Error, ProcessLookupError):
             if process is not None:
                 process.send_signal(signal.SIGTERM)
-                return f"{name} saves a checkpoint and stops. It goes on with ddpm train --resume {run}"
+                return f"{name} saves a checkpoint and stops. Resume it with ddpm train --resume {run}"
             if own is not None and own.poll() is None:
                 own.terminate()
                 return f"{name} stops."

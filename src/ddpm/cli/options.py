@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,7 +14,7 @@ import typer
 
 from ddpm.common.errors import UserError
 from ddpm.common.files import is_model, is_run, user_path
-from ddpm.common.names import DEFAULT_SAMPLER, DEFAULT_STEPS, Precision, SamplerName
+from ddpm.common.names import BUNDLED_NAMES, DEFAULT_SAMPLER, DEFAULT_STEPS, Precision, SamplerName
 from ddpm.common.names import Spacing as SpacingName
 
 
@@ -38,11 +37,9 @@ def _models() -> list[str]:
     """Bundled models, runs, and models in the Hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    entries = [entry.name for entry in files("ddpm.assets").iterdir()]
-    bundled = sorted(name.removesuffix("_model") for name in entries if name.endswith("_model"))
     cached = Path(HF_HUB_CACHE).glob("models--*--*/snapshots/*")
     ids = {folder.parts[-3].removeprefix("models--").replace("--", "/") for folder in cached if is_model(folder)}
-    return [*bundled, *_runs(), *sorted(ids)]
+    return [*BUNDLED_NAMES, *_runs(), *sorted(ids)]
 
 
 complete_preset = complete(_presets)
@@ -53,7 +50,7 @@ complete_spacing = complete(lambda: list(get_args(SpacingName)))
 complete_precision = complete(lambda: list(get_args(Precision)))
 complete_clip = complete(lambda: ["static", "dynamic", "none"])
 
-MODEL_HELP = "'digits', 'digits4', a run directory, a Diffusers folder, or a Hub id"
+MODEL_HELP = f"{', '.join(map(repr, BUNDLED_NAMES))}, a run directory, a Diffusers folder, or a Hub id"
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=complete_model)]
 # For every parameter that is a path. Shells leave the tilde in --out=~/run, and it must not create a folder called ~.
 PATH: dict[str, Any] = {"parser": user_path, "metavar": "PATH"}

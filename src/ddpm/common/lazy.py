@@ -4,8 +4,10 @@ import ast
 import importlib
 import sys
 from collections.abc import Callable
-from importlib.abc import InspectLoader
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import InspectLoader
 
 
 def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
@@ -17,7 +19,7 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
     Args:
         package: its `__name__`.
     """
-    loader = cast(InspectLoader, sys.modules[package].__loader__)  # it also knows the source within a zip file
+    loader = cast("InspectLoader", sys.modules[package].__loader__)  # it also knows the source within a zip file
     blocks = [node.body for node in ast.parse(loader.get_source(package) or "").body if isinstance(node, ast.If)]
     imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
     home = {alias.name: str(node.module) for node in imports for alias in node.names}

@@ -4,6 +4,8 @@ from typing import Literal
 
 VERSION = "0.2.0"  # of the package; pyproject.toml reads it here
 
+BUNDLED_NAMES = ("digits", "digits4")  # of the models in the package, each in assets/NAME_model
+
 ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid", "constant"]
 PredictionName = Literal["epsilon", "x_0", "v"]
 VarianceName = Literal["fixed_small", "fixed_large", "learned_range"]

@@ -40,8 +40,7 @@ def training_evaluator(data: DataConfig, num: int = 500, steps: int = 20) -> Cal
     def evaluate(model: Model) -> dict[str, float]:
         if not real:
             real.append(network(real_images(data, num))[0])
-        taken = model.student.steps if model.student else min(steps, model.diffusion.schedule.timesteps)
-        batches = model.sample_batches(my_share(num), steps=taken)
+        batches = model.sample_batches(my_share(num), steps=model.usual_steps(steps))
         generated = np.concatenate(gather(network(to_uint8(images))[0] for _, images in batches))
         kid = kernel_distance(generated, real[0], subsets=SUBSETS, subset_size=SUBSET_SIZE)
         distance = frechet_distance(moments_of([generated]), moments_of(real))

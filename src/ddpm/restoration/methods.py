@@ -286,6 +286,7 @@ class Method:
 
     noisy, noiseless: class of the operator with noise (None: not possible) and without; object means any function.
     options: name of each option and its default; a whole number as default means that the option counts something.
+    gradual: approaches y a little in every step, so that a few do not suffice; the others set what y tells in each.
     """
 
     name: str
@@ -294,6 +295,7 @@ class Method:
     noisy: type | None
     noiseless: type
     options: Mapping[str, float]
+    gradual: bool = False
 
     def default_steps(self, schedule: NoiseSchedule) -> int:
         """The method's own number of steps, or T if that is less."""
@@ -321,7 +323,7 @@ METHODS = {
     "ddrm": Method("ddrm", ddrm, 20, SpectralOperator, SpectralOperator, {"eta": 0.85, "eta_b": 1.0}),
     "ddnm": Method("ddnm", ddnm, 100, SpectralOperator, LinearOperator, {"eta": 0.85, **TRAVEL}),
     "repaint": Method("repaint", repaint, 250, None, Inpainting, JUMPS),
-    "dps": Method("dps", dps, 1000, object, object, {"scale": 1.0}),
+    "dps": Method("dps", dps, 1000, object, object, {"scale": 1.0}, gradual=True),
 }
 
 

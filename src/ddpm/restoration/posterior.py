@@ -139,10 +139,6 @@ class Restored:
         return self.samples.std(1, correction=0) / PIXEL_SCALE
 
 
-# of a method's own: all but DPS set what y tells in every step, so that few suffice; DPS approaches y step by step
-MOST_STEPS_OF_STUDENTS = 500
-
-
 def restore(
     model: Model,
     y: Tensor,
@@ -178,7 +174,7 @@ def restore(
     """
     chosen = find_method(method)
     chosen.check(operator, noise)
-    if model.student and chosen.steps > MOST_STEPS_OF_STUDENTS:
+    if model.student and chosen.gradual:
         raise UserError(
             f"{method} changes x_t a little in each of {chosen.steps:,} steps, and this model was distilled to "
             f"{model.student.steps}: use ddrm or ddnm, or the model that it was distilled from"

@@ -167,8 +167,7 @@ class Previews:
         A student takes its own number of steps.
         """
         training, mine = self.training, []
-        steps = min(training.preview_steps, model.diffusion.schedule.timesteps)
-        steps = model.student.steps if model.student else steps
+        steps = model.usual_steps(training.preview_steps)
         for number, block in enumerate(blocks(range(training.preview_images), model.default_batch_size)):
             if number % world_size() == rank():
                 mine += list(model.sample_batches(block, steps=steps, seed=training.seed))

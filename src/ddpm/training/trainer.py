@@ -159,17 +159,14 @@ class Trainer:
                 raise
             (self.out / "samples").mkdir(exist_ok=True)
             if not self.fine_tunes:
-                write_configuration()
+                write_config(self.config, self.out)
             if self.saved is not None and model_step(self.out / "model") < self.saved:
                 self._write_model()  # the run ended between its checkpoint and its model
-
-        def write_configuration() -> None:
-            write_config(self.config, self.out)
 
         self._write("the run directory", begin)
         if self.fine_tunes:  # The start cannot be rebuilt from the seed: without this checkpoint nobody could resume.
             self.save()
-            self._write("the configuration", write_configuration)
+            self._write("the configuration", lambda: write_config(self.config, self.out))
 
     def _write(self, what: str, action: Callable[[], object]) -> None:
         """Let the main process run `action`, which writes `what`; a failure ends the run and says what is kept."""
