@@ -313,11 +313,11 @@ def test_a_student_teaches_one_of_fewer_steps_on_its_own_grid(command, teacher, 
 
 def test_dry_run_and_minutes(command, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr("ddpm.training.dry_run.LEAST_SECONDS", 0.0)
-    monkeypatch.setattr("ddpm.distillation.distiller.NUM_SAMPLES", 4)
+    monkeypatch.setattr("ddpm.distillation.distiller.NUM_SAMPLES", 7)
     monkeypatch.setattr("ddpm.training.dry_run.seconds_per_step", lambda trainer: 2.0)
     code, output, _ = command("distill", teacher, "--steps", 2, *FLAGS, "--out", "run", "--dry-run")
     assert code == 0
-    assert "14 steps, 56 images" in output
+    assert "14 steps, 56 images, 8.0 epochs" in output
     assert not (tmp_path / "run").exists()
     small = [word for word in FLAGS if word not in ("--training.steps", STEPS)]
     assert command("distill", teacher, "--steps", 2, *small, "--minutes", 0.5, "--out", "run")[0] == 0

@@ -125,10 +125,14 @@ def usual_prediction(teacher: Model) -> PredictionName:
     return "x_0" if teacher.diffusion.prediction == "x_0" else "v"
 
 
-def write_own_samples(teacher: Model, file: Path, num: int) -> None:
-    """Write `num` samples of a model as an .npz with their classes: the data of a distillation without data."""
-    batches = teacher.sample_batches(range(num))
-    arrays = {"arr_0": torch.cat([to_uint8(images).permute(0, 2, 3, 1) for _, images in batches]).numpy()}
+def write_own_samples(teacher: Model, file: Path, num: int, drawn: int | None = None) -> None:
+    """Write `num` samples of a model as an .npz with their classes: the data of a distillation without data.
+
+    `drawn`: sample only so many, and repeat them.
+    """
+    batches = teacher.sample_batches(range(drawn or num))
+    images = torch.cat([to_uint8(images).permute(0, 2, 3, 1) for _, images in batches])
+    arrays = {"arr_0": images[torch.arange(num) % len(images)].numpy()}
     if teacher.num_classes:
         arrays["arr_1"] = np.arange(num) % teacher.num_classes
     with atomic_path(file) as beside:
@@ -311,6 +315,6 @@ def dry_run(config: StudentConfig, out: str | Path, teacher: Model) -> str:
     with tempfile.TemporaryDirectory() as folder:
         if config.data.source == str(user_path(out) / OWN_SAMPLES):
             own = Path(folder) / OWN_SAMPLES
-            write_own_samples(teacher, own, config.training.batch_size)
+            write_own_samples(teacher, own, NUM_SAMPLES, drawn=1)
             config = config.model_copy(update={"data": config.data.model_copy(update={"source": str(own)})})
         return cost(Distiller(config, Path(folder), teacher))
