@@ -140,6 +140,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
 @pytest.fixture(scope="session")
 def uploads(tmp_path_factory) -> Path:
     """good.png, and files that are not what they seem."""

@@ -7,10 +7,13 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from ddpm.common.pixels import read_origin
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -204,11 +207,50 @@ def test_generate_a_class_and_go_back_to_what_was_before(visit):
     with visit.page.expect_download() as download:
         visit.panel.get_by_text("Grid, PNG").click()
     assert download.value.suggested_filename == "samples.png"
-    visit.panel.get_by_text("Command line and Python").click()
     visit.panel.locator(".history button").nth(1).click()
     visit.until(lambda: visit.panel.get_by_label("Seed").first.input_value() == "0")
     assert "seed=0" in visit.page.url
-    visit.panel.get_by_text("Grid, PNG").wait_for(state="hidden")  # it would be the other result's
+    assert "--seed 0" in command.inner_text()  # files and code come back with their pictures
+    with visit.page.expect_download() as first:
+        visit.panel.get_by_text("Grid, PNG").click()
+    assert Path(first.value.path()).read_bytes() != Path(download.value.path()).read_bytes()
+    visit.panel.get_by_text("Command line and Python").click()
+
+
+def test_after_stop_pictures_keep_their_own_settings(visit):
+    visit.number("Steps", 2)
+    visit.press("Generate")
+    visit.until(lambda: "steps=2&" in visit.page.url)
+    visit.status("Done: 16 images")
+    before = visit.page.url, visit.panel.locator(".tile img").first.get_attribute("src")
+    visit.panel.get_by_text("Command line and Python").click()
+    command = visit.panel.get_by_label("Command", exact=True)
+    code = command.inner_text()
+    visit.number("Steps", 1000)
+    visit.press("Generate")
+    visit.status("of 1000")
+    visit.press("Stop")
+    visit.status("Stopped. These are the pictures of the run before, with its settings.")
+    assert (visit.page.url, visit.panel.locator(".tile img").first.get_attribute("src")) == before
+    assert command.inner_text() == code != ""
+    with visit.page.expect_download() as download:
+        visit.panel.get_by_text("Grid, PNG").click()
+    assert read_origin(Path(download.value.path()))["options"]["steps"] == 2
+    visit.panel.get_by_text("Command line and Python").click()
+    visit.number("Steps", 2)
+
+
+def test_pictures_of_a_first_run_that_is_stopped_are_said_to_be_unfinished(visit, uploads):
+    visit.open("Edit")
+    visit.number("Steps of a whole run", 250)
+    visit.panel.get_by_label("try every strength").check()
+    visit.press("Edit")
+    visit.panel.locator(".moving figure").first.wait_for()
+    visit.press("Stop")
+    visit.status("Stopped. These pictures are unfinished.")
+    assert visit.panel.locator(".moving figure").first.is_visible()
+    visit.panel.get_by_label("noise it and remove the noise").check()
+    visit.open("Generate")
 
 
 def test_a_dropped_picture_gives_its_settings_and_is_drawn_again(visit, uploads, tmp_path):
@@ -375,6 +417,64 @@ def test_a_training_is_started_and_stopped(browser, switching, stub_trainer):
         visit.panel.get_by_role("row", name=re.compile("^new training")).get_by_role("button", name="Stop").click()
         visit.panel.get_by_role("row", name=re.compile("^new stopped")).wait_for()
     assert "train digits" in (folder / "runs" / "new.log").read_text()
+
+
+def test_a_number_that_is_not_possible_is_said_beside_its_field(visit):
+    for label, typed, said in (("Images", 1000, "From 1 to 64. 1000 became 64."), ("Steps", 0, "0 became 1.")):
+        visit.number(label, typed)
+        visit.panel.locator(".block", has=visit.panel.get_by_label(f"number input for {label}")).get_by_text(
+            said
+        ).wait_for()
+    visit.panel.get_by_label("Seed").first.fill("-4")
+    visit.panel.get_by_label("Seed").first.press("Tab")
+    visit.panel.get_by_text("At least 0.").wait_for()
+    visit.panel.get_by_label("Seed").first.fill("4")
+    visit.panel.get_by_label("Seed").first.press("Tab")
+    visit.panel.get_by_text("At least 0.").wait_for(state="detached")
+    visit.number("Images", 16)
+    visit.number("Steps", 2)
+    visit.until(lambda: not visit.panel.locator(".field-note").count())
+
+
+def test_a_reload_keeps_the_settings_of_every_tab_and_the_open_one(browser, address):
+    for visit in fresh(browser, address):
+        visit.open("Restore")
+        visit.choose("Damage", "blur")
+        visit.panel.get_by_label("number input for Blur").wait_for()
+        visit.number("Blur", 3)
+        visit.open("Compare")
+        visit.choose("Columns", "guidance")
+        visit.panel.get_by_label("Steps").wait_for()
+        visit.panel.get_by_label("Their values").fill("1, 3")
+        visit.until(lambda: "1, 3" in visit.page.evaluate("JSON.stringify(sessionStorage)"))
+        visit.page.reload()
+        visit.page.get_by_role("tab", name="Compare", selected=True).wait_for()
+        visit.until(lambda: visit.panel.get_by_label("Their values").input_value() == "1, 3")
+        visit.panel.get_by_label("Steps").wait_for()
+        visit.open("Restore")
+        visit.panel.get_by_label("number input for Blur").wait_for()
+        assert visit.panel.get_by_label("number input for Blur").input_value() == "3"
+        visit.wrong.clear()  # Gradio logs that its connection ends when one leaves a page
+
+
+def test_an_open_page_goes_on_when_its_server_is_back(browser, plain_model, tmp_path, port):
+    from ddpm.app.page import build, launch
+
+    first = build(plain_model, "model", tmp_path)
+    address = launch(first, "127.0.0.1", port, block=False)
+    for visit in fresh(browser, f"{address}#steps=3&seed=7&number=5"):
+        visit.status("Done: 5 images, seed 7.")
+        first.close()
+        visit.page.get_by_text("The connection to the server is lost.").wait_for()
+        again = build(plain_model, "model", tmp_path)
+        launch(again, "127.0.0.1", port, block=False)
+        visit.page.get_by_text("The connection to the server is lost.").wait_for(state="detached")
+        visit.status("Done: 5 images, seed 7.")
+        visit.number("Images", 2)
+        visit.press("Generate")
+        visit.status("Done: 2 images")
+        again.close()
+        visit.wrong.clear()  # the browser logs that nobody answered
 
 
 def test_a_model_without_classes_is_asked_for_none(browser, plain_address):

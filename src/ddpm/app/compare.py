@@ -10,9 +10,10 @@ import gradio as gr
 from torch import Tensor
 
 from ddpm.app import generate
-from ddpm.app.components import MOST_SEED, bounded, choice, code_boxes, figure, sheet
+from ddpm.app.components import MOST_SEED, bounded, choice, figure, sheet
 from ddpm.app.generate import EVERY_CLASS, USUAL_GUIDANCE, has_guidance, most_steps
-from ddpm.app.press import QUIET, buttons, connect, live, running, status_line
+from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.press import buttons, connect, live
 from ddpm.common.errors import UserError
 from ddpm.model import Model
 from ddpm.samplers import SAMPLERS, Step
@@ -113,8 +114,8 @@ def table(grid: Grid, pictures: Sequence[str]) -> str:
     return f'<div class="scroll"><table class="compare">{inside}</table></div>'
 
 
-def tab(model: Model, name: str) -> None:
-    """Build the tab and connect its events; endpoint /compare."""
+def tab(model: Model, name: str) -> list[Any]:
+    """Build the tab and connect its events; endpoint /compare. Return its settings."""
     guided, names = has_guidance(model), [EVERY_CLASS, *(model.class_names or [])]
     usual = [steps for steps in (5, 10, 20, 50) if steps <= most_steps(model)] or [most_steps(model)]
     with gr.Column(elem_classes="room"):
@@ -130,9 +131,8 @@ def tab(model: Model, name: str) -> None:
             number = gr.Slider(1, MOST_IMAGES, 4, step=1, label="Images in a cell", min_width=140)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
         pressed = buttons("Compare")
-        status = status_line("Every cell begins with the same noise. Press Compare.")
-        drawn = gr.HTML(js_on_load=None)
-    boxes = code_boxes()
+        outcome = Outcome("compare", "Every cell begins with the same noise. Press Compare.", moves=False)
+    outcome.code()
 
     def run(samplers, axis, values, fixed, label, number, seed):
         grid = Grid(samplers, axis, read_values(values), fixed, label, number, seed)
@@ -149,13 +149,17 @@ def tab(model: Model, name: str) -> None:
         equivalents = [write(model, name, grid) for write in (as_command, as_python)]
         yield f"Done in {time.monotonic() - began:.0f} s, seed {seed}.", table(grid, pictures), *equivalents
 
-    def for_axis(axis):
-        """Show the field of what is not compared, and begin with usual values."""
+    def begin(axis):
+        """Return usual values of what is compared, and of what is not."""
         if axis == GUIDANCE:
-            return "1, 1.5, 2, 4", gr.Number(min(20, most_steps(model)), label="Steps")
-        return ", ".join(map(str, usual)), gr.Number(USUAL_GUIDANCE, label="Guidance")
+            return "1, 1.5, 2, 4", min(20, most_steps(model))
+        return ", ".join(map(str, usual)), USUAL_GUIDANCE
 
-    axis.change(for_axis, axis, [values, fixed], queue=False, **QUIET)
-    connect(
-        pressed, run, [samplers, axis, values, fixed, label, number, seed], [status, drawn, *boxes], api_name="compare"
-    )
+    def name_fixed(axis):
+        return gr.Number(label="Steps" if axis == GUIDANCE else "Guidance")
+
+    axis.input(begin, axis, [values, fixed], queue=False, **QUIET)
+    axis.change(name_fixed, axis, fixed, queue=False, **QUIET)
+    fields = [samplers, axis, values, fixed, label, number, seed]
+    connect(pressed, run, fields, outcome)
+    return fields

@@ -183,7 +183,7 @@ def choice(known: Sequence[str], value: str, label: str, info: str = "", **optio
         value,
         label=label,
         html_template='<div class="choice"></div>',
-        js_on_load=f"ddpm.choice(element, props, trigger, watch, {told}); // 'change'",
+        js_on_load=f"ddpm.choice(element, props, trigger, watch, {told}); // 'change', 'input'",
         **options,
     )
 
@@ -201,17 +201,6 @@ def live_pictures(step: Step, log_snr: float, columns: int | None = None) -> str
     clean = figure(sheet(step.x_0, columns), *list(TITLES.items())[1])
     bar = f'<progress max="{step.steps}" value="{step.index + 1}" aria-label="steps done"></progress>'
     return f'<div class="pair">{noisy}{clean}</div>{bar}'
-
-
-def code_boxes() -> tuple[gr.HTML, gr.HTML]:
-    """Create the boxes with the command and the program that do the same as the page did."""
-
-    def box(label: str) -> gr.HTML:
-        script = f"ddpm.code(element, props, watch, {json.dumps(label)});"
-        return gr.HTML("", label=label, html_template='<div class="code"></div>', js_on_load=script, min_width=280)
-
-    with gr.Accordion("Command line and Python", open=False), gr.Row():
-        return box("Command"), box("Python")
 
 
 def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:

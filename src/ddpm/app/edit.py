@@ -20,7 +20,6 @@ from ddpm.app.components import (
     as_labels,
     bounded,
     class_field,
-    code_boxes,
     figure,
     live_pictures,
     origin,
@@ -31,7 +30,8 @@ from ddpm.app.components import (
 from ddpm.app.figures import Curve, chart
 from ddpm.app.figures import figure as chart_figure
 from ddpm.app.generate import USUAL_GUIDANCE, has_guidance, in_lines
-from ddpm.app.press import QUIET, buttons, connect, live, pace, running, status_line
+from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.press import buttons, connect, live, pace
 from ddpm.app.uploads import from_pad, read_fitted
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr, ssim_or_none
@@ -224,8 +224,8 @@ def as_python(name: str, call: str, files: Sequence[str], options: dict[str, Any
     )
 
 
-def tab(model: Model, name: str) -> None:
-    """Build the tab and connect its events; endpoints /edit and /interpolate."""
+def tab(model: Model, name: str) -> list[Any]:
+    """Build the tab and connect its events; endpoints /edit and /interpolate. Return its settings."""
     most_steps = min(MOST_STEPS, len(model.diffusion.schedule))
     guided = has_guidance(model)
     log_snr = model.diffusion.schedule.log_snr
@@ -252,12 +252,10 @@ def tab(model: Model, name: str) -> None:
                 to = class_field(model, "New class", info="The class below is what the picture shows now.")
             own, pressed = fields(), buttons("Edit")
         with gr.Column(scale=1, min_width=300):
-            status = status_line("Choose a strength and a class, then press Edit.")
-            moving = gr.HTML(elem_classes="moving")
-            result = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
-            with gr.Row(elem_classes="downloads"):
-                files = [gr.DownloadButton(text, size="sm", min_width=90) for text in ("Picture, PNG", "Result, PNG")]
-    boxes = code_boxes()
+            outcome = Outcome(
+                "edit", "Choose a strength and a class, then press Edit.", ["Picture, PNG", "Result, PNG"]
+            )
+    outcome.code()
     gr.Markdown("### From one picture to another")
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
@@ -271,22 +269,16 @@ def tab(model: Model, name: str) -> None:
             walk_own = fields()
             walk = buttons("Interpolate")
         with gr.Column(scale=1, min_width=300):
-            walk_status = status_line("Choose two pictures, then press Interpolate.")
-            walk_moving = gr.HTML(elem_classes="moving")
-            row = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
-            with gr.Row(elem_classes="downloads"):
-                walk_files = [
-                    gr.DownloadButton(text, size="sm", min_width=90)
-                    for text in ("First, PNG", "Second, PNG", "Row, PNG")
-                ]
-    walk_boxes = code_boxes()
-
-    def unfinished(files: list) -> list:
-        return ["", *[None] * len(files), "", ""]
+            row = Outcome(
+                "interpolate",
+                "Choose two pictures, then press Interpolate.",
+                ["First, PNG", "Second, PNG", "Row, PNG"],
+            )
+    row.code()
 
     def edit(image, pad, way, strength, to, label, guidance, steps, seed):
         settings, goal = Settings(label, guidance, steps, seed), to if way == TRANSLATE else None
-        yield running("Starting …"), "", *unfinished(files)
+        yield running("Starting …"), "", *outcome.unfinished
         original = read_fitted(from_pad(pad, image), model.image_shape, preprocessing=model.preprocessing)
         began, options = time.monotonic(), settings.options(model, 1)
         events: Iterator[Any] = (
@@ -296,7 +288,7 @@ def tab(model: Model, name: str) -> None:
         )
         for event in events:
             if isinstance(event, Step):
-                yield pace(event, began), live_pictures(event, log_snr(event.t)), *unfinished(files)
+                yield pace(event, began), live_pictures(event, log_snr(event.t)), *outcome.unfinished
         if way == CURVE:
             flags, call = {"curve": True}, "fidelity_curve(editor, picture)"
             report, html = f"Done: {len(event) - 1} strengths.", curve_html(event)
@@ -327,11 +319,11 @@ def tab(model: Model, name: str) -> None:
     def interpolation(first, first_pad, second, second_pad, depth, number, label, guidance, steps, seed):
         settings = Settings(label, guidance, steps, seed)
         sources = from_pad(first_pad, first), from_pad(second_pad, second)
-        yield running("Starting …"), "", *unfinished(walk_files)
+        yield running("Starting …"), "", *row.unfinished
         began = time.monotonic()
         for event in between(model, sources, depth, number, settings):
             if isinstance(event, Step):
-                yield pace(event, began), live_pictures(event, log_snr(event.t)), *unfinished(walk_files)
+                yield pace(event, began), live_pictures(event, log_snr(event.t)), *row.unfinished
                 continue
             options, last = settings.options(model, number), len(event) - 1
             command = as_command(
@@ -364,21 +356,10 @@ def tab(model: Model, name: str) -> None:
                 done = f"Done: {number} images between, seed {seed}."
                 yield done, "", html, *map(str, paths), command, python
 
-    connect(
-        pressed,
-        edit,
-        [image, pad, way, strength, to, *own],
-        [status, moving, result, *files, *boxes],
-        api_name="edit",
-    )
-    connect(
-        walk,
-        interpolation,
-        [first, first_pad, second, second_pad, depth, number, *walk_own],
-        [walk_status, walk_moving, row, *walk_files, *walk_boxes],
-        api_name="interpolate",
-    )
+    connect(pressed, edit, [image, pad, way, strength, to, *own], outcome)
+    connect(walk, interpolation, [first, first_pad, second, second_pad, depth, number, *walk_own], row)
     way.change(
         lambda way: [gr.Slider(visible=way == RENOISE), gr.Column(visible=way == TRANSLATE)],
         way, [strength, target], queue=False, **QUIET,
     )  # fmt: skip
+    return [way, strength, to, *own, depth, number, *walk_own]

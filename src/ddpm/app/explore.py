@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ddpm.app.components import TempImages, bounded, choice, film, picture_pad, program_file, shots
 from ddpm.app.figures import Curve, chart, figure
-from ddpm.app.press import QUIET, buttons, connect, running, show_user_errors, status_line
+from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.press import buttons, connect, show_user_errors
 from ddpm.app.uploads import from_pad, read_fitted
 from ddpm.common.errors import UserError
 from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
@@ -79,8 +80,8 @@ def noise_upload(model: Model, pixels: Tensor, name: str, asked: Range, path: Pa
 FIRST = [OWN, "linear", "cosine"]
 
 
-def tab(model: Model) -> None:
-    """Build the tab and connect its events; endpoints /schedules and /forward."""
+def tab(model: Model) -> list[Any]:
+    """Build the tab and connect its events; endpoints /schedules and /forward. Return its settings."""
 
     def schedules(names, timesteps, beta_start, beta_end, zero_terminal_snr):
         return schedule_figure(model, names, Range(timesteps, beta_start, beta_end, zero_terminal_snr))
@@ -110,10 +111,7 @@ def tab(model: Model) -> None:
             name = choice(NAMES, OWN, "Schedule")
             pressed = buttons("Noise it")
         with gr.Column(scale=1, min_width=300):
-            status = status_line("Choose a schedule, then press Noise it.")
-            strip = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
-            with gr.Row(elem_classes="downloads"):
-                moving = gr.DownloadButton("Animation, GIF", size="sm", min_width=90)
+            outcome = Outcome("forward", "Choose a schedule, then press Noise it.", ["Animation, GIF"], moves=False)
 
     def follow(names, timesteps, *others):
         """Follow the slider of T, also by arrow keys; ignore a number that is only half typed."""
@@ -129,8 +127,9 @@ def tab(model: Model) -> None:
         events, show_user_errors(schedules), shown, drawn, api_name="schedules", trigger_mode="always_last", **quiet
     )
     # an old figure would pass for that of the new choice
-    refused.failure(None, None, drawn, js="() => ddpm.reason()", **QUIET)
+    refused.failure(None, None, drawn, js="() => ddpm.refused()", **QUIET)
     timesteps.change(
         show_user_errors(follow), shown, drawn, api_visibility="private", trigger_mode="always_last", **quiet
     )
-    connect(pressed, forward, [image, pad, name, *numbers], [status, strip, moving], api_name="forward")
+    connect(pressed, forward, [image, pad, name, *numbers], outcome)
+    return [*shown, name]

@@ -21,14 +21,14 @@ from ddpm.app.components import (
     TempImages,
     bounded,
     choice,
-    code_boxes,
     film,
     live_pictures,
     origin,
     shots,
     tile,
 )
-from ddpm.app.press import QUIET, buttons, connect, live, pace, run_after, running, show_user_errors, status_line
+from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.press import buttons, connect, live, pace, run_after, show_user_errors
 from ddpm.common.pixels import made_by, origin_text, png_text, save_grid, to_pillow, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.networks.inference import count_flops
@@ -236,16 +236,8 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             follows = gr.Checkbox(True, label="Draw while a slider moves", visible=model.student is not None)
             pressed = buttons("Generate")
         with gr.Column(scale=3, min_width=300):
-            status = status_line("Press Generate.")
-            moving = gr.HTML(elem_classes="moving")
-            gallery = gr.HTML(
-                html_template='<div class="result">${value}</div>',
-                js_on_load=f"ddpm.gallery(element, props, watch, {json.dumps(choices)});",
-                elem_classes="gallery",
-            )
-            with gr.Row(elem_classes="downloads"):
-                files = [gr.DownloadButton(text, size="sm", min_width=70) for text in FILES]
-    command, python = code_boxes()
+            outcome = Outcome("generate", "Press Generate.", FILES, classes=choices)
+    outcome.code()
     told = gr.HTML(
         html_template="<span hidden></span>", js_on_load="ddpm.settings(element, props, trigger); // 'submit'"
     )
@@ -258,12 +250,12 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
 
     def generate(label, sampler, steps, guidance, seed, number):
         settings, options = checked(label, sampler, steps, guidance, seed, number)
-        yield running("Starting …"), "", *unfinished
+        yield running("Starting …"), "", *outcome.unfinished
         began = time.monotonic()
         for event in sample_live(model, settings):
             if isinstance(event, Step):
                 pictures = live_pictures(event, model.diffusion.schedule.log_snr(event.t), columns(len(event.x_t)))
-                yield pace(event, began), pictures, *unfinished
+                yield pace(event, began), pictures, *outcome.unfinished
             else:
                 if settings == first and not kept:
                     kept.append(event)
@@ -297,26 +289,22 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         elif is_quick(model, asked):
             yield from generate(label, sampler, steps, guidance, seed, number)
         else:
-            yield "Press Generate.", "", *unfinished
+            yield "Press Generate.", "", *outcome.unfinished
 
-    fields, outputs = (
-        [label, sampler, steps, guidance, seed, number],
-        [status, moving, gallery, *files, command, python],
-    )
-    unfinished = ["", *[None] * len(files), "", ""]  # not gr.skip(): each one leaves a component behind in the session
+    fields = [label, sampler, steps, guidance, seed, number]
     names, values = json.dumps(list(asdict(first))), json.dumps(list(asdict(first).values()))
     before = [seed, again], [seed], "(seed, again) => [again ? ddpm.random() : seed]"
-    press = connect(pressed, generate, fields, outputs, api_name="generate", before=before)
+    press = connect(pressed, generate, fields, outcome, before=before)
     rolled = dice.click(None, None, seed, js="() => ddpm.random()", **QUIET)
     if model.student:
         own = {"concurrency_id": "model", "trigger_mode": "always_last", **QUIET}
         sliders = [number.input, steps.input, guidance.input, seed.input]
         for run in (
-            gr.on(sliders, show_user_errors(follow), [follows, *fields], outputs, **own),
-            rolled.then(show_user_errors(follow), [follows, *fields], outputs, **own),
+            gr.on(sliders, show_user_errors(follow), [follows, *fields], outcome.outputs, **own),
+            rolled.then(show_user_errors(follow), [follows, *fields], outcome.outputs, **own),
         ):
-            run.failure(None, None, status, js="() => ddpm.reason()", **QUIET)
-    filled, all_names = [*fields, again, status], json.dumps([*asdict(first), "again", "status"])
+            outcome.keep(run)
+    filled, all_names = [*fields, again, outcome.status], json.dumps([*asdict(first), "again", "status"])
     told.submit(None, [told, *filled], filled, js=f"(text, ...own) => ddpm.fields(text, {all_names}, own)", **QUIET)
     script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values})]"
-    run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outputs)
+    run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outcome)

@@ -24,7 +24,6 @@ from ddpm.app.components import (
     bounded,
     choice,
     class_field,
-    code_boxes,
     figure,
     live_pictures,
     origin,
@@ -33,7 +32,8 @@ from ddpm.app.components import (
     sheet,
 )
 from ddpm.app.generate import in_lines
-from ddpm.app.press import QUIET, buttons, connect, live, pace, running, status_line
+from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.press import buttons, connect, live, pace
 from ddpm.app.uploads import from_pad, mask_of, read_fitted, read_mask
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr
@@ -277,8 +277,8 @@ def as_python(name: str, damage: Damage, options: dict[str, str | float], clean:
     )
 
 
-def tab(model: Model, name: str) -> None:
-    """Build the tab and connect its events; endpoint /restore."""
+def tab(model: Model, name: str) -> list[Any]:
+    """Build the tab and connect its events; endpoint /restore. Return its settings."""
     _, height, width = model.image_shape
     kinds = damages(model)
     most = min(MOST_STEPS, len(model.diffusion.schedule))
@@ -295,11 +295,7 @@ def tab(model: Model, name: str) -> None:
                 blur = gr.Slider(0.3, 4, 1.5, step=0.1, label="Blur (σ in pixels)")
             pressed = buttons("Restore")
         with gr.Column(scale=1, min_width=300):
-            status = status_line("Mark what is lost, then press Restore.")
-            moving = gr.HTML(elem_classes="moving")
-            result = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
-            with gr.Row(elem_classes="downloads"):
-                archive = gr.DownloadButton("All pictures, ZIP", size="sm", min_width=120)
+            outcome = Outcome("restore", "Mark what is lost, then press Restore.", ["All pictures, ZIP"])
     with gr.Accordion("Noise, class and method", open=False), gr.Row():
         noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)", min_width=200)
         label = class_field(model, min_width=120)
@@ -308,18 +304,18 @@ def tab(model: Model, name: str) -> None:
         draws = gr.Slider(1, MOST_DRAWS, 4, step=1, label="Draws", min_width=200)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=150)
         clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=180)
-    command, python = code_boxes()
+    outcome.code()
 
     def restore(image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label):
         lost = read_mask(mask_of(pad, mask), (height, width)) if kind == PAINTED else None
         damage, source = Damage(kind, share, scale, blur, noise), from_pad(pad, image)
         options = {"method": method, "steps": steps, "draws": draws, "seed": seed, "label": label}
-        yield running("Starting …"), "", *unfinished
+        yield running("Starting …"), "", *outcome.unfinished
         began = time.monotonic()
         for event in restore_upload(model, source, lost, damage, clean=clean, **options):
             if isinstance(event, Step):
                 pictures = live_pictures(event, model.diffusion.schedule.log_snr(event.t))
-                yield pace(event, began), pictures, *unfinished
+                yield pace(event, began), pictures, *outcome.unfinished
             else:
                 given = {"method": method, "noise": noise, "samples": draws, "steps": steps, "seed": seed}
                 given |= {"batch_size": min(draws, model.default_batch_size)}
@@ -335,12 +331,10 @@ def tab(model: Model, name: str) -> None:
 
     def for_kind(kind):
         """Show the slider of a damage. Never the pad: an update would replace it."""
-        own = [gr.Column(visible=kind == one) for one in (RANDOM, SMALL, BLUR)]
-        return *own, USUAL_NOISE.get(kind, 0)
+        return [gr.Column(visible=kind == one) for one in (RANDOM, SMALL, BLUR)]
 
-    outputs = [status, moving, result, archive, command, python]
-    unfinished = ["", None, "", ""]
     inputs = [image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label]
-    connect(pressed, restore, inputs, outputs, api_name="restore")
-    shown = [random_only, small_only, blur_only, noise]
-    kind.change(for_kind, kind, shown, queue=False, **QUIET)
+    connect(pressed, restore, inputs, outcome)
+    kind.change(for_kind, kind, [random_only, small_only, blur_only], queue=False, **QUIET)
+    kind.input(lambda kind: USUAL_NOISE.get(kind, 0), kind, noise, queue=False, **QUIET)
+    return [kind, share, scale, blur, noise, label, method, steps, draws, seed, clean]

@@ -15,7 +15,8 @@ from PIL import Image
 
 from ddpm.app.components import choice, film
 from ddpm.app.figures import Curve, chart, figure
-from ddpm.app.press import QUIET, show_user_errors, status_line
+from ddpm.app.outcome import QUIET, status_line
+from ddpm.app.press import show_user_errors
 from ddpm.app.training import Trainings, presets, process_of
 from ddpm.app.uploads import read_upload
 from ddpm.common.errors import UserError
@@ -273,7 +274,7 @@ def train(folder: Path) -> None:
         server_functions=[stop_training],
     )
     run = start.click(show_user_errors(begin), [name, preset, data, minutes], said, concurrency_id="runs", **QUIET)
-    run.failure(None, None, said, js="() => ddpm.reason()", **QUIET)
+    run.failure(None, None, said, js="() => ddpm.refused()", **QUIET)
     gr.Timer(EVERY).tick(news, None, said, concurrency_id="runs", **QUIET)
 
 

@@ -15,6 +15,9 @@ window.ddpmPad = (() => {
     return element;
   }
 
+  // A text as HTML.
+  const text = (words) => make("span", {}, words).innerHTML;
+
   function loaded(source) {
     return new Promise((resolve, reject) => {
       const image = new Image();
@@ -296,5 +299,5 @@ window.ddpmPad = (() => {
     await new Promise(requestAnimationFrame);
   }
 
-  return { make, ARROWS, pads, pad, offer, ready };
+  return { make, text, ARROWS, pads, pad, offer, ready };
 })();
