@@ -19,12 +19,14 @@ from ddpm.app.components import (
     address,
     as_labels,
     bounded,
+    choice,
     class_field,
     figure,
     live_pictures,
     origin,
     picture_pad,
     program_file,
+    slider,
     tile,
 )
 from ddpm.app.figures import Curve, chart
@@ -178,7 +180,7 @@ def report_edit(edited: Tensor, original: Tensor, done: str) -> str:
     """Say how close an edited image is to the original, (C, H, W) both."""
     report = f"{done}: PSNR {psnr(edited[None], original[None])[0]:.1f} dB to the original"
     similarity = ssim_or_none(edited[None], original[None])
-    return report + ("." if similarity is None else f", SSIM {float(similarity[0]):.3f}.")
+    return report + ("" if similarity is None else f", SSIM {float(similarity[0]):.3f}") + " (more is closer)."
 
 
 def between(
@@ -234,22 +236,37 @@ def tab(model: Model, name: str) -> list[Any]:
         """Create the fields of `Settings`, in its order."""
         with gr.Row():
             label = class_field(model, min_width=110)
-            guidance = gr.Slider(
-                0, 8, USUAL_GUIDANCE if guided else 1, step=0.1, label="Guidance", visible=guided, min_width=120
+            guidance = slider(
+                0,
+                8,
+                USUAL_GUIDANCE if guided else 1,
+                step=0.1,
+                label="Guidance",
+                visible=guided,
+                min_width=120,
+                info="1 is off.",
             )
         with gr.Row():
-            steps = gr.Slider(1, most_steps, min(50, most_steps), step=1, label="Steps of a whole run", min_width=120)
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+            steps = slider(
+                1,
+                most_steps,
+                min(50, most_steps),
+                step=1,
+                label="Steps",
+                info="Of a whole run.",
+                min_width=120,
+            )
+            seed = gr.Number(0, label="Seed", info="Same seed, same result.", precision=0, minimum=0, min_width=120)
         return [label, guidance, steps, seed]
 
     with gr.Row(elem_classes="room"):
         with gr.Column(scale=1, min_width=300):
-            pad, image = picture_pad(model, "edit", "Picture to edit"), program_file("Image")
+            pad, image = picture_pad(model, "edit", "Picture to edit", "edit"), program_file("Image")
             ways = [RENOISE, *([TRANSLATE] if model.class_names else []), CURVE]
-            way = gr.Radio(ways, value=RENOISE, label="What to do")
-            strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
+            way = choice(ways, RENOISE, "What to do", chips={})
+            strength = slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
             with gr.Column(visible=False) as target:
-                to = class_field(model, "New class", info="The class below is what the picture shows now.")
+                to = class_field(model, "Translate to")
             own, pressed = fields(), buttons("Edit")
         with gr.Column(scale=1, min_width=300):
             outcome = Outcome(
@@ -259,13 +276,16 @@ def tab(model: Model, name: str) -> list[Any]:
     gr.Markdown("### From one picture to another")
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            first_pad, first = picture_pad(model, "first", "First picture"), program_file("First")
+            first_pad, first = picture_pad(model, "first", "First picture", "interpolate"), program_file("First")
         with gr.Column(scale=1, min_width=300):
-            second_pad, second = picture_pad(model, "second", "Second picture", filled=1), program_file("Second")
+            second_pad, second = (
+                picture_pad(model, "second", "Second picture", "interpolate", filled=1),
+                program_file("Second"),
+            )
     with gr.Row(elem_classes="room"):
         with gr.Column(scale=1, min_width=300):
-            depth = gr.Slider(0, 1, 0.5, step=0.05, label="Depth", info="How far both are noised before they are mixed")
-            number = gr.Slider(2, MOST_BETWEEN, 7, step=1, label="Images between")
+            depth = slider(0, 1, 0.5, step=0.05, label="Depth", info="How far both are noised before they are mixed")
+            number = slider(2, MOST_BETWEEN, 7, step=1, label="Images between")
             walk_own = fields()
             walk = buttons("Interpolate")
         with gr.Column(scale=1, min_width=300):
@@ -277,6 +297,8 @@ def tab(model: Model, name: str) -> list[Any]:
     row.code()
 
     def edit(image, pad, way, strength, to, label, guidance, steps, seed):
+        if way not in ways:
+            raise UserError(f"no way {way!r} to edit; there are {', '.join(ways)}")
         settings, goal = Settings(label, guidance, steps, seed), to if way == TRANSLATE else None
         yield running("Starting …"), "", *outcome.unfinished
         original = read_fitted(from_pad(pad, image), model.image_shape, preprocessing=model.preprocessing)
@@ -359,7 +381,11 @@ def tab(model: Model, name: str) -> list[Any]:
     connect(pressed, edit, [image, pad, way, strength, to, *own], outcome)
     connect(walk, interpolation, [first, first_pad, second, second_pad, depth, number, *walk_own], row)
     way.change(
-        lambda way: [gr.Slider(visible=way == RENOISE), gr.Column(visible=way == TRANSLATE)],
-        way, [strength, target], queue=False, **QUIET,
+        lambda way: [
+            gr.Slider(visible=way == RENOISE),
+            gr.Column(visible=way == TRANSLATE),
+            gr.HTML(label="Class that it shows now" if way == TRANSLATE else "Class"),
+        ],
+        way, [strength, target, own[0]], queue=False, **QUIET,
     )  # fmt: skip
     return [way, strength, to, *own, depth, number, *walk_own]

@@ -8,7 +8,7 @@ import gradio as gr
 import numpy as np
 from torch import Tensor
 
-from ddpm.app.components import TempImages, bounded, choice, film, picture_pad, program_file, shots
+from ddpm.app.components import TempImages, bounded, choice, film, picture_pad, program_file, shots, slider
 from ddpm.app.figures import Curve, chart, figure
 from ddpm.app.outcome import QUIET, Outcome, running
 from ddpm.app.press import buttons, connect, show_user_errors
@@ -23,6 +23,7 @@ SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 OWN = "this model's"
 NAMES = (OWN, *SCHEDULES)
 ALPHA_BAR = "ᾱ"
+MEANINGS = {"β": "noise added at step t", ALPHA_BAR: "share of the picture left", "SNR": "signal to noise"}
 MOST_TIMESTEPS, MOST_FRAMES = 4000, 36
 
 
@@ -66,7 +67,9 @@ def schedule_curves(model: Model, names: list[str], asked: Range) -> dict[str, l
 def schedule_figure(model: Model, names: list[str], asked: Range) -> str:
     """Plot β_t, ᾱ_t and the SNR of the chosen schedules, as HTML."""
     found = schedule_curves(model, names, asked)
-    charts = [chart(title, "t", curves, log=title != ALPHA_BAR) for title, curves in found.items()]
+    charts = [
+        chart(f"{title}: {MEANINGS[title]}", "t", curves, log=title != ALPHA_BAR) for title, curves in found.items()
+    ]
     return figure(charts, found["SNR"], f"β, ᾱ and SNR over t of the schedules: {', '.join(names)}")
 
 
@@ -97,17 +100,23 @@ def tab(model: Model) -> list[Any]:
 
     with gr.Row():
         chosen = gr.CheckboxGroup(list(NAMES), value=FIRST, label="Schedules", scale=2, min_width=300)
-        timesteps: Any = gr.Slider(2, MOST_TIMESTEPS, 1000, step=1, label="T", min_width=200)
+        timesteps: Any = slider(
+            2, MOST_TIMESTEPS, 1000, step=1, label="T", info="Steps from picture to noise.", min_width=200
+        )
         # checked in `Range.schedule`: the field may be empty or half typed
         timesteps.preprocess = lambda value: value
-        beta_start = gr.Number(1e-4, label="First β", minimum=1e-6, maximum=0.5, step=1e-4, min_width=90)
-        beta_end = gr.Number(0.02, label="Last β", minimum=1e-5, maximum=0.999, step=1e-3, min_width=90)
-        zero = gr.Checkbox(False, label="Rescale to zero terminal SNR", min_width=140)
+        beta_start = gr.Number(
+            1e-4, label="First β", info="Noise of the first step.", minimum=1e-6, maximum=0.5, step=1e-4, min_width=90
+        )
+        beta_end = gr.Number(
+            0.02, label="Last β", info="Noise of the last step.", minimum=1e-5, maximum=0.999, step=1e-3, min_width=90
+        )
+        zero = gr.Checkbox(False, label="End in pure noise (zero terminal SNR)", min_width=140)
     drawn = gr.HTML(schedules(FIRST, 1000, 1e-4, 0.02, False), js_on_load=None)
     gr.Markdown("### From a picture to noise")
     with gr.Row(elem_classes="room"):
         with gr.Column(scale=1, min_width=300):
-            pad, image = picture_pad(model, "forward", "Picture to noise"), program_file("Image")
+            pad, image = picture_pad(model, "forward", "Picture to noise", "forward"), program_file("Image")
             name = choice(NAMES, OWN, "Schedule")
             pressed = buttons("Noise it")
         with gr.Column(scale=1, min_width=300):

@@ -47,7 +47,7 @@ def theme() -> gr.themes.Base:
         primary_hue=BLUE,
         secondary_hue=BLUE,
         neutral_hue=gr.themes.colors.slate,
-        radius_size=gr.themes.sizes.radius_sm,
+        radius_size=gr.themes.sizes.radius_md,
         spacing_size=gr.themes.sizes.spacing_sm,
         font=SANS,
         font_mono=MONO,
@@ -98,7 +98,7 @@ def build(model: Model, name: str, folder: Path, models: Models | None = None, *
     called = Path(name).resolve().name
     with gr.Blocks(title=f"{called} · ddpm", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
         masthead(f"<h1>{escape(called)}</h1><p>{escape(describe(model))}</p>", name, models)
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Generate"):
                 generate.tab(model, name, page)
             with gr.Tab("Restore"):

@@ -202,4 +202,4 @@ def as_sentence(error: Exception) -> str:
 
 
 def _shown(error: Exception) -> gr.Error:
-    return gr.Error(as_sentence(error), duration=12, print_exception=False, title="That did not work")
+    return gr.Error(as_sentence(error), duration=5, print_exception=False, title="That did not work")

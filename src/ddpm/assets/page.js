@@ -1,26 +1,41 @@
 // The page's own behaviour: the gallery and its viewer, history, settings in the address, the switcher of models, and the
 // keyboard. Gradio calls these functions when it has made their elements.
 window.ddpm = (() => {
-  const { make, pads, pad, ready } = window.ddpmPad;
-  const { viewer, ...results } = window.ddpmResult;
+  const { make, pads, pad, marking, ready } = window.ddpmPad;
+  const { viewer, play, ...results } = window.ddpmResult;
 
-  // A list to choose from. options: label, info (may be empty), choices
+  // A choice: a list, or buttons side by side. options: label, info (may be empty), choices, chips
+  let groups = 0;
   function choice(element, props, trigger, watch, options) {
-    const select = make("select", {}, ...options.choices.map((name) => make("option", { value: name }, name)));
-    const info = options.info ? [make("small", {}, options.info)] : [];
-    select.value = props.value;
-    select.addEventListener("change", () => ((props.value = select.value), trigger("change"), trigger("input")));
-    watch("value", () => (select.value = props.value));
-    element.querySelector(".choice").replaceChildren(make("label", {}, make("span", {}, options.label), ...info, select));
+    const title = make("span", {}, props.label ?? options.label), info = options.info ? [make("small", {}, options.info)] : [];
+    const choose = (value) => ((props.value = value), trigger("change"), trigger("input"));
+    const group = `choice${groups++}`;
+    const select = make("select", { onchange: () => choose(select.value) },
+      ...options.choices.map((name) => make("option", { value: name }, name)));
+    const radios = options.choices.map((name) =>
+      make("input", { type: "radio", name: group, value: name, "aria-label": name, onchange: () => choose(name) }));
+    const show = () => {
+      title.textContent = props.label ?? options.label;
+      if (options.chips) radios.forEach((radio) => (radio.checked = radio.value === props.value));
+      else select.value = props.value;
+    };
+    watch(["value", "label"], show);
+    show();
+    element.querySelector(".choice").replaceChildren(options.chips
+      ? make("div", { class: "chips", role: "radiogroup", "aria-label": options.label }, title, ...info,
+        ...radios.map((radio) => make("label", { title: radio.value }, radio, options.short[radio.value] ?? radio.value)))
+      : make("label", {}, title, ...info, select));
   }
 
   // The room that a person sees now, and a button of it.
   const room = () => [...document.querySelectorAll("[role=tabpanel]")].find((panel) => panel.offsetParent) || document;
   const seen = (selector) => [...room().querySelectorAll(selector)].find((element) => element.offsetParent);
 
+  // Press the button of the open tab, unless a run lasts.
+  const press = () => seen(".start")?.click();
+
   function openTab(name) {
-    const tabs = [...document.querySelectorAll("[role=tab], .overflow-dropdown button")];
-    tabs.find((tab) => tab.textContent.trim() === name)?.click();
+    [...document.querySelectorAll("[role=tab]")].find((tab) => tab.textContent.trim() === name)?.click();
   }
 
   function reopen() {
@@ -129,24 +144,17 @@ window.ddpm = (() => {
     if (event.detail > 1 && event.target.closest?.(".start, .stop")) event.stopImmediatePropagation();
     const tile = event.target.closest?.(".tile");
     if (tile) viewer.open(tile);
-    const tab = event.target.closest?.("[role=tab], .overflow-dropdown button");
+    const tab = event.target.closest?.("[role=tab]");
     if (tab) sessionStorage.setItem(TAB, tab.textContent.trim());
+    const player = event.target.closest?.(".play");
+    if (player) play(player.closest(".film"));
     const chosen = event.target.closest?.("[data-use], [data-stop]");
     if (chosen) chosen.dataset.use ? use(chosen.dataset.use) : stop(chosen);
   }, true);
 
-  document.addEventListener("input", (event) => {
-    const film = event.target.closest?.(".film");
-    if (!film) return;
-    const frame = JSON.parse(film.dataset.frames)[event.target.value];
-    film.querySelectorAll("img").forEach((image, index) => (image.src = frame.pictures[index]));
-    film.querySelector(".film-words").textContent = frame.words;
-    event.target.setAttribute("aria-valuetext", frame.words);
-  });
-
   document.addEventListener("keydown", (event) => {
     const tab = event.target.closest?.("[role=tab]");
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) seen(".start")?.click();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) press();
     else if (event.key === "Escape" && !document.querySelector("dialog[open]")) seen(".stop")?.click();
     else if (tab && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
       const tabs = [...tab.parentElement.querySelectorAll("[role=tab]")];
@@ -156,5 +164,5 @@ window.ddpm = (() => {
     }
   }, true);
 
-  return { ...results, pad, ready, choice, sendTo, reopen, keep, recall, models, stopper, random };
+  return { ...results, press, pad, marking, ready, choice, sendTo, reopen, keep, recall, models, stopper, random };
 })();

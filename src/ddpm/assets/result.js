@@ -21,7 +21,7 @@ window.ddpmResult = (() => {
       const tile = tiles[index];
       image.src = tile.querySelector("img").src;
       image.alt = caption.textContent = tile.dataset.caption;
-      save.href = image.src;
+      save.href = tile.dataset.saved ?? image.src;
       save.download = tile.dataset.file;
     }
     function step(by) {
@@ -72,6 +72,8 @@ window.ddpmResult = (() => {
   function result(element, props, watch, { name, saves, classes }) {
     const row = make("div", { class: "saves" });
     element.after(row);
+    const note = make("p", { class: "stale-note", role: "status" });
+    element.before(note);
     const place = Object.assign((places[name] ??= { codes: {} }), { saves, last: null });
     place.show = (shown) => {
       place.last = shown;
@@ -84,8 +86,20 @@ window.ddpmResult = (() => {
       for (const [label, text] of Object.entries(shown.code)) place.codes[label]?.(text);
       place.shown?.(shown);
     };
-    place.take = (shown) => mount((place.last = shown));
-    place.stale = (is) => element.querySelector(".result")?.classList.toggle("stale", is);
+    // the result before stays until there is something of the new run to see
+    watch("value", () => {
+      if (!props.value && place.last) element.querySelector(".result").innerHTML = place.last.html;
+    });
+    place.take = (shown) => {
+      const first = !place.last && classes, calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      mount((place.last = shown));
+      const film = first && !calm && element.querySelector(".film");
+      if (film) play(film); // what one sees first is how images come about
+    };
+    place.stale = (is) => {
+      element.querySelector(".result")?.classList.toggle("stale", is);
+      note.textContent = is ? "This is of the picture before." : "";
+    };
     if (classes) gallery(element, row, place, classes);
   }
 
@@ -128,6 +142,52 @@ window.ddpmResult = (() => {
       fill({ ...options, number: images, label, again: false, status: `The settings of ${name}. Press Generate to draw it.` });
     });
   }
+
+  // A film: the moments of a run, with a slider. One that follows a gallery shows its moments on the tiles there.
+  function seek(film) {
+    const range = film.querySelector("[type=range]"), frame = JSON.parse(film.dataset.frames)[range.value];
+    film.querySelectorAll(".pair img").forEach((image, index) => (image.src = frame.pictures[index]));
+    film.querySelector(".film-words").textContent = frame.words;
+    range.setAttribute("aria-valuetext", frame.words);
+    if (film.classList.contains("on-tiles")) {
+      const guess = film.querySelector(".guess input").checked;
+      project(film.previousElementSibling, range.value === range.max ? null : frame.pictures[guess ? 1 : 0] ?? frame.pictures[0]);
+    }
+  }
+
+  // Show a picture of all images of a gallery, as square as can be and with gaps of two pixels, on its tiles; null ends it.
+  function project(gallery, picture) {
+    const tiles = [...gallery.querySelectorAll(".tile")], across = Math.ceil(Math.sqrt(tiles.length));
+    const down = Math.ceil(tiles.length / across), gap = tiles.length > 1 ? 2 : 0;
+    gallery.classList.toggle("projected", picture !== null);
+    tiles.forEach((tile, index) => {
+      if (picture === null) return (tile.style.background = "");
+      const { naturalWidth: width, naturalHeight: height } = tile.querySelector("img");
+      const sizes = [[width, across, index % across], [height, down, Math.floor(index / across)]].map(([size, count, place]) => {
+        const all = count * (size + gap) + gap, offset = gap + place * (size + gap);
+        return [(100 * all) / size, all > size ? (100 * offset) / (all - size) : 0];
+      });
+      tile.style.background = `url(${picture}) ${sizes[0][1]}% ${sizes[1][1]}% / ${sizes[0][0]}% ${sizes[1][0]}%`;
+    });
+  }
+
+  const FRAME = 110; // milliseconds
+  let playing = 0;
+  async function play(film) {
+    const range = film.querySelector("[type=range]"), mine = ++playing;
+    for (let place = 0; place <= +range.max && playing === mine && film.isConnected; place++) {
+      range.value = place;
+      seek(film);
+      await new Promise((resolve) => setTimeout(resolve, FRAME));
+    }
+  }
+
+  document.addEventListener("input", (event) => {
+    const film = event.target.closest?.(".film");
+    if (!film) return;
+    playing++;
+    seek(film);
+  });
 
   // The end of a run that was not refused: `html` is empty if it was stopped. Returns the status.
   function finished(name, status, html, ...given) {
@@ -184,5 +244,5 @@ window.ddpmResult = (() => {
     return found;
   }
 
-  return { viewer, result, finished, refused, code, settings, fields, fromAddress, stale: (name) => places[name]?.last && places[name].stale(true) };
+  return { viewer, play, result, finished, refused, code, settings, fields, fromAddress, stale: (name) => places[name]?.last && places[name].stale(true) };
 })();
