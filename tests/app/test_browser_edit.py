@@ -12,15 +12,6 @@ pytest.importorskip("gradio")
 pytest.importorskip("playwright.sync_api")
 
 
-def test_a_grid_offers_its_images(visit, tmp_path):
-    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
-    save_grid(images, tmp_path / "grid.png")
-    visit.open("Edit")
-    visit.upload(tmp_path / "grid.png", "This is a grid of 3 images. Choose one of them.")
-    visit.pad().get_by_label("Image 2").click()
-    visit.until(lambda: np.array_equal(shrunk(visit.drawn()), to_uint8(images)[1, 0]))
-
-
 def test_a_picture_of_the_wrong_kind_is_refused_on_the_pad_and_a_negative_is_inverted(visit, uploads, tmp_path):
     visit.open("Edit")
     visit.upload(uploads / "broken.png", "it is not an image")
@@ -87,3 +78,12 @@ def test_pictures_of_a_first_run_that_is_stopped_are_said_to_be_unfinished(visit
     assert visit.panel.locator(".moving figure").first.is_visible()
     visit.panel.get_by_label("noise it and remove the noise").check()
     visit.open("Generate")
+
+
+def test_a_grid_offers_its_images(visit, tmp_path):
+    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    save_grid(images, tmp_path / "grid.png")
+    visit.open("Edit")
+    visit.upload(tmp_path / "grid.png", "This is a grid of 3 images. Choose one of them.")
+    visit.pad().get_by_label("Image 2").click()
+    visit.until(lambda: np.array_equal(shrunk(visit.drawn()), to_uint8(images)[1, 0]))
