@@ -140,6 +140,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
 @pytest.fixture(scope="session")
 def uploads(tmp_path_factory) -> Path:
     """good.png, and files that are not what they seem."""
@@ -181,3 +186,26 @@ def stub_trainer(tmp_path, monkeypatch) -> Iterator[Path]:
     for process in psutil.process_iter(["cmdline"]):
         if str(script) in (process.info["cmdline"] or []):
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def kept(browser, address) -> Iterator:
+    from visiting import Visit
+
+    visit = Visit(browser, address)
+    yield visit
+    visit.page.close()
+
+
+@pytest.fixture
+def visit(kept) -> Iterator:
+    """A visit that several tests share, because it takes seconds to begin one."""
+    yield kept
+    assert kept.wrong == []
+
+
+@pytest.fixture
+def phone(browser, address) -> Iterator:
+    from visiting import fresh
+
+    yield from fresh(browser, address, 390, has_touch=True, is_mobile=True)

@@ -1,20 +1,24 @@
 """The Compare tab: one seed, drawn by several samplers with several numbers of steps or guidance weights."""
 
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from torch import Tensor
 
 from ddpm.app import generate
-from ddpm.app.components import MOST_SEED, bounded, choice, code_boxes, figure, sheet
-from ddpm.app.generate import EVERY_CLASS, USUAL_GUIDANCE, has_guidance, most_steps
-from ddpm.app.press import QUIET, buttons, connect, live, running, status_line
+from ddpm.app.components import MOST_SEED, TempImages, bounded, choice, origin, sheet, slider, tile
+from ddpm.app.generate import EVERY_CLASS, SAMPLER_INFO, USUAL_GUIDANCE, has_guidance, most_steps
+from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.press import buttons, connect, live
 from ddpm.common.errors import UserError
-from ddpm.model import Model
+from ddpm.common.pixels import made_by, make_grid, png_text, to_pillow
+from ddpm.model import Model, SamplingOptions
 from ddpm.samplers import SAMPLERS, Step
 
 MOST_COLUMNS, MOST_IMAGES, MOST_GUIDANCE = 8, 9, 8.0
@@ -98,64 +102,114 @@ def as_python(model: Model, name: str, grid: Grid) -> str:
     )
 
 
-def table(grid: Grid, pictures: Sequence[str]) -> str:
-    """Return the HTML of the grid, with the cells that are finished: the addresses of their pictures."""
-    head = "".join(f'<th scope="col">{value:g} {grid.axis}</th>' for value in grid.values)
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell: its images as one picture, uint8 (C, H, W), the address of that with gaps that one sees through,
+    its file, and how it was made."""
+
+    picture: Tensor
+    shown: str
+    file: str
+    origin: dict[str, Any]
+
+
+def finished(model: Model, name: str, grid: Grid, place: int, images: Tensor) -> Cell:
+    """Return cell number `place`; its file is the one that `as_command` writes."""
+    sampler, value = grid.cells()[place]
+    file, options = f"{sampler}-{value:g}.png", grid.options(model, sampler, value)
+    sampling = SamplingOptions.of(**{key: value for key, value in options.items() if key != "num"}).resolved(model)
+    command = generate.as_command(name, options, file)
+    return Cell(make_grid(images), sheet(images), file, origin(model, command, sampling, images=len(images)))
+
+
+def table(grid: Grid, cells: Sequence[Cell]) -> str:
+    """Return the HTML of the grid, with the cells that are finished."""
+    units = [f"{value:g} {grid.axis[:-1] if grid.axis == STEPS and value == 1 else grid.axis}" for value in grid.values]
+    head = "".join(f'<th scope="col">{unit}</th>' for unit in units)
     rows = []
     for row, sampler in enumerate(grid.samplers):
-        cells = []
-        for column, value in enumerate(grid.values):
-            place = row * len(grid.values) + column
-            alt = f"{sampler}, {value:g} {grid.axis}"
-            cells.append(f"<td>{figure(pictures[place], alt) if place < len(pictures) else ''}</td>")
-        rows.append(f'<tr><th scope="row">{escape(sampler)}</th>{"".join(cells)}</tr>')
+        shown = []
+        for column, unit in enumerate(units):
+            place, inside = row * len(units) + column, ""
+            if place < len(cells):
+                cell, words = cells[place], f"{sampler}, {unit}, seed {grid.seed}"
+                with made_by(cell.origin):
+                    inside = tile(cell.picture, words, cell.file, shown=cell.shown)
+            shown.append(f"<td>{inside}</td>")
+        rows.append(f'<tr><th scope="row">{escape(sampler)}</th>{"".join(shown)}</tr>')
     inside = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="scroll"><table class="compare">{inside}</table></div>'
 
 
-def tab(model: Model, name: str) -> None:
-    """Build the tab and connect its events; endpoint /compare."""
+def save(cells: Sequence[Cell], path: Path) -> Path:
+    """Write a ZIP of the cells, a PNG each."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for cell in cells:
+            with made_by(cell.origin), archive.open(cell.file, "w") as entry:
+                to_pillow(cell.picture).save(entry, format="png", pnginfo=png_text())
+    return path
+
+
+def tab(model: Model, name: str) -> list[Any]:
+    """Build the tab and connect its events; endpoint /compare. Return its settings."""
     guided, names = has_guidance(model), [EVERY_CLASS, *(model.class_names or [])]
     usual = [steps for steps in (5, 10, 20, 50) if steps <= most_steps(model)] or [most_steps(model)]
     with gr.Column(elem_classes="room"):
         with gr.Row():
             samplers = gr.CheckboxGroup(
-                list(SAMPLERS), value=["ancestral", "ddim", "dpm++sde"], label="Rows: samplers", scale=2, min_width=300
+                list(SAMPLERS),
+                value=["ancestral", "ddim", "dpm++sde"],
+                label="Rows: samplers",
+                info=SAMPLER_INFO,
+                scale=2,
+                min_width=300,
             )
             axis = choice([STEPS, GUIDANCE], STEPS, "Columns", visible=guided, min_width=110)
             values = gr.Textbox(", ".join(map(str, usual)), label="Their values", min_width=140)
             fixed = gr.Number(USUAL_GUIDANCE if guided else 1, label="Guidance", visible=guided, min_width=90)
         with gr.Row():
             label = choice(names, EVERY_CLASS, "Class", visible=len(names) > 1, min_width=140)
-            number = gr.Slider(1, MOST_IMAGES, 4, step=1, label="Images in a cell", min_width=140)
+            number = slider(1, MOST_IMAGES, 4, step=1, label="Images in a cell", min_width=140)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
         pressed = buttons("Compare")
-        status = status_line("Every cell begins with the same noise. Press Compare.")
-        drawn = gr.HTML(js_on_load=None)
-    boxes = code_boxes()
+        outcome = Outcome(
+            "compare", "Every cell begins with the same noise. Press Compare.", ["All pictures, ZIP"], moves=False
+        )
+    outcome.code()
 
     def run(samplers, axis, values, fixed, label, number, seed):
         grid = Grid(samplers, axis, read_values(values), fixed, label, number, seed)
-        pictures: list[str] = []
-        yield running("Starting …"), table(grid, pictures), "", ""
-        began, cells = time.monotonic(), len(grid.cells())
+        done: list[Cell] = []
+        began, count = time.monotonic(), len(grid.cells())
+        yield running("Starting …"), table(grid, done), *outcome.unfinished[1:]
         for place, event in compare(model, grid):
-            said = f"Cell {place + 1} of {cells}"
+            said = f"Cell {place + 1} of {count}"
             if isinstance(event, Step):
-                yield running(f"{said}, step {event.index + 1} of {event.steps}"), table(grid, pictures), "", ""
+                said += f", step {event.index + 1} of {event.steps}"
             else:
-                pictures.append(sheet(event))
-                yield running(said), table(grid, pictures), "", ""
+                done.append(finished(model, name, grid, place, event))
+            yield running(said), table(grid, done), *outcome.unfinished[1:]
         equivalents = [write(model, name, grid) for write in (as_command, as_python)]
-        yield f"Done in {time.monotonic() - began:.0f} s, seed {seed}.", table(grid, pictures), *equivalents
+        with TempImages() as out:
+            archive = save(done, out.folder / "compared.zip")
+            yield (
+                f"Done in {time.monotonic() - began:.0f} s, seed {seed}.",
+                table(grid, done),
+                str(archive),
+                *equivalents,
+            )
 
-    def for_axis(axis):
-        """Show the field of what is not compared, and begin with usual values."""
+    def begin(axis):
+        """Return usual values of what is compared, and of what is not."""
         if axis == GUIDANCE:
-            return "1, 1.5, 2, 4", gr.Number(min(20, most_steps(model)), label="Steps")
-        return ", ".join(map(str, usual)), gr.Number(USUAL_GUIDANCE, label="Guidance")
+            return "1, 1.5, 2, 4", min(20, most_steps(model))
+        return ", ".join(map(str, usual)), USUAL_GUIDANCE
 
-    axis.change(for_axis, axis, [values, fixed], queue=False, **QUIET)
-    connect(
-        pressed, run, [samplers, axis, values, fixed, label, number, seed], [status, drawn, *boxes], api_name="compare"
-    )
+    def name_fixed(axis):
+        return gr.Number(label="Steps" if axis == GUIDANCE else "Guidance")
+
+    axis.input(begin, axis, [values, fixed], queue=False, **QUIET)
+    axis.change(name_fixed, axis, fixed, queue=False, **QUIET)
+    fields = [samplers, axis, values, fixed, label, number, seed]
+    connect(pressed, run, fields, outcome)
+    return fields

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm.app.press import as_sentence
-from ddpm.app.uploads import MOST_BYTES, read_address, read_fitted
+from ddpm.app.uploads import MOST_BYTES, read_address, read_fitted, read_upload
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import make_grid, origin_of, png_text, to_pillow, to_uint8
 from ddpm.model import Model, SamplingOptions
@@ -25,6 +25,7 @@ from ddpm.plotting.animation import Frame
 from ddpm.samplers.algorithms import Step
 
 ASSETS = Path(__file__).parent.parent / "assets"
+MOST_CELLS = 64  # of a grid
 MOST_SEED = 2**53 - 1  # the largest integer that JavaScript represents exactly
 
 
@@ -81,56 +82,81 @@ def origin(model: Model, command: str, sampling: SamplingOptions, **more: Any) -
     return origin_of(line, model.weights_hash, options=sampling.as_dict(), **more)
 
 
-TITLES = {"x_t": "x<sub>t</sub>", "predicted x_0": "predicted x<sub>0</sub>"}  # alternative text: caption
+TITLES = {  # alternative text: caption
+    "x_t": "x<sub>t</sub>: noise that becomes less",
+    "predicted x_0": "predicted x<sub>0</sub>: what the network expects",
+}
 Shot = tuple[Sequence[Image.Image], str]  # the pictures of one moment, and its words
+
+
+def moment(t: float, log_snr: float) -> str:
+    """Say where in the process an image is: its timestep, and how much of it is signal."""
+    snr = "infinite" if log_snr == np.inf else f"{np.exp(log_snr):.2g}"
+    return "the image itself" if t < 0 else f"t = {t:.0f}, signal to noise (SNR) {snr}"
 
 
 def shots(frames: Sequence[Frame]) -> list[Shot]:
     """Return the frames of a process as shots: x_t, and x_0 where there is one."""
     found: list[Shot] = []
     for frame in frames:
-        snr = "infinite" if frame.log_snr == np.inf else f"{np.exp(frame.log_snr):.2g}"
         grids = [to_pillow(grid) for grid in (frame.x_t, frame.x_0) if grid is not None]
-        found.append((grids, "the data" if frame.t < 0 else f"t = {frame.t:.0f}, SNR {snr}"))
+        found.append((grids, moment(frame.t, frame.log_snr)))
     return found
 
 
-def tile(pixels: Tensor, caption: str, file: str, name: str = "", **more: Any) -> str:
-    """Return the HTML of an image, uint8 (C, H, W), in a gallery: a button that enlarges it; `name` is in a corner."""
+def tile(pixels: Tensor, caption: str, file: str, name: str = "", shown: str = "", **more: Any) -> str:
+    """Return the HTML of an image, uint8 (C, H, W), in a gallery: a button that enlarges it; `name` is in a corner.
+
+    shown: the address of what is seen in its place; what is saved is the image.
+    """
     words, corner = escape(caption), f"<span>{escape(name)}</span>" if name else ""
+    saved = address(to_pillow(pixels), **more)
+    other = f' data-saved="{saved}"' if shown else ""
     return (
-        f'<button type="button" class="tile" data-caption="{words}" data-file="{file}" aria-label="Enlarge {words}">'
-        f'<img class="pixels" src="{address(to_pillow(pixels), **more)}" alt="">{corner}</button>'
+        f'<button type="button" class="tile"{other} data-caption="{words}" data-file="{file}" '
+        f'aria-label="Enlarge {words}">'
+        f'<img class="pixels" src="{shown or saved}" alt="">{corner}</button>'
     )
 
 
-def film(shots: Sequence[Shot], *, last: bool = False) -> str:
-    """Return the HTML of shots with a slider through them, at the first or the last."""
+def film(shots: Sequence[Shot], *, last: bool = False, tiles: bool = False) -> str:
+    """Return the HTML of shots with a slider through them, at the first or the last.
+
+    tiles: it has no pictures of its own, but shows its moments on the tiles before it, and can be played.
+    """
     addresses = [[address(image, "webp") for image in images] for images, _ in shots]
     told = [{"pictures": pictures, "words": words} for pictures, (_, words) in zip(addresses, shots, strict=True)]
     place = len(shots) - 1 if last else 0
     words = shots[place][1]
     titles = TITLES if len(addresses[place]) > 1 else {words: ""}
     pictures = "".join(figure(source, *title) for source, title in zip(addresses[place], titles.items(), strict=True))
+    before = (
+        '<button type="button" class="small play">Play</button>' if tiles else f'<div class="pair">{pictures}</div>'
+    )
+    after = '<label class="guess"><input type="checkbox"> what the network expects (predicted x<sub>0</sub>)</label>'
     return (
-        f'<div class="film" data-frames="{escape(json.dumps(told))}"><div class="pair">{pictures}</div>'
+        f'<div class="film{" on-tiles" * tiles}" data-frames="{escape(json.dumps(told))}">{before}'
         f'<label><span class="film-words">{escape(words)}</span><input type="range" min="0" '
-        f'max="{len(told) - 1}" value="{place}" aria-label="moment"></label></div>'
+        f'max="{len(told) - 1}" value="{place}" aria-label="moment"></label>{after * tiles}</div>'
     )
 
 
-def picture_pad(model: Model, name: str, label: str, *, marks: bool = False, filled: int = 0) -> gr.HTML:
+def picture_pad(model: Model, name: str, label: str, run: str, *, marks: bool = False, filled: int = 0) -> gr.HTML:
     """Create a pad of the model's size: choose, drop or draw a picture; with `marks`, also mark a part of it.
 
     Its value is JSON with two `data:` addresses, `image` and `mask`. `filled`: number of the example it begins with.
+    `run`: the outcome that is of another picture when this one changes.
     """
 
-    def fit(data: str) -> dict[str, str]:
-        """Bring a file to the model's size."""
+    def fit(data: str) -> dict[str, Any]:
+        """Bring a file to the model's size, or offer the images of a grid."""
         try:
             source = read_address(data)
             if len(source) > MOST_BYTES:
                 raise UserError(f"the upload cannot be used: it is larger than {MOST_BYTES // 2**20} MB")
+            if found := cells(read_upload(source, channels), width, height):
+                note = f"This is a grid of {len(found)} images. Choose one of them."
+                return {"cells": [address(image) for image in found], "note": note}
             fitted = read_fitted(source, model.image_shape, preprocessing=model.preprocessing)
         except UserError as error:
             return {"error": as_sentence(error)}
@@ -145,6 +171,7 @@ def picture_pad(model: Model, name: str, label: str, *, marks: bool = False, fil
         "grey": channels < 3,
         "marks": marks,
         "filled": filled,
+        "run": run,
         "limit": MOST_BYTES,
         "examples": examples(model),
     }
@@ -155,6 +182,23 @@ def picture_pad(model: Model, name: str, label: str, *, marks: bool = False, fil
         js_on_load=f"ddpm.pad(element.querySelector('.pad') ?? element, props, server, {json.dumps(options)});",
         server_functions=[fit],
     )
+
+
+def cells(picture: Image.Image, width: int, height: int, gap: int = 2) -> list[Image.Image]:
+    """Return the images of a grid that `save_grid` wrote, at most `MOST_CELLS`; none for any other picture."""
+    (columns, over), (rows, under) = (
+        divmod(a - gap, b + gap) for a, b in zip(picture.size, (width, height), strict=True)
+    )
+    if over or under or columns * rows < 2 or np.asarray(picture)[:gap].min() < 255:
+        return []
+    corners = [(gap + x * (width + gap), gap + y * (height + gap)) for y in range(rows) for x in range(columns)]
+    found = [picture.crop((left, top, left + width, top + height)) for left, top in corners[:MOST_CELLS]]
+    return [image for image in found if np.asarray(image).min() < 255]
+
+
+def slider(*arguments: Any, **options: Any) -> gr.Slider:
+    """Create a slider without Gradio's button that resets it."""
+    return gr.Slider(*arguments, buttons=[], **options)
 
 
 def knows_digits(model: Model) -> bool:
@@ -176,14 +220,21 @@ def program_file(label: str) -> gr.Image:
     return _own_files(image, lambda payload: None if payload is None else payload.path)
 
 
-def choice(known: Sequence[str], value: str, label: str, info: str = "", **options: Any) -> gr.HTML:
-    """Create a choice as the browser's own list, for keyboards and phones. A program can send any text."""
-    told = json.dumps({"label": label, "info": info, "choices": list(known)})
+def choice(
+    known: Sequence[str], value: str, label: str, info: str = "", *, chips: dict[str, str] | None = None, **options: Any
+) -> gr.HTML:
+    """Create a choice as the browser's own list, for keyboards and phones. A program can send any text.
+
+    chips: show buttons side by side, with shorter words for some choices.
+    """
+    told = json.dumps(
+        {"label": label, "info": info, "choices": list(known), "chips": chips is not None, "short": chips}
+    )
     return gr.HTML(
         value,
         label=label,
         html_template='<div class="choice"></div>',
-        js_on_load=f"ddpm.choice(element, props, trigger, watch, {told}); // 'change'",
+        js_on_load=f"ddpm.choice(element, props, trigger, watch, {told}); // 'change', 'input'",
         **options,
     )
 
@@ -196,22 +247,12 @@ def class_field(model: Model, label: str = "Class", **options: Any) -> gr.HTML:
 
 def live_pictures(step: Step, log_snr: float, columns: int | None = None) -> str:
     """Return the HTML of x_t and the predicted x_0, side by side, and how far the run is."""
-    snr = "infinite" if log_snr == np.inf else f"{np.exp(log_snr):.2g}"
-    noisy = figure(sheet(step.x_t, columns), "x_t", f"{TITLES['x_t']}, t = {step.t:.0f}, SNR {snr}")
-    clean = figure(sheet(step.x_0, columns), *list(TITLES.items())[1])
+    noisy, clean = (
+        figure(sheet(images, columns), *title)
+        for images, title in zip((step.x_t, step.x_0), TITLES.items(), strict=True)
+    )
     bar = f'<progress max="{step.steps}" value="{step.index + 1}" aria-label="steps done"></progress>'
-    return f'<div class="pair">{noisy}{clean}</div>{bar}'
-
-
-def code_boxes() -> tuple[gr.HTML, gr.HTML]:
-    """Create the boxes with the command and the program that do the same as the page did."""
-
-    def box(label: str) -> gr.HTML:
-        script = f"ddpm.code(element, props, watch, {json.dumps(label)});"
-        return gr.HTML("", label=label, html_template='<div class="code"></div>', js_on_load=script, min_width=280)
-
-    with gr.Accordion("Command line and Python", open=False), gr.Row():
-        return box("Command"), box("Python")
+    return f'{bar}<div class="pair">{noisy}{clean}</div><p class="moment">{moment(step.t, log_snr)}</p>'
 
 
 def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:

@@ -19,19 +19,21 @@ from ddpm.app.components import (
     address,
     as_labels,
     bounded,
+    choice,
     class_field,
-    code_boxes,
     figure,
     live_pictures,
     origin,
     picture_pad,
     program_file,
+    slider,
     tile,
 )
 from ddpm.app.figures import Curve, chart
 from ddpm.app.figures import figure as chart_figure
 from ddpm.app.generate import USUAL_GUIDANCE, has_guidance, in_lines
-from ddpm.app.press import QUIET, buttons, connect, live, pace, running, status_line
+from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.press import buttons, connect, live, pace
 from ddpm.app.uploads import from_pad, read_fitted
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr, ssim_or_none
@@ -178,7 +180,7 @@ def report_edit(edited: Tensor, original: Tensor, done: str) -> str:
     """Say how close an edited image is to the original, (C, H, W) both."""
     report = f"{done}: PSNR {psnr(edited[None], original[None])[0]:.1f} dB to the original"
     similarity = ssim_or_none(edited[None], original[None])
-    return report + ("." if similarity is None else f", SSIM {float(similarity[0]):.3f}.")
+    return report + ("" if similarity is None else f", SSIM {float(similarity[0]):.3f}") + " (more is closer)."
 
 
 def between(
@@ -224,8 +226,8 @@ def as_python(name: str, call: str, files: Sequence[str], options: dict[str, Any
     )
 
 
-def tab(model: Model, name: str) -> None:
-    """Build the tab and connect its events; endpoints /edit and /interpolate."""
+def tab(model: Model, name: str) -> list[Any]:
+    """Build the tab and connect its events; endpoints /edit and /interpolate. Return its settings."""
     most_steps = min(MOST_STEPS, len(model.diffusion.schedule))
     guided = has_guidance(model)
     log_snr = model.diffusion.schedule.log_snr
@@ -234,59 +236,71 @@ def tab(model: Model, name: str) -> None:
         """Create the fields of `Settings`, in its order."""
         with gr.Row():
             label = class_field(model, min_width=110)
-            guidance = gr.Slider(
-                0, 8, USUAL_GUIDANCE if guided else 1, step=0.1, label="Guidance", visible=guided, min_width=120
+            guidance = slider(
+                0,
+                8,
+                USUAL_GUIDANCE if guided else 1,
+                step=0.1,
+                label="Guidance",
+                visible=guided,
+                min_width=120,
+                info="1 is off.",
             )
         with gr.Row():
-            steps = gr.Slider(1, most_steps, min(50, most_steps), step=1, label="Steps of a whole run", min_width=120)
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
+            steps = slider(
+                1,
+                most_steps,
+                min(50, most_steps),
+                step=1,
+                label="Steps",
+                info="Of a whole run.",
+                min_width=120,
+            )
+            seed = gr.Number(0, label="Seed", info="Same seed, same result.", precision=0, minimum=0, min_width=120)
         return [label, guidance, steps, seed]
 
     with gr.Row(elem_classes="room"):
         with gr.Column(scale=1, min_width=300):
-            pad, image = picture_pad(model, "edit", "Picture to edit"), program_file("Image")
+            pad, image = picture_pad(model, "edit", "Picture to edit", "edit"), program_file("Image")
             ways = [RENOISE, *([TRANSLATE] if model.class_names else []), CURVE]
-            way = gr.Radio(ways, value=RENOISE, label="What to do")
-            strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
+            way = choice(ways, RENOISE, "What to do", chips={})
+            strength = slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
             with gr.Column(visible=False) as target:
-                to = class_field(model, "New class", info="The class below is what the picture shows now.")
+                to = class_field(model, "Translate to")
             own, pressed = fields(), buttons("Edit")
         with gr.Column(scale=1, min_width=300):
-            status = status_line("Choose a strength and a class, then press Edit.")
-            moving = gr.HTML(elem_classes="moving")
-            result = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
-            with gr.Row(elem_classes="downloads"):
-                files = [gr.DownloadButton(text, size="sm", min_width=90) for text in ("Picture, PNG", "Result, PNG")]
-    boxes = code_boxes()
+            outcome = Outcome(
+                "edit", "Choose a strength and a class, then press Edit.", ["Picture, PNG", "Result, PNG"]
+            )
+    outcome.code()
     gr.Markdown("### From one picture to another")
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
-            first_pad, first = picture_pad(model, "first", "First picture"), program_file("First")
+            first_pad, first = picture_pad(model, "first", "First picture", "interpolate"), program_file("First")
         with gr.Column(scale=1, min_width=300):
-            second_pad, second = picture_pad(model, "second", "Second picture", filled=1), program_file("Second")
+            second_pad, second = (
+                picture_pad(model, "second", "Second picture", "interpolate", filled=1),
+                program_file("Second"),
+            )
     with gr.Row(elem_classes="room"):
         with gr.Column(scale=1, min_width=300):
-            depth = gr.Slider(0, 1, 0.5, step=0.05, label="Depth", info="How far both are noised before they are mixed")
-            number = gr.Slider(2, MOST_BETWEEN, 7, step=1, label="Images between")
+            depth = slider(0, 1, 0.5, step=0.05, label="Depth", info="How far both are noised before they are mixed")
+            number = slider(2, MOST_BETWEEN, 7, step=1, label="Images between")
             walk_own = fields()
             walk = buttons("Interpolate")
         with gr.Column(scale=1, min_width=300):
-            walk_status = status_line("Choose two pictures, then press Interpolate.")
-            walk_moving = gr.HTML(elem_classes="moving")
-            row = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
-            with gr.Row(elem_classes="downloads"):
-                walk_files = [
-                    gr.DownloadButton(text, size="sm", min_width=90)
-                    for text in ("First, PNG", "Second, PNG", "Row, PNG")
-                ]
-    walk_boxes = code_boxes()
-
-    def unfinished(files: list) -> list:
-        return ["", *[None] * len(files), "", ""]
+            row = Outcome(
+                "interpolate",
+                "Choose two pictures, then press Interpolate.",
+                ["First, PNG", "Second, PNG", "Row, PNG"],
+            )
+    row.code()
 
     def edit(image, pad, way, strength, to, label, guidance, steps, seed):
+        if way not in ways:
+            raise UserError(f"no way {way!r} to edit; there are {', '.join(ways)}")
         settings, goal = Settings(label, guidance, steps, seed), to if way == TRANSLATE else None
-        yield running("Starting …"), "", *unfinished(files)
+        yield running("Starting …"), "", *outcome.unfinished
         original = read_fitted(from_pad(pad, image), model.image_shape, preprocessing=model.preprocessing)
         began, options = time.monotonic(), settings.options(model, 1)
         events: Iterator[Any] = (
@@ -296,7 +310,7 @@ def tab(model: Model, name: str) -> None:
         )
         for event in events:
             if isinstance(event, Step):
-                yield pace(event, began), live_pictures(event, log_snr(event.t)), *unfinished(files)
+                yield pace(event, began), live_pictures(event, log_snr(event.t)), *outcome.unfinished
         if way == CURVE:
             flags, call = {"curve": True}, "fidelity_curve(editor, picture)"
             report, html = f"Done: {len(event) - 1} strengths.", curve_html(event)
@@ -327,11 +341,11 @@ def tab(model: Model, name: str) -> None:
     def interpolation(first, first_pad, second, second_pad, depth, number, label, guidance, steps, seed):
         settings = Settings(label, guidance, steps, seed)
         sources = from_pad(first_pad, first), from_pad(second_pad, second)
-        yield running("Starting …"), "", *unfinished(walk_files)
+        yield running("Starting …"), "", *row.unfinished
         began = time.monotonic()
         for event in between(model, sources, depth, number, settings):
             if isinstance(event, Step):
-                yield pace(event, began), live_pictures(event, log_snr(event.t)), *unfinished(walk_files)
+                yield pace(event, began), live_pictures(event, log_snr(event.t)), *row.unfinished
                 continue
             options, last = settings.options(model, number), len(event) - 1
             command = as_command(
@@ -364,21 +378,14 @@ def tab(model: Model, name: str) -> None:
                 done = f"Done: {number} images between, seed {seed}."
                 yield done, "", html, *map(str, paths), command, python
 
-    connect(
-        pressed,
-        edit,
-        [image, pad, way, strength, to, *own],
-        [status, moving, result, *files, *boxes],
-        api_name="edit",
-    )
-    connect(
-        walk,
-        interpolation,
-        [first, first_pad, second, second_pad, depth, number, *walk_own],
-        [walk_status, walk_moving, row, *walk_files, *walk_boxes],
-        api_name="interpolate",
-    )
+    connect(pressed, edit, [image, pad, way, strength, to, *own], outcome)
+    connect(walk, interpolation, [first, first_pad, second, second_pad, depth, number, *walk_own], row)
     way.change(
-        lambda way: [gr.Slider(visible=way == RENOISE), gr.Column(visible=way == TRANSLATE)],
-        way, [strength, target], queue=False, **QUIET,
+        lambda way: [
+            gr.Slider(visible=way == RENOISE),
+            gr.Column(visible=way == TRANSLATE),
+            gr.HTML(label="Class that it shows now" if way == TRANSLATE else "Class"),
+        ],
+        way, [strength, target, own[0]], queue=False, **QUIET,
     )  # fmt: skip
+    return [way, strength, to, *own, depth, number, *walk_own]

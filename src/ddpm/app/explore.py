@@ -8,9 +8,10 @@ import gradio as gr
 import numpy as np
 from torch import Tensor
 
-from ddpm.app.components import TempImages, bounded, choice, film, picture_pad, program_file, shots
+from ddpm.app.components import TempImages, bounded, choice, film, picture_pad, program_file, shots, slider
 from ddpm.app.figures import Curve, chart, figure
-from ddpm.app.press import QUIET, buttons, connect, running, show_user_errors, status_line
+from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.press import buttons, connect, show_user_errors
 from ddpm.app.uploads import from_pad, read_fitted
 from ddpm.common.errors import UserError
 from ddpm.diffusion.schedule import NoiseSchedule, ScheduleName, make_betas, rescale_zero_terminal_snr
@@ -22,6 +23,7 @@ SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 OWN = "this model's"
 NAMES = (OWN, *SCHEDULES)
 ALPHA_BAR = "ᾱ"
+MEANINGS = {"β": "noise added at step t", ALPHA_BAR: "share of the picture left", "SNR": "signal to noise"}
 MOST_TIMESTEPS, MOST_FRAMES = 4000, 36
 
 
@@ -65,7 +67,9 @@ def schedule_curves(model: Model, names: list[str], asked: Range) -> dict[str, l
 def schedule_figure(model: Model, names: list[str], asked: Range) -> str:
     """Plot β_t, ᾱ_t and the SNR of the chosen schedules, as HTML."""
     found = schedule_curves(model, names, asked)
-    charts = [chart(title, "t", curves, log=title != ALPHA_BAR) for title, curves in found.items()]
+    charts = [
+        chart(f"{title}: {MEANINGS[title]}", "t", curves, log=title != ALPHA_BAR) for title, curves in found.items()
+    ]
     return figure(charts, found["SNR"], f"β, ᾱ and SNR over t of the schedules: {', '.join(names)}")
 
 
@@ -79,8 +83,8 @@ def noise_upload(model: Model, pixels: Tensor, name: str, asked: Range, path: Pa
 FIRST = [OWN, "linear", "cosine"]
 
 
-def tab(model: Model) -> None:
-    """Build the tab and connect its events; endpoints /schedules and /forward."""
+def tab(model: Model) -> list[Any]:
+    """Build the tab and connect its events; endpoints /schedules and /forward. Return its settings."""
 
     def schedules(names, timesteps, beta_start, beta_end, zero_terminal_snr):
         return schedule_figure(model, names, Range(timesteps, beta_start, beta_end, zero_terminal_snr))
@@ -96,24 +100,27 @@ def tab(model: Model) -> None:
 
     with gr.Row():
         chosen = gr.CheckboxGroup(list(NAMES), value=FIRST, label="Schedules", scale=2, min_width=300)
-        timesteps: Any = gr.Slider(2, MOST_TIMESTEPS, 1000, step=1, label="T", min_width=200)
+        timesteps: Any = slider(
+            2, MOST_TIMESTEPS, 1000, step=1, label="T", info="Steps from picture to noise.", min_width=200
+        )
         # checked in `Range.schedule`: the field may be empty or half typed
         timesteps.preprocess = lambda value: value
-        beta_start = gr.Number(1e-4, label="First β", minimum=1e-6, maximum=0.5, step=1e-4, min_width=90)
-        beta_end = gr.Number(0.02, label="Last β", minimum=1e-5, maximum=0.999, step=1e-3, min_width=90)
-        zero = gr.Checkbox(False, label="Rescale to zero terminal SNR", min_width=140)
+        beta_start = gr.Number(
+            1e-4, label="First β", info="Noise of the first step.", minimum=1e-6, maximum=0.5, step=1e-4, min_width=90
+        )
+        beta_end = gr.Number(
+            0.02, label="Last β", info="Noise of the last step.", minimum=1e-5, maximum=0.999, step=1e-3, min_width=90
+        )
+        zero = gr.Checkbox(False, label="End in pure noise (zero terminal SNR)", min_width=140)
     drawn = gr.HTML(schedules(FIRST, 1000, 1e-4, 0.02, False), js_on_load=None)
     gr.Markdown("### From a picture to noise")
     with gr.Row(elem_classes="room"):
         with gr.Column(scale=1, min_width=300):
-            pad, image = picture_pad(model, "forward", "Picture to noise"), program_file("Image")
+            pad, image = picture_pad(model, "forward", "Picture to noise", "forward"), program_file("Image")
             name = choice(NAMES, OWN, "Schedule")
             pressed = buttons("Noise it")
         with gr.Column(scale=1, min_width=300):
-            status = status_line("Choose a schedule, then press Noise it.")
-            strip = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
-            with gr.Row(elem_classes="downloads"):
-                moving = gr.DownloadButton("Animation, GIF", size="sm", min_width=90)
+            outcome = Outcome("forward", "Choose a schedule, then press Noise it.", ["Animation, GIF"], moves=False)
 
     def follow(names, timesteps, *others):
         """Follow the slider of T, also by arrow keys; ignore a number that is only half typed."""
@@ -129,8 +136,9 @@ def tab(model: Model) -> None:
         events, show_user_errors(schedules), shown, drawn, api_name="schedules", trigger_mode="always_last", **quiet
     )
     # an old figure would pass for that of the new choice
-    refused.failure(None, None, drawn, js="() => ddpm.reason()", **QUIET)
+    refused.failure(None, None, drawn, js="() => ddpm.refused()", **QUIET)
     timesteps.change(
         show_user_errors(follow), shown, drawn, api_visibility="private", trigger_mode="always_last", **quiet
     )
-    connect(pressed, forward, [image, pad, name, *numbers], [status, strip, moving], api_name="forward")
+    connect(pressed, forward, [image, pad, name, *numbers], outcome)
+    return [*shown, name]

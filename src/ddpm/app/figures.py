@@ -74,6 +74,10 @@ def chart(title: str, xlabel: str, curves: Sequence[Curve], *, log: bool = False
     parts.append(f'<text x="{width - RIGHT}" y="{HEIGHT - 4}" text-anchor="end" {SMALL}>{escape(xlabel)}</text>')
     for order, (curve, us, vs) in enumerate(shown):
         line = 2.2 + 1.6 * (len(shown) - 1 - order) / max(1, len(shown) - 1)  # a curve under another is still seen
+        if len(us) == 1:
+            dot = f'cx="{across(us[0]):.1f}" cy="{down(vs[0]):.1f}" r="4" fill="{COLOURS[curve.place % len(COLOURS)]}"'
+            parts.append(f"<circle {dot}/>")
+            continue
         places = " ".join(f"{across(u):.1f},{down(v):.1f}" for u, v in zip(us, vs, strict=True))
         parts.append(f'<polyline points="{places}" fill="none" stroke-width="{line:.1f}" {curve.style()}/>')
     return f'<svg viewBox="0 0 {width} {HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'

@@ -21,14 +21,15 @@ from ddpm.app.components import (
     TempImages,
     bounded,
     choice,
-    code_boxes,
     film,
     live_pictures,
     origin,
     shots,
+    slider,
     tile,
 )
-from ddpm.app.press import QUIET, buttons, connect, live, pace, run_after, running, show_user_errors, status_line
+from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.press import buttons, connect, live, pace, run_after, show_user_errors
 from ddpm.common.pixels import made_by, origin_text, png_text, save_grid, to_pillow, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.networks.inference import count_flops
@@ -41,6 +42,9 @@ MOST_IMAGES, MOST_STEPS = 64, 1000
 GIF_FRAMES, FILM_FRAMES = 40, 20
 EVERY_CLASS = "every class in turn"
 FILES = ("Grid, PNG", "Images, ZIP", "Animation, GIF", "Array, NPZ")
+MOST_CHIPS = 12  # classes that are shown side by side
+SAMPLER_INFO = "How noise is removed. dpm++sde needs few steps."
+SEED_INFO = "The same seed draws the same images."
 USUAL_GUIDANCE = 1.5  # more digits are read as asked for than with 1 (README)
 QUICK_FLOPS = 1e12  # about ten seconds of one processor core
 
@@ -143,11 +147,10 @@ def tiles(images: Tensor, names: Sequence[str], settings: Settings, *, passing: 
 
 
 def steps_of(samples: Samples) -> str:
-    """Return the HTML of a slider over t, which one has to open."""
+    """Return the HTML of a slider over t, which shows the moments of a run on the tiles above it."""
     frames = samples.trajectory.frames
     chosen = sorted({round(place) for place in np.linspace(0, len(frames) - 1, min(len(frames), FILM_FRAMES))})
-    moments = film(shots([frames[index] for index in chosen]), last=True)
-    return f'<details class="steps"><summary>Step by step, from noise to images</summary>{moments}</details>'
+    return film(shots([frames[index] for index in chosen]), last=True, tiles=True)
 
 
 def columns(number: int) -> int:
@@ -217,35 +220,28 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
     """Build the tab and connect its events; endpoint /generate."""
     has_classes, first = model.class_names is not None, usual(model)
     choices = [EVERY_CLASS, *(model.class_names or [])]
+    chips = {EVERY_CLASS: "all"} if len(choices) <= MOST_CHIPS else None
     kept: list[Samples] = []  # the first drawing, for those who open the page later
     with gr.Row(elem_classes=["room", "result-first"]):
         with gr.Column(scale=2, min_width=280):
-            label = choice(choices, EVERY_CLASS, "Class", visible=has_classes)
-            with gr.Row():
-                number = gr.Slider(1, most_images(model), first.number, step=1, label="Images", min_width=120)
-                steps = gr.Slider(1, most_steps(model), first.steps, step=1, label="Steps", min_width=120)
-            guidance = gr.Slider(
+            label = choice(choices, EVERY_CLASS, "Class", visible=has_classes, chips=chips)
+            guidance = slider(
                 0, 8, first.guidance, step=0.1, label="Guidance", visible=has_guidance(model),
-                info="Higher: more typical of the class, less varied. 1 is off.",
+                info="More typical of the class, less varied. 1 is off.",
             )  # fmt: skip
-            sampler = choice(list(SAMPLERS), first.sampler, "Sampler")
+            steps = slider(1, most_steps(model), first.steps, step=1, label="Steps",
+                           info="More is slower, and often finer.")  # fmt: skip
+            number = slider(1, most_images(model), first.number, step=1, label="Images")
+            sampler = choice(list(SAMPLERS), first.sampler, "Sampler", SAMPLER_INFO)
             with gr.Row(elem_classes="seed"):
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=150)
-                dice = gr.Button("New seed", size="sm", min_width=90)
-                again = gr.Checkbox(True, label="A new one each time", min_width=140)
-            follows = gr.Checkbox(True, label="Draw while a slider moves", visible=model.student is not None)
+                seed = gr.Number(0, label="Seed", info=SEED_INFO, precision=0, minimum=0, min_width=150)
+                dice = gr.Button("New seed", size="sm", min_width=90, scale=0)
+            again = gr.Checkbox(True, label="A new seed each time")
+            follows = gr.Checkbox(True, label="Draw at once when something changes", visible=model.student is not None)
             pressed = buttons("Generate")
         with gr.Column(scale=3, min_width=300):
-            status = status_line("Press Generate.")
-            moving = gr.HTML(elem_classes="moving")
-            gallery = gr.HTML(
-                html_template='<div class="result">${value}</div>',
-                js_on_load=f"ddpm.gallery(element, props, watch, {json.dumps(choices)});",
-                elem_classes="gallery",
-            )
-            with gr.Row(elem_classes="downloads"):
-                files = [gr.DownloadButton(text, size="sm", min_width=70) for text in FILES]
-    command, python = code_boxes()
+            outcome = Outcome("generate", "Press Generate.", FILES, classes=choices)
+    outcome.code()
     told = gr.HTML(
         html_template="<span hidden></span>", js_on_load="ddpm.settings(element, props, trigger); // 'submit'"
     )
@@ -258,12 +254,12 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
 
     def generate(label, sampler, steps, guidance, seed, number):
         settings, options = checked(label, sampler, steps, guidance, seed, number)
-        yield running("Starting …"), "", *unfinished
+        yield running("Starting …"), "", *outcome.unfinished
         began = time.monotonic()
         for event in sample_live(model, settings):
             if isinstance(event, Step):
                 pictures = live_pictures(event, model.diffusion.schedule.log_snr(event.t), columns(len(event.x_t)))
-                yield pace(event, began), pictures, *unfinished
+                yield pace(event, began), pictures, *outcome.unfinished
             else:
                 if settings == first and not kept:
                     kept.append(event)
@@ -297,26 +293,24 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         elif is_quick(model, asked):
             yield from generate(label, sampler, steps, guidance, seed, number)
         else:
-            yield "Press Generate.", "", *unfinished
+            yield "Press Generate.", "", *outcome.unfinished
 
-    fields, outputs = (
-        [label, sampler, steps, guidance, seed, number],
-        [status, moving, gallery, *files, command, python],
-    )
-    unfinished = ["", *[None] * len(files), "", ""]  # not gr.skip(): each one leaves a component behind in the session
+    fields = [label, sampler, steps, guidance, seed, number]
     names, values = json.dumps(list(asdict(first))), json.dumps(list(asdict(first).values()))
     before = [seed, again], [seed], "(seed, again) => [again ? ddpm.random() : seed]"
-    press = connect(pressed, generate, fields, outputs, api_name="generate", before=before)
+    press = connect(pressed, generate, fields, outcome, before=before)
     rolled = dice.click(None, None, seed, js="() => ddpm.random()", **QUIET)
     if model.student:
         own = {"concurrency_id": "model", "trigger_mode": "always_last", **QUIET}
-        sliders = [number.input, steps.input, guidance.input, seed.input]
+        sliders = [number.input, steps.input, guidance.input, seed.input, label.input, sampler.input]
         for run in (
-            gr.on(sliders, show_user_errors(follow), [follows, *fields], outputs, **own),
-            rolled.then(show_user_errors(follow), [follows, *fields], outputs, **own),
+            gr.on(sliders, show_user_errors(follow), [follows, *fields], outcome.outputs, **own),
+            rolled.then(show_user_errors(follow), [follows, *fields], outcome.outputs, **own),
         ):
-            run.failure(None, None, status, js="() => ddpm.reason()", **QUIET)
-    filled, all_names = [*fields, again, status], json.dumps([*asdict(first), "again", "status"])
+            outcome.keep(run)
+    elif is_quick(model, first):
+        label.input(None, None, None, js="() => ddpm.press()", **QUIET)
+    filled, all_names = [*fields, again, outcome.status], json.dumps([*asdict(first), "again", "status"])
     told.submit(None, [told, *filled], filled, js=f"(text, ...own) => ddpm.fields(text, {all_names}, own)", **QUIET)
     script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values})]"
-    run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outputs)
+    run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outcome)

@@ -16,6 +16,7 @@ from gradio.themes.utils.fonts import Font
 from ddpm.app import compare, edit, explore, generate, restore, runs, without_proxies
 from ddpm.app.components import ASSETS, knows_digits
 from ddpm.app.models import Models
+from ddpm.app.outcome import QUIET
 from ddpm.app.press import stop_all
 from ddpm.app.uploads import MOST_BYTES
 from ddpm.common.errors import UserError
@@ -46,7 +47,7 @@ def theme() -> gr.themes.Base:
         primary_hue=BLUE,
         secondary_hue=BLUE,
         neutral_hue=gr.themes.colors.slate,
-        radius_size=gr.themes.sizes.radius_sm,
+        radius_size=gr.themes.sizes.radius_md,
         spacing_size=gr.themes.sizes.spacing_sm,
         font=SANS,
         font_mono=MONO,
@@ -97,20 +98,28 @@ def build(model: Model, name: str, folder: Path, models: Models | None = None, *
     called = Path(name).resolve().name
     with gr.Blocks(title=f"{called} · ddpm", analytics_enabled=False, delete_cache=(CACHE_AGE, CACHE_AGE)) as page:
         masthead(f"<h1>{escape(called)}</h1><p>{escape(describe(model))}</p>", name, models)
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Generate"):
                 generate.tab(model, name, page)
             with gr.Tab("Restore"):
-                restore.tab(model, name)
+                remember(page, name, "restore", restore.tab(model, name))
             with gr.Tab("Edit"):
-                edit.tab(model, name)
+                remember(page, name, "edit", edit.tab(model, name))
             with gr.Tab("Compare"):
-                compare.tab(model, name)
+                remember(page, name, "compare", compare.tab(model, name))
             with gr.Tab("Explore"):
-                explore.tab(model)
+                remember(page, name, "explore", explore.tab(model))
             with gr.Tab("Runs"):
                 runs.tab(folder, page, switches=models is not None, trains=trains)
+        page.load(None, None, None, js="() => ddpm.reopen()", **QUIET)
     return page.queue(default_concurrency_limit=1, max_size=MOST_WAITING, api_open=False)
+
+
+def remember(page: gr.Blocks, model: str, tab: str, fields: list[Any]) -> None:
+    """Let the browser keep the settings of a tab, so that a reload does not lose them."""
+    key = json.dumps(f"ddpm/{model}/{tab}")
+    page.load(None, fields, fields, js=f"(...own) => ddpm.recall({key}, own)", **QUIET)
+    gr.on([field.change for field in fields], None, fields, None, js=f"(...all) => ddpm.keep({key}, all)", **QUIET)
 
 
 def masthead(words: str, name: str, models: Models | None) -> gr.HTML:
@@ -158,7 +167,9 @@ def look() -> dict[str, Any]:
         "max_file_size": MOST_BYTES,
         "theme": theme(),
         "css": (ASSETS / "page.css").read_text(),
-        "head": "".join(f"<script>{(ASSETS / name).read_text()}</script>" for name in ("pad.js", "page.js")),
+        "head": "".join(
+            f"<script>{(ASSETS / name).read_text()}</script>" for name in ("pad.js", "result.js", "page.js")
+        ),
         "footer_links": [],
         "run_history": False,  # the page has its own
     }

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing, suppress
 from contextvars import ContextVar
-from html import escape
 from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
 import gradio as gr
 
+from ddpm.app.outcome import QUIET, Outcome, running
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.samplers.algorithms import Callback, Step
 
@@ -96,17 +96,6 @@ def stop_all(patience: float) -> None:
             thread.join(max(0, deadline - time.monotonic()))
 
 
-def status_line(text: str) -> gr.HTML:
-    """Create the line that says what goes on; screen readers read it out."""
-    template = '<div class="status" role="status" aria-live="polite">${value}</div>'
-    return gr.HTML(text, html_template=template, js_on_load=None, elem_classes="status-block")
-
-
-def running(text: str) -> str:
-    """Return the HTML of a status during a run. It turns the button of its room to Stop, and is not read out."""
-    return f'<span class="running" aria-live="off">{escape(text)}</span>'
-
-
 def pace(step: Step, began: float) -> str:
     """Say how far a run is that began at `time.monotonic()` = `began`."""
     done, left = step.index + 1, step.steps - step.index - 1
@@ -125,24 +114,22 @@ def buttons(text: str) -> tuple[gr.Button, gr.Button]:
 WAITING = running("Waiting for the model …")
 
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-
-
 def connect(
-    buttons: tuple[gr.Button, gr.Button], function: Callable, inputs: list, outputs: list, *, api_name: str, before=None
+    buttons: tuple[gr.Button, gr.Button], function: Callable, inputs: list, outcome: Outcome, *, before=None
 ) -> gr.Number:
     """Run `function` when the first button is pressed, until the second is. Return the number of the press.
 
     Args:
-        function: a generator; the first thing that it yields for every output is the status.
+        function: a generator of the values of `outcome.outputs`.
         before: (inputs, outputs, JavaScript) of what the browser does first.
     """
-    (start, stop), status, press = buttons, outputs[0], gr.Number(visible=False)
+    (start, stop), status, press = buttons, outcome.status, gr.Number(visible=False)
     own, changed, script = before or ([], [], "() => []")
     script = f"async (...all) => (await ddpm.ready(), [ddpm.random(), {json.dumps(WAITING)}, ...({script})(...all)])"
     pressed = start.click(None, own, [press, status, *changed], js=script, **QUIET)
-    run_after(pressed, function, press, inputs, outputs)
-    gr.on([], show_user_errors(function), inputs, outputs, api_name=api_name, concurrency_id="model")
+    run_after(pressed, function, press, inputs, outcome)
+    name = outcome.name
+    gr.on([], show_user_errors(function), inputs, outcome.outputs, api_name=name, concurrency_id="model")
     # Gradio's own way to stop a run fails before the server has numbered it, and leaves what it showed last
     stopping = f"(now) => now === {json.dumps(WAITING)} ? 'Stopped.' : {json.dumps(running('Stopping …'))}"
     stop.click(None, status, status, js=stopping, **QUIET)
@@ -150,20 +137,17 @@ def connect(
     return press
 
 
-def run_after(event: Any, function: Callable, press: gr.Number, inputs: list, outputs: list) -> None:
+def run_after(event: Any, function: Callable, press: gr.Number, inputs: list, outcome: Outcome) -> None:
     """Run `function` after an event of the page that has set the number of a press, until Stop is pressed."""
     run = event.then(
         until_stopped(show_user_errors(function)),
         [press, *inputs],
-        outputs,
-        api_visibility="private",
+        outcome.outputs,
         concurrency_id="model",
         trigger_mode="multiple",  # a press just after Stop must not be lost because the old run is still ending
-        show_progress="minimal",
-        show_progress_on=outputs[0],
+        **QUIET,
     )
-    run.then(None, None, None, js="() => ddpm.back()", **QUIET)
-    run.failure(None, None, outputs[0], js="() => ddpm.reason()", **QUIET)
+    outcome.keep(run)
 
 
 def until_stopped(function: Callable) -> Callable:
@@ -218,4 +202,4 @@ def as_sentence(error: Exception) -> str:
 
 
 def _shown(error: Exception) -> gr.Error:
-    return gr.Error(as_sentence(error), duration=12, print_exception=False, title="That did not work")
+    return gr.Error(as_sentence(error), duration=5, print_exception=False, title="That did not work")

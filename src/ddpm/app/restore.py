@@ -1,5 +1,6 @@
 """The Restore tab: a degraded image, its restoration and the uncertainty of it."""
 
+import json
 import shlex
 import time
 import zipfile
@@ -24,16 +25,17 @@ from ddpm.app.components import (
     bounded,
     choice,
     class_field,
-    code_boxes,
     figure,
     live_pictures,
     origin,
     picture_pad,
     program_file,
     sheet,
+    slider,
 )
-from ddpm.app.generate import in_lines
-from ddpm.app.press import QUIET, buttons, connect, live, pace, running, status_line
+from ddpm.app.generate import SEED_INFO, in_lines
+from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.press import buttons, connect, live, pace
 from ddpm.app.uploads import from_pad, mask_of, read_fitted, read_mask
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr
@@ -56,7 +58,21 @@ PAINTED, RANDOM, SMALL, BLUR, NOISE, GREY = (
 )
 NAME = "picture"  # an image's noise depends on the seed and its name, here and in `ddpm restore`
 PICTURE, MASK, RESULT = f"{NAME}.png", "mask.png", "restored.png"
-VIEWS = ("one draw", "mean", "all draws", "uncertainty", "original")
+HEAT = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])  # dark to light
+SCALE = (
+    '<span class="scale" style="background:linear-gradient(to right, '
+    + ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in HEAT.tolist())
+    + f')"></span><span class="ends"><span>0</span><span>how much the draws differ (σ)</span>'
+    f"<span>{UNCERTAINTY_WHITE}+</span></span>"
+)
+METHOD_INFO = "ddrm is quickest, ddnm better. repaint is for lost parts, dps for everything, slowly."
+VIEWS = {  # and their captions
+    "one draw": "one picture that fits what is left",
+    "mean": "the mean of all draws",
+    "all draws": "all draws",
+    "uncertainty": SCALE,
+    "original": "the original",
+}
 # the slider's noise for each damage, so that there is something to restore
 USUAL_NOISE = {NOISE: 0.2, BLUR: 0.02}
 
@@ -119,14 +135,16 @@ class Answer:
     def report(self) -> str:
         """Say in words how well the image is restored."""
         number, spread, original = self.restored.samples.shape[1], self.spread, self.original
-        text = f"Mean of {number} draws." if number > 1 else "One draw; two or more show the uncertainty."
+        text = f"Done: {number} draws." if number > 1 else "Done: one draw; two or more show the uncertainty."
         if number > 1:
-            text += f" Their standard deviation: {spread.mean():.3f} on average, {spread.max():.3f} at most."
+            text += f" They differ by {spread.mean():.3f} on average, {spread.max():.3f} at most (σ, of 1)."
         if original is not None:
-            text += f" PSNR of the mean {psnr(self.restored.mean, original[None])[0]:.1f} dB"
+            text += f" PSNR of their mean {psnr(self.restored.mean, original[None])[0]:.1f} dB"
             seen = self.y[None].clamp(-1, 1)  # as shown, and as `ddpm restore` reports it
             same = self.y.shape == original.shape
-            text += f", before {psnr(seen, original[None])[0]:.1f} dB." if same else "."
+            text += (
+                f", before {psnr(seen, original[None])[0]:.1f} dB (more is closer to the original)." if same else "."
+            )
         return text + self.note
 
     def pictures(self) -> dict[str, Image.Image]:
@@ -140,18 +158,15 @@ class Answer:
     def html(self) -> str:
         """Return what was given beside the restored image, of which one can choose the view."""
         pictures = self.pictures()
-        before = figure(address(pictures.pop("before")), "what was given", "before")
+        before = figure(address(pictures.pop("before")), "what was given", "what was given")
         sources = {view: address(picture) for view, picture in pictures.items()}
         sources["all draws"] = sheet(self.restored.samples[0])
         order = [view for view in VIEWS if view in sources]
         choices = "".join(
-            f'<label><input type="radio" name="view" value="{view}"{" checked" * (view == VIEWS[0])}>{view}</label>'
+            f'<label><input type="radio" name="view" value="{view}"{" checked" * (view == order[0])}>{view}</label>'
             for view in order
         )
-        shown = "".join(
-            f'<div data-view="{view}">{figure(sources[view], view, SCALE if view == "uncertainty" else view)}</div>'
-            for view in order
-        )
+        shown = "".join(f'<div data-view="{view}">{figure(sources[view], view, VIEWS[view])}</div>' for view in order)
         return (
             f'<div class="views">{before}<div>{shown}</div></div>'
             f'<fieldset class="choices" aria-label="Shown on the right">{choices}</fieldset>'
@@ -232,14 +247,6 @@ def _measure(
     return (y * operator.known if isinstance(operator, Inpainting) else y), None
 
 
-HEAT = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])  # dark to light
-SCALE = (
-    '<span class="scale" style="background:linear-gradient(to right, '
-    + ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in HEAT.tolist())
-    + f')"></span><span class="ends"><span>0</span><span>σ of the draws</span><span>{UNCERTAINTY_WHITE}+</span></span>'
-)
-
-
 def heat(spread: Tensor) -> Image.Image:
     """Draw a map (H, W) of standard deviations in [0, 1] units: black is 0, the lightest colour 0.25 and more."""
     places = np.linspace(0, UNCERTAINTY_WHITE, len(HEAT))
@@ -277,49 +284,63 @@ def as_python(name: str, damage: Damage, options: dict[str, str | float], clean:
     )
 
 
-def tab(model: Model, name: str) -> None:
-    """Build the tab and connect its events; endpoint /restore."""
+def tab(model: Model, name: str) -> list[Any]:
+    """Build the tab and connect its events; endpoint /restore. Return its settings."""
     _, height, width = model.image_shape
     kinds = damages(model)
     most = min(MOST_STEPS, len(model.diffusion.schedule))
     with gr.Row(elem_classes="room"):
         with gr.Column(scale=1, min_width=300):
-            pad = picture_pad(model, "restore", "Picture to restore", marks=True)
+            pad = picture_pad(model, "restore", "Picture to restore", "restore", marks=True)
             image, mask = program_file("Image"), program_file("Mask")
             kind = choice(kinds, PAINTED, "Damage")
             with gr.Column(visible=False) as random_only:
-                share = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Share of pixels lost")
+                share = slider(0.05, 0.95, 0.5, step=0.05, label="Share of pixels lost")
             with gr.Column(visible=False) as small_only:
-                scale = gr.Slider(2, 8, 4, step=1, label="Times smaller")
+                scale = slider(2, 8, 4, step=1, label="Times smaller")
             with gr.Column(visible=False) as blur_only:
-                blur = gr.Slider(0.3, 4, 1.5, step=0.1, label="Blur (σ in pixels)")
+                blur = slider(0.3, 4, 1.5, step=0.1, label="Blur (σ in pixels)")
             pressed = buttons("Restore")
         with gr.Column(scale=1, min_width=300):
-            status = status_line("Mark what is lost, then press Restore.")
-            moving = gr.HTML(elem_classes="moving")
-            result = gr.HTML(html_template='<div class="result">${value}</div>', js_on_load=None)
-            with gr.Row(elem_classes="downloads"):
-                archive = gr.DownloadButton("All pictures, ZIP", size="sm", min_width=120)
-    with gr.Accordion("Noise, class and method", open=False), gr.Row():
-        noise = gr.Slider(0, 0.5, 0, step=0.01, label="Noise (σ, of 1)", min_width=200)
-        label = class_field(model, min_width=120)
-        method = choice(list(METHODS), "ddnm", "Method", min_width=120)
-        steps = gr.Slider(1, most, min(100, most), step=1, label="Steps", min_width=200)
-        draws = gr.Slider(1, MOST_DRAWS, 4, step=1, label="Draws", min_width=200)
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=150)
-        clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=180)
-    command, python = code_boxes()
+            outcome = Outcome("restore", "Mark what is lost, then press Restore.", ["All pictures, ZIP"])
+    with gr.Accordion("Noise, class and method", open=False), gr.Row(elem_classes="more"):
+        noise = slider(
+            0,
+            0.5,
+            0,
+            step=0.01,
+            label="Noise (σ)",
+            info="On the damaged picture: 0 is none, 0.5 hides it.",
+            min_width=240,
+        )
+        label = class_field(model, info="What it shows, if you know.", min_width=240)
+        method = choice(list(METHODS), "ddnm", "Method", METHOD_INFO, min_width=240)
+        steps = slider(
+            1, most, min(100, most), step=1, label="Steps", info="More is slower, and often finer.", min_width=240
+        )
+        draws = slider(
+            1,
+            MOST_DRAWS,
+            4,
+            step=1,
+            label="Draws",
+            info="Each is another picture that fits what is left.",
+            min_width=240,
+        )
+        seed = gr.Number(0, label="Seed", info=SEED_INFO, precision=0, minimum=0, min_width=240)
+        clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=240)
+    outcome.code()
 
     def restore(image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label):
         lost = read_mask(mask_of(pad, mask), (height, width)) if kind == PAINTED else None
         damage, source = Damage(kind, share, scale, blur, noise), from_pad(pad, image)
         options = {"method": method, "steps": steps, "draws": draws, "seed": seed, "label": label}
-        yield running("Starting …"), "", *unfinished
+        yield running("Starting …"), "", *outcome.unfinished
         began = time.monotonic()
         for event in restore_upload(model, source, lost, damage, clean=clean, **options):
             if isinstance(event, Step):
                 pictures = live_pictures(event, model.diffusion.schedule.log_snr(event.t))
-                yield pace(event, began), pictures, *unfinished
+                yield pace(event, began), pictures, *outcome.unfinished
             else:
                 given = {"method": method, "noise": noise, "samples": draws, "steps": steps, "seed": seed}
                 given |= {"batch_size": min(draws, model.default_batch_size)}
@@ -335,12 +356,12 @@ def tab(model: Model, name: str) -> None:
 
     def for_kind(kind):
         """Show the slider of a damage. Never the pad: an update would replace it."""
-        own = [gr.Column(visible=kind == one) for one in (RANDOM, SMALL, BLUR)]
-        return *own, USUAL_NOISE.get(kind, 0)
+        return [gr.Column(visible=kind == one) for one in (RANDOM, SMALL, BLUR)]
 
-    outputs = [status, moving, result, archive, command, python]
-    unfinished = ["", None, "", ""]
     inputs = [image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label]
-    connect(pressed, restore, inputs, outputs, api_name="restore")
-    shown = [random_only, small_only, blur_only, noise]
-    kind.change(for_kind, kind, shown, queue=False, **QUIET)
+    connect(pressed, restore, inputs, outcome)
+    marking = f"(kind) => ddpm.marking('restore', kind === {json.dumps(PAINTED)})"
+    kind.change(None, kind, None, js=marking, **QUIET)
+    kind.change(for_kind, kind, [random_only, small_only, blur_only], queue=False, **QUIET)
+    kind.input(lambda kind: USUAL_NOISE.get(kind, 0), kind, noise, queue=False, **QUIET)
+    return [kind, share, scale, blur, noise, label, method, steps, draws, seed, clean]

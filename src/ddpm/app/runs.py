@@ -15,7 +15,8 @@ from PIL import Image
 
 from ddpm.app.components import choice, film
 from ddpm.app.figures import Curve, chart, figure
-from ddpm.app.press import QUIET, show_user_errors, status_line
+from ddpm.app.outcome import QUIET, status_line
+from ddpm.app.press import show_user_errors
 from ddpm.app.training import Trainings, presets, process_of
 from ddpm.app.uploads import read_upload
 from ddpm.common.errors import UserError
@@ -183,7 +184,7 @@ FIRST = 4  # runs selected at first
 def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool = False) -> None:
     """Build the tab and connect its events; endpoint /runs. See `table` for the options."""
     where = gr.Markdown(elem_classes="hint")
-    with gr.Row():
+    with gr.Row(elem_classes="chooser"):
         chosen: Any = gr.CheckboxGroup([], label="Runs", scale=3, min_width=280)
         quantity: Any = gr.Dropdown(["loss"], value="loss", label="Quantity", scale=1, min_width=160)
     # The choices appear after the page has polled, which a program never does. So Gradio's own check of the choice is
@@ -221,12 +222,13 @@ def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool =
             return [gr.skip()] * 7
         known, there = {name for name, *_ in seen or []}, [name for name, *_ in now]
         kept = [name for name in names if name in there] + [name for name in there[:FIRST] if not known]
-        hint = f"Runs in `{folder}`, checked every {EVERY} seconds." if there else nothing_in(folder)
+        hint = f"Runs in `{folder}`, checked every {EVERY} seconds." if there else nothing_in(folder, trains)
         choices = quantities(folder, kept)
         other: dict[str, Any] = {} if quantity in choices else {"value": "loss"}
+        shown = runs(kept, other.get("value", quantity)) if there else ("", "", "")
         # the ticks are sent only if they differ: they may have changed in the meantime
         boxes = gr.CheckboxGroup(there) if kept == names else gr.CheckboxGroup(there, value=kept)
-        return hint, boxes, gr.Dropdown(choices, **other), now, *runs(kept, other.get("value", quantity))
+        return hint, boxes, gr.Dropdown(choices, **other), now, *shown
 
     shown, quiet = [chosen, quantity], {"concurrency_id": "runs", "show_progress": "hidden"}
     figures = [states, drawn, pictures]
@@ -248,7 +250,7 @@ def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool =
 def train(folder: Path) -> None:
     """Build the fields that start a training, and connect the buttons of the table that stop one."""
     trainings = Trainings(folder)
-    with gr.Accordion("Train a model", open=False):
+    with gr.Accordion("Train a model", open=not find_runs(folder)):
         with gr.Row():
             preset = choice(presets(), "digits", "Preset", min_width=140)
             data = gr.Textbox("", label="Images", placeholder="the preset's own, or a folder", min_width=180)
@@ -273,12 +275,11 @@ def train(folder: Path) -> None:
         server_functions=[stop_training],
     )
     run = start.click(show_user_errors(begin), [name, preset, data, minutes], said, concurrency_id="runs", **QUIET)
-    run.failure(None, None, said, js="() => ddpm.reason()", **QUIET)
+    run.failure(None, None, said, js="() => ddpm.refused()", **QUIET)
     gr.Timer(EVERY).tick(news, None, said, concurrency_id="runs", **QUIET)
 
 
-def nothing_in(folder: Path) -> str:
+def nothing_in(folder: Path, trains: bool) -> str:
     """Return the hint for a folder without runs."""
-    return (
-        f"No runs in `{folder}` yet. Start one with `ddpm train digits --out {folder}/digits`, or name --runs FOLDER."
-    )
+    here = "Start one below, or with" if trains else "Start one with"
+    return f"No runs in `{folder}` yet. {here} `ddpm train digits --out {folder}/digits`, and watch it learn here."

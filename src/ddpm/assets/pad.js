@@ -1,6 +1,6 @@
 // The pad: a picture of the model's size that a visitor opens, draws or marks. Also the helpers that page.js shares.
 window.ddpmPad = (() => {
-  const pads = {};
+  const pads = {}, marked = {}; // by name; a damage may be chosen before its pad is made
   let samples = []; // the model's own, which pads without examples offer
   const LOST = "#D55E00";
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -14,6 +14,9 @@ window.ddpmPad = (() => {
     element.append(...children);
     return element;
   }
+
+  // A text as HTML.
+  const text = (words) => make("span", {}, words).innerHTML;
 
   function loaded(source) {
     return new Promise((resolve, reject) => {
@@ -58,7 +61,7 @@ window.ddpmPad = (() => {
     const lost = new Uint8Array(width * height);
     const touch = matchMedia("(pointer: coarse)").matches;
     let tool = touch ? null : marks ? "mark" : "draw";
-    let background = 0, empty = true, stroke = null, cursor = null, stamp = 0, arriving = null;
+    let marking = marks, background = 0, empty = true, stroke = null, cursor = null, stamp = 0, arriving = null;
 
     const note = make("p", { class: "pad-note", role: "status" });
     const chooser = make("input", { type: "file", accept: "image/*", hidden: true, "aria-label": `File for ${options.label}` });
@@ -93,7 +96,7 @@ window.ddpmPad = (() => {
       if (stroke && stroke.ink) view.drawImage(stroke.canvas, 0, 0);
       view.globalAlpha = 0.8;
       view.fillStyle = LOST;
-      lost.forEach((is, place) => is && view.fillRect((place % width) * zoom, Math.floor(place / width) * zoom, zoom, zoom));
+      lost.forEach((is, place) => is && marking && view.fillRect((place % width) * zoom, Math.floor(place / width) * zoom, zoom, zoom));
       view.globalAlpha = 1;
       if (cursor && document.activeElement === canvas) {
         view.lineWidth = 2;
@@ -106,7 +109,7 @@ window.ddpmPad = (() => {
 
     function send() {
       const value = { image: empty ? "" : picture.toDataURL(), mask: "" };
-      if (lost.some(Boolean)) {
+      if (marking && lost.some(Boolean)) {
         const [mask, context] = blank(width, height, "#000");
         context.fillStyle = "#fff";
         lost.forEach((is, place) => is && context.fillRect(place % width, Math.floor(place / width), 1, 1));
@@ -114,6 +117,12 @@ window.ddpmPad = (() => {
       }
       props.value = JSON.stringify(value);
       render();
+    }
+
+    // What was drawn of the picture before is not of this one.
+    function changed() {
+      send();
+      window.ddpmResult.stale(options.run);
     }
 
     // Every new picture takes a number, so that one that is slow to arrive does not replace a later one.
@@ -132,7 +141,7 @@ window.ddpmPad = (() => {
         flip();
         note.textContent = `Inverted: this model draws ${background < 128 ? "light on dark" : "dark on light"}. Untick Invert to keep it.`;
       }
-      send();
+      changed();
     }
 
     function flip() {
@@ -155,7 +164,20 @@ window.ddpmPad = (() => {
       if (number !== stamp) return;
       if (answer.error) return refuse(answer.error);
       lost.fill(0);
+      if (answer.cells) return pick(answer);
       await show(answer.image, { guess: true, say: answer.note });
+    }
+
+    // Offer the images of a grid in place of the examples.
+    async function pick({ cells, note: said }) {
+      choices(cells, "Image");
+      await show(cells[0], { say: said });
+    }
+
+    function choices(sources, word) {
+      examples.replaceChildren(...sources.map((source, index) =>
+        make("button", { type: "button", "aria-label": `${word} ${index + 1}`, onclick: () => take(source) },
+          make("img", { src: source, alt: "" }))));
     }
 
     function refuse(reason) {
@@ -170,7 +192,7 @@ window.ddpmPad = (() => {
       empty = true;
       invert.checked = false;
       note.textContent = "";
-      send();
+      changed();
     }
 
     // Show a picture from the page itself, with its lower half marked if nothing is.
@@ -193,7 +215,7 @@ window.ddpmPad = (() => {
 
     function begin(x, y) {
       if (!tool) return;
-      if (marks && tool !== "draw") stroke = { ink: false, x, y };
+      if (marking && tool !== "draw") stroke = { ink: false, x, y };
       else {
         const [layer, context] = blank(canvas.width, canvas.height);
         context.lineCap = context.lineJoin = "round";
@@ -229,7 +251,7 @@ window.ddpmPad = (() => {
         stamp++;
       }
       stroke = null;
-      send();
+      changed();
     }
 
     function place(event) {
@@ -237,6 +259,14 @@ window.ddpmPad = (() => {
       return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
     }
 
+    // A finger scrolls until one chooses a brush, or taps the picture.
+    canvas.addEventListener("click", (event) => {
+      if (tool) return;
+      choose(marking ? "mark" : "draw");
+      note.textContent = `The brush is on: swipe over the picture. Press ${names[tool]} to scroll again.`;
+      begin(...place(event));
+      end();
+    });
     canvas.addEventListener("pointerdown", (event) => {
       if (!tool || event.button) return;
       canvas.setPointerCapture(event.pointerId);
@@ -250,7 +280,7 @@ window.ddpmPad = (() => {
       const move = ARROWS[event.key];
       if (!move && event.key !== " ") return;
       event.preventDefault();
-      tool ??= marks ? "mark" : "draw";
+      if (!tool) choose(marking ? "mark" : "draw");
       const from = [...cursor];
       if (move) cursor = [0, 1].map((axis) => Math.min([width, height][axis] - 1, Math.max(0, cursor[axis] + move[axis])));
       if (!move || event.shiftKey) {
@@ -260,7 +290,7 @@ window.ddpmPad = (() => {
       } else render();
     });
     chooser.addEventListener("change", () => ((arriving = read(chooser.files[0])), (chooser.value = "")));
-    invert.addEventListener("change", () => (flip(), (empty = false), (note.textContent = ""), send()));
+    invert.addEventListener("change", () => (flip(), (empty = false), (note.textContent = ""), changed()));
     element.addEventListener("dragover", (event) => event.preventDefault());
     element.addEventListener("drop", (event) => (event.preventDefault(), (arriving = read(event.dataTransfer.files[0]))));
 
@@ -270,22 +300,36 @@ window.ddpmPad = (() => {
       const [, context] = blank(width, height);
       context.drawImage(first, 0, 0, width, height);
       background = border(context, width, height);
-      examples.replaceChildren(...sources.slice(0, 6).map((source, index) =>
-        make("button", { type: "button", "aria-label": `Example ${index + 1}`, onclick: () => take(source) },
-          make("img", { src: source, alt: "" }))));
+      choices(sources.slice(0, 6), "Example");
       if (empty && !stamp) await take(sources[options.filled] ?? sources[0]);
+    }
+
+    // Whether a part can be marked: some damages ignore the marks.
+    function setMarking(is) {
+      marking = marks && is;
+      tools.forEach((button) => (button.hidden = !marking && button.dataset.tool === "mark"));
+      tools.at(-1).textContent = marking ? "Unmark" : "Erase";
+      if (!touch) choose(marking ? "mark" : "draw");
+      render();
+      window.ddpmResult.stale(options.run);
     }
 
     choose(tool);
     props.value = "";
     render();
-    pads[options.name] = { take, offer, send, arriving: () => arriving };
+    pads[options.name] = { take, offer, send, setMarking, arriving: () => arriving };
+    setMarking(marked[options.name] ?? true);
     arriving = offer(options.examples.length ? options.examples : samples);
   }
 
   function offer(sources) {
     samples = sources;
     Object.values(pads).forEach((one) => one.offer(samples));
+  }
+
+  function marking(name, is) {
+    marked[name] = is;
+    pads[name]?.setMarking(is);
   }
 
   // Wait for the pictures that are on their way to a pad, and send all again: when Gradio shows a tab for the first time, it
@@ -296,5 +340,5 @@ window.ddpmPad = (() => {
     await new Promise(requestAnimationFrame);
   }
 
-  return { make, ARROWS, pads, pad, offer, ready };
+  return { make, text, ARROWS, pads, pad, offer, marking, ready };
 })();

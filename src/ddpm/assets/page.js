@@ -1,43 +1,46 @@
 // The page's own behaviour: the gallery and its viewer, history, settings in the address, the switcher of models, and the
 // keyboard. Gradio calls these functions when it has made their elements.
 window.ddpm = (() => {
-  const { make, ARROWS, pads, pad, offer, ready } = window.ddpmPad;
-  const MOST_RESULTS = 12;
+  const { make, pads, pad, marking, ready } = window.ddpmPad;
+  const { viewer, play, ...results } = window.ddpmResult;
 
-  // A list to choose from. options: label, info (may be empty), choices
+  // A choice: a list, or buttons side by side. options: label, info (may be empty), choices, chips
+  let groups = 0;
   function choice(element, props, trigger, watch, options) {
-    const select = make("select", {}, ...options.choices.map((name) => make("option", { value: name }, name)));
-    const info = options.info ? [make("small", {}, options.info)] : [];
-    select.value = props.value;
-    select.addEventListener("change", () => ((props.value = select.value), trigger("change")));
-    watch("value", () => (select.value = props.value));
-    element.querySelector(".choice").replaceChildren(make("label", {}, make("span", {}, options.label), ...info, select));
-  }
-
-  // A text to copy.
-  function code(element, props, watch, label) {
-    const text = make("pre", { tabindex: 0, role: "region", "aria-label": label });
-    const copy = make("button", { type: "button", class: "copy", "aria-label": `Copy: ${label}`, async onclick() {
-      await navigator.clipboard.writeText(props.value);
-      copy.textContent = "Copied";
-      setTimeout(() => (copy.textContent = "Copy"), 2000);
-    } }, "Copy");
+    const title = make("span", {}, props.label ?? options.label), info = options.info ? [make("small", {}, options.info)] : [];
+    const choose = (value) => ((props.value = value), trigger("change"), trigger("input"));
+    const group = `choice${groups++}`;
+    const select = make("select", { onchange: () => choose(select.value) },
+      ...options.choices.map((name) => make("option", { value: name }, name)));
+    const radios = options.choices.map((name) =>
+      make("input", { type: "radio", name: group, value: name, "aria-label": name, onchange: () => choose(name) }));
     const show = () => {
-      text.textContent = props.value || "Appears with the result.";
-      copy.hidden = !props.value;
+      title.textContent = props.label ?? options.label;
+      if (options.chips) radios.forEach((radio) => (radio.checked = radio.value === props.value));
+      else select.value = props.value;
     };
-    watch("value", show);
+    watch(["value", "label"], show);
     show();
-    element.querySelector(".code").replaceChildren(make("div", { class: "code-head" }, make("span", {}, label), copy), text);
+    element.querySelector(".choice").replaceChildren(options.chips
+      ? make("div", { class: "chips", role: "radiogroup", "aria-label": options.label }, title, ...info,
+        ...radios.map((radio) => make("label", { title: radio.value }, radio, options.short[radio.value] ?? radio.value)))
+      : make("label", {}, title, ...info, select));
   }
 
   // The room that a person sees now, and a button of it.
   const room = () => [...document.querySelectorAll("[role=tabpanel]")].find((panel) => panel.offsetParent) || document;
   const seen = (selector) => [...room().querySelectorAll(selector)].find((element) => element.offsetParent);
 
+  // Press the button of the open tab, unless a run lasts.
+  const press = () => seen(".start")?.click();
+
   function openTab(name) {
-    const tabs = [...document.querySelectorAll("[role=tab], .overflow-dropdown button")];
-    tabs.find((tab) => tab.textContent.trim() === name)?.click();
+    [...document.querySelectorAll("[role=tab]")].find((tab) => tab.textContent.trim() === name)?.click();
+  }
+
+  function reopen() {
+    const name = sessionStorage.getItem(TAB);
+    if (name) openTab(name);
   }
 
   // A tab is built when it is first opened, so its pad may have to be waited for.
@@ -45,148 +48,6 @@ window.ddpm = (() => {
     openTab(tab);
     for (let tries = 0; tries < 200 && !pads[name]; tries++) await new Promise((resolve) => setTimeout(resolve, 50));
     pads[name]?.take(source);
-  }
-
-  // One image of a gallery, large, with what can be done with it.
-  const viewer = (() => {
-    const image = make("img", { alt: "" }), caption = make("p");
-    const save = make("a", { class: "button" }, "Save");
-    const rooms = { restore: ["Restore", "Restore"], edit: ["Edit", "Edit"], first: ["Edit", "Interpolate from"], second: ["Edit", "Interpolate to"] };
-    const sends = Object.entries(rooms).map(([name, [tab, text]]) =>
-      make("button", { type: "button", onclick: () => (dialog.close(), sendTo(tab, name, image.src)) }, `→ ${text}`));
-    const dialog = make("dialog", { class: "viewer", "aria-label": "One image" },
-      image, caption,
-      make("div", { class: "row" }, make("button", { type: "button", onclick: () => step(-1) }, "Previous"),
-        make("button", { type: "button", onclick: () => step(1) }, "Next"), save, ...sends,
-        make("button", { type: "button", onclick: () => dialog.close() }, "Close")));
-    let tiles = [], index = 0;
-    function show() {
-      const tile = tiles[index];
-      image.src = tile.querySelector("img").src;
-      image.alt = caption.textContent = tile.dataset.caption;
-      save.href = image.src;
-      save.download = tile.dataset.file;
-    }
-    function step(by) {
-      index = (index + by + tiles.length) % tiles.length;
-      show();
-    }
-    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-    dialog.addEventListener("keydown", (event) => event.key in ARROWS && (event.preventDefault(), step(ARROWS[event.key][0] || ARROWS[event.key][1])));
-    dialog.addEventListener("close", () => tiles[index]?.focus());
-    return {
-      open(tile) {
-        tiles = [...tile.parentElement.querySelectorAll(".tile")];
-        index = tiles.indexOf(tile);
-        if (!dialog.isConnected) document.body.append(dialog);
-        show();
-        dialog.showModal();
-      },
-    };
-  })();
-
-  // Settings: in the address, in a picture's text, and in the history; `apply` puts them into the fields.
-  let fill = () => {}, back = () => {};
-  const results = [];
-
-  function fromAddress(names, usual) {
-    const given = new URLSearchParams(location.hash.slice(1));
-    return names.map((name, index) => {
-      if (!given.has(name)) return usual[index];
-      const text = given.get(name);
-      return typeof usual[index] === "number" ? (Number.isFinite(+text) ? +text : usual[index]) : text;
-    });
-  }
-
-  function settings(element, props, trigger) {
-    fill = (values) => {
-      props.value = JSON.stringify(values);
-      trigger("submit");
-    };
-  }
-
-  // The values of the named fields in what `fill` was given; a field that is not named keeps its own.
-  function fields(text, names, own) {
-    const given = JSON.parse(text);
-    return names.map((name, index) => given[name] ?? own[index]);
-  }
-
-  // classes: the choice of all classes, then every class
-  function gallery(element, props, watch, classes) {
-    const strip = make("div", { class: "history", role: "group", "aria-label": "Earlier results" });
-    element.after(strip);
-    // The files and the command belong to what the server sent last; they are hidden beside anything else.
-    let shown = null, fresh = false;
-    const past = (is) => strip.classList.toggle("past", is); // not on an element of Gradio's, which resets its classes
-    function show(result, newest) {
-      shown = props.value = result.html;
-      past(!newest);
-      setTimeout(keep);
-    }
-    back = () => element.querySelector(".tiles") || (results.length && show(results[0], false));
-    function keep() {
-      const tiles = element.querySelector(".tiles");
-      if (!tiles) {
-        shown = null;
-        fresh = false;
-        return past(false);
-      }
-      const sources = [...tiles.querySelectorAll("img")].map((image) => image.src);
-      offer(sources);
-      const given = JSON.parse(tiles.dataset.settings);
-      history.replaceState(null, "", "#" + new URLSearchParams(given));
-      if (props.value === shown) return;
-      shown = props.value;
-      fresh = true;
-      past(false);
-      const earlier = results.findIndex((result) => result.html === shown);
-      if (earlier >= 0) results.splice(earlier, 1);
-      const passing = "passing" in tiles.dataset;
-      if (passing && results[0]?.passing) results.shift();
-      results.unshift({ html: shown, given, passing, image: sources[0] });
-      results.length = Math.min(results.length, MOST_RESULTS);
-      strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
-        const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
-        return make("button", { type: "button", title: words, "aria-label": `Back to ${words}`,
-          onclick: () => (show(result, fresh && result === results[0]), fill(result.given)) }, make("img", { src: result.image, alt: "" }));
-      }));
-    }
-    watch("value", keep);
-    const panel = element.closest("[role=tabpanel]") ?? element;
-    panel.addEventListener("dragover", (event) => event.preventDefault());
-    panel.addEventListener("drop", async (event) => {
-      event.preventDefault();
-      const file = event.dataTransfer.files[0];
-      if (!file) return;
-      const told = texts(await file.arrayBuffer()).ddpm;
-      const { options, images } = told ? JSON.parse(told) : {};
-      const name = make("span", {}, file.name).innerHTML;
-      if (!options) return fill({ status: `${name} does not say how it was made.` });
-      const label = options.labels?.length === 1 ? classes[options.labels[0] + 1] : classes[0];
-      fill({ ...options, number: images, label, again: false, status: `The settings of ${name}. Press Generate to draw it.` });
-    });
-  }
-
-  // The uncompressed texts of a PNG, by keyword (PNG specification, 11.3.4.3 and 11.3.4.5).
-  function texts(buffer) {
-    const view = new DataView(buffer), found = {}, decoder = new TextDecoder();
-    for (let at = 8; at + 12 <= buffer.byteLength; ) {
-      const size = view.getUint32(at), kind = decoder.decode(new Uint8Array(buffer, at + 4, 4));
-      if (kind === "tEXt" || kind === "iTXt") {
-        const words = decoder.decode(new Uint8Array(buffer, at + 8, size)).split("\0");
-        found[words[0]] = words[words.length - 1];
-      }
-      at += size + 12;
-    }
-    return found;
-  }
-
-  // The message of an error that has just come, for the status line. Gradio shows it a moment after it tells of the error.
-  async function reason() {
-    await new Promise((resolve) => setTimeout(resolve, 100));
-    const texts = [...document.querySelectorAll("[data-testid=toast-text]")].map((toast) => toast.textContent.trim());
-    back();
-    return make("span", {}, texts.pop() || "That did not work.").innerHTML;
   }
 
   // The switcher of models. `use` opens the page of one, which the server makes when it is asked for the first time.
@@ -203,7 +64,8 @@ window.ddpm = (() => {
       select.value = current;
       element.hidden = select.options.length < 2;
     }
-    use = async (name) => {
+    use = async (name, elsewhere = true) => {
+      if (elsewhere) sessionStorage.removeItem(TAB);
       note.textContent = `Loading ${name} …`;
       select.disabled = true;
       const answer = await server.open_model(name).catch(() => ({ error: "The server does not answer." }));
@@ -215,8 +77,57 @@ window.ddpm = (() => {
     select.addEventListener("change", () => use(select.value));
     for (const event of ["pointerenter", "focus"]) select.addEventListener(event, refresh);
     element.replaceChildren(make("label", {}, "Model ", select), note);
+    const wanted = sessionStorage.getItem(MODEL);
+    sessionStorage.removeItem(MODEL);
+    if (wanted && wanted !== current) use(wanted, false);
+    model = current;
     refresh();
   }
+
+  // What outlives a reload, for as long as this tab of the browser is open: the settings of each tab, and which one is open.
+  const TAB = "ddpm/tab", MODEL = "ddpm/model";
+  const keep = (key, values) => sessionStorage.setItem(key, JSON.stringify(values));
+  function recall(key, own) {
+    const kept = JSON.parse(sessionStorage.getItem(key)) ?? [];
+    return kept.length === own.length ? kept : own;
+  }
+
+  // The server may be stopped and started again. Say so, and go on when it is back. The page of a model that was opened with
+  // the switcher is gone then, so the first page opens it again.
+  const EVERY = 2000; // milliseconds
+  const lost = make("p", { class: "lost", role: "alert" }, "The connection to the server is lost. Waiting for it …");
+  let model = null, serverId = null;
+  async function watchServer() {
+    if (document.hidden || !window.gradio_config) return;
+    const { root, api_prefix } = window.gradio_config;
+    const answer = await fetch(`${root}${api_prefix}/app_id`, { cache: "no-store" }).catch(() => null);
+    if (!answer) return document.body.append(lost);
+    lost.remove();
+    if (answer.status === 404) {
+      sessionStorage.setItem(MODEL, model);
+      return location.replace(location.pathname.replace(/models\/\d+\/?$/, "") + location.hash);
+    }
+    const now = (await answer.json()).app_id;
+    if (serverId !== null && serverId !== now) location.reload();
+    serverId = now;
+  }
+  setInterval(watchServer, EVERY);
+  document.addEventListener("visibilitychange", watchServer);
+
+  // A number that the field does not take is replaced when one leaves it: say so beside it.
+  document.addEventListener("change", (event) => {
+    const field = event.target, typed = field.value;
+    if (field.type !== "number") return;
+    const block = field.closest(".block") ?? field.parentElement;
+    block.querySelector(".field-note")?.remove();
+    setTimeout(() => {
+      const { min, max } = field, became = +typed === +field.value ? "" : `${typed} became ${field.value}.`;
+      const outside = (min !== "" && +typed < +min) || (max !== "" && +typed > +max);
+      if (typed === "" || !(became || outside)) return;
+      const range = min === "" && max === "" ? "" : max === "" ? `At least ${min}.` : `From ${min || 0} to ${max}.`;
+      block.append(make("small", { class: "field-note", role: "status" }, `${range} ${became}`.trim()));
+    }, 100);
+  }, true);
 
   let stop = () => {};
   function stopper(element, server) {
@@ -233,22 +144,17 @@ window.ddpm = (() => {
     if (event.detail > 1 && event.target.closest?.(".start, .stop")) event.stopImmediatePropagation();
     const tile = event.target.closest?.(".tile");
     if (tile) viewer.open(tile);
+    const tab = event.target.closest?.("[role=tab]");
+    if (tab) sessionStorage.setItem(TAB, tab.textContent.trim());
+    const player = event.target.closest?.(".play");
+    if (player) play(player.closest(".film"));
     const chosen = event.target.closest?.("[data-use], [data-stop]");
     if (chosen) chosen.dataset.use ? use(chosen.dataset.use) : stop(chosen);
   }, true);
 
-  document.addEventListener("input", (event) => {
-    const film = event.target.closest?.(".film");
-    if (!film) return;
-    const frame = JSON.parse(film.dataset.frames)[event.target.value];
-    film.querySelectorAll("img").forEach((image, index) => (image.src = frame.pictures[index]));
-    film.querySelector(".film-words").textContent = frame.words;
-    event.target.setAttribute("aria-valuetext", frame.words);
-  });
-
   document.addEventListener("keydown", (event) => {
     const tab = event.target.closest?.("[role=tab]");
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) seen(".start")?.click();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) press();
     else if (event.key === "Escape" && !document.querySelector("dialog[open]")) seen(".stop")?.click();
     else if (tab && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
       const tabs = [...tab.parentElement.querySelectorAll("[role=tab]")];
@@ -258,5 +164,5 @@ window.ddpm = (() => {
     }
   }, true);
 
-  return { pad, ready, choice, code, gallery, settings, fields, fromAddress, reason, back: () => back(), models, stopper, random };
+  return { ...results, press, pad, marking, ready, choice, sendTo, reopen, keep, recall, models, stopper, random };
 })();

@@ -1,0 +1,248 @@
+// What runs give: results with their files and code, the gallery with its viewer and history, and settings in the address.
+window.ddpmResult = (() => {
+  const { make, ARROWS, offer, text } = window.ddpmPad;
+  const MOST_RESULTS = 12;
+  const places = {}; // by the name of the endpoint: what the page shows of its runs
+
+  // One image of a gallery, large, with what can be done with it.
+  const viewer = (() => {
+    const image = make("img", { alt: "" }), caption = make("p");
+    const save = make("a", { class: "button" }, "Save");
+    const rooms = { restore: ["Restore", "Restore"], edit: ["Edit", "Edit"], first: ["Edit", "Interpolate from"], second: ["Edit", "Interpolate to"] };
+    const sends = Object.entries(rooms).map(([name, [tab, text]]) =>
+      make("button", { type: "button", onclick: () => (dialog.close(), window.ddpm.sendTo(tab, name, image.src)) }, `→ ${text}`));
+    const dialog = make("dialog", { class: "viewer", "aria-label": "One image" },
+      image, caption,
+      make("div", { class: "row" }, make("button", { type: "button", onclick: () => step(-1) }, "Previous"),
+        make("button", { type: "button", onclick: () => step(1) }, "Next"), save, ...sends,
+        make("button", { type: "button", onclick: () => dialog.close() }, "Close")));
+    let tiles = [], index = 0;
+    function show() {
+      const tile = tiles[index];
+      image.src = tile.querySelector("img").src;
+      image.alt = caption.textContent = tile.dataset.caption;
+      save.href = tile.dataset.saved ?? image.src;
+      save.download = tile.dataset.file;
+    }
+    function step(by) {
+      index = (index + by + tiles.length) % tiles.length;
+      show();
+    }
+    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    dialog.addEventListener("keydown", (event) => event.key in ARROWS && (event.preventDefault(), step(ARROWS[event.key][0] || ARROWS[event.key][1])));
+    dialog.addEventListener("close", () => tiles[index]?.focus());
+    return {
+      open(tile) {
+        tiles = [...tile.parentElement.querySelectorAll(".tile")];
+        index = tiles.indexOf(tile);
+        if (!dialog.isConnected) document.body.append(dialog);
+        show();
+        dialog.showModal();
+      },
+    };
+  })();
+
+
+  // Settings: in the address, in a picture's text, and in the history; `apply` puts them into the fields.
+  let fill = () => {};
+
+  function fromAddress(names, usual) {
+    const given = new URLSearchParams(location.hash.slice(1));
+    return names.map((name, index) => {
+      if (!given.has(name)) return usual[index];
+      const text = given.get(name);
+      return typeof usual[index] === "number" ? (Number.isFinite(+text) ? +text : usual[index]) : text;
+    });
+  }
+
+  function settings(element, props, trigger) {
+    fill = (values) => {
+      props.value = JSON.stringify(values);
+      trigger("submit");
+    };
+  }
+
+  // The values of the named fields in what `fill` was given; a field that is not named keeps its own.
+  function fields(text, names, own) {
+    const given = JSON.parse(text);
+    return names.map((name, index) => given[name] ?? own[index]);
+  }
+
+  // What a run gave, with links to its files. classes: the choice of all classes, then every class; null for no gallery
+  function result(element, props, watch, { name, saves, classes }) {
+    const row = make("div", { class: "saves" });
+    element.after(row);
+    const note = make("p", { class: "stale-note", role: "status" });
+    element.before(note);
+    const place = Object.assign((places[name] ??= { codes: {} }), { saves, last: null });
+    place.show = (shown) => {
+      place.last = shown;
+      props.value = shown.html;
+      mount(shown);
+    };
+    const mount = (shown) => {
+      place.stale(false);
+      row.replaceChildren(...shown.files.map((file, index) => file && make("a", { href: file.url, download: file.orig_name }, saves[index])).filter(Boolean));
+      for (const [label, text] of Object.entries(shown.code)) place.codes[label]?.(text);
+      place.shown?.(shown);
+    };
+    // the result before stays until there is something of the new run to see
+    watch("value", () => {
+      if (!props.value && place.last) element.querySelector(".result").innerHTML = place.last.html;
+    });
+    place.take = (shown) => {
+      const first = !place.last && classes, calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      mount((place.last = shown));
+      const film = first && !calm && element.querySelector(".film");
+      if (film) play(film); // what one sees first is how images come about
+    };
+    place.stale = (is) => {
+      element.querySelector(".result")?.classList.toggle("stale", is);
+      note.textContent = is ? "This is of the picture before." : "";
+    };
+    if (classes) gallery(element, row, place, classes);
+  }
+
+  // Earlier results, and the settings of a picture that is dropped on the tab.
+  function gallery(element, row, place, classes) {
+    const strip = make("div", { class: "history", role: "group", "aria-label": "Earlier results" });
+    row.after(strip);
+    const results = [];
+    place.shown = (shown) => {
+      const parsed = make("template");
+      parsed.innerHTML = shown.html;
+      const tiles = parsed.content.querySelector(".tiles");
+      const images = [...tiles.querySelectorAll("img")].map((image) => image.src);
+      const given = JSON.parse(tiles.dataset.settings), passing = "passing" in tiles.dataset;
+      offer(images);
+      history.replaceState(null, "", "#" + new URLSearchParams(given));
+      if (!results.some((result) => result.html === shown.html)) {
+        if (passing && results[0]?.passing) results.shift();
+        results.unshift(Object.assign(shown, { given, passing, image: images[0] }));
+        results.length = Math.min(results.length, MOST_RESULTS);
+      }
+      strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
+        const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
+        return make("button", { type: "button", title: words, "aria-label": `Back to ${words}`,
+          "aria-current": result.html === shown.html, onclick: () => (place.show(result), fill(result.given)) },
+          make("img", { src: result.image, alt: "" }));
+      }));
+    };
+    const panel = element.closest("[role=tabpanel]") ?? element;
+    panel.addEventListener("dragover", (event) => event.preventDefault());
+    panel.addEventListener("drop", async (event) => {
+      event.preventDefault();
+      const file = event.dataTransfer.files[0];
+      if (!file) return;
+      const told = texts(await file.arrayBuffer()).ddpm;
+      const { options, images } = told ? JSON.parse(told) : {};
+      const name = text(file.name);
+      if (!options) return fill({ status: `${name} does not say how it was made.` });
+      const label = options.labels?.length === 1 ? classes[options.labels[0] + 1] : classes[0];
+      fill({ ...options, number: images, label, again: false, status: `The settings of ${name}. Press Generate to draw it.` });
+    });
+  }
+
+  // A film: the moments of a run, with a slider. One that follows a gallery shows its moments on the tiles there.
+  function seek(film) {
+    const range = film.querySelector("[type=range]"), frame = JSON.parse(film.dataset.frames)[range.value];
+    film.querySelectorAll(".pair img").forEach((image, index) => (image.src = frame.pictures[index]));
+    film.querySelector(".film-words").textContent = frame.words;
+    range.setAttribute("aria-valuetext", frame.words);
+    if (film.classList.contains("on-tiles")) {
+      const guess = film.querySelector(".guess input").checked;
+      project(film.previousElementSibling, range.value === range.max ? null : frame.pictures[guess ? 1 : 0] ?? frame.pictures[0]);
+    }
+  }
+
+  // Show a picture of all images of a gallery, as square as can be and with gaps of two pixels, on its tiles; null ends it.
+  function project(gallery, picture) {
+    const tiles = [...gallery.querySelectorAll(".tile")], across = Math.ceil(Math.sqrt(tiles.length));
+    const down = Math.ceil(tiles.length / across), gap = tiles.length > 1 ? 2 : 0;
+    gallery.classList.toggle("projected", picture !== null);
+    tiles.forEach((tile, index) => {
+      if (picture === null) return (tile.style.background = "");
+      const { naturalWidth: width, naturalHeight: height } = tile.querySelector("img");
+      const sizes = [[width, across, index % across], [height, down, Math.floor(index / across)]].map(([size, count, place]) => {
+        const all = count * (size + gap) + gap, offset = gap + place * (size + gap);
+        return [(100 * all) / size, all > size ? (100 * offset) / (all - size) : 0];
+      });
+      tile.style.background = `url(${picture}) ${sizes[0][1]}% ${sizes[1][1]}% / ${sizes[0][0]}% ${sizes[1][0]}%`;
+    });
+  }
+
+  const FRAME = 110; // milliseconds
+  let playing = 0;
+  async function play(film) {
+    const range = film.querySelector("[type=range]"), mine = ++playing;
+    for (let place = 0; place <= +range.max && playing === mine && film.isConnected; place++) {
+      range.value = place;
+      seek(film);
+      await new Promise((resolve) => setTimeout(resolve, FRAME));
+    }
+  }
+
+  document.addEventListener("input", (event) => {
+    const film = event.target.closest?.(".film");
+    if (!film) return;
+    playing++;
+    seek(film);
+  });
+
+  // The end of a run that was not refused: `html` is empty if it was stopped. Returns the status.
+  function finished(name, status, html, ...given) {
+    const place = places[name], code = given.slice(place.saves.length);
+    if (html) {
+      place.take({ html, files: given.slice(0, place.saves.length), code: { Command: code[0], Python: code[1] } });
+      return status;
+    }
+    if (!status.startsWith("Stopped")) return status;
+    if (!place.last) return "Stopped. These pictures are unfinished.";
+    place.show(place.last);
+    return "Stopped. These are the pictures of the run before, with its settings.";
+  }
+
+  // The message of an error that has just come, for the status line. Gradio shows it a moment after it tells of the error.
+  async function refused(name) {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    const said = [...document.querySelectorAll("[data-testid=toast-text]")].map((toast) => toast.textContent.trim());
+    if (places[name]?.last) places[name].show(places[name].last);
+    return text(said.pop() || "That did not work.");
+  }
+
+  // A text to copy, which a result brings.
+  function code(element, name, label) {
+    let words = "";
+    const box = make("pre", { tabindex: 0, role: "region", "aria-label": label });
+    const copy = make("button", { type: "button", class: "copy", "aria-label": `Copy: ${label}`, async onclick() {
+      await navigator.clipboard.writeText(words);
+      copy.textContent = "Copied";
+      setTimeout(() => (copy.textContent = "Copy"), 2000);
+    } }, "Copy");
+    const show = (given) => {
+      words = given;
+      box.textContent = words || "Appears with the result.";
+      copy.hidden = !words;
+    };
+    const place = (places[name] ??= { codes: {} });
+    place.codes[label] = show;
+    show(place.last?.code[label] ?? ""); // the box is made when it is first opened
+    element.querySelector(".code").replaceChildren(make("div", { class: "code-head" }, make("span", {}, label), copy), box);
+  }
+
+  // The uncompressed texts of a PNG, by keyword (PNG specification, 11.3.4.3 and 11.3.4.5).
+  function texts(buffer) {
+    const view = new DataView(buffer), found = {}, decoder = new TextDecoder();
+    for (let at = 8; at + 12 <= buffer.byteLength; ) {
+      const size = view.getUint32(at), kind = decoder.decode(new Uint8Array(buffer, at + 4, 4));
+      if (kind === "tEXt" || kind === "iTXt") {
+        const words = decoder.decode(new Uint8Array(buffer, at + 8, size)).split("\0");
+        found[words[0]] = words[words.length - 1];
+      }
+      at += size + 12;
+    }
+    return found;
+  }
+
+  return { viewer, play, result, finished, refused, code, settings, fields, fromAddress, stale: (name) => places[name]?.last && places[name].stale(true) };
+})();

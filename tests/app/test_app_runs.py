@@ -1,0 +1,149 @@
+"""What is behind the Runs tab, and the switcher of models."""
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from ddpm.app import models, runs, training
+from ddpm.common.errors import UserError
+from ddpm.model import BUNDLED
+
+
+def test_runs_are_read_while_they_are_written(runs_folder):
+    assert runs.find_runs(runs_folder) == ["first"]
+    assert runs.find_runs(runs_folder / "first") == ["first"]
+    assert len(runs.read_metrics(runs_folder / "first")) == 300
+    assert runs.quantities(runs_folder, ["first"]) == ["loss", "images_per_second"]
+    (curve,) = runs.curves(runs_folder, ["first"])
+    assert curve.x[-1] == 300
+    pictures = runs.previews(runs_folder, "first")
+    assert [caption for _, caption in pictures] == ["first, step 100", "first, step 200"]
+
+
+def test_the_state_of_a_run(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [
+        '{"step": 50, "seconds": 10, "images_per_second": 95.4}',
+        '{"step": 100, "seconds": 20, "images_per_second": 95.4}',
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    assert runs.state_of(run).words() == ["stopped", "100", "95", ""]
+    (run / "config.yaml").write_text("training: {steps: 400}\n")
+    (run / ".lock").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    assert runs.state_of(run).words() == ["training", "100 of 400", "95", "60 s"]
+    (run / ".lock").write_text(f"process {os.getpid()} on another machine")
+    assert runs.state_of(run).words()[0] == "stopped"
+    (run / "config.yaml").write_text("training: {steps: 100}\n")
+    assert runs.state_of(run).words() == ["finished", "100 of 100", "95", ""]
+    assert "<b>" not in runs.table(tmp_path, []) + runs.nothing_in(tmp_path, True)
+
+
+def test_the_switcher_offers_what_there_is_and_nothing_else(served_model, tmp_path):
+    (tmp_path / "runs" / "empty").mkdir(parents=True)
+    for name in ("empty", "trained"):
+        (tmp_path / "runs" / name).mkdir(exist_ok=True)
+        (tmp_path / "runs" / name / "metrics.jsonl").touch()
+    trained = tmp_path / "runs" / "trained"
+    served_model.save(trained / "model")
+    for step in ("000500", "001000"):
+        (trained / "checkpoints" / step).mkdir(parents=True)
+        (trained / "checkpoints" / step / "ema.safetensors").touch()
+    offered = models.Models(["mine", "digits"], tmp_path / "runs", page=lambda name: pytest.fail(name), look={})
+    assert offered.groups() == {
+        "Given": {"mine": "mine", "digits": "digits"},
+        "Bundled": {name: name for name in BUNDLED if name != "digits"},
+        "Runs": {str(trained): "trained"},
+        "Checkpoints": {
+            str(trained / "checkpoints" / "001000"): "trained, step 1,000",
+            str(trained / "checkpoints" / "000500"): "trained, step 500",
+        },
+    }
+    for name in ("/etc", str(tmp_path / "runs" / "empty"), ""):
+        assert "no model" in offered.open(name)["error"]
+
+
+def until(holds):
+    """Wait for another process."""
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came about")
+
+
+def test_a_training_is_a_process_of_its_own_that_stops_when_told(tmp_path, stub_trainer):
+    trainings = training.Trainings(tmp_path / "runs")
+    assert trainings.start("new", "digits", "pictures", 5).startswith("Started new.")
+    run = tmp_path / "runs" / "new"
+    until(lambda: runs.find_runs(tmp_path / "runs") == ["new"] and training.process_of(run))
+    assert "-m ddpm train digits --out" in (tmp_path / "runs" / "new.log").read_text()
+    assert os.getsid(training.process_of(run).pid) != os.getsid(0)
+    assert runs.state_of(run).words()[:2] == ["training", "5 of 100"]
+    assert 'data-stop="new"' in runs.table(tmp_path / "runs", ["new"], trains=True)
+    assert training.Trainings(tmp_path / "runs").stop("new").startswith("new saves a checkpoint")  # another page, too
+    until(lambda: training.process_of(run) is None)
+    assert trainings.stop("new") == "new is not training."
+    assert trainings.news() == {}
+    with pytest.raises(UserError, match="exists"):
+        trainings.start("new", "digits", "", 5)
+
+
+def test_a_training_that_cannot_begin_says_why(tmp_path):
+    trainings = training.Trainings(tmp_path)
+    trainings.start("new", "digits", str(tmp_path / "nowhere"), 5)
+    until(lambda: trainings.started["new"].poll() is not None)
+    assert "ddpm: error" in trainings.news()["new"]
+    assert "nowhere" in trainings.news()["new"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (("", "digits", "", 5), "name"),
+        (("../out", "digits", "", 5), "name"),
+        (("new", "nothing", "", 5), "no preset"),
+        (("new", "digits", "", 0), "minutes"),
+        (("new", "digits", "", None), "minutes"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused(tmp_path, fields, said):
+    with pytest.raises(UserError, match=said):
+        training.Trainings(tmp_path).start(*fields)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_run_one_stands_in_has_a_name(runs_folder, monkeypatch):
+    monkeypatch.chdir(runs_folder / "first")
+    assert runs.find_runs(Path()) == ["first"]
+    assert len(runs.read_metrics(runs.run_path(Path(), "first"))) == 300
+
+
+def test_a_run_that_grows_is_noticed(tmp_path, runs_folder):
+    assert runs.fingerprint(tmp_path) == []
+    (tmp_path / "new").mkdir()
+    config = tmp_path / "new" / "config.yaml"
+    config.touch()
+    os.utime(config, (1, 1))  # long ago: a file system's clock may stand still between two writes
+    before = runs.fingerprint(tmp_path)
+    (tmp_path / "new" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    assert runs.fingerprint(tmp_path) != before
+
+
+@pytest.mark.parametrize("name", ["../first", "other", "", "/etc"])
+def test_no_other_directory_is_read(runs_folder, name):
+    with pytest.raises(UserError, match="no run"):
+        runs.run_path(runs_folder, name)
+
+
+def test_a_run_with_a_dollar_in_its_name_is_drawn(tmp_path):
+    run = tmp_path / "a$b$_"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n')
+    (curve,) = runs.curves(tmp_path, ["a$b$_"])
+    assert curve.name == "a$b$_"
+    assert "a$b$_" in runs.table(tmp_path, ["a$b$_"])

@@ -1,0 +1,89 @@
+"""The Edit tab and its pads in a real browser."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from visiting import pixels_of, shrunk
+
+from ddpm.common.pixels import save_grid, to_uint8
+
+pytest.importorskip("gradio")
+pytest.importorskip("playwright.sync_api")
+
+
+def test_a_picture_of_the_wrong_kind_is_refused_on_the_pad_and_a_negative_is_inverted(visit, uploads, tmp_path):
+    visit.open("Edit")
+    visit.upload(uploads / "broken.png", "it is not an image")
+    dark = visit.drawn().mean()
+    Image.fromarray(np.pad(np.full((8, 8), 255 if dark > 127 else 0, np.uint8), 4,
+                           constant_values=0 if dark > 127 else 255)).save(tmp_path / "negative.png")  # fmt: skip
+    background = visit.pad().locator(".pad-examples img").first
+    edge = pixels_of(background)
+    light = np.concatenate([edge[0], edge[-1], edge[1:-1, 0], edge[1:-1, -1]]).mean()
+    image = np.full((16, 16), 255 if light < 128 else 0, np.uint8)
+    image[4:12, 4:12] = 255 - image[0, 0]
+    Image.fromarray(image).save(tmp_path / "negative.png")
+    visit.pad().locator("input[type=file]").set_input_files(tmp_path / "negative.png")
+    inverted = abs(light - image[0, 0]) > 128
+    visit.pad().get_by_text("Inverted: this model" if inverted else "Resized to").wait_for()
+    corner = visit.drawn()[0, 0]
+    assert corner == (255 - image[0, 0] if inverted else image[0, 0])
+    visit.pad().get_by_label("Invert").click()
+    visit.until(lambda: visit.drawn()[0, 0] == 255 - corner)
+
+
+def test_edit_and_translate_and_interpolate(visit):
+    visit.open("Edit")
+    visit.number("Steps", 4)
+    visit.press("Edit")
+    visit.status("Strength 0.5: PSNR")
+    visit.panel.get_by_label("translate it to another class").check()
+    visit.panel.get_by_role("combobox", name="Class that it shows now").wait_for()
+    visit.choose("Translate to", "class 1")
+    visit.press("Edit")
+    visit.status("Translated to class 1")
+    visit.number("Steps", 2)
+    visit.panel.get_by_label("try every strength").check()
+    visit.press("Edit")
+    visit.status("Done: 10 strengths.")
+    assert visit.panel.locator(".tile").count() == 11
+    visit.press("Interpolate")
+    visit.status("Done: 7 images between", 1)
+    assert visit.panel.locator(".tile").count() == 11 + 9
+
+
+def test_a_picture_is_drawn(visit):
+    visit.open("Edit")
+    visit.pad().get_by_role("button", name="Clear").click()
+    visit.pad().get_by_role("button", name="Draw").click()
+    blank = visit.drawn()
+    assert blank.std() == 0
+    box = visit.pad().locator("canvas").bounding_box()
+    visit.page.mouse.move(box["x"] + 60, box["y"] + 60)
+    visit.page.mouse.down()
+    visit.page.mouse.move(box["x"] + 180, box["y"] + 60, steps=4)
+    visit.page.mouse.up()
+    visit.until(lambda: visit.drawn().std() > 10)
+
+
+def test_pictures_of_a_first_run_that_is_stopped_are_said_to_be_unfinished(visit, uploads):
+    visit.open("Edit")
+    visit.number("Steps", 250)
+    visit.panel.get_by_label("try every strength").check()
+    visit.press("Edit")
+    visit.panel.locator(".moving figure").first.wait_for()
+    visit.press("Stop")
+    visit.status("Stopped. These pictures are unfinished.")
+    assert visit.panel.locator(".moving figure").first.is_visible()
+    visit.panel.get_by_label("noise it and remove the noise").check()
+    visit.open("Generate")
+
+
+def test_a_grid_offers_its_images(visit, tmp_path):
+    images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    save_grid(images, tmp_path / "grid.png")
+    visit.open("Edit")
+    visit.upload(tmp_path / "grid.png", "This is a grid of 3 images. Choose one of them.")
+    visit.pad().get_by_label("Image 2").click()
+    visit.until(lambda: np.array_equal(shrunk(visit.drawn()), to_uint8(images)[1, 0]))

@@ -1,0 +1,226 @@
+"""The Generate tab in a real browser."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from visiting import PATIENCE, Visit, fresh, shrunk
+
+from ddpm.common.pixels import read_origin
+
+pytest.importorskip("gradio")
+pytest.importorskip("playwright.sync_api")
+
+
+def test_the_page_begins_with_a_drawing(visit, served_model):
+    assert visit.panel.locator(".tile").count() == 16
+    assert visit.page.title() == "somebody's model · ddpm"
+    assert not visit.panel.get_by_label("Command", exact=True).filter(visible=True).count()
+
+
+def test_every_class_image_and_seed_is_said_and_an_image_is_enlarged_and_sent(visit, served_model):
+    tile = visit.panel.locator(".tile").nth(3)
+    assert tile.get_attribute("aria-label") == "Enlarge image 3, class class 0, seed 0"
+    tile.click()
+    dialog = visit.page.get_by_role("dialog")
+    dialog.get_by_text("image 3, class class 0, seed 0").wait_for()
+    visit.page.keyboard.press("ArrowRight")
+    dialog.get_by_text("image 4, class class 1, seed 0").wait_for()
+    with visit.page.expect_download() as download:
+        dialog.get_by_role("link", name="Save").click()
+    assert download.value.suggested_filename == "seed0_000004.png"
+    saved = np.asarray(Image.open(download.value.path()))
+    assert saved.shape == (16, 16)
+    dialog.get_by_role("button", name="→ Restore").click()
+    visit.pad().locator("canvas").wait_for()
+    visit.press("Unmark")
+    visit.until(lambda: np.array_equal(shrunk(visit.drawn())[:8], saved[:8]))  # the lower half is marked
+    visit.open("Generate")
+
+
+def test_generate_a_class_and_go_back_to_what_was_before(visit):
+    visit.choose("Class", "class 1")  # draws at once
+    visit.until(lambda: "class+1" in visit.page.url)
+    visit.status("Done: 16 images")
+    seed = re.search(r"seed=(\d+)", visit.page.url)[1]
+    assert seed != "0"  # a new one each time
+    visit.panel.get_by_text("Command line and Python").click()
+    command = visit.panel.get_by_label("Command", exact=True)
+    assert "--labels 'class 1'" in command.inner_text()
+    assert f"--seed {seed}" in command.inner_text()
+    with visit.page.expect_download() as download:
+        visit.panel.get_by_text("Grid, PNG").click()
+    assert download.value.suggested_filename == "samples.png"
+    visit.panel.locator(".history button").last.click()
+    visit.until(lambda: visit.panel.get_by_label("Seed").first.input_value() == "0")
+    assert "seed=0" in visit.page.url
+    assert "--seed 0" in command.inner_text()  # files and code come back with their pictures
+    with visit.page.expect_download() as first:
+        visit.panel.get_by_text("Grid, PNG").click()
+    assert Path(first.value.path()).read_bytes() != Path(download.value.path()).read_bytes()
+    visit.panel.get_by_text("Command line and Python").click()
+
+
+def test_after_stop_pictures_keep_their_own_settings(visit):
+    visit.number("Steps", 2)
+    visit.press("Generate")
+    visit.until(lambda: "steps=2&" in visit.page.url)
+    visit.status("Done: 16 images")
+    before = visit.page.url, visit.panel.locator(".tile img").first.get_attribute("src")
+    visit.panel.get_by_text("Command line and Python").click()
+    command = visit.panel.get_by_label("Command", exact=True)
+    code = command.inner_text()
+    visit.number("Steps", 1000)
+    visit.press("Generate")
+    visit.status("of 1000")
+    visit.press("Stop")
+    visit.status("Stopped. These are the pictures of the run before, with its settings.")
+    assert (visit.page.url, visit.panel.locator(".tile img").first.get_attribute("src")) == before
+    assert command.inner_text() == code != ""
+    with visit.page.expect_download() as download:
+        visit.panel.get_by_text("Grid, PNG").click()
+    assert read_origin(Path(download.value.path()))["options"]["steps"] == 2
+    visit.panel.get_by_text("Command line and Python").click()
+    visit.number("Steps", 2)
+
+
+def test_a_dropped_picture_gives_its_settings_and_is_drawn_again(visit, uploads, tmp_path):
+    def save(name: str) -> np.ndarray:
+        with visit.page.expect_download() as download:
+            visit.panel.get_by_text("Grid, PNG").click()
+        download.value.save_as(tmp_path / name)
+        return np.asarray(Image.open(tmp_path / name))
+
+    def draw() -> str:
+        before = visit.page.url
+        visit.press("Generate")
+        visit.until(lambda: visit.page.url != before)
+        visit.status("Done: 16 images")
+        return re.search(r"seed=(\d+)", visit.page.url)[1]
+
+    seed, first = draw(), save("first.png")
+    assert draw() != seed
+    visit.drop(tmp_path / "first.png")
+    visit.status("The settings of first.png.")
+    assert visit.panel.get_by_label("Seed").first.input_value() == seed
+    assert draw() == seed  # and not a new one
+    assert np.array_equal(save("again.png"), first)
+    visit.drop(uploads / "broken.png")
+    visit.status("broken.png does not say how it was made.")
+    visit.panel.get_by_label("A new seed each time").check()
+
+
+def test_a_double_press_is_one_run_and_stop_leaves_the_result_before(visit):
+    visit.number("Steps", 1000)
+    before = visit.joined
+    visit.button("Generate").dblclick()
+    visit.status("of 1000")
+    assert visit.joined == before + 1
+    assert not visit.button("Generate").is_visible()
+    visit.press("Stop")
+    visit.status("Stopped.")
+    visit.panel.locator(".tile").nth(15).wait_for()
+    visit.number("Steps", 2)
+    visit.press("Generate")  # the model is free again
+    visit.status("Done: 16 images")
+    assert visit.joined == before + 2
+
+
+def test_stop_ends_a_run_that_the_server_has_not_numbered_yet(visit):
+    visit.number("Steps", 1000)
+    held: list = []
+    visit.page.route("**/queue/join*", lambda route: held.append(route), times=1)
+    visit.press("Generate")
+    visit.until(lambda: held)
+    visit.press("Stop")
+    visit.status("Stopped.")
+    visit.page.evaluate("""() => {
+        const status = document.querySelector(".status-block");
+        window.said = [];
+        const note = () => window.said.push(status.innerText);
+        new MutationObserver(note).observe(status, {childList: true, subtree: true});
+    }""")
+    held[0].continue_()
+    visit.number("Steps", 2)
+    visit.press("Generate")
+    visit.status("Done: 16 images")
+    assert not [words for words in visit.page.evaluate("window.said") if "of 1000" in words]
+
+
+def test_keys_start_and_stop_and_move_between_tabs(visit):
+    visit.number("Steps", 1000)
+    visit.panel.get_by_label("Seed").first.press("Control+Enter")
+    visit.status("of 1000")
+    visit.page.keyboard.press("Escape")
+    visit.status("Stopped.")
+    visit.number("Steps", 2)
+    visit.page.get_by_role("tab", name="Generate").focus()
+    visit.page.keyboard.press("ArrowRight")
+    visit.until(lambda: visit.page.get_by_role("tab", name="Restore").get_attribute("aria-selected") == "true")
+    visit.open("Generate")
+
+
+def test_a_second_tab_says_that_it_waits(browser, address, visit):
+    visit.number("Images", 64)  # a drawing that lasts until the second tab is there, also on a busy machine
+    visit.number("Steps", 1000)
+    visit.press("Generate")
+    visit.status("of 1000")
+    other = Visit.__new__(Visit)
+    other.page = browser.new_page()
+    other.page.set_default_timeout(PATIENCE)
+    other.page.goto(address)
+    other.page.get_by_role("tab", name="Compare").click()
+    other.panel.get_by_label("Their values").fill("2")
+    other.press("Compare")
+    other.status("Waiting")
+    assert other.button("Stop").is_visible()
+    visit.press("Stop")
+    other.status("Done in")
+    other.page.close()
+    visit.number("Images", 16)
+    visit.number("Steps", 2)
+
+
+def test_the_address_holds_the_settings(browser, address):
+    for visit in fresh(browser, address + "#label=class+2&steps=3&seed=7&number=5"):
+        visit.status("Done: 5 images, seed 7.")
+        assert visit.panel.get_by_label("Seed").first.input_value() == "7"
+        tile = visit.panel.locator(".tile").first
+        assert tile.get_attribute("data-caption") == "image 0, class class 2, seed 7"
+
+
+def test_the_moments_of_a_run_are_seen_on_its_images(visit):
+    moment = visit.panel.get_by_label("moment")
+    moment.press("Home")
+    visit.panel.locator(".projected").wait_for()
+    words = visit.panel.locator(".film-words")
+    assert re.match(r"t = \d+, signal to noise", words.inner_text())
+    tile = visit.panel.locator(".tile").first
+    noise = tile.evaluate("tile => tile.style.background")
+    visit.panel.get_by_label("what the network expects").check()
+    visit.until(lambda: tile.evaluate("tile => tile.style.background") != noise)
+    visit.panel.get_by_label("what the network expects").uncheck()
+    visit.button("Play").click()
+    visit.panel.locator(".projected").wait_for(state="detached")
+    assert words.inner_text() == "the image itself"
+
+
+def test_a_student_draws_while_a_slider_moves(browser, quick_address):
+    for visit in fresh(browser, quick_address):
+        images = visit.panel.locator(".tile img")
+        before = images.first.get_attribute("src")
+        slider = visit.panel.get_by_label("range slider for Guidance")
+        slider.focus()
+        slider.press("ArrowRight")
+        visit.page.wait_for_function("location.hash.includes('guidance=1.1')")
+        assert images.first.get_attribute("src") != before
+        visit.choose("Class", "class 1")
+        visit.page.wait_for_function("location.hash.includes('label=class+1')")
+        visit.panel.get_by_label("Draw at once when something changes").uncheck()
+        joined = visit.joined
+        slider.press("ArrowRight")
+        visit.press("Generate")
+        visit.page.wait_for_function("location.hash.includes('guidance=1.2')")
+        assert visit.joined <= joined + 2  # the slider asks once, and nothing is drawn
