@@ -110,8 +110,11 @@ def test_the_hubs_cache_folder_leads_to_its_main_revision(model, tmp_path):
     model.save(repository / "snapshots" / "aaa")
     assert ddpm.load(repository, device="cpu").weights_hash != model.weights_hash
     (repository / "refs" / "main").write_text("../../elsewhere")
-    with pytest.raises(UserError, match="aaa, abc"):
-        ddpm.load(repository)
+    for folder in (repository, repository / "snapshots"):
+        with pytest.raises(UserError, match=r"models--me--tiny has no revision main: .* snapshots .aaa, abc"):
+            ddpm.load(folder)
+    with pytest.raises(UserError, match=f"cache of the Hub: give one of its models, e.g. {repository}"):
+        ddpm.load(tmp_path)
 
 
 @pytest.fixture
