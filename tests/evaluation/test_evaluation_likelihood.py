@@ -270,7 +270,6 @@ def test_strata_end_at_powers_of_t():
     assert ends == pytest.approx([1000 ** (k / 6) for k in range(7)], rel=0.06)
 
 
-
 @given(st.integers(2, 1200), st.data())
 @settings(deadline=None)
 def test_make_strata_partitions_the_timesteps(timesteps, data):
