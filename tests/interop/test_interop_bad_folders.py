@@ -124,7 +124,14 @@ def test_a_scheduler_without_betas(folder):
 
 @pytest.mark.parametrize(
     "change",
-    [{"class_names": ["a"]}, {"null_label": 7}, {"null_label": -1}, {"class_names": "ab"}, {"provenance": 3}],
+    [
+        {"class_names": ["a"]},
+        {"class_names": None, "null_label": 3},
+        {"null_label": 7},
+        {"null_label": -1},
+        {"class_names": "ab"},
+        {"provenance": 3},
+    ],
 )
 def test_labels_that_do_not_fit_the_network(folder, change):
     edit_json(folder / "ddpm.json", **change)

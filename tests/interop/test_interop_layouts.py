@@ -185,3 +185,40 @@ def test_model_folders_of_every_age_are_models(tmp_path):
     for folder in ("ours", "theirs", "theirs/unet"):
         assert is_model(tmp_path / folder)
     assert not is_model(tmp_path)
+
+
+def test_the_last_checkpoint_is_the_one_of_most_steps(tmp_path):
+    for number in ("500", "1000", "90"):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    with pytest.raises(UserError, match=f"give {tmp_path}/checkpoint-1000$"):
+        load_folder(tmp_path)
+
+
+def test_whole_weights_come_before_shards_of_the_same_name(tmp_path):
+    whole, parts = random_unet2d(**SMALL), random_unet2d(**SMALL)
+    with torch.no_grad():
+        parts.conv_out.bias.add_(1)
+    pipeline(whole).save_pretrained(tmp_path / "whole")
+    pipeline(parts).save_pretrained(tmp_path / "m", max_shard_size="10KB")
+    name = "unet/diffusion_pytorch_model.safetensors"
+    shutil.copy(tmp_path / "whole" / name, tmp_path / "m" / name)
+    assert relative_difference(load_folder(tmp_path / "m").network, whole) < 1e-5
+
+
+def test_a_missing_shard_is_told_from_weights_that_do_not_fit(tmp_path):
+    pipeline(random_unet2d(**SMALL)).save_pretrained(tmp_path / "m", max_shard_size="10KB")
+    min((tmp_path / "m" / "unet").glob("*-of-*")).unlink()
+    with pytest.raises(UserError, match="index names files that are not there"):
+        load_folder(tmp_path / "m")
+
+
+def test_pickled_weights_are_left_alone_beside_others(tmp_path):
+    safe, pickled = random_unet2d(**SMALL), random_unet2d(**SMALL)
+    with torch.no_grad():
+        pickled.conv_out.bias.add_(1)
+    pipeline(pickled).save_pretrained(tmp_path / "m", safe_serialization=False)
+    pipeline(safe).save_pretrained(tmp_path / "m")
+    assert (tmp_path / "m" / "unet" / "diffusion_pytorch_model.bin").is_file()
+    convert(tmp_path / "m", tmp_path / "new")
+    assert relative_difference(load_folder(tmp_path / "new").network, safe) < 1e-5
