@@ -12,10 +12,13 @@ from PIL import Image
 
 from ddpm.common import pixels as pictures
 from ddpm.common.errors import RunStopped, UserError
+from ddpm.common.names import VERSION
 from ddpm.common.pixels import (
+    grey,
     made_by,
     make_grid,
     numbered,
+    origin_of,
     origin_text,
     save_grid,
     save_picture,
@@ -135,3 +138,18 @@ def test_an_origin_is_written_within_its_block_alone():
             raise KeyError
         assert origin_text() == '{"command": "outer"}'
     assert origin_text() == ""
+
+
+def test_an_origin_holds_what_is_known():
+    assert origin_of("ddpm x", None) == {"command": "ddpm x", "version": VERSION}
+    assert origin_of("ddpm x", "abc", images=3) == {
+        "command": "ddpm x",
+        "version": VERSION,
+        "weights": "abc",
+        "images": 3,
+    }
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (10, 200, 30)])
+def test_grey_of_a_colour_is_pillows(colour):
+    assert abs(grey(colour) - Image.new("RGB", (1, 1), colour).convert("L").getpixel((0, 0))) <= 1
