@@ -138,6 +138,13 @@ def test_labels_that_do_not_fit_the_network(folder, change):
     refused(folder, "ddpm.json")
 
 
+def test_a_student_has_no_more_steps_than_timesteps(folder):
+    edit_json(folder / "ddpm.json", student={"steps": 1000})
+    assert load_folder(folder).student.steps == 1000
+    edit_json(folder / "ddpm.json", student={"steps": 1001})
+    refused(folder, "a student of 1001 steps", "1000")
+
+
 def test_missing_pieces(folder, tmp_path):
     refused(tmp_path / "nowhere", "not a folder")
     refused(tmp_path, "neither")

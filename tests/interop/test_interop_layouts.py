@@ -31,22 +31,24 @@ def test_any_variant_opens_whole_or_in_shards(tmp_path, variant, shard_size):
     assert relative_difference(load_folder(tmp_path / "m").network, theirs) < 1e-5
 
 
-def test_the_weights_without_a_variant_come_first(tmp_path):
+@pytest.mark.parametrize("variant", ["ema", "fp16"])
+def test_the_weights_without_a_variant_come_first(tmp_path, variant):
     plain, other = random_unet2d(**SMALL), random_unet2d(**SMALL)
     with torch.no_grad():
         other.conv_out.bias.add_(1)
     pipeline(plain).save_pretrained(tmp_path / "m", max_shard_size="10KB")
-    pipeline(other).save_pretrained(tmp_path / "m", variant="fp16")
+    pipeline(other).save_pretrained(tmp_path / "m", variant=variant)
     assert relative_difference(load_folder(tmp_path / "m").network, plain) < 1e-5
 
 
-def test_averaged_weights_come_before_those_that_are_not(tmp_path):
+@pytest.mark.parametrize(("name", "others"), [("ema", ["a_non_ema", "non_ema"]), ("zeta", ["non_ema"])])
+def test_averaged_weights_come_before_those_that_are_not(tmp_path, name, others):
     averaged, last = random_unet2d(**SMALL), random_unet2d(**SMALL)
     with torch.no_grad():
         last.conv_out.bias.add_(1)
-    pipeline(last).save_pretrained(tmp_path / "m", variant="a_non_ema")
-    pipeline(last).save_pretrained(tmp_path / "m", variant="non_ema")
-    pipeline(averaged).save_pretrained(tmp_path / "m", variant="ema")
+    for other in others:
+        pipeline(last).save_pretrained(tmp_path / "m", variant=other)
+    pipeline(averaged).save_pretrained(tmp_path / "m", variant=name)
     assert relative_difference(load_folder(tmp_path / "m").network, averaged) < 1e-5
 
 
