@@ -256,6 +256,12 @@ def test_attention_at_a_size_of_no_level_is_refused() -> None:
         UNet(NetworkConfig(channel_mult=[1, 2, 4]), (28, 28))
 
 
+@pytest.mark.parametrize("size", [(16, 8), (8, 16)])
+def test_attention_goes_by_the_shorter_side(size: tuple[int, int]) -> None:
+    config = NetworkConfig(channel_mult=[1, 2, 2], attention=[4])
+    assert config.attention_levels(size) == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
