@@ -45,6 +45,7 @@ def test_an_ending_may_be_in_capitals(model, expected, tmp_path):
 def test_grid_holds_the_samples(model, expected, tmp_path):
     generate(model, tmp_path / "grid.png", num=5, columns=5, **OPTIONS)
     grid = np.array(Image.open(tmp_path / "grid.png"))
+    assert grid.shape == (8 + 2 * 2, 5 * 8 + 6 * 2)
     height = grid.shape[0]
     assert any(np.array_equal(grid[y : y + 8, x : x + 8], expected[3, ..., 0])
                for y in range(height - 7) for x in range(grid.shape[1] - 7))  # fmt: skip

@@ -1,14 +1,19 @@
 """Model: what is drawn depends on (seed, index, class) alone, and what is saved comes back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_model
 
 import ddpm
 from ddpm.common.errors import UserError
+from ddpm.diffusion.schedule import NoiseSchedule
 from ddpm.model import blocks
+from ddpm.networks import inference
+from ddpm.networks.unet import UNet
 
 STOCHASTIC = {"sampler": "ancestral", "steps": 6, "precision": "fp32"}
 
@@ -198,3 +203,62 @@ def test_blocks_cut_where_the_batch_number_changes():
 def test_what_is_no_model_is_named():
     with pytest.raises(UserError, match="no model at nowhere"):
         ddpm.load("nowhere")
+
+
+CHANGES = {  # of a model with the same weights: the key of its samples is another
+    "null_label": lambda model: setattr(model, "null_label", 1),
+    "prediction": lambda model: setattr(model, "diffusion", replace(model.diffusion, prediction="v")),
+    "variance": lambda model: setattr(model, "diffusion", replace(model.diffusion, variance="fixed_large")),
+    "one_beta": lambda model: setattr(model, "diffusion", replace(model.diffusion, schedule=with_another_beta(model))),
+    "epsilon": lambda model: setattr(
+        model.network, "config", model.network.config.model_copy(update={"norm_eps": 0.1})
+    ),
+    "device": lambda model: model.to("meta"),
+}
+
+
+def with_another_beta(model):
+    betas = model.diffusion.schedule.betas.clone()
+    betas[7] *= 1.01
+    return NoiseSchedule(betas)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_key_of_samples_holds_all_that_they_depend_on(change):
+    model, other = tiny_model(classes=3), tiny_model(classes=3)
+    model._weights_hash = other._weights_hash = None
+    assert model.cache_key == other.cache_key
+    weights = other.weights_hash
+    CHANGES[change](other)
+    other._weights_hash = (inference.weights_state(other.network), weights)  # a meta tensor has no bytes to hash
+    assert model.cache_key != other.cache_key
+
+
+@pytest.mark.parametrize(
+    ("shape", "images"), [((1, 8, 8), 16), ((3, 32, 32), 16), ((3, 32, 64), 8), ((1, 512, 512), 1)]
+)
+def test_the_default_batch_has_fewer_images_if_they_are_larger(model, shape, images):
+    model.image_shape = shape
+    assert model.default_batch_size == images
+
+
+def test_guidance_of_few_images_compares_doubled_batches(conditional_model, monkeypatch):
+    asked = []
+
+    def smallest_batch(dtype, images, largest, rows):
+        asked.append((dtype, images, largest, rows))
+        return largest
+
+    monkeypatch.setattr(conditional_model._copies, "smallest_batch", smallest_batch)
+    for guidance in (1.0, 0.0, 2.0):
+        conditional_model.sample(3, steps=1, guidance=guidance, batch_size=8, precision="bf16")
+    assert asked == [(torch.bfloat16, 3, 8, rows) for rows in (1, 1, 2)]
+
+
+def test_the_precision_is_that_of_the_forward_pass(conditional_model, monkeypatch):
+    found = []
+    forward = UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x_t, *rest: found.append(x_t.dtype) or forward(self, x_t, *rest))
+    for precision in ("fp32", "bf16"):
+        conditional_model.sample(2, steps=1, batch_size=2, precision=precision)
+    assert found == [torch.float32, torch.bfloat16]

@@ -21,7 +21,7 @@ def test_list_images_gives_a_folders_files_before_its_sub_folders(image_folder):
 
 def test_list_images_passes_over_hidden_files_and_what_is_no_image(image_folder):
     folder = image_folder(["1.png", ".ipynb_checkpoints/1-checkpoint.png", ".hidden.png", "deep/.cache/x.png"])
-    for name in ("._1.png", "notes.txt", "1.png.json", "__MACOSX/._1.png", "__MACOSX/1.png"):
+    for name in ("._1.png", "notes.txt", "1.png.json", "__MACOSX/._1.png", "__MACOSX/1.png", "@eaDir/1.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"\0\5\26\7Mac OS X")
     assert listed(folder) == (["1.png"], {})

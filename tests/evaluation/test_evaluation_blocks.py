@@ -251,6 +251,7 @@ def test_subset_rows_is_a_fixed_random_choice_in_order():
     assert len(chosen) == 300
     assert 400 < chosen.double().mean() < 600  # spread over all, not the first ones
     assert chosen[-1] > 950
+    assert set(subset_rows(1000, 20).tolist()) < set(chosen.tolist())  # fewer images are among the more
 
 
 def test_audit_counts_samples_below_the_quantile_and_wins_with_half_ties():

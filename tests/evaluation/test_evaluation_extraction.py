@@ -138,7 +138,9 @@ def test_extract_refuses_a_cache_with_other_settings(digits, network, tmp_path, 
         extract(source, network, progress=False)
 
 
-def test_generated_images_are_those_of_the_model_and_extend(model):
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_generated_images_are_those_of_the_model_and_extend(model, monkeypatch, chunk):
+    monkeypatch.setattr(images_module, "CHUNK", chunk)
     options = {"steps": 3, "seed": 5, "batch_size": 4, "precision": "fp32"}
     images = GeneratedImages(model, 10, **options)
     images.prepare(progress=False)

@@ -264,6 +264,12 @@ def test_rate_distortion_of_wide_strata_is_on_the_same_curve():
         assert nearest.sum(1).min() < 0.15
 
 
+def test_strata_end_at_powers_of_t():
+    """Six strata after t = 0 over 1,000 timesteps: each ends √10 times as far as the one before, but for rounding."""
+    ends = [stratum.stop for stratum in make_strata(1000, 7)]
+    assert ends == pytest.approx([1000 ** (k / 6) for k in range(7)], rel=0.06)
+
+
 @given(st.integers(2, 1200), st.data())
 @settings(deadline=None)
 def test_make_strata_partitions_the_timesteps(timesteps, data):

@@ -107,7 +107,8 @@ def samples(tmp_path):
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 def test_evaluate_fits_photographs_of_many_sizes_to_the_samples(network, photographs, samples, fit):
     """As a data set of the same configuration would be read."""
-    report = evaluate(samples, photographs, metrics=["kid"], features=network, fit=fit, progress=False)
+    options = {"features": network, "fit": fit, "test": photographs, "progress": False}  # the held-out images, too
+    report = evaluate(samples, photographs, metrics=["kid"], **options)
     assert report.settings["reference_fit"] == f"{fit} to 12×8"
     assert f"{fit} to 12×8" in report.table()
     expected, _ = open_dataset(photographs, image_size=(12, 8), channels=1, fit=fit).batch(range(24))

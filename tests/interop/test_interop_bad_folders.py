@@ -124,11 +124,25 @@ def test_a_scheduler_without_betas(folder):
 
 @pytest.mark.parametrize(
     "change",
-    [{"class_names": ["a"]}, {"null_label": 7}, {"null_label": -1}, {"class_names": "ab"}, {"provenance": 3}],
+    [
+        {"class_names": ["a"]},
+        {"class_names": None, "null_label": 3},
+        {"null_label": 7},
+        {"null_label": -1},
+        {"class_names": "ab"},
+        {"provenance": 3},
+    ],
 )
 def test_labels_that_do_not_fit_the_network(folder, change):
     edit_json(folder / "ddpm.json", **change)
     refused(folder, "ddpm.json")
+
+
+def test_a_student_has_no_more_steps_than_timesteps(folder):
+    edit_json(folder / "ddpm.json", student={"steps": 1000})
+    assert load_folder(folder).student.steps == 1000
+    edit_json(folder / "ddpm.json", student={"steps": 1001})
+    refused(folder, "a student of 1001 steps", "1000")
 
 
 def test_missing_pieces(folder, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 from interop_cases import small_network
 
 from ddpm.diffusion.config import DiffusionConfig
@@ -137,3 +137,23 @@ def test_the_text_of_the_owner_is_kept(folder, tmp_path):
     add_metrics(folder, {"fid": 1.5})
     assert (folder / "README.md").read_text().count("My own card, without any heading.") == 1
     assert "| fid | 1.5 |" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("prediction", "words"), [("epsilon", "the noise ε"), ("x_0", "the clean image"), ("v", "v")])
+def test_the_card_says_what_is_predicted(prediction, words):
+    diffusion = DiffusionConfig(prediction=prediction, timesteps=70, variance="fixed_large").build()
+    text = model_card(small_network(), diffusion, {}, diffusers=True)
+    assert f"that predicts {words}" in text
+    assert "over T = 70 steps; reverse variance fixed_large" in text
+    assert "A DDPM for colour 8×8 images" in text
+
+
+def test_results_of_others_stay_in_the_list(folder):
+    card = ModelCard.load(folder / "README.md")
+    card.data.eval_results.append(EvalResult("other-task", "set", "Set", "accuracy", 0.5, metric_name="theirs"))
+    card.save(folder / "README.md")
+    add_metrics(folder, {"kid": 0.25})
+    found = {
+        result.metric_name: result.metric_value for result in ModelCard.load(folder / "README.md").data.eval_results
+    }
+    assert found == {"theirs": 0.5, "fid": 12.3456789, "kid": 0.25}

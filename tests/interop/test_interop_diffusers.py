@@ -114,6 +114,8 @@ THEIRS = {
     "head_of_all_channels": SMALL | {"attention_head_dim": 16},
     "heads_wider_than_the_first_level": SMALL | {"block_out_channels": [8, 32], "attention_head_dim": 16},
     "rectangle": SMALL | {"sample_size": [8, 16]},
+    "upright_rectangle": SMALL | {"sample_size": [16, 8]},
+    "dropout": SMALL | {"dropout": 0.3, "norm_eps": 1e-4},
 }
 
 
@@ -127,6 +129,10 @@ def test_theirs_opens_here_and_comes_back(tmp_path, name):
     folder = save(tmp_path / "ours", parts.network, parts.diffusion)
     back = UNet2DModel.from_pretrained(folder, subfolder="unet")
     assert relative_difference(theirs, back, size) < 1e-6
+    assert parts.network.config.dropout == theirs.config.dropout == back.config.dropout
+    assert parts.network.image_size == size
+    back_size = back.config.sample_size
+    assert ((back_size, back_size) if isinstance(back_size, int) else tuple(back_size)) == size
 
 
 def test_cifar10_at_full_width_in_the_old_layout_with_the_old_names(tmp_path):

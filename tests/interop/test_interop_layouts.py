@@ -31,22 +31,24 @@ def test_any_variant_opens_whole_or_in_shards(tmp_path, variant, shard_size):
     assert relative_difference(load_folder(tmp_path / "m").network, theirs) < 1e-5
 
 
-def test_the_weights_without_a_variant_come_first(tmp_path):
+@pytest.mark.parametrize("variant", ["ema", "fp16"])
+def test_the_weights_without_a_variant_come_first(tmp_path, variant):
     plain, other = random_unet2d(**SMALL), random_unet2d(**SMALL)
     with torch.no_grad():
         other.conv_out.bias.add_(1)
     pipeline(plain).save_pretrained(tmp_path / "m", max_shard_size="10KB")
-    pipeline(other).save_pretrained(tmp_path / "m", variant="fp16")
+    pipeline(other).save_pretrained(tmp_path / "m", variant=variant)
     assert relative_difference(load_folder(tmp_path / "m").network, plain) < 1e-5
 
 
-def test_averaged_weights_come_before_those_that_are_not(tmp_path):
+@pytest.mark.parametrize(("name", "others"), [("ema", ["a_non_ema", "non_ema"]), ("zeta", ["non_ema"])])
+def test_averaged_weights_come_before_those_that_are_not(tmp_path, name, others):
     averaged, last = random_unet2d(**SMALL), random_unet2d(**SMALL)
     with torch.no_grad():
         last.conv_out.bias.add_(1)
-    pipeline(last).save_pretrained(tmp_path / "m", variant="a_non_ema")
-    pipeline(last).save_pretrained(tmp_path / "m", variant="non_ema")
-    pipeline(averaged).save_pretrained(tmp_path / "m", variant="ema")
+    for other in others:
+        pipeline(last).save_pretrained(tmp_path / "m", variant=other)
+    pipeline(averaged).save_pretrained(tmp_path / "m", variant=name)
     assert relative_difference(load_folder(tmp_path / "m").network, averaged) < 1e-5
 
 
@@ -110,8 +112,11 @@ def test_the_hubs_cache_folder_leads_to_its_main_revision(model, tmp_path):
     model.save(repository / "snapshots" / "aaa")
     assert ddpm.load(repository, device="cpu").weights_hash != model.weights_hash
     (repository / "refs" / "main").write_text("../../elsewhere")
-    with pytest.raises(UserError, match="aaa, abc"):
-        ddpm.load(repository)
+    for folder in (repository, repository / "snapshots"):
+        with pytest.raises(UserError, match=r"models--me--tiny has no revision main: .* snapshots .aaa, abc"):
+            ddpm.load(folder)
+    with pytest.raises(UserError, match=f"cache of the Hub: give one of its models, e.g. {repository}"):
+        ddpm.load(tmp_path)
 
 
 @pytest.fixture
@@ -182,3 +187,40 @@ def test_model_folders_of_every_age_are_models(tmp_path):
     for folder in ("ours", "theirs", "theirs/unet"):
         assert is_model(tmp_path / folder)
     assert not is_model(tmp_path)
+
+
+def test_the_last_checkpoint_is_the_one_of_most_steps(tmp_path):
+    for number in ("500", "1000", "90"):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    with pytest.raises(UserError, match=f"give {tmp_path}/checkpoint-1000$"):
+        load_folder(tmp_path)
+
+
+def test_whole_weights_come_before_shards_of_the_same_name(tmp_path):
+    whole, parts = random_unet2d(**SMALL), random_unet2d(**SMALL)
+    with torch.no_grad():
+        parts.conv_out.bias.add_(1)
+    pipeline(whole).save_pretrained(tmp_path / "whole")
+    pipeline(parts).save_pretrained(tmp_path / "m", max_shard_size="10KB")
+    name = "unet/diffusion_pytorch_model.safetensors"
+    shutil.copy(tmp_path / "whole" / name, tmp_path / "m" / name)
+    assert relative_difference(load_folder(tmp_path / "m").network, whole) < 1e-5
+
+
+def test_a_missing_shard_is_told_from_weights_that_do_not_fit(tmp_path):
+    pipeline(random_unet2d(**SMALL)).save_pretrained(tmp_path / "m", max_shard_size="10KB")
+    min((tmp_path / "m" / "unet").glob("*-of-*")).unlink()
+    with pytest.raises(UserError, match="index names files that are not there"):
+        load_folder(tmp_path / "m")
+
+
+def test_pickled_weights_are_left_alone_beside_others(tmp_path):
+    safe, pickled = random_unet2d(**SMALL), random_unet2d(**SMALL)
+    with torch.no_grad():
+        pickled.conv_out.bias.add_(1)
+    pipeline(pickled).save_pretrained(tmp_path / "m", safe_serialization=False)
+    pipeline(safe).save_pretrained(tmp_path / "m")
+    assert (tmp_path / "m" / "unet" / "diffusion_pytorch_model.bin").is_file()
+    convert(tmp_path / "m", tmp_path / "new")
+    assert relative_difference(load_folder(tmp_path / "new").network, safe) < 1e-5

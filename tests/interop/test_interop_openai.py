@@ -104,6 +104,16 @@ def test_process():
     assert torch.equal(parts.diffusion.schedule.betas, make_betas("linear", 500, 2e-4, 0.04))
 
 
+def test_flags_of_the_network_that_the_weights_do_not_show():
+    """Their defaults: four heads and no dropout (improved_diffusion/script_util.py)."""
+    parts = from_openai(state(num_heads=4), parse_flags("--image_size 16"), "x")
+    assert parts.network.mid_block.attentions[0].heads == 4
+    assert parts.network.config.dropout == 0
+    parts = from_openai(state(num_heads=4), parse_flags("--image_size 16 --dropout 0.3 --num_heads 2"), "x")
+    assert parts.network.mid_block.attentions[0].heads == 2
+    assert parts.network.config.dropout == 0.3
+
+
 def test_rescaled_timesteps_are_a_sub_chain():
     """Step 4k of 4,000 was shown to the network as k: its ᾱ must be that of the k-th step here."""
     flags = parse_flags("--image_size 16 --diffusion_steps 4000 --noise_schedule cosine")

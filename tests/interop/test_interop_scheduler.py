@@ -1,13 +1,14 @@
 """Schedules, predictions and variances in Diffusers' words, against its own schedulers."""
 
+import inspect
 import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
 from ddpm.diffusion.config import DiffusionConfig
-from ddpm.interop.diffusers_config import to_process, to_scheduler
+from ddpm.interop.diffusers_config import SchedulerConfig, UNet2DConfig, to_process, to_scheduler
 
 PROCESSES = {
     "linear": {},
@@ -66,3 +67,30 @@ def test_variance_that_a_scheduler_does_not_name(scheduler):
     config = json.loads(scheduler().to_json_string())
     assert to_process(config, False, "here").variance == "fixed_small"
     assert to_process(config, True, "here").variance == "learned_range"
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(SchedulerConfig, DDPMScheduler), (UNet2DConfig, UNet2DModel)])
+def test_what_a_file_does_not_say_is_diffusers_default(ours, theirs):
+    """Older files lack the fields that came later; their library fills them in, and so must this."""
+    parameters = inspect.signature(theirs).parameters
+    known = [name for name, field in ours.model_fields.items() if name in parameters and not field.is_required()]
+    assert len(known) > 9
+    for name in known:
+        default = parameters[name].default
+        assert ours.model_fields[name].default == (list(default) if isinstance(default, tuple) else default), name
+
+
+@pytest.mark.parametrize("options", [{"beta_start": 0.01, "beta_end": 0.3}, {"trained_betas": [0.1, 0.2, 0.4, 0.8]}])
+@pytest.mark.parametrize("zero", [False, True])
+def test_betas_of_any_kind_are_read_as_they_mean_them(options, zero):
+    theirs = DDPMScheduler(40, rescale_betas_zero_snr=zero, prediction_type="v_prediction", **options)
+    diffusion = to_process(dict(theirs.config), False, "here")
+    assert torch.allclose(diffusion.schedule.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_scheduler_is_written_for_few_steps_from_pure_noise():
+    """So that a pipeline with fewer steps than T starts at T - 1."""
+    theirs = DDPMScheduler.from_config(to_scheduler(DiffusionConfig(timesteps=40).build()))
+    theirs.set_timesteps(5)
+    assert theirs.timesteps.tolist() == [39, 31, 23, 15, 7]
+    assert (theirs.config.clip_sample, theirs.config.clip_sample_range) == (True, 1.0)

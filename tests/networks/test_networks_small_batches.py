@@ -68,6 +68,27 @@ def test_a_layer_that_depends_on_the_batch_keeps_the_full_batch(model, monkeypat
     assert model._copies.smallest_batch(torch.float32, 1, FULL, rows=2) == 4  # guidance: 8 rows
 
 
+def test_the_smallest_batch_holds_the_images_exactly_if_it_can(model, monkeypatch):
+    monkeypatch.setattr(inference, "layer_outputs", lambda network, dtype, rows: [torch.ones(rows)])
+    found = [model._copies.smallest_batch(torch.float32, images, FULL) for images in range(1, 10)]
+    assert found == [1, 2, 4, 4, 8, 8, 8, 8, FULL]
+
+
+def test_batches_are_compared_again_when_the_weights_have_changed(model, monkeypatch):
+    """Weights of 0 give the same bits in every shape, and others need not."""
+    bias = model.network.conv_out.bias
+
+    def outputs(network, dtype, rows):
+        return [torch.full((rows,), 0.0 if not bias.any() else float(rows))]
+
+    monkeypatch.setattr(inference, "layer_outputs", outputs)
+    with torch.no_grad():
+        bias.zero_()
+        assert model._copies.smallest_batch(torch.float32, 2, FULL) == 2
+        bias.add_(1)
+        assert model._copies.smallest_batch(torch.float32, 2, FULL) == FULL
+
+
 def test_layer_outputs_are_those_of_the_same_images_in_any_batch(model):
     network = model.network.double()
     few, many = (inference.layer_outputs(network, torch.float64, rows) for rows in (2, 5))

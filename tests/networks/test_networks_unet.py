@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from unet_cases import CASES, OURS, randomize
 
@@ -254,6 +256,12 @@ def test_attention_at_a_size_of_no_level_is_refused() -> None:
         UNet(NetworkConfig(channel_mult=[1, 2, 4]), (28, 28))
 
 
+@pytest.mark.parametrize("size", [(16, 8), (8, 16)])
+def test_attention_goes_by_the_shorter_side(size: tuple[int, int]) -> None:
+    config = NetworkConfig(channel_mult=[1, 2, 2], attention=[4])
+    assert config.attention_levels(size) == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -296,3 +304,24 @@ def test_a_copy_of_a_network_is_independent() -> None:
     with torch.no_grad():
         other.conv_in.weight.add_(1)
     assert not torch.equal(network.conv_in.weight, other.conv_in.weight)
+
+
+def test_without_keys_every_image_has_its_own_dropout_and_none_costs_a_random_number() -> None:
+    network = UNet(NetworkConfig(**OURS, dropout=0.5), (16, 16))
+    randomize(network)
+    x, t = torch.randn(1, 3, 16, 16).expand(2, -1, -1, -1), torch.zeros(2)
+    first, second = network(x, t)
+    assert not torch.equal(first, second)
+    plain = UNet(NetworkConfig(**OURS), (16, 16))
+    before = torch.get_rng_state()
+    plain(x, t)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000))
+@example(7, 61)
+@settings(deadline=None)
+def test_levels_have_the_widths_whose_ratio_is_the_multiple(first: int, width: int) -> None:
+    """As configurations of other libraries are read; 7 · (61 / 7) is less than 61 in floating point."""
+    config = NetworkConfig(channels=first, channel_mult=[1, width / first], groups=1, freq_shift=0, time_channels=2)
+    assert config.widths == [first, width]

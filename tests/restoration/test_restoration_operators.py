@@ -105,6 +105,15 @@ def test_pseudo_inverse_is_the_dense_one(data):
     assert torch.allclose(operator.H_pinv(y).flatten(1).double(), expected.T, atol=1e-3)
 
 
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_singular_values_count_as_zero_below_a_hundred_thousandth_of_the_largest(unit):
+    """In whatever unit the matrix is: 2e-5 of the largest is inverted, 5e-6 of it is taken for rounding."""
+    operator = Dense((1, 2, 2), unit * torch.diag(torch.tensor([1.0, 3e-3, 2e-5, 5e-6])))
+    expected = torch.tensor([1.0, 1 / 3e-3, 1 / 2e-5, 0.0]) / unit
+    assert torch.allclose(operator.H_pinv(torch.ones(1, 4)).flatten(), expected, rtol=1e-4)
+    assert int(operator.seen.sum()) == 3
+
+
 @pytest.mark.parametrize("size", [(3, 3), (5, 1), (3, 7), (9, 9)])
 def test_circular_blur_is_the_convolution(size):
     kernel, image = normal(*size), normal(1, 2, 12, 9, seed=3)

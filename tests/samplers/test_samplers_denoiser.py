@@ -347,3 +347,13 @@ def test_the_dynamic_limit_is_a_quantile_of_each_image():
     for image, expected in zip(found.double(), x_0.double(), strict=True):
         limit = max(1.0, float(np.quantile(expected.abs().numpy(), 0.995)))
         torch.testing.assert_close(image, expected.clamp(-limit, limit) / limit, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_t_is_exact_also_if_x_t_itself_is_in_half_precision(dtype):
+    seen = []
+    diffusion = GaussianDiffusion(NoiseSchedule(make_betas("linear", 1000)))
+    denoiser = Denoiser(lambda x, t, labels: seen.append(t) or x, diffusion)
+    answer = denoiser(torch.zeros(2, 3, 4, 4, dtype=dtype), 998.5)
+    assert seen[0].tolist() == [998.5, 998.5]
+    assert (answer.x_0.dtype, answer.epsilon.dtype) == (dtype, dtype)

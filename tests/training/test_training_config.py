@@ -200,12 +200,20 @@ def test_load_config_says_that_a_section_holds_fields(tmp_path, text):
         load_config(path)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
 def test_load_config_reads_a_file_by_its_byte_order_mark(tmp_path, encoding):
     text = load_config("digits", {"data.source": "Übung"}).to_yaml().replace("\n", "\r\n")
     path = tmp_path / "config.yaml"
     path.write_bytes(("\ufeff" if encoding.endswith("e") else "").encode(encoding) + text.encode(encoding))
     assert load_config(path).data.source == "Übung"
+
+
+def test_load_config_tells_where_yaml_is_wrong_without_its_librarys_words(tmp_path):
+    (tmp_path / "config.yaml").write_text("training: {steps: 5}\n---\ntraining: {steps: 7}\n")
+    with pytest.raises(UserError, match="expected a single document") as caught:
+        load_config(tmp_path / "config.yaml")
+    assert "line 2" in str(caught.value)
+    assert "unicode" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["1000", "1e3", "1E3", "1e+3", "1.0e3", "1.0e+3", "1_000", "+1e3", "1000.0"])

@@ -33,7 +33,8 @@ def convert(
     parts = conversion.convert(found, destination, origin=origin, flags=flags, overwrite=overwrite)
     parameters = sum(parameter.numel() for parameter in parts.network.parameters())
     channels, height, width = parts.image_shape
-    print(f"{destination}: {parameters:,} parameters, {height}×{width} images of {channels} channels")
+    kind = f"{height}×{width} images of {channels} channel{'s' * (channels > 1)}"
+    print(f"{destination}: {parameters:,} parameters, {kind}")
     reason = obstacle(parts.network)
     if reason:
         print(f"Diffusers cannot open it, only ddpm can: UNet2DModel has no equivalent ({reason})")

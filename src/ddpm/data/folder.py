@@ -29,11 +29,11 @@ Skipped = list[tuple[str, str]]
 def list_images(folder: str | Path, *, recursive: bool = True) -> tuple[list[Path], Skipped]:
     """List the image files in a folder. Every command that takes a folder of images uses this listing.
 
-    Passed over without a word: hidden files and folders (`.name`, and with them macOS's `._name`), `__MACOSX`, and
-    files whose name does not end like an image. Skipped with a reason: formats that are not read (HEIC, AVIF, JPEG XL),
-    anything but regular files, links to nothing, training runs, and the outputs of earlier commands. Those outputs are
-    `contact_sheet.png`; `report.png` beside `report.csv`; and `NAME_compare.png` beside `NAME.png`, with their
-    `NAME_std.png`, `NAME_samples.png` and `NAME_draws.png`.
+    Passed over without a word: hidden files and folders (`.name`, and with them macOS's `._name`), `__MACOSX`,
+    `@eaDir` (the thumbnails of a Synology), and files whose name does not end like an image. Skipped with a reason:
+    formats that are not read (HEIC, AVIF, JPEG XL), anything but regular files, links to nothing, training runs, and
+    the outputs of earlier commands. Those outputs are `contact_sheet.png`; `report.png` beside `report.csv`; and
+    `NAME_compare.png` beside `NAME.png`, with their `NAME_std.png`, `NAME_samples.png` and `NAME_draws.png`.
     Links to image files and to folders are followed, but no folder is read twice.
 
     Unless `recursive`, sub-folders are skipped with a reason.
@@ -103,7 +103,7 @@ def is_image(name: str) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is passed over without a word."""
-    return name.startswith(".") or name == "__MACOSX"  # macOS adds such a folder to archives: no file in it is an image
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")  # macOS adds the first to archives, a NAS the other
 
 
 def _scan(root: Path, recursive: bool) -> tuple[list[str], Skipped]:

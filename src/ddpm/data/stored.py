@@ -55,9 +55,12 @@ class ImageSource(ABC):
                 "or set --data.labels false"
             )
         highest = len(self.class_names) if self.class_names else MOST_CLASSES
-        if self.labels.min() < 0 or self.labels.max() >= highest:
+        outside = (self.labels < 0) | (self.labels >= highest)
+        if outside.any():
+            first = self.name(int(outside.argmax()))
             raise UserError(
-                f"{source} holds labels from {self.labels.min()} to {self.labels.max()}, not 0..{highest - 1}"
+                f"{source} holds labels from {self.labels.min()} to {self.labels.max()}, not 0..{highest - 1} "
+                f"(-1 also stands for none), first for {first}: give every image a class, or set --data.labels false"
             )
         if self.class_names:
             return self.labels, self.class_names

@@ -19,6 +19,8 @@ def model_folder(path: Path) -> Path:
     """
     if path.is_file() and path.name in MEMBERS:
         path = path.parent
+    if path.name == "snapshots" and path.parent.name.startswith("models--"):
+        path = path.parent
     if path.name.startswith("models--") and (path / "snapshots").is_dir():
         return _snapshot(path)
     if is_model(path) or is_checkpoint(path):
@@ -31,6 +33,8 @@ def model_folder(path: Path) -> Path:
         raise UserError(f"{path} holds the checkpoints of a run: give one of them, or the run, e.g. {example}")
     if is_run(path):
         raise UserError(f"{path} is a run that has not saved a model yet: continue it with ddpm train --resume {path}")
+    if cached := sorted(path.glob("models--*/snapshots")):
+        raise UserError(f"{path} is a cache of the Hub: give one of its models, e.g. {cached[0].parent}")
     return path
 
 

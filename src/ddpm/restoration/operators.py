@@ -118,12 +118,7 @@ class Inpainting(SpectralOperator):
     def V(self, coordinates: Tensor) -> Tensor:
         return coordinates
 
-    Vt = V
-
-    def U(self, coordinates: Tensor) -> Tensor:
-        return coordinates * self.known
-
-    Ut = U
+    Vt = U = Ut = V
 
 
 class CircularBlur(SpectralOperator):

@@ -24,6 +24,9 @@ from ddpm.diffusion.config import DiffusionConfig
 from ddpm.networks.config import NetworkConfig
 
 MAX_FILE_BYTES = 1 << 20  # a configuration is a page of text; a larger file is of another kind
+# the longer marks first: that of UTF-32 begins like that of UTF-16
+MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
+MARKS |= {codecs.BOM_UTF16_BE: "utf-16"}
 MAX_DEPTH = 20  # of nested YAML
 NEAR = 0.5  # similarity from which a name is suggested; less than difflib's 0.6, because field names are long
 SCIENTIFIC = re.compile(r"[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+")  # text in YAML 1.1 unless it has a point and a sign
@@ -193,14 +196,14 @@ def find_file(preset_or_file: str | Path) -> Traversable:
 
 
 def read_yaml(path: Traversable) -> dict[str, Any]:
-    """Read a YAML file of nested mappings, in UTF-8 or, if it begins with a byte-order mark, in UTF-16."""
+    """Read a YAML file of nested mappings, in UTF-8 or the encoding of its byte-order mark."""
     try:
         with path.open("rb") as handle:
             raw = handle.read(MAX_FILE_BYTES + 1)
         if len(raw) > MAX_FILE_BYTES:
             raise UserError(f"{path} is larger than a configuration can be")
-        utf_16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        tree = parse_yaml(raw.decode("utf-16" if utf_16 else "utf-8-sig"))
+        encoding = next((name for mark, name in MARKS.items() if raw.startswith(mark)), "utf-8-sig")
+        tree = parse_yaml(raw.decode(encoding))
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file; a configuration is YAML") from None
     except (yaml.YAMLError, RecursionError) as error:
@@ -258,7 +261,7 @@ def check_keys(node: yaml.Node | None) -> None:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return " ".join(str(error).replace(' in "<unicode string>"', "").split())[:200] or type(error).__name__
 
 
 def validate(tree: dict[str, Any], kind: type[AnyConfig] = Config) -> AnyConfig:  # type: ignore[assignment]

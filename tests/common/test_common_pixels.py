@@ -1,5 +1,6 @@
 """Grids and PNG files: where each image lands, and that a file is whole or absent."""
 
+import contextlib
 import errno
 
 import numpy as np
@@ -11,7 +12,19 @@ from PIL import Image
 
 from ddpm.common import pixels as pictures
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.pixels import make_grid, save_grid, save_picture, to_float, to_uint8
+from ddpm.common.names import VERSION
+from ddpm.common.pixels import (
+    grey,
+    made_by,
+    make_grid,
+    numbered,
+    origin_of,
+    origin_text,
+    save_grid,
+    save_picture,
+    to_float,
+    to_uint8,
+)
 
 
 def levels(count: int, channels: int = 3, height: int = 5, width: int = 4) -> torch.Tensor:
@@ -102,3 +115,41 @@ def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         save_grid(levels(1), tmp_path / "file" / "x.png")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_to_levels_once(dtype):
+    """In the format itself (x + 1)·127.5 would be wrong by up to a level: bfloat16 has 8 significant bits."""
+    images = torch.linspace(-1, 1, 999).to(dtype)
+    assert (to_uint8(images).double() - (images.double() + 1) * 127.5).abs().max() < 0.5 + 1e-4
+
+
+def test_numbered_pictures_come_in_the_order_of_their_numbers(tmp_path):
+    for name in ("10", "9", "000011", "1000000", "999999", "x", "1_compare"):
+        save_grid(levels(1), tmp_path / f"{name}.png")
+    assert [path.stem for path in numbered(tmp_path)] == ["9", "10", "000011", "999999", "1000000"]
+
+
+def test_an_origin_is_written_within_its_block_alone():
+    assert origin_text() == ""
+    with made_by({"command": "outer"}):
+        with contextlib.suppress(KeyError), made_by({"command": "inner"}):
+            assert origin_text(index=3) == '{"command": "inner", "index": 3}'
+            raise KeyError
+        assert origin_text() == '{"command": "outer"}'
+    assert origin_text() == ""
+
+
+def test_an_origin_holds_what_is_known():
+    assert origin_of("ddpm x", None) == {"command": "ddpm x", "version": VERSION}
+    assert origin_of("ddpm x", "abc", images=3) == {
+        "command": "ddpm x",
+        "version": VERSION,
+        "weights": "abc",
+        "images": 3,
+    }
+
+
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (10, 200, 30)])
+def test_grey_of_a_colour_is_pillows(colour):
+    assert abs(grey(colour) - Image.new("RGB", (1, 1), colour).convert("L").getpixel((0, 0))) <= 1
