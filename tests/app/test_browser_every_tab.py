@@ -40,9 +40,8 @@ def test_the_page_switches_to_another_model_and_to_that_of_a_run(browser, switch
 def test_a_number_that_is_not_possible_is_said_beside_its_field(visit):
     for label, typed, said in (("Images", 1000, "From 1 to 64. 1000 became 64."), ("Steps", 0, "0 became 1.")):
         visit.number(label, typed)
-        visit.panel.locator(".block", has=visit.panel.get_by_label(f"number input for {label}")).get_by_text(
-            said
-        ).wait_for()
+        field = visit.page.get_by_label(f"number input for {label}")
+        visit.panel.locator(".block", has=field).last.get_by_text(said).wait_for()
     visit.panel.get_by_label("Seed").first.fill("-4")
     visit.panel.get_by_label("Seed").first.press("Tab")
     visit.panel.get_by_text("At least 0.").wait_for()

@@ -273,15 +273,10 @@ def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:
 
 
 class TempImages:
-    """A temporary folder for the images of one response, removed after the response.
-
-    Gradio copies files atomically, but writes image objects itself: two equal responses at once would write the same
-    file while a third request reads it.
-    """
+    """A temporary folder for the images of one response, removed after the response, when Gradio has copied them."""
 
     def __init__(self) -> None:
         self._folder = TemporaryDirectory()
-        self._count = 0
 
     def __enter__(self) -> "TempImages":
         return self
@@ -292,11 +287,3 @@ class TempImages:
     @property
     def folder(self) -> Path:
         return Path(self._folder.name)
-
-    def put(self, image: Image.Image, name: str = "image") -> str:
-        """Write a picture and return its path."""
-        self._count += 1
-        path = self.folder / str(self._count) / f"{name}.png"
-        path.parent.mkdir()
-        image.save(path)
-        return str(path)
