@@ -358,8 +358,10 @@ def test_timer_counts_steps_and_seconds_of_laps_but_not_pauses(monkeypatch):
     timer = Timer(5)
     progress.step, now[0] = 9, 102.0
     assert timer.lap(progress) == (4, 2.0)
+    progress.step, now[0] = 11, 107.0
+    assert timer.lap(progress) == (2, 5.0)
     now[0] = 150.0
     timer.restart()
-    progress.step, now[0] = 10, 153.0
+    progress.step, now[0] = 12, 153.0
     assert timer.lap(progress) == (1, 3.0)
-    assert progress.seconds == 1005.0
+    assert progress.seconds == 1010.0

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ddpm.common.errors import UserError
+from ddpm.data import open_dataset
 from ddpm.diffusion.config import DiffusionConfig
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.model import Model, load
@@ -15,6 +16,7 @@ from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
+from ddpm.training.finetune import build_network
 from ddpm.training.trainer import Trainer
 
 NULL = 2
@@ -171,3 +173,17 @@ def test_init_that_does_not_fit_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="no model at"):
         train(tiny(), tmp_path / "run", init="nowhere")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_first_weights_follow_from_the_seed_alone(tiny):
+    found = []
+    for seed, noise in ((1, 0), (1, 5), (2, 0)):
+        torch.manual_seed(noise)
+        before = torch.get_rng_state()
+        config = tiny(seed=seed)
+        network, null_label = build_network(config, open_dataset(config.data))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert null_label == NULL
+        found.append(network.conv_in.weight)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from collections import deque
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +19,9 @@ from ddpm.networks.unet import UNet
 from ddpm.training import dry_run, train
 from ddpm.training.batches import Batch, BatchSource
 from ddpm.training.compute import activation_bytes, dataset_bytes, kept_bytes
+from ddpm.training.guards import NonFiniteGuard
 from ddpm.training.optimizer import Optimizer
-from ddpm.training.tracking import channel_means
+from ddpm.training.tracking import PendingStep, channel_means
 from ddpm.training.trainer import Trainer
 
 
@@ -289,3 +292,33 @@ def test_channel_means_is_not_computed_without_previews(tiny, tmp_path, monkeypa
     monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
     train(tiny(steps=1, preview_every=0), tmp_path / "run")
     assert "speed" in dry_run.dry_run(tiny(preview_every=1))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "scale", "skipped"),
+    [
+        ((0.5, math.inf), None, True),
+        ((0.5, math.inf), 4.0, False),  # in fp16 the loss scale may be too large: it shrinks, and nothing is wrong
+        ((0.5, math.nan), 0.5, True),  # it cannot shrink any more
+        ((math.nan, math.inf), 4.0, True),  # the loss itself is not scaled
+        ((0.5, 2.0), 4.0, False),
+    ],
+)
+def test_only_what_a_smaller_loss_scale_may_mend_is_not_skipped(tiny, tmp_path, monkeypatch, numbers, scale, skipped):
+    guard, met = NonFiniteGuard(tmp_path, tiny().training), []
+    monkeypatch.setattr(guard, "skip", lambda step, *_: met.append(step))
+    optimizer = SimpleNamespace(scales_loss=scale is not None, scale=torch.tensor(1.0 if scale is None else scale))
+    progress = SimpleNamespace(count=lambda *_: None)
+    pending = deque([PendingStep(7, None, torch.tensor([*numbers, 0.0]))])
+    assert not guard.settle(pending, 0, progress, SimpleNamespace(optimizer=optimizer))
+    assert met == [7] * skipped
+
+
+@pytest.mark.parametrize(("asked", "in_flight", "stop"), [([0, 1, 0], 0, True), ([0, 0, 1], 1, False), ([0], 0, False)])
+def test_a_request_to_stop_in_any_settled_step_counts(tiny, tmp_path, asked, in_flight, stop):
+    pending = deque(PendingStep(step, None, torch.tensor([0.5, 1.0, one])) for step, one in enumerate(asked))
+    counted = []
+    progress = SimpleNamespace(count=lambda *numbers: counted.append(numbers))
+    assert NonFiniteGuard(tmp_path, tiny().training).settle(pending, in_flight, progress, None) is stop
+    assert counted == [(0.5, 1.0)] * (len(asked) - in_flight)
+    assert len(pending) == in_flight

@@ -69,7 +69,7 @@ def diffusion_of(config: DiffusionConfig, model: Model) -> DiffusionConfig:
     return DiffusionConfig(**(fields | {"betas": betas.tolist()}))
 
 
-def copy_weights(network: UNet, model: Model, class_names: list[str] | None, null_label: int | None) -> int:
+def copy_weights(network: UNet, model: Model, class_names: list[str] | None) -> int:
     """Copy the model's weights into `network`; return how many of its classes the model has.
 
     The first prediction of the network is then the model's. A class that the model does not know starts as its null
@@ -86,8 +86,6 @@ def copy_weights(network: UNet, model: Model, class_names: list[str] | None, nul
             rows[:] = base
             for own, given in shared.items():
                 rows[own] = known[given]
-            if null_label is not None:
-                rows[null_label] = base
         weights[CLASS_ROWS] = rows
     elif base is not None:  # a class is added to the time embedding's last layer, so its row is a bias there
         weights[TIME_BIAS] = weights[TIME_BIAS] + base

@@ -103,7 +103,7 @@ class Trainer:
         self.previews = Previews(out, self.dataset, self.config.training)
         self.network, self.null_label = build_network(self.config, self.dataset)
         if model is not None:
-            shared = copy_weights(self.network, model, self.dataset.class_names, self.null_label)
+            shared = copy_weights(self.network, model, self.dataset.class_names)
             if self.dataset.class_names is not None:
                 print_on_main(f"classes taken over from {name}: {shared} of {len(self.dataset.class_names)}")
         self._prepare()
