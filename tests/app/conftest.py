@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddpm.app.uploads import read_fitted
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.interop.diffusers import Student
@@ -162,6 +163,12 @@ def uploads(tmp_path_factory) -> Path:
     half[:, 8:] = 255
     Image.fromarray(half).save(folder / "mask.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def picture(uploads) -> torch.Tensor:
+    """good.png as the models take it."""
+    return read_fitted(str(uploads / "good.png"), (1, 16, 16))
 
 
 @pytest.fixture

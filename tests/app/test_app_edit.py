@@ -18,11 +18,6 @@ def last(iterator):
     return answer
 
 
-@pytest.fixture(scope="module")
-def picture(uploads):
-    return read_fitted(str(uploads / "good.png"), (1, 16, 16))
-
-
 def test_strength_0_keeps_the_upload_and_1_does_not(served_model, picture):
     kept = last(edit.edit_upload(served_model, picture, 0.0, edit.Settings()))
     assert torch.equal(kept, picture)

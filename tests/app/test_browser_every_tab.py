@@ -57,19 +57,19 @@ def test_a_reload_keeps_the_settings_of_every_tab_and_the_open_one(browser, addr
     for visit in fresh(browser, address):
         visit.open("Restore")
         visit.choose("Damage", "blur")
-        visit.panel.get_by_label("number input for Blur").wait_for()
+        visit.panel.get_by_label("number input for Blur").first.wait_for()
         visit.number("Blur", 3)
         visit.open("Compare")
         visit.choose("Columns", "guidance")
-        visit.panel.get_by_label("Steps").wait_for()
+        visit.panel.get_by_label("Steps").first.wait_for()
         visit.panel.get_by_label("Their values").fill("1, 3")
         visit.until(lambda visit=visit: "1, 3" in visit.page.evaluate("JSON.stringify(sessionStorage)"))
         visit.page.reload()
         visit.page.get_by_role("tab", name="Compare", selected=True).wait_for()
         visit.until(lambda visit=visit: visit.panel.get_by_label("Their values").input_value() == "1, 3")
-        visit.panel.get_by_label("Steps").wait_for()
+        visit.panel.get_by_label("Steps").first.wait_for()
         visit.open("Restore")
-        visit.panel.get_by_label("number input for Blur").wait_for()
+        visit.panel.get_by_label("number input for Blur").first.wait_for()
         assert visit.panel.get_by_label("number input for Blur").input_value() == "3"
         visit.wrong.clear()  # Gradio logs that its connection ends when one leaves a page
 
