@@ -109,7 +109,7 @@ def test_a_dropped_picture_gives_its_settings_and_is_drawn_again(visit, uploads,
     assert np.array_equal(save("again.png"), first)
     visit.drop(uploads / "broken.png")
     visit.status("broken.png does not say how it was made.")
-    visit.panel.get_by_label("A new seed each time").check()
+    visit.panel.get_by_label("A new seed at each press").check()
 
 
 def test_a_double_press_is_one_run_and_stop_leaves_the_result_before(visit):

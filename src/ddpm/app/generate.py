@@ -236,7 +236,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             with gr.Row(elem_classes="seed"):
                 seed = gr.Number(0, label="Seed", info=SEED_INFO, precision=0, minimum=0, min_width=150)
                 dice = gr.Button("New seed", size="sm", min_width=90, scale=0)
-            again = gr.Checkbox(True, label="A new seed each time")
+            again = gr.Checkbox(True, label="A new seed at each press")
             follows = gr.Checkbox(True, label="Draw at once when something changes", visible=model.student is not None)
             pressed = buttons("Generate")
         with gr.Column(scale=3, min_width=300):
