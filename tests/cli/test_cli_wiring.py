@@ -10,8 +10,8 @@ import pytest
 import torch
 import typer
 import yaml
-from conftest import tiny_model
 from PIL import Image
+from tiny import tiny_model
 
 from ddpm import cli
 from ddpm.cli.options import SAMPLING
