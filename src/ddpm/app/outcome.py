@@ -25,8 +25,8 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 class Outcome:
     """What a run shows. Its components are the outputs of the run, in this order.
 
-    The browser keeps what the last run gave, with its files and its code, and shows it again after a run that was
-    stopped or refused; so pictures never stand beside the settings of others.
+    The browser keeps what the last run gave, with its files and its code. It shows them again after a run that was
+    stopped or refused, because the settings and files next to a picture must be its own.
 
     Args:
         name: of the endpoint.

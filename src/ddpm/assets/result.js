@@ -42,8 +42,7 @@ window.ddpmResult = (() => {
     };
   })();
 
-
-  // Settings: in the address, in a picture's text, and in the history; `apply` puts them into the fields.
+  // Settings: in the address, in a picture's text, and in the history; `fill` puts them into the fields.
   let fill = () => {};
 
   function fromAddress(names, usual) {
