@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddpm.common.hardware import compute_dtype, default_device, precision_name
+from ddpm.common.hardware import bf16_speedup, compute_dtype, default_device, precision_name
 
 
 def test_float32_on_a_card_takes_no_tf32(monkeypatch):
@@ -25,10 +25,30 @@ def test_auto_is_what_the_hardware_multiplies_in(monkeypatch):
     for capability, dtype in (((7, 5), torch.float16), ((8, 0), bf16), ((9, 0), bf16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         assert compute_dtype("auto", cuda) == dtype
-    for has_bf16 in (False, True):
-        monkeypatch.setattr("ddpm.common.hardware.cpu_has_bf16", lambda found=has_bf16: found)
-        assert compute_dtype("auto", torch.device("cpu")) == (bf16 if has_bf16 else torch.float32)
+    for speedup in (0.2, 0.9, 1.8):
+        monkeypatch.setattr("ddpm.common.hardware.bf16_speedup", lambda found=speedup: found)
+        assert compute_dtype("auto", torch.device("cpu")) == (bf16 if speedup > 1 else torch.float32)
         assert compute_dtype("auto", torch.device("mps")) == torch.float32
+
+
+def test_the_speed_of_bf16_is_measured_by_the_clock_and_once(monkeypatch):
+    """The clock stands still but for bf16's convolutions of 1 s and float32's of 3 s."""
+    now = 0.0
+
+    def convolve(x, kernel, padding):
+        nonlocal now
+        now += 1.0 if x.dtype == kernel.dtype == torch.bfloat16 else 3.0
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    monkeypatch.setattr("torch.nn.functional.conv2d", convolve)
+    bf16_speedup.cache_clear()
+    state = torch.get_rng_state()
+    assert bf16_speedup() == 3.0
+    monkeypatch.undo()
+    assert bf16_speedup() == 3.0  # not measured again
+    bf16_speedup.cache_clear()
+    assert 0 < bf16_speedup() < float("inf")
+    assert torch.equal(torch.get_rng_state(), state), "the random numbers of the caller are not touched"
 
 
 def test_each_process_takes_the_gpu_of_its_number(monkeypatch):

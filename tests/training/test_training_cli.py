@@ -53,6 +53,21 @@ def test_train_dry_run_prints_the_cost_and_writes_nothing(command, tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.yaml"]
 
 
+def test_train_dry_run_says_in_which_number_format_it_computes_and_why(command, monkeypatch):
+    monkeypatch.setattr("ddpm.common.hardware.bf16_speedup", lambda: 1.9)
+    monkeypatch.setattr("ddpm.training.compute.bf16_speedup", lambda: 1.9)
+
+    def engine(*flags):
+        code, output, _ = command("train", "tiny.yaml", "--dry-run", "--training.micro_batch", 4, *flags)
+        assert code == 0
+        return re.search(r"^engine +cpu, \d+ threads, (.*)$", output, re.MULTILINE)[1]
+
+    layout = "bf16, channels-last, not compiled, micro-batch 4"
+    assert engine("--training.precision", "auto") == f"{layout} (bf16 is 1.9 times as fast as fp32 here)"
+    assert engine("--training.precision", "bf16") == layout
+    assert engine("--training.precision", "fp32") == "fp32, not compiled, micro-batch 4"
+
+
 def test_train_dry_run_on_streamed_data_counts_no_epochs(command, tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "LEAST_SECONDS", 0.0)
     Image.new("L", (8, 8)).save(tmp_path / "photo.png")

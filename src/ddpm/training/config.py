@@ -70,7 +70,7 @@ class TrainingConfig(BaseModel, extra="forbid"):
     seed: int = Field(0, ge=0, description="fixes initial weights, data order, noise and dropout")
 
     precision: Precision = Field(
-        "auto", description="number format of the network; auto takes bf16 if the hardware has it"
+        "auto", description="number format of the network; auto takes the fastest, which it measures on a CPU"
     )
     compile: Literal["auto"] | bool = Field("auto", description="torch.compile the network; auto: on a GPU")
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(

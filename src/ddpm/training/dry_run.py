@@ -35,7 +35,7 @@ def cost(trainer: Trainer) -> str:
             f"parameters          {sum(p.numel() for p in trainer.network.parameters()):,}",
             f"FLOPs an image      {forward / 1e9:.3g} G forward, {3 * forward / 1e9:.3g} G forward and backward",
             f"memory              {trainer.memory.total(trainer.learner.micro_batch) / 2**30:.2f} GiB",
-            f"engine              {trainer.plan}",
+            f"engine              {trainer.plan}{trainer.plan.why(training.precision)}",
             f"speed               {speed:,.1f} images/s ({3 * forward * speed / 1e9:,.0f} GFLOP/s)",
             f"training            {training.steps:,} steps, {images:,} images{epochs}",
             f"time                {duration(training.steps * per_step)}",

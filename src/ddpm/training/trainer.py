@@ -140,7 +140,8 @@ class Trainer:
         return (
             f"network: {parameters:,} parameters\n"
             f"data: {self.config.data.source}, {'streamed' if images is None else f'{images:,} images'}\n"
-            f"engine: {self.plan}, about {self.memory.total(self.plan.micro_batch) / 2**30:.1f} GiB"
+            f"engine: {self.plan}{self.plan.why(self.config.training.precision)}, "
+            f"about {self.memory.total(self.plan.micro_batch) / 2**30:.1f} GiB"
         )
 
     def setup(self) -> None:
