@@ -172,8 +172,10 @@ TABLES: dict[str, Table] = {
     "scale_decoding": one_result("scale", ["source", "images/s", "MB/s"], table_rows.scale_decoding),
     # docs/reports/speed.md and docs/guides/sampling.md
     "speed_cpu": one_result("speed_cpu", SPEED_HEAD, table_rows.speed),
+    "speed_avx2": one_result("speed_avx2", SPEED_HEAD, table_rows.speed),
     "speed_gpu": one_result("speed_gpu", SPEED_HEAD, table_rows.speed),
     "drawing_cpu": one_result("speed_cpu", DRAWING_HEAD, table_rows.drawing),
+    "drawing_avx2": one_result("speed_avx2", DRAWING_HEAD, table_rows.drawing),
     "drawing_gpu": one_result("speed_gpu", DRAWING_HEAD, table_rows.drawing),
     "speed_variants": one_result(
         "speed_variants", ["the small network on the CPU", *PHASES.values()], table_rows.variants

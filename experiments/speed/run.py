@@ -1,15 +1,17 @@
 """Compare speed with other libraries on this machine's processor or GPU.
 
     python -m experiments.speed.run cpu [--rounds N] [--problems cifar10,small28]
+    python -m experiments.speed.run avx2 [--rounds N]   # this processor held to AVX2, without bf16, as most laptops have
     python -m experiments.speed.run gpu [--rounds N]
 
 About ten minutes on two cores, or under eight on a data-centre GPU, most of it for compiling. The machine should do
-nothing else. Prints tables; writes speed_cpu.json and speed_cpu.png, or speed_gpu.json and speed_gpu.png.
+nothing else. Prints tables; writes speed_KIND.json and speed_KIND.png.
 `--problems toy --out FOLDER --pictures FOLDER` tries the script itself, `gpu` also without a GPU.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,7 +39,10 @@ from experiments.table_rows import PHASES, fastest
 from experiments.tables import table
 
 FEW_STEPS, MANY_STEPS = 20, 1000  # sampling steps: what we need, and DDPMPipeline's default
-DEFAULTS = {"cpu": ("cifar10,small28", 7), "gpu": ("cifar10_gpu", 10)}  # problems and rounds
+# problems and rounds
+DEFAULTS = {"cpu": ("cifar10,small28", 7), "avx2": ("cifar10,small28", 3), "gpu": ("cifar10_gpu", 10)}
+DEVICES = {"cpu": "the CPU", "avx2": "the CPU, held to AVX2", "gpu": "the GPU"}
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
 def compare(name: str, rounds: int, device: torch.device, log: Callable[[str], None]) -> dict[str, Any]:
@@ -131,8 +136,11 @@ def run(options: argparse.Namespace) -> None:
         raise SystemExit("error: results of the toy do not belong in the docs; add --out FOLDER --pictures FOLDER")
     if options.kind == "gpu" and not torch.cuda.is_available() and problems != ["toy"]:
         raise SystemExit("error: no CUDA GPU found; try --problems toy --out FOLDER --pictures FOLDER")
+    if options.kind == "avx2" and not AVX2.items() <= os.environ.items():  # the libraries read it when they are loaded
+        os.execve(sys.executable, sys.orig_argv, os.environ | AVX2)
     device = torch.device("cuda" if options.kind == "gpu" and torch.cuda.is_available() else "cpu")
-    threads = f", {torch.get_num_threads()} threads" if options.kind == "cpu" else ""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    threads += ", held to AVX2" if options.kind == "avx2" else ""
     machine_and_software = f"{machine()}, PyTorch {torch.__version__}{threads}"
     print(machine_and_software)
     log = partial(print, file=sys.stderr)
@@ -149,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command_line(__doc__)
     kinds = parser.add_subparsers(required=True)
     for kind, (problems, rounds) in DEFAULTS.items():
-        one = kinds.add_parser(kind, help=f"compare on the {kind.upper()}")
+        one = kinds.add_parser(kind, help=f"compare on {DEVICES[kind]}")
         one.add_argument("--rounds", type=int, default=rounds, help=f"rounds of turns (default: {rounds})")
         some = f"comma-separated list of {', '.join(PROBLEMS)} (default: {problems})"
         one.add_argument("--problems", default=problems, help=some)
