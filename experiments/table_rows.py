@@ -225,6 +225,13 @@ def variants(found: Result) -> Rows:
     return list(body.values())
 
 
+def passes(found: Result) -> Rows:
+    """Passes over the pixels of a residual block: needed, in the code that is compiled, and with PyTorch's settings."""
+    return [
+        [PHASES[row["phase"]], *(f"{row[key]:.1f}" for key in ("needed", "ours", "default"))] for row in found["rows"]
+    ]
+
+
 def scale_about(found: Result) -> Rows:
     """How, where and on which photographs the scale was measured."""
     decoding = found["decoding"]

@@ -110,7 +110,9 @@ TABLES: dict[str, Table] = {
         ["model", "samples", "guidance 1", "guidance 1.5", "the reader on MNIST's test images"],
         table_rows.digits_read,
     ),
-    "cifar10": headlines("cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_gpu"),
+    "cifar10": headlines(
+        "cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_muon", "cifar10_muon_guided", "cifar10_gpu"
+    ),
     "photographs": headlines(
         "flowers32", "flowers32_muon", "flowers32_muon_guided", "flowers64", "emoji32", "emoji32_tuned"
     ),
@@ -179,6 +181,11 @@ TABLES: dict[str, Table] = {
     "drawing_gpu": one_result("speed_gpu", DRAWING_HEAD, table_rows.drawing),
     "speed_variants": one_result(
         "speed_variants", ["the small network on the CPU", *PHASES.values()], table_rows.variants
+    ),
+    "passes": one_result(
+        "passes",
+        ["a residual block, compiled", "passes needed", "passes made", "with PyTorch's own settings"],
+        table_rows.passes,
     ),
     "time_to_quality": one_result(
         "time_to_quality",

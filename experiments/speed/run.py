@@ -1,7 +1,7 @@
 """Compare speed with other libraries on this machine's processor or GPU.
 
     python -m experiments.speed.run cpu [--rounds N] [--problems cifar10,small28]
-    python -m experiments.speed.run avx2 [--rounds N]   # this processor held to AVX2, without bf16, as most laptops have
+    python -m experiments.speed.run avx2 [--rounds N]    # the processor held to AVX2, without bf16, like most laptops
     python -m experiments.speed.run gpu [--rounds N]
 
 About ten minutes on two cores, or under eight on a data-centre GPU, most of it for compiling. The machine should do

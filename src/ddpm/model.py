@@ -423,7 +423,7 @@ def blocks(indices: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def load(name: str | Path, *, device: torch.device | str | None = None) -> Model:
-    """Load a model: "digits" and "digits4" are bundled; or a run directory, a Diffusers folder, a Hub id ("user/name").
+    """Load a model: a bundled one (`BUNDLED`), a run directory, a Diffusers folder, or a Hub id ("user/name").
 
     Also opens a checkpoint (RUN/checkpoints/NNNNNN, or a checkpoint of Diffusers' training scripts): its averaged
     weights. A folder with the name of a bundled model is "./digits". Default device: the best one available.

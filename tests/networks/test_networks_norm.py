@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm.networks import norm as norm_module
-from ddpm.networks.norm import GroupNorm, _by_channel, _Fused
+from ddpm.networks.norm import GroupNorm, _ByChannel, _Fused
 
 N, C, H, W, GROUPS = 3, 4, 2, 3, 2
 
@@ -55,23 +55,37 @@ def test_by_channel_equals_its_parts(silu: bool, dtype: torch.dtype) -> None:
     exact = torch.promote_types(dtype, torch.float32)
     gamma, beta = module.weight * (1 + scale), module.bias * (1 + scale) + shift
     given = (tensor.to(exact) for tensor in (added, gamma, beta))
-    result = _by_channel(x, *given, GROUPS, module.eps, silu)
+    result = _ByChannel.apply(x, *given, GROUPS, module.eps, silu)
     assert result.dtype == dtype
     assert result.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(result, reference(module, x.double(), added, scale, shift).to(dtype))
 
 
-def test_by_channel_derivative() -> None:
+@pytest.mark.parametrize("silu", [True, False])
+def test_by_channel_derivative(silu: bool) -> None:
     x, added, gamma, beta = (tensor.requires_grad_() for tensor in inputs())
-    for biases in (added, added[:1].detach().requires_grad_()):
-        assert torch.autograd.gradcheck(
-            lambda x, biases, gamma, beta: _by_channel(x, biases, gamma, beta, GROUPS, 1e-6, True),
-            (x, biases, gamma, beta),
-        )
+    for gains in (gamma, gamma[:1].detach().requires_grad_()):  # its own for every image, or one for all
+        for biases in (added, added[:1].detach().requires_grad_(), None):
+            given = tuple(tensor for tensor in (x, gains, beta, biases) if tensor is not None)
+            assert torch.autograd.gradcheck(
+                lambda x, gains, beta, biases=None: _ByChannel.apply(x, biases, gains, beta, GROUPS, 1e-6, silu), given
+            )
     black = torch.zeros_like(x).requires_grad_()  # the norm of nothing has a corner
-    _by_channel(black, None, gamma, beta, GROUPS, 1e-6, True).sum().backward()
+    _ByChannel.apply(black, None, gamma, beta, GROUPS, 1e-6, True).sum().backward()
     assert black.grad is not None
     assert black.grad.isfinite().all()
+
+
+def test_by_channel_is_one_graph_for_a_compiler() -> None:
+    """Forward and backward give what runs eagerly."""
+    found = []
+    for run in (_ByChannel.apply, torch.compile(_ByChannel.apply, backend="aot_eager", fullgraph=True, dynamic=False)):
+        torch.manual_seed(0)
+        given = [tensor.requires_grad_() for tensor in inputs()]
+        y = run(*given, GROUPS, 1e-6, True)
+        found.append([y, *torch.autograd.grad(y.square().sum(), given)])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager)
 
 
 @pytest.mark.parametrize("silu", [True, False])

@@ -2,7 +2,7 @@
 
 `_plain` is the definition. PyTorch's own kernel is slow on channels-last images, which half-precision convolutions
 prefer: on the CPU it takes ten times as long as `_Fused`. On a CUDA GPU, where it also copies the images to the other
-order and back, it takes twice as long as `_by_channel`, which is also written for a compiler.
+order and back, it takes twice as long as `_ByChannel`, which is also written for a compiler.
 """
 
 import math
@@ -42,8 +42,8 @@ class GroupNorm(nn.GroupNorm):
         gamma, beta = weight[None], bias[None]
         if scale is not None and shift is not None:
             gamma, beta = gamma * (1 + scale), beta * (1 + scale) + shift
-        operation = _Fused.apply if on_cpu else _by_channel
-        return operation(x, added, gamma, beta, self.num_groups, self.eps, self.silu)
+        operation = _Fused if on_cpu else _ByChannel
+        return operation.apply(x, added, gamma, beta, self.num_groups, self.eps, self.silu)
 
 
 def _plain(
@@ -66,25 +66,64 @@ def _plain(
     return (F.silu(h) if silu else h).to(x.dtype)
 
 
-def _by_channel(
-    x: Tensor, added: Tensor | None, gamma: Tensor, beta: Tensor, groups: int, eps: float, silu: bool
-) -> Tensor:
-    """Compute `_plain` as an affine map per image and channel: sums over pixels first, which is fast in channels-last
-    order, then over the channels of a group."""
-    size = x.shape[2] * x.shape[3]
-    sums = x.sum((2, 3), dtype=gamma.dtype)
-    squares = torch.linalg.vector_norm(x, dim=(2, 3), dtype=gamma.dtype).square()
-    if added is not None:  # Σ(x + added) and Σ(x + added)²
-        squares = squares + added * (2 * sums + size * added)
-        sums = sums + size * added
-    # E[x²] - E[x]² loses digits only through float32 sums: the difference itself is in float64
-    mean, second = (_of_groups(each.double(), groups) / size for each in (sums, squares))
-    rsqrt = (second - mean.square()).clamp(min=0).add(eps).rsqrt()
-    mean, rsqrt = (_spread(each.to(gamma.dtype), x.shape[1]) for each in (mean, rsqrt))
-    a = rsqrt * gamma
-    b = beta - a * (mean if added is None else mean - added)
-    z = torch.addcmul(b[:, :, None, None], x, a[:, :, None, None])
-    return (F.silu(z) if silu else z).to(x.dtype)
+class _ByChannel(torch.autograd.Function):
+    """`_plain` as an affine map per image and channel: sums over pixels first, which is fast in channels-last order,
+    then over the channels of a group.
+
+    The derivative is written out, with the formulas of `_Fused`: a compiler makes fewer passes over the pixels of it
+    than of PyTorch's own (docs/reports/speed.md).
+    """
+
+    @staticmethod
+    def forward(ctx, x, added, gamma, beta, groups, eps, silu):
+        size = x.shape[2] * x.shape[3]
+        sum_x = sums = x.sum((2, 3), dtype=gamma.dtype)
+        squares = torch.linalg.vector_norm(x, dim=(2, 3), dtype=gamma.dtype).square()
+        if added is not None:  # Σ(x + added) and Σ(x + added)²
+            squares = squares + added * (2 * sums + size * added)
+            sums = sums + size * added
+        # E[x²] - E[x]² loses digits only through float32 sums: the difference itself is in float64
+        mean, second = (_of_groups(each.double(), groups) / size for each in (sums, squares))
+        r = (second - mean.square()).clamp(min=0).add(eps).rsqrt()
+        mean, r = (_spread(each.to(gamma.dtype), x.shape[1]) for each in (mean, r))
+        offset = -mean if added is None else added - mean
+        a = r * gamma
+        b = beta + a * offset
+        z = torch.addcmul(b[:, :, None, None], x, a[:, :, None, None])
+        ctx.save_for_backward(x, gamma, sum_x, offset, r, a, b)
+        ctx.groups, ctx.silu = groups, silu
+        ctx.shapes = None if added is None else added.shape, gamma.shape, beta.shape
+        return (F.silu(z) if silu else z).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, gamma, sum_x, offset, r, a, b = ctx.saved_tensors
+        size = x.shape[2] * x.shape[3]
+        dz = grad.to(gamma.dtype)
+        if ctx.silu:
+            dz = torch.ops.aten.silu_backward(dz, torch.addcmul(b[:, :, None, None], x, a[:, :, None, None]))
+        d_beta = dz.sum((2, 3))
+        d_gamma = r * torch.addcmul((dz * x).sum((2, 3)), offset, d_beta)
+        level, slope = _slopes(d_beta, d_gamma, gamma, offset, r, ctx.groups, size)
+        d_added = a * d_beta + slope * sum_x + size * level
+        dx = dz * a[:, :, None, None] + slope[:, :, None, None] * x + level[:, :, None, None]
+        grads = zip((d_added, d_gamma, d_beta), ctx.shapes, strict=True)
+        parts = (None if shape is None else gradient.sum_to_size(shape) for gradient, shape in grads)
+        return dx.to(x.dtype), *parts, None, None, None
+
+
+def _slopes(
+    d_beta: Tensor, d_gamma: Tensor, gamma: Tensor, offset: Tensor, r: Tensor, groups: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return `level` and `slope`, (N, C), of dx = a·dz + slope·x + level.
+
+    dx = r·(γ·dz - mean(γ·dz) - x̂·mean(γ·dz·x̂)), the means over the group, with x̂ = r·(x + offset).
+    """
+    means = torch.stack([d_beta, d_gamma]) * gamma
+    means = means.reshape(2, len(d_beta), groups, -1).mean(-1) / size
+    level, slope = -r * _spread(means, d_beta.shape[1])
+    slope = slope * r
+    return torch.addcmul(level, slope, offset), slope
 
 
 class _Fused(torch.autograd.Function):
@@ -147,12 +186,7 @@ class _Fused(torch.autograd.Function):
                 torch.ops.aten.silu_backward(dz, work, grad_input=dz)
             torch.sum(dz, 1, out=d_beta)
             torch.mul(r, torch.addcmul(torch.mul(dz, h, out=work).sum(1), offset, d_beta), out=d_gamma)
-            # dx = r·(γ·dz - mean(γ·dz) - x̂·mean(γ·dz·x̂)), the means over the group
-            means = torch.stack([d_beta, d_gamma]) * _of(gamma, rows)
-            means = means.reshape(2, -1, ctx.groups, channels // ctx.groups).mean(-1) / size
-            level, slope = -r * _spread(means, channels)
-            slope *= r
-            level.addcmul_(slope, offset)
+            level, slope = _slopes(d_beta, d_gamma, _of(gamma, rows), offset, r, ctx.groups, size)
             torch.add(torch.addcmul(a * d_beta, slope, sum_x), level, alpha=size, out=d_added)
             torch.addcmul(level[:, None], h, slope[:, None], out=work)
             out[rows].copy_(work.addcmul_(dz, a[:, None]))

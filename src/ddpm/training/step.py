@@ -26,6 +26,10 @@ from ddpm.training.compute import ComputePlan
 from ddpm.training.config import TrainingConfig
 from ddpm.training.optimizer import EMA, Optimizer
 
+# PyTorch's compiler writes out, as an image in float32, what two kernels use and what has five inputs or more. In the
+# derivative of a norm that has up to seven, six of them tiny. So it computes that twice (docs/reports/speed.md).
+COMPILER = {"realize_reads_threshold": 8}
+
 Teach = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
@@ -73,7 +77,7 @@ def build_learner(network: UNet, diffusion: DiffusionConfig, training: TrainingC
     optimizer = Optimizer(network, training.grad_clip, plan.scales_loss, muon)
     ema = EMA(network, training.ema_decay, training.ema_warmup)
     if plan.compile:
-        network.compile()
+        network.compile(options=COMPILER)
     parallel: nn.Module = network
     if world_size() > 1:
         devices = [plan.device] if plan.device.type == "cuda" else None
