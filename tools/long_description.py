@@ -1,7 +1,7 @@
 """The long description of the distribution: README.md without what leads nowhere outside the repository.
 
-hatchling runs it for the wheel and the sdist. PyPI shows no picture and follows no link that is relative to a repository.
-As long as the project has no public address, pictures are left out, and links to files are their text.
+hatchling runs it for the wheel and the sdist. PyPI shows no picture and follows no link that is relative to a
+repository. As long as the project has no public address, pictures are left out, and links to files are their text.
 """
 
 import re
