@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
 from PIL import Image
 from torch.distributed.run import parse_args as parse_torchrun
 
@@ -151,3 +153,12 @@ def file_called(name: str) -> Path | None:
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_description_on_pypi_leads_nowhere_but_to_the_web():
+    """PyPI shows README.md without the repository around it."""
+    description = ProjectMetadata(str(ROOT), PluginManager()).core.readme
+    targets = re.findall(r"\]\(([^)]*)\)", description)
+    assert targets == re.findall(r"\]\((https?:[^)]*)\)", (ROOT / "README.md").read_text())
+    assert "![" not in description
+    assert "Read a first model; the index lists all guides." in " ".join(description.split())

@@ -205,6 +205,14 @@ def test_what_is_no_model_is_named():
         ddpm.load("nowhere")
 
 
+def test_a_run_in_runs_is_suggested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/flowers").mkdir(parents=True)
+    (tmp_path / "runs/flowers/metrics.jsonl").touch()
+    with pytest.raises(UserError, match=r"^no model at flowers; did you mean runs/flowers\?$"):
+        ddpm.load("flowers")
+
+
 CHANGES = {  # of a model with the same weights: the key of its samples is another
     "null_label": lambda model: setattr(model, "null_label", 1),
     "prediction": lambda model: setattr(model, "diffusion", replace(model.diffusion, prediction="v")),

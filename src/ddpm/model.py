@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm.common.errors import UserError, nearest
-from ddpm.common.files import content_key, user_path
+from ddpm.common.files import content_key, is_run, user_path
 from ddpm.common.hardware import Precision, compute_dtype, default_device, precision_name
 from ddpm.common.names import BUNDLED_NAMES
 from ddpm.common.pixels import final_images
@@ -448,6 +448,8 @@ def find_model(name: str | Path) -> Path:
         return model_folder(path)
     if hub.looks_like_id(str(name)):
         return hub.download(str(name))
+    if is_run("runs" / path):
+        raise UserError(f"no model at {name}; did you mean {'runs' / path}?")
     raise UserError(
         f"no model at {name}: give a run directory, a Diffusers folder, a Hub id (user/name), "
         f"{' or '.join(map(repr, BUNDLED))}"

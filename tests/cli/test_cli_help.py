@@ -49,6 +49,35 @@ def test_help_loads_no_heavy_library(words):
     assert done.stderr == ""
 
 
+def test_the_overview_begins_somewhere_and_cuts_no_sentence(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+    assert "..." not in shown.partition("Commands:")[2]
+    assert "ddpm sample digits" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sample"], ["Missing argument 'MODEL'", "'digits', 'digits4', a run directory", "see 'ddpm sample --help'"]),
+        (["export", "digits", "--to", "web"], ["Missing option '--out': the folder to write; see"]),
+        (["plot"], ["Missing command", "see 'ddpm plot --help'"]),
+        (["smaple"], ["see 'ddpm --help'"]),
+        (["sample", "digits", "--lables", "all"], ["--labels", "see 'ddpm sample --help'"]),
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
+def test_a_mistake_in_a_command_is_one_line_with_the_way_out(capsys, words, said):
+    assert run(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ddpm: error: ")
+    assert error.count("\n") == 1
+    assert "Usage" not in error
+    assert all(text in error for text in said)
+
+
 def test_import_ddpm_loads_no_torch():
     code = (
         "import sys, ddpm; assert 'torch' not in sys.modules; ddpm.load; assert 'torch' in sys.modules; ddpm.samplers"
@@ -98,7 +127,7 @@ def test_fields_help_shows_ranges_choices_and_defaults():
     assert "--network.head_dim (whole number or null, ≥ 1; default null)" in shown
 
 
-@pytest.mark.parametrize("field", fields(), ids=lambda field: field.flag)
+@pytest.mark.parametrize("field", list(fields()), ids=lambda field: field.flag)
 def test_defaults_are_yaml_that_the_field_accepts(field):
     value = yaml.safe_load(field.default)
     section = Config.model_fields[field.section].annotation

@@ -84,6 +84,12 @@ def test_another_file_is_refused_in_one_line(tmp_path, capsys, content):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["digits", "."])
+def test_what_is_no_file_is_refused_with_what_is_read(folder, capsys, name):
+    assert run(["info", name]) == 2
+    assert capsys.readouterr().err == f"ddpm: error: {name} is no file: give a .png, a .gif or an .npz of ddpm\n"
+
+
 @pytest.mark.parametrize("text", ["[1]", "nonsense", '"text"'])
 def test_a_text_of_somebody_else_is_refused(tmp_path, capsys, text):
     with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:

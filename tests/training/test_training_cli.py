@@ -135,6 +135,14 @@ def test_train_reports_a_wrong_option_in_one_line(command, tmp_path, words, said
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.yaml"]
 
 
+def test_train_of_a_folder_says_how_to_train_on_it(command, tmp_path):
+    (tmp_path / "my photos").mkdir()
+    for name in ("my photos", "./my photos"):
+        code, _, error = command("train", name)
+        assert code == 2
+        assert error.endswith(f"ddpm train folder32 --data '{name}'")
+
+
 def test_train_exits_with_1_if_the_gradient_is_not_finite(command):
     code, _, error = command("train", "tiny.yaml", "--training.learning_rate", "1e30", "--training.max_bad_steps", 1)
     assert code == 1

@@ -33,6 +33,7 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="ddpm",
     help="Denoising diffusion probabilistic models: train, sample, trace, evaluate, restore and edit.",
+    epilog="Begin with: ddpm sample digits",
     context_settings=HELP_NAMES,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -111,6 +112,8 @@ def complain(message: str, code: int) -> int:
 
 
 def usage_line(error: Any) -> str:
-    """Return Click's message, which names the nearest command or option, and the command that shows help."""
-    message = error.format_message().rstrip(".?")
-    return f"{message}; see '{error.ctx.command_path if error.ctx else 'ddpm'} --help'"
+    """Return Click's message, what a missing argument takes, and the command that shows help."""
+    message = error.format_message().rstrip(".")
+    about = error.param.help if type(error).__name__ == "MissingParameter" and error.param else None
+    see = f"see '{error.ctx.command_path if error.ctx else 'ddpm'} --help'"
+    return f"{message}{f': {about}' if about else ''}{' (' + see + ')' if message.endswith('?') else '; ' + see}"

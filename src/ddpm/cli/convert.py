@@ -24,7 +24,7 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace an existing model folder")] = False,
 ) -> None:
-    """Convert a model to a Diffusers pipeline folder (safetensors), which ddpm opens, too."""
+    """Convert a model to a Diffusers pipeline folder (safetensors). ddpm opens it, too."""
     from ddpm.interop import convert as conversion
     from ddpm.interop.diffusers_config import obstacle
 

@@ -45,7 +45,7 @@ def edit(
     overwrite: Overwrite = False,
     metadata: Metadata = True,
 ) -> None:
-    """Edit a picture or a folder of pictures, by one of --strength, --curve, --invert and --to.
+    """Edit a picture or a folder of pictures. Give one of --strength, --curve, --invert and --to.
 
     SDEdit of strength S takes the last S × steps of a run. Picture i of a seed always gets the same noise.
     """

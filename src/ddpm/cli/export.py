@@ -25,7 +25,10 @@ def export(
     sampling: dict[str, Any],
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a model for other runtimes; the sampling options become its steps and its default guidance."""
+    """Write a model for other runtimes: ONNX or a web page.
+
+    The sampling options become its steps and its default guidance.
+    """
     from ddpm.export.onnx_files import export_onnx
     from ddpm.export.web import export_web
     from ddpm.model import SamplingOptions, load

@@ -10,10 +10,13 @@ from ddpm.cli.options import PATH
 
 
 def info(file: Annotated[Path, typer.Argument(**PATH | {"metavar": "FILE"}, help="a .png, a .gif or an .npz")]) -> None:
-    """Print how a file was made, and the command that makes it again."""
+    """Print how a file was made, and the command for it."""
+    from ddpm.common.errors import UserError
     from ddpm.common.pixels import read_origin
     from ddpm.data.images import printable
 
+    if not file.is_file():
+        raise UserError(f"{file} is no file: give a .png, a .gif or an .npz of ddpm")
     origin = read_origin(file)
     command = origin.pop("command", None)
     for name, value in origin.items():

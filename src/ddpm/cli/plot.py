@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ddpm.model import Model
 
-plot = typer.Typer(name="plot", help="Plot a figure: PDF, SVG or PNG.", no_args_is_help=True, rich_markup_mode=None)
+plot = typer.Typer(name="plot", help="Plot a figure: PDF, SVG or PNG.", rich_markup_mode=None)
 
 Models = Annotated[
     list[str],

@@ -79,7 +79,10 @@ def train(
             )
         config, folder = resumed(resume, overrides), resume
     elif preset is None:
-        raise UserError("give a preset or a YAML file (`ddpm presets` lists the presets), or --resume a run")
+        raise UserError(
+            "give a preset or a YAML file, as in ddpm train folder32 --data FOLDER (`ddpm presets` lists the presets), "
+            "or --resume a run"
+        )
     else:
         config, folder = load_config(preset, overrides), out or Path("runs") / Path(preset).stem
 

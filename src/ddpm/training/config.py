@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -190,6 +191,10 @@ def find_file(preset_or_file: str | Path) -> Traversable:
         return path / "config.yaml"
     if path.is_file():
         return path
+    if path.is_dir():
+        raise UserError(
+            f"{name} is a folder, no preset; train on its images with ddpm train folder32 --data {quote(name)}"
+        )
     if is_yaml(name) or len(path.parts) > 1:
         raise UserError(f"no configuration file {name}")
     raise UserError(f"no preset {name!r}; {nearest(name, preset_names(), NEAR)}")
