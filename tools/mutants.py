@@ -151,13 +151,16 @@ class Judge:
         for path in paths(self.room):
             name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
             importlib.import_module(name.removesuffix(".__init__"))
-        self.functions = [found for found in gc.get_objects() if type(found) is FunctionType]
-        self.record = self.recorded()
+        files = {str(path) for path in paths(self.room)}
+        functions = [found for found in gc.get_objects() if type(found) is FunctionType]
+        self.functions = [function for function in functions if function.__code__.co_filename in files]
+        gc.freeze()  # so that no fork looks through what all share
+        self.record = self.recorded(files)
         self.judge_files(self)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return True
 
-    def recorded(self) -> Record:
+    def recorded(self, files: set[str]) -> Record:
         """Return the seconds and the lines of each test, run on the source as it is where that is not known yet."""
         store = ROOT / ".mutants" / f"{self.room}.json"
         store.parent.mkdir(exist_ok=True)
@@ -167,7 +170,7 @@ class Judge:
         for file in dict.fromkeys(_file(test) for test in self.items):
             key = hashlib.sha256(base + (ROOT / file).read_bytes()).hexdigest()
             if known.get(file, {}).get("key") != key:
-                recorder = Recorder({str(path) for path in paths(self.room)}, self.scratch / "record.json")
+                recorder = Recorder(files, self.scratch / "record.json")
                 tests = [test for test in self.items if _file(test) == file]
                 if _fails(lambda tests=tests, recorder=recorder: self._run(tests, recorder), 3600):
                     pytest.exit(f"the tests in {file} fail on the source as it is", 2)
