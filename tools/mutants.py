@@ -9,9 +9,10 @@ the seed.
 
 The tests of a room are collected once, by a process that forks for every mutant. Where the mutant changes a function,
 the fork gives that function its new code and runs the tests that enter the statement, the quickest first. What is
-changed elsewhere (a default, a table, a field) needs the package imported again, and the tests that use the file. Tests
-stop at the first failure, or when they take longer than `--seconds` in all. Which test enters what, and how long it
-takes, is recorded before, and kept in .mutants/ until the source or the test changes.
+changed elsewhere (a default, a table, a field) needs the package imported again, and all tests of the room: first those
+in files named after the changed one. Tests stop at the first failure, or when they take longer than `--seconds` in all.
+Which test enters what, and how long it takes, is recorded before, and kept in .mutants/ until the source or the test
+changes.
 
 A mutant that no test notices is a survivor: write a test for it, or explain in mutants_equivalent.json why it changes
 nothing. A report at `--out` is continued: its files are not judged again, unless `--again` plants its survivors once
@@ -50,9 +51,9 @@ ROOT = Path(__file__).parent.parent
 PATIENCE, SLEEP = 5, 4
 OPTIONS = ["-qq", "-s", "-p", "no:cacheprovider", "--no-header", "--disable-warnings", "-o", "addopts="]
 ROOMS = {  # files to change, and the tests that mirror them
-    "diffusion": (["diffusion"], ["tests/diffusion", "tests/test_wiring.py"]),
+    "diffusion": (["diffusion"], ["tests/diffusion", "tests/test_wiring.py", "tests/test_fields.py"]),
     "samplers": (["samplers"], ["tests/samplers"]),
-    "networks": (["networks"], ["tests/networks", "tests/interop/test_interop_diffusers.py"]),
+    "networks": (["networks"], ["tests/networks", "tests/test_fields.py", "tests/interop/test_interop_diffusers.py"]),
     "training": (
         [
             "training/step.py",
@@ -61,15 +62,15 @@ ROOMS = {  # files to change, and the tests that mirror them
             "training/optimizer.py",
             "training/checkpoint.py",
         ],
-        ["tests/training", "tests/networks/test_networks_ema.py", "tests/test_wiring.py",
+        ["tests/training", "tests/networks/test_networks_ema.py", "tests/test_wiring.py", "tests/test_fields.py",
          "tests/distillation/test_distillation_teaching.py"],
     ),
     "evaluation": (["evaluation"], ["tests/evaluation"]),
     "restoration": (["restoration"], ["tests/restoration"]),
     "editing": (["editing"], ["tests/editing"]),
-    "distillation": (["distillation"], ["tests/distillation"]),
+    "distillation": (["distillation"], ["tests/distillation", "tests/test_fields.py"]),
     "interop": (["interop"], ["tests/interop", "tests/test_foreign_networks.py"]),
-    "data": (["data"], ["tests/data", "tests/training/test_training_batches.py"]),
+    "data": (["data"], ["tests/data", "tests/test_fields.py", "tests/training/test_training_batches.py"]),
     "model": (
         ["model.py", "generate.py", "export", "common"],
         ["tests/test_model.py", "tests/test_generation.py", "tests/test_wiring_sampling.py", "tests/export",
@@ -190,7 +191,8 @@ class Judge:
         limit = PATIENCE * sum(self.record[test][0] for test in tests) + 10
         if tests:
             return _fails(lambda: self._run(tests, pairs=pairs), limit)
-        tests = self._as_long_as_allowed(using(mutant, self.record))
+        tests = _quickest_first(list(self.record), self.record, Path(mutant.file).stem.rstrip("s"))
+        tests = self._as_long_as_allowed(tests)
         limit = PATIENCE * sum(self.record[test][0] for test in tests) + 60
         source = self.scratch / "src"
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
@@ -273,13 +275,6 @@ def entering(mutant: Mutant, record: Record) -> list[str]:
     first, last = mutant.lines or (0, -1)
     wanted = {(str(ROOT / mutant.file), line) for line in range(first, last + 1)}
     return _quickest_first([test for test, (_, lines) in record.items() if wanted & lines], record)
-
-
-def using(mutant: Mutant, record: Record) -> list[str]:
-    """Return the tests that run any line of a mutant's file, or else all: first those in files named after it."""
-    path, name = str(ROOT / mutant.file), Path(mutant.file).stem.rstrip("s")
-    tests = [test for test, (_, lines) in record.items() if any(file == path for file, _ in lines)]
-    return _quickest_first(tests or list(record), record, name)
 
 
 def _quickest_first(tests: list[str], record: Record, name: str = "") -> list[str]:
