@@ -50,6 +50,7 @@ ROOT = Path(__file__).parent.parent
 # a mutant that computes so many times as long as the source itself is noticed, and one that waits so many times that
 PATIENCE, SLEEP = 5, 4
 OPTIONS = ["-qq", "-s", "-p", "no:cacheprovider", "--no-header", "--disable-warnings", "-o", "addopts="]
+OPTIONS += ["--ignore-glob=*_processes.py", "--ignore-glob=*_torture.py"]  # other processes do not have a fork's mutant
 ROOMS = {  # files to change, and the tests that mirror them
     "diffusion": (["diffusion"], ["tests/diffusion", "tests/test_wiring.py", "tests/test_fields.py"]),
     "samplers": (["samplers"], ["tests/samplers"]),
