@@ -49,6 +49,7 @@ from mutants_changes import Mutant, mutants
 ROOT = Path(__file__).parent.parent
 # a mutant that computes so many times as long as the source itself is noticed, and one that waits so many times that
 PATIENCE, SLEEP = 5, 4
+TRACED = 3_000_000  # calls and lines of a test or fixture that are recorded; the rest goes on at full speed
 OPTIONS = ["-qq", "-s", "-p", "no:cacheprovider", "--no-header", "--disable-warnings", "-o", "addopts="]
 OPTIONS += ["--ignore-glob=*_processes.py", "--ignore-glob=*_torture.py"]  # other processes do not have a fork's mutant
 ROOMS = {  # files to change, and the tests that mirror them
@@ -91,11 +92,14 @@ class Recorder:
     """A plugin of pytest that records which lines of some files each test runs, and for how long."""
 
     def __init__(self, files: set[str], path: Path):
-        self.files, self.path, self.lines = files, path, set[tuple[str, int]]()
+        self.files, self.path, self.lines, self.traced = files, path, set[tuple[str, int]](), 0
         self.tests: dict[str, tuple[float, list[str], set[tuple[str, int]]]] = {}
         self.shared: dict[str, set[tuple[str, int]]] = {}  # what a fixture runs for several tests
 
     def trace(self, frame: FrameType, event: str, argument: object) -> Callable[..., object] | None:
+        self.traced += 1
+        if self.traced > TRACED:
+            sys.settrace(None)
         if frame.f_code.co_filename not in self.files:
             return None
         self.lines.add((frame.f_code.co_filename, frame.f_lineno))
@@ -103,7 +107,7 @@ class Recorder:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self.lines, start = set(), time.perf_counter()
+        self.lines, self.traced, start = set(), 0, time.perf_counter()
         threading.settrace(self.trace)
         sys.settrace(self.trace)
         yield
@@ -114,6 +118,9 @@ class Recorder:
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
         before, self.lines = self.lines, set()
         yield
+        if self.traced > TRACED:
+            self.traced = 0
+            sys.settrace(self.trace)
         if fixturedef.scope != "function":
             self.shared[fixturedef.argname] = self.shared.get(fixturedef.argname, set()) | self.lines
         self.lines |= before
