@@ -12,7 +12,7 @@ the fork gives that function its new code and runs the tests that enter the stat
 changed elsewhere (a default, a table, a field) needs the package imported again, and all tests of the room: first those
 in files named after the changed one. Tests stop at the first failure, or when they take longer than `--seconds` in all.
 Which test enters what, and how long it takes, is recorded before, and kept in .mutants/ until the source or the test
-changes.
+changes. Tests that start other processes are left out, because these do not have the mutant.
 
 A mutant that no test notices is a survivor: write a test for it, or explain in mutants_equivalent.json why it changes
 nothing. A report at `--out` is continued: its files are not judged again, unless `--again` plants its survivors once
@@ -51,7 +51,7 @@ ROOT = Path(__file__).parent.parent
 PATIENCE, SLEEP = 5, 4
 TRACED = 3_000_000  # calls and lines of a test or fixture that are recorded; the rest goes on at full speed
 OPTIONS = ["-qq", "-s", "-p", "no:cacheprovider", "--no-header", "--disable-warnings", "-o", "addopts="]
-OPTIONS += ["--ignore-glob=*_processes.py", "--ignore-glob=*_torture.py"]  # other processes do not have a fork's mutant
+OPTIONS += ["-k", "not processes and not torture and not kill and not signals and not telemetry"]  # start others
 ROOMS = {  # files to change, and the tests that mirror them
     "diffusion": (["diffusion"], ["tests/diffusion", "tests/test_wiring.py", "tests/test_fields.py"]),
     "samplers": (["samplers"], ["tests/samplers"]),
