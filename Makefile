@@ -82,7 +82,7 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python tests/campaigns/fuzz.py
 
 mutants: $(VENV)/.dev
-	$(BIN)/python tools/mutants.py --sample 12
+	$(BIN)/python tools/mutants.py --sample 8
 
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --universal --all-extras --no-header --no-annotate --no-emit-index-url --python-version 3.11 \

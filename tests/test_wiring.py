@@ -7,13 +7,11 @@ formula where there is one.
 
 import json
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -321,21 +319,6 @@ def test_field_changes_what_it_names(field, photos, tmp_path):
     for i, value in enumerate(values):
         for j in range(i):
             assert not equal(found[i], found[j]), f"{field}: {values[j]} and {value} give the same"
-
-
-def test_defaults_are_those_of_the_reference():
-    """docs/reference/configuration.md says what a user gets who sets nothing."""
-    page = (Path(__file__).parent.parent / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
-    said = {}
-    for section, table in re.findall(r"^## (\w+)$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL):
-        for name, default in re.findall(r"^\| `(\w+)` \|.*?[^\\]\| `(.*?)` \|", table, re.MULTILINE):
-            said[f"{section}.{name}"] = yaml.safe_load(default)
-    defaults = {
-        f"{name}.{field}": info.get_default(call_default_factory=True)
-        for name, section in Config.model_fields.items()
-        for field, info in section.annotation.model_fields.items()
-    }
-    assert said == defaults
 
 
 def test_learned_variance_is_built(photos, tmp_path):

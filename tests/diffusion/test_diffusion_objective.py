@@ -21,7 +21,7 @@ PREDICTIONS = ["epsilon", "x_0", "v"]
 
 def batch(seed=0, n=6, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
-    x_0 = torch.randint(0, 256, (n, 2, 4, 4), generator=generator).to(dtype) / 127.5 - 1
+    x_0 = torch.randint(0, 256, (n, 3, 5, 4), generator=generator).to(dtype) / 127.5 - 1
     noise = torch.randn(x_0.shape, generator=generator, dtype=dtype)
     return x_0, noise, torch.randint(0, T, (n,), generator=generator)
 
@@ -156,7 +156,7 @@ def test_gradients_stay_finite_for_wild_outputs(loss):
     x_0, noise, _ = batch()
     t = torch.tensor([0, 0, 1, 500, 998, 999])
     x_t = diffusion.q_sample(x_0, t, noise)
-    output = (10 * torch.randn(6, 4, 4, 4)).requires_grad_()
+    output = (10 * torch.randn(6, 6, 5, 4)).requires_grad_()
     value = DiffusionLoss(diffusion, loss)(output, x_0, x_t, t, noise)
     value.sum().backward()
     assert value.isfinite().all()
@@ -168,12 +168,15 @@ def test_half_precision_outputs_are_judged_in_float32(loss, variance):
     diffusion = GaussianDiffusion(SCHEDULE, variance=variance)
     x_0, noise, t = batch()
     x_t = diffusion.q_sample(x_0, t, noise)
-    output = torch.randn(len(x_0), 4 if diffusion.learns_variance else 2, 4, 4).bfloat16()
+    output = torch.randn(len(x_0), 6 if diffusion.learns_variance else 3, 5, 4).bfloat16()
     objective = DiffusionLoss(diffusion, loss)
     value = objective(output, x_0, x_t, t, noise)
     assert value.dtype == torch.float32
     assert value.shape == (len(x_0),)
     assert torch.equal(value, objective(output.float(), x_0, x_t, t, noise))
+    halves = [tensor.bfloat16() for tensor in (x_0, x_t, noise)]
+    wide = [tensor.float() for tensor in halves]
+    assert torch.equal(objective(output, *halves[:2], t, halves[2]), objective(output, *wide[:2], t, wide[2]))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,24 @@ def titles(figure) -> list[str]:
     return [label.get_text() for label in figure.axes[0].get_xticklabels()]
 
 
+def check_gallery(figure, rows: int) -> None:
+    """The pictures at their own shape, in grey levels from 0 to 255, with titles above them and nothing else."""
+    pictures, chart = figure.axes[:2]
+    height, width = pictures.images[0].get_array().shape[:2]
+    assert (height, width) == (2 + 6 * rows, 2 + 9 * 3)
+    assert pictures.images[0].get_clim() == (0, 255)
+    assert pictures.get_xticks().tolist() == pytest.approx([1 + 9 * (column + 0.5) for column in range(3)])
+    assert not len(pictures.get_yticks())
+    assert not pictures.get_frame_on()
+    assert not any(line.get_visible() for line in pictures.get_xgridlines())
+    ticks = pictures.xaxis.get_tick_params()
+    assert (ticks["labeltop"], ticks["labelbottom"], ticks["length"]) == (True, False, 0)
+    shape = pictures.get_subplotspec().get_gridspec().get_height_ratios()
+    assert shape == pytest.approx([6.3 * height / width, 2.4])
+    assert figure.get_figheight() == pytest.approx(sum(shape) + 0.4)
+    assert all(axis.get_label_text() for axis in (chart.xaxis, chart.yaxis))
+
+
 @pytest.mark.parametrize(("number", "channels"), [(2, 1), (3, 3), (9, 3)])
 def test_a_curve_shows_images_psnr_and_loss(number, channels):
     points = [
@@ -42,10 +60,7 @@ def test_a_curve_shows_images_psnr_and_loss(number, channels):
         for row in range(min(number, ROWS_DRAWN)):
             expected = ((point.images[row, :, 0, 0] + 1) * 127.5).round().int().tolist()
             assert shown(figure, row, column) == expected
-    height, width = figure.axes[0].images[0].get_array().shape[:2]
-    assert (height, width) == (2 + 6 * min(number, 6), 2 + 9 * 3)
-    ticks = figure.axes[0].get_xticks()
-    assert ticks.tolist() == pytest.approx([1 + 9 * (column + 0.5) for column in range(3)])
+    check_gallery(figure, min(number, 6))
     _, left, right = figure.axes
     assert left.lines[0].get_xydata().tolist() == [[0.25, 31.0], [0.9, 17.5]]
     assert right.lines[0].get_xydata().tolist() == [[0.25, 0.09], [0.9, 0.07]]
@@ -68,6 +83,7 @@ def test_reconstructions_show_errors_in_levels_of_255():
             [start, start + 1, start + 2],
             [start + 3, start + 4, start + 5],
         ]
+    check_gallery(figure, 2)
     root, largest = figure.axes[1].lines
     assert root.get_xydata().tolist() == [[0.2, pytest.approx(0.51)], [0.7, pytest.approx(2.55)]]
     assert largest.get_xydata().tolist() == [[0.2, pytest.approx(1.275)], [0.7, pytest.approx(38.25)]]

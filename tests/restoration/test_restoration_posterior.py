@@ -1,11 +1,13 @@
 """`restore`: several samples, labels and options, and independence of the batches."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
 from ddpm.common.errors import UserError
+from ddpm.interop.diffusers import Student
 from ddpm.model import Model, SamplingOptions
 from ddpm.restoration import Channels, Denoising, Inpainting, estimate_noise, restore, saturation, superresolution
 from ddpm.restoration.methods import METHODS
@@ -113,6 +115,19 @@ def test_estimate_noise_of_clean_and_of_small_pictures():
         estimate_noise(torch.zeros(1, 4, 4))
     with pytest.raises(UserError, match="too few"):
         estimate_noise(torch.zeros(1, 28, 28), torch.eye(28))
+
+
+@pytest.mark.parametrize(("method", "taken"), [("dps", False), ("ddnm", True), ("ddrm", True)])
+def test_a_student_has_too_few_steps_for_a_method_that_changes_a_little_in_each(grey, method, taken):
+    model, prior = grey
+    student = copy.copy(model)
+    student.student = Student(steps=2)
+    arguments = prior.sample(1), Denoising(model.image_shape), {"method": method, "noise": 0.1}
+    if taken:
+        assert torch.isfinite(restore(student, *arguments[:2], **arguments[2]).mean).all()
+    else:
+        with pytest.raises(UserError, match="distilled to 2: use ddrm or ddnm"):
+            restore(student, *arguments[:2], **arguments[2])
 
 
 def test_noise_in_image_units_is_doubled_for_the_models_range(grey, monkeypatch):

@@ -121,6 +121,8 @@ def test_estimate_noise_is_the_median_detail_of_blocks(sides):
     left = torch.tensor([d for d, use in zip(details, usable, strict=True) if use], dtype=torch.float64)
     assert 16 <= len(left) < len(details)
     assert estimate_noise(y, known) == pytest.approx(float(left.median()) / 0.6744897501960817)
+    half = y.bfloat16()
+    assert estimate_noise(half) == estimate_noise(half.double())
 
 
 def test_degrade_adds_noise_of_sigma_on_the_unit_scale_to_what_is_seen():

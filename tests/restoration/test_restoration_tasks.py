@@ -228,9 +228,19 @@ def test_picture_with_an_erased_part_is_told_from_a_painted_mask(opaque, spread,
     grey = torch.full((16,), 100)
     count = opaque // 2
     grey[:count], grey[count : 2 * count] = 100 - spread - 1, 100 + spread + 1
-    alpha = torch.where(torch.arange(16) < opaque, 255, 0)
-    lost = lost_pixels(torch.stack([grey, alpha]).reshape(2, 4, 4).to(torch.uint8)).flatten()
-    assert torch.equal(lost, alpha == 0 if erased else alpha > 0)
+    solid = torch.arange(16) < opaque
+    for levels in ((255, 0), (128, 127)):
+        alpha = torch.where(solid, *levels)
+        lost = lost_pixels(torch.stack([grey, alpha]).reshape(2, 4, 4).to(torch.uint8)).flatten()
+        assert torch.equal(lost, ~solid if erased else solid)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_to_restore_may_be_of_any_size(tmp_path, channels):
+    """A picture for superresolution can be smaller than any that a network is trained on."""
+    picture = torch.tensor([[10, 20, 30], [40, 50, 255]], dtype=torch.uint8).expand(3, 2, 3)
+    save_picture(picture, tmp_path / "small.png")
+    assert torch.equal(to_uint8(read_picture(tmp_path / "small.png", channels)), picture[:channels])
 
 
 def test_tint_of_a_scan_may_reach_sixteen_levels_in_one_percent_of_the_pixels(tmp_path):

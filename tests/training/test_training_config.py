@@ -122,6 +122,8 @@ def test_load_config_takes_any_text_as_the_data_source(tiny_yaml, name):
         ("digits", {"training.steps": "1.5"}, r"^training\.steps must be a whole number, ≥ 1, not 1\.5$"),
         ("digits", {"training.steps": "1e-3"}, r"^training\.steps must be a whole number, ≥ 1, not 0\.001$"),
         ("digits", {"training.grad_clip": "None"}, r"not 'None'; in YAML, None is null$"),
+        ("digits", {"network.heads": "none"}, r"or null, ≥ 1, not 'none'; in YAML, none is null$"),
+        ("digits", {"training.ema_decay": "None"}, r"^training\.ema_decay must be a number, ≥ 0, < 1, not 'None'$"),
         ("digits", {"training.grad_clip": "-1"}, r"^training\.grad_clip must be a number or null, > 0, not -1$"),
         ("digits", {"training.compile": "3"}, r"^training\.compile must be auto or true or false, not 3$"),
         ("digits", {"data.random_flip": "3"}, r"^data\.random_flip must be true or false, not 3$"),

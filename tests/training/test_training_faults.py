@@ -40,6 +40,27 @@ def test_train_refuses_a_directory_in_use(tiny, tmp_path):
     train(tiny(steps=1), tmp_path / "run")
 
 
+@pytest.mark.parametrize(("text", "said"), [("x" * 1000, "by x{200};"), ("", "by another process;")])
+def test_a_refusal_quotes_little_of_what_the_lock_says(tmp_path, text, said):
+    with claimed(tmp_path, resume=False, overwrite=False):
+        (tmp_path / ".lock").write_text(text)
+        with pytest.raises(UserError, match=said), claimed(tmp_path, resume=False, overwrite=False):
+            pass
+
+
+def test_train_leaves_the_users_files_in_the_models_place_alone(tiny, tmp_path, capsys):
+    """The run goes on and says so; the preview does not go into a card that is the user's."""
+    previews = {"preview_every": 1, "preview_images": 1, "preview_steps": 1}
+    run = train(tiny(steps=1, **previews), tmp_path / "run")
+    shutil.rmtree(run / "model")
+    (run / "model").mkdir()
+    (run / "model" / "README.md").write_text("my own")
+    train(tiny(steps=2, **previews), run, resume=True)
+    assert f"{run / 'model'} " in capsys.readouterr().out
+    assert [(path.name, path.read_text()) for path in (run / "model").iterdir()] == [("README.md", "my own")]
+    assert (run / "checkpoints" / "000002").is_dir()
+
+
 def test_train_keeps_an_existing_run_without_overwrite(tiny, files, tmp_path, monkeypatch):
     run = train(tiny(steps=1), tmp_path / "run")
     before = files.tensors(run, 1)

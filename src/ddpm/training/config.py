@@ -312,8 +312,8 @@ def explain(error: ValidationError) -> str:
         kind = kind_of(info)
         article = "a " if kind.startswith(("whole number", "number", "list")) else ""
         line = f"{name} must be {article}{kind}, not {shortened(value)}"
-        if value == "None":
-            line += "; in YAML, None is null"
+        if str(value).lower() == "none" and " or null" in kind:
+            line += f"; in YAML, {value} is null"
     more = len(findings) - 1
     return line + (f" (and {more} more)" if more and not same_field(findings) else "")
 
