@@ -12,12 +12,12 @@ import gradio as gr
 from torch import Tensor
 
 from ddpm.app import generate
-from ddpm.app.components import MOST_SEED, TempImages, bounded, choice, origin, sheet, slider, tile
+from ddpm.app.components import MOST_SEED, TempImages, bounded, choice, origin, sheet, slider, tile, write_png
 from ddpm.app.generate import EVERY_CLASS, SAMPLER_INFO, USUAL_GUIDANCE, has_guidance, most_steps
 from ddpm.app.outcome import QUIET, Outcome, running
 from ddpm.app.press import buttons, connect, live
 from ddpm.common.errors import UserError
-from ddpm.common.pixels import made_by, make_grid, png_text, to_pillow
+from ddpm.common.pixels import made_by, make_grid, to_pillow
 from ddpm.model import Model, SamplingOptions
 from ddpm.samplers import SAMPLERS, Step
 
@@ -145,8 +145,8 @@ def save(cells: Sequence[Cell], path: Path) -> Path:
     """Write a ZIP of the cells, a PNG each."""
     with zipfile.ZipFile(path, "w") as archive:
         for cell in cells:
-            with made_by(cell.origin), archive.open(cell.file, "w") as entry:
-                to_pillow(cell.picture).save(entry, format="png", pnginfo=png_text())
+            with made_by(cell.origin):
+                write_png(archive, cell.file, to_pillow(cell.picture))
     return path
 
 

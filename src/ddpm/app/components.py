@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import shlex
+import zipfile
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -117,6 +118,12 @@ def tile(pixels: Tensor, caption: str, file: str, name: str = "", shown: str = "
         f'aria-label="Enlarge {words}">'
         f'<img class="pixels" src="{shown or saved}" alt="">{corner}</button>'
     )
+
+
+def write_png(archive: zipfile.ZipFile, name: str, image: Image.Image, **more: Any) -> None:
+    """Write a picture into a ZIP as a PNG that says how it was made, inside `made_by`; `more` is of this picture."""
+    with archive.open(name, "w") as entry:
+        image.save(entry, format="png", pnginfo=png_text(**more))
 
 
 def film(shots: Sequence[Shot], *, last: bool = False, tiles: bool = False) -> str:

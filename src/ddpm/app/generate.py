@@ -27,10 +27,11 @@ from ddpm.app.components import (
     shots,
     slider,
     tile,
+    write_png,
 )
 from ddpm.app.outcome import QUIET, Outcome, running
 from ddpm.app.press import buttons, connect, live, pace, run_after, show_user_errors
-from ddpm.common.pixels import made_by, origin_text, png_text, save_grid, to_pillow, to_uint8
+from ddpm.common.pixels import made_by, origin_text, save_grid, to_pillow, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.networks.inference import count_flops
 from ddpm.networks.unet import UNet
@@ -94,8 +95,7 @@ class Samples:
         save_grid(self.images, grid)
         with zipfile.ZipFile(singles, "w") as archive:
             for index, pixels in enumerate(to_uint8(self.images)):
-                with archive.open(f"{index:06d}.png", "w") as entry:
-                    to_pillow(pixels).save(entry, format="png", pnginfo=png_text(index=index))
+                write_png(archive, f"{index:06d}.png", to_pillow(pixels), index=index)
             archive.comment = origin_text().encode()
         self.trajectory.save(gif)
         buffer = io.BytesIO()

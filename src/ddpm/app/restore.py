@@ -32,6 +32,7 @@ from ddpm.app.components import (
     program_file,
     sheet,
     slider,
+    write_png,
 )
 from ddpm.app.generate import SEED_INFO, in_lines
 from ddpm.app.outcome import QUIET, Outcome, running
@@ -39,7 +40,7 @@ from ddpm.app.press import buttons, connect, live, pace
 from ddpm.app.uploads import from_pad, mask_of, read_fitted, read_mask
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr
-from ddpm.common.pixels import made_by, png_text, to_pillow, to_uint8
+from ddpm.common.pixels import made_by, to_pillow, to_uint8
 from ddpm.common.randomness import derive_seed
 from ddpm.model import Model, SamplingOptions
 from ddpm.restoration import METHODS, Inpainting, Restored, Task, restore
@@ -175,14 +176,15 @@ class Answer:
     def save(self, path: Path, picture: Tensor, lost: Tensor | None) -> Path:
         """Write a ZIP of all pictures, with the ones that the command reads."""
         draws = {f"draw_{index:03d}": to_pillow(to_uint8(draw)) for index, draw in enumerate(self.restored.samples[0])}
-        given = {PICTURE: to_pillow(to_uint8(picture))} | (
-            {} if lost is None else {MASK: to_pillow(255 * lost[None].byte())}
-        )
+        given = {PICTURE: to_pillow(to_uint8(picture))}
+        if lost is not None:
+            given[MASK] = to_pillow(255 * lost[None].byte())
         with zipfile.ZipFile(path, "w") as archive:
-            for name, image in (self.pictures() | draws | given).items():
-                told = None if name in given else png_text()
-                with archive.open(name if name.endswith(".png") else f"{name.replace(' ', '_')}.png", "w") as entry:
-                    image.save(entry, format="png", pnginfo=told)
+            for name, image in (self.pictures() | draws).items():
+                write_png(archive, f"{name.replace(' ', '_')}.png", image)
+            with made_by(None):
+                for name, image in given.items():
+                    write_png(archive, name, image)
         return path
 
 
