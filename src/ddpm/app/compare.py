@@ -138,7 +138,7 @@ def table(model: Model, grid: Grid, cells: Sequence[Cell], drawn: Tensor | None 
     for row, sampler in enumerate(grid.samplers):
         shown = []
         for column, unit in enumerate(units):
-            place, inside = row * len(units) + column, f'<div class="tile" style="aspect-ratio:{shape}"></div>'
+            place, inside = row * len(units) + column, f'<div class="spot" style="aspect-ratio:{shape}"></div>'
             if place < len(cells):
                 cell, words = cells[place], f"{sampler}, {unit}, seed {grid.seed}"
                 with made_by(cell.origin):
@@ -148,7 +148,7 @@ def table(model: Model, grid: Grid, cells: Sequence[Cell], drawn: Tensor | None 
             shown.append(f"<td>{inside}</td>")
         rows.append(f'<tr><th scope="row">{escape(sampler)}</th>{"".join(shown)}</tr>')
     inside = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="scroll"><table class="compare">{inside}</table></div>'
+    return f'<div class="scroll"><table class="compare" style="--columns:{len(units)}">{inside}</table></div>'
 
 
 def save(cells: Sequence[Cell], path: Path) -> Path:
@@ -173,13 +173,13 @@ def tab(model: Model, name: str) -> list[Any]:
                 axis = choice([STEPS, GUIDANCE], STEPS, "Columns", visible=guided, min_width=140)
                 values = gr.Textbox(", ".join(map(str, usual)), label="Their values", min_width=140)
                 fixed = gr.Number(USUAL_GUIDANCE if guided else 1, label="Guidance", visible=guided, min_width=90)
-                label = choice(names, EVERY_CLASS, "Class", visible=len(names) > 1, min_width=140)
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90)
-                number = slider(1, MOST_IMAGES, 4, step=1, label="Images a cell", min_width=160)
+                label = choice(names, EVERY_CLASS, "Class", visible=len(names) > 1, elem_classes="double")
+                number = slider(1, MOST_IMAGES, 4, step=1, label="Images", min_width=140)
             pressed = buttons("Compare")
-        outcome = Outcome(
-            "compare", "Every cell begins with the same noise. Press Compare.", ["All pictures, ZIP"], moves=False
-        )
+        empty = table(model, Grid(rows, STEPS, usual, 1), [])
+        hint = "Every cell begins with the same noise. Press Compare."
+        outcome = Outcome("compare", hint, ["All pictures, ZIP"], moves=False, before=empty)
     outcome.code()
 
     def run(samplers, axis, values, fixed, label, number, seed):

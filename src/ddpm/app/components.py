@@ -85,7 +85,7 @@ def origin(model: Model, command: str, sampling: SamplingOptions, **more: Any) -
 
 TITLES = {  # alternative text: caption
     "x_t": "x<sub>t</sub>: noise that becomes less",
-    "predicted x_0": "predicted x<sub>0</sub>: what the network expects",
+    "predicted x_0": "x<sub>0</sub>: what the network expects",
 }
 Shot = tuple[Sequence[Image.Image], str]  # the pictures of one moment, and its words
 

@@ -180,11 +180,8 @@ def report_edit(edited: Tensor, original: Tensor, done: str) -> str:
     """Say how close an edited image is to the original, (C, H, W) both."""
     report = f"{done}: PSNR {psnr(edited[None], original[None])[0]:.1f} dB"
     similarity = ssim_or_none(edited[None], original[None])
-    return (
-        report
-        + ("" if similarity is None else f", SSIM {float(similarity[0]):.3f}")
-        + " to the original (more is closer)."
-    )
+    report += "" if similarity is None else f", SSIM {float(similarity[0]):.3f}"
+    return f"{report} to the original (more is closer)."
 
 
 def between(

@@ -167,7 +167,7 @@ def drawing(step: Step, log_snr: float, names: Sequence[str]) -> str:
         return " ".join(f"{share:.4f}%" for share in shares)
 
     tiles = "".join(
-        f'<div class="tile" style="background-position:{place(index)}">{f"<span>{escape(name)}</span>" if name else ""}'
+        f'<div class="spot" style="background-position:{place(index)}">{f"<span>{escape(name)}</span>" if name else ""}'
         f"</div>"
         for index, name in enumerate(names)
     )

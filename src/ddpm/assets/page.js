@@ -33,9 +33,10 @@ window.ddpm = (() => {
   const room = () => [...document.querySelectorAll("[role=tabpanel]")].find((panel) => panel.offsetParent) || document;
   const seen = (selector) => [...room().querySelectorAll(selector)].find((element) => element.offsetParent);
 
-  // Press the button of the open tab, unless a run lasts. A field that one is in has its value then, as after leaving it.
+  // Press the button of the open tab, unless a run lasts. A number that one still types is judged first, as after leaving it.
   function press() {
-    document.activeElement?.dispatchEvent(new Event("change", { bubbles: true }));
+    const field = document.activeElement;
+    if (field?.type === "number") field.dispatchEvent(new Event("change", { bubbles: true }));
     seen(".start")?.click();
   }
 
@@ -58,7 +59,7 @@ window.ddpm = (() => {
   // The switcher of models. `use` opens the page of one, which the server makes when it is asked for the first time.
   let use = () => {};
   function models(element, server, current) {
-    const select = make("select"), note = make("span", { role: "status" });
+    const select = make("select"), said = make("span", { role: "status" }, "Model"), note = make("span", { role: "alert" });
     let known = "";
     async function refresh() {
       const groups = await server.listing("");
@@ -71,17 +72,19 @@ window.ddpm = (() => {
     }
     use = async (name, elsewhere = true) => {
       if (elsewhere) sessionStorage.removeItem(TAB);
-      note.textContent = `Loading ${name} …`;
+      said.textContent = "Loading …";
+      note.textContent = "";
       select.disabled = true;
       const answer = await server.open_model(name).catch(() => ({ error: "The server does not answer." }));
       if (answer.path) return location.assign(location.pathname.replace(/\/(models\/\d+\/?)?$/, "") + answer.path);
       note.textContent = answer.error;
+      said.textContent = "Model";
       select.disabled = false;
       select.value = current;
     };
     select.addEventListener("change", () => use(select.value));
     for (const event of ["pointerenter", "focus"]) select.addEventListener(event, refresh);
-    element.replaceChildren(make("label", {}, "Model ", select), note);
+    element.replaceChildren(make("label", {}, said, select), note);
     const wanted = sessionStorage.getItem(MODEL);
     sessionStorage.removeItem(MODEL);
     if (wanted && wanted !== current) use(wanted, false);

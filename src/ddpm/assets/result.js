@@ -110,7 +110,11 @@ window.ddpmResult = (() => {
     const results = [];
     const inShort = ({ label, steps, seed }) =>
       `${classes.length < 2 ? "" : label === classes[0] ? "all, " : `${label}, `}${steps} step${steps === 1 ? "" : "s"}\nseed ${seed}`;
-    place.words = ({ given }) => `: ${inShort(given).replace("\n", ", ")}`;
+    place.again = ({ given }) => {
+      const status = `Stopped. Shown again: ${inShort(given).replace("\n", ", ")}.`;
+      fill({ ...given, status }); // the fields tell of the pictures that are seen
+      return status;
+    };
     place.shown = (shown) => {
       const parsed = make("template");
       parsed.innerHTML = shown.html;
@@ -204,7 +208,7 @@ window.ddpmResult = (() => {
     if (!status.startsWith("Stopped")) return status;
     if (!place.last) return "Stopped. These pictures are unfinished.";
     place.show(place.last);
-    return `Stopped. These are the pictures of the run before${place.words?.(place.last) ?? ", with its settings"}.`;
+    return place.again?.(place.last) ?? "Stopped. These are the pictures of the run before.";
   }
 
   // The message of an error that has just come, for the status line. Gradio shows it a moment after it tells of the error.
