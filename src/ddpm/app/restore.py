@@ -303,16 +303,16 @@ def tab(model: Model, name: str) -> list[Any]:
             with gr.Column(visible=False) as blur_only:
                 blur = slider(0.3, 4, 1.5, step=0.1, label="Blur (σ in pixels)")
             pressed = buttons("Restore")
-            with gr.Accordion("Noise, class and method", open=False), gr.Row(elem_classes="fields"):
-                noise = slider(0, 0.5, 0, step=0.01, label="Noise (σ)", info="0 is none, 0.5 hides it.", min_width=200)
-                label = class_field(model, info="What it shows, if you know.", min_width=200)
-                method = choice(list(METHODS), "ddnm", "Method", METHOD_INFO, min_width=200)
-                steps = slider(1, most, min(100, most), step=1, label="Steps", info="More is slower.", min_width=200)
-                draws = slider(1, MOST_DRAWS, 4, step=1, label="Draws", info="Each is another fit.", min_width=200)
-                seed = gr.Number(0, label="Seed", info=SEED_INFO, precision=0, minimum=0, min_width=200)
-                clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=200)
         with gr.Column(scale=1, min_width=300):
             outcome = Outcome("restore", "Mark what is lost, then press Restore.", ["All pictures, ZIP"])
+    with gr.Accordion("Noise, class and method", open=False), gr.Row(elem_classes=["fields", "few"]):
+        noise = slider(0, 0.5, 0, step=0.01, label="Noise (σ)", info="0 is none, 0.5 hides it.", min_width=200)
+        label = class_field(model, info="What it shows, if you know.", min_width=200)
+        method = choice(list(METHODS), "ddnm", "Method", METHOD_INFO, min_width=200)
+        steps = slider(1, most, min(100, most), step=1, label="Steps", info="More is slower.", min_width=200)
+        draws = slider(1, MOST_DRAWS, 4, step=1, label="Draws", info="Each is another fit.", min_width=200)
+        seed = gr.Number(0, label="Seed", info=SEED_INFO, precision=0, minimum=0, min_width=200)
+        clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=200)
     outcome.code()
 
     def restore(image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label):
