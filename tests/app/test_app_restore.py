@@ -27,7 +27,7 @@ def test_every_damage_is_restored(served_model, uploads, kind, clean):
     damage = restoring.Damage(kind, noise=0.1)
     answer = last(restoring.restore_upload(served_model, str(uploads / "good.png"), None, damage, clean=clean, steps=2))
     pictures = answer.pictures()
-    assert pictures["mean"].size == pictures["one draw"].size == pictures["uncertainty"].size == (16, 16) or not clean
+    assert pictures["mean"].size == pictures["one draw"].size == pictures["differences"].size == (16, 16) or not clean
     assert answer.report().startswith("Done: 4 draws.")
     assert ("PSNR" in answer.report()) == clean
     assert ("original" in pictures) == clean

@@ -17,7 +17,12 @@ def test_samplers_are_compared(visit):
     visit.open("Compare")
     visit.panel.get_by_label("Their values").fill("2, 3")
     visit.press("Compare")
+    visit.panel.get_by_role("columnheader", name="3 steps").wait_for()
+    size = visit.panel.locator("table").bounding_box()
     visit.status("Done in")
+    visit.panel.locator("td img").nth(5).wait_for()
+    after = visit.panel.locator("table").bounding_box()
+    assert (after["width"], round(after["height"])) == (size["width"], round(size["height"]))
     assert visit.panel.locator("td img").count() == 6
     visit.panel.get_by_label("Enlarge ddim, 3 steps").click()
     dialog = visit.page.get_by_role("dialog")

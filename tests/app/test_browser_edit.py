@@ -80,6 +80,12 @@ def test_pictures_of_a_first_run_that_is_stopped_are_said_to_be_unfinished(brows
 
 
 def test_a_grid_offers_its_images(visit, tmp_path):
+    many = torch.rand(16, 1, 16, 16, generator=torch.Generator().manual_seed(1)) - 0.5
+    save_grid(many, tmp_path / "many.png")
+    visit.open("Edit")
+    visit.upload(tmp_path / "many.png", "This is a grid of 16 images.")
+    box, last = (visit.pad().locator(name).last.bounding_box() for name in (".pad-examples", ".pad-examples button"))
+    assert last["y"] + last["height"] <= box["y"] + box["height"]
     images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
     save_grid(images, tmp_path / "grid.png")
     visit.open("Edit")

@@ -44,7 +44,8 @@ def test_a_number_that_is_not_possible_is_said_beside_its_field(visit):
         visit.panel.locator(".block", has=field).last.get_by_text(said).wait_for()
     visit.panel.get_by_label("Seed").first.fill("-4")
     visit.panel.get_by_label("Seed").first.press("Tab")
-    visit.panel.get_by_text("At least 0.").wait_for()
+    visit.panel.get_by_text("At least 0. -4 became 0.").wait_for()
+    assert visit.panel.get_by_label("Seed").first.input_value() == "0"
     visit.panel.get_by_label("Seed").first.fill("4")
     visit.panel.get_by_label("Seed").first.press("Tab")
     visit.panel.get_by_text("At least 0.").wait_for(state="detached")
@@ -127,10 +128,19 @@ def test_on_a_phone_picture_and_button_are_on_the_first_screen_and_a_swipe_scrol
     assert phone.pad().locator("canvas").evaluate("canvas => getComputedStyle(canvas).touchAction") == "none"
 
 
+def test_a_run_is_told_whole_on_a_phone(phone):
+    phone.open("Runs")
+    phone.panel.locator("[data-unit='images a second']").first.wait_for()
+    assert phone.panel.locator(".scroll").evaluate("box => box.scrollWidth <= box.clientWidth")
+
+
 def test_a_tap_takes_the_brush_on_a_phone(phone):
     phone.open("Edit")
-    phone.pad().get_by_role("button", name="Clear").tap()
     canvas = phone.pad().locator("canvas")
+    phone.pad().get_by_text("Tap the picture, or take a brush").wait_for()
+    phone.pad().get_by_role("button", name="Clear").tap()
+    phone.pad().get_by_text("The brush is on").wait_for()
+    phone.pad().get_by_role("button", name="Draw", pressed=True).tap()
     canvas.tap()
     phone.pad().get_by_text("The brush is on").wait_for()
     phone.until(lambda: phone.drawn().std() > 0)
@@ -155,6 +165,14 @@ def test_the_wheel_scrolls_over_a_pad_and_a_picture(visit):
         picture.hover()
         visit.page.mouse.wheel(0, 60)
         visit.until(lambda before=before: visit.page.evaluate("scrollY") > before)
+
+
+def test_a_page_that_opens_says_so(browser, address):
+    page = browser.new_page()
+    page.route("**/assets/**", lambda route: route.abort())
+    page.goto(address, wait_until="commit")
+    page.wait_for_function("getComputedStyle(document.body, '::before').content.includes('Opening the page')")
+    page.close()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,14 @@ pytest.importorskip("gradio")
 pytest.importorskip("playwright.sync_api")
 
 
+NOTE_STATUS = """() => {
+    const status = document.querySelector(".status-block");
+    window.said = [];
+    const note = () => window.said.push(status.innerText.trim());
+    new MutationObserver(note).observe(status, {childList: true, subtree: true});
+}"""
+
+
 def test_the_page_begins_with_a_drawing(visit, served_model):
     assert visit.panel.locator(".tile").count() == 16
     assert visit.page.title() == "somebody's model · ddpm"
@@ -53,6 +61,7 @@ def test_generate_a_class_and_go_back_to_what_was_before(visit):
     with visit.page.expect_download() as download:
         visit.panel.get_by_text("Grid, PNG").click()
     assert download.value.suggested_filename == "samples.png"
+    assert f"seed {seed}" in visit.panel.locator(".history button[aria-current]").inner_text()
     visit.panel.locator(".history button").last.click()
     visit.until(lambda: visit.panel.get_by_label("Seed").first.input_value() == "0")
     assert "seed=0" in visit.page.url
@@ -76,7 +85,8 @@ def test_after_stop_pictures_keep_their_own_settings(visit):
     visit.press("Generate")
     visit.status("of 1000")
     visit.press("Stop")
-    visit.status("Stopped. These are the pictures of the run before, with its settings.")
+    visit.status(f"Stopped. Shown again: all, 2 steps, seed {re.search(r'seed=([0-9]+)', before[0])[1]}.")
+    visit.until(lambda: visit.panel.get_by_label("number input for Steps").input_value() == "2")
     assert (visit.page.url, visit.panel.locator(".tile img").first.get_attribute("src")) == before
     assert command.inner_text() == code != ""
     with visit.page.expect_download() as download:
@@ -136,12 +146,7 @@ def test_stop_ends_a_run_that_the_server_has_not_numbered_yet(visit):
     visit.until(lambda: held)
     visit.press("Stop")
     visit.status("Stopped.")
-    visit.page.evaluate("""() => {
-        const status = document.querySelector(".status-block");
-        window.said = [];
-        const note = () => window.said.push(status.innerText);
-        new MutationObserver(note).observe(status, {childList: true, subtree: true});
-    }""")
+    visit.page.evaluate(NOTE_STATUS)
     held[0].continue_()
     visit.number("Steps", 2)
     visit.press("Generate")
@@ -157,9 +162,31 @@ def test_keys_start_and_stop_and_move_between_tabs(visit):
     visit.status("Stopped.")
     visit.number("Steps", 2)
     visit.page.get_by_role("tab", name="Generate").focus()
-    visit.page.keyboard.press("ArrowRight")
-    visit.until(lambda: visit.page.get_by_role("tab", name="Restore").get_attribute("aria-selected") == "true")
+    for key, tab in (("ArrowRight", "Restore"), ("End", "Runs"), ("ArrowRight", "Generate"), ("ArrowRight", "Restore")):
+        visit.page.keyboard.press(key)
+        visit.page.get_by_role("tab", name=tab, selected=True).wait_for()
+    tabs = visit.page.get_by_role("tab")
+    visit.until(lambda: tabs.evaluate_all("tabs => tabs.filter(tab => tab.tabIndex === 0).length") == 1)
     visit.open("Generate")
+
+
+def test_images_come_about_where_they_stay(visit):
+    def places() -> list[dict]:
+        return [tile.bounding_box() for tile in visit.panel.locator(":is(.tile, .spot):visible").all()]
+
+    visit.number("Steps", 1000)
+    before = places()
+    visit.press("Generate")
+    visit.panel.locator(".drawing").wait_for()
+    assert places() == before
+    tile = visit.panel.locator(".spot").first
+    noise = tile.evaluate("tile => getComputedStyle(tile).backgroundImage")
+    visit.panel.get_by_label("what the network expects").check()
+    visit.until(lambda: tile.evaluate("tile => getComputedStyle(tile).backgroundImage") != noise)
+    visit.panel.get_by_label("what the network expects").uncheck()
+    visit.press("Stop")
+    visit.status("Stopped.")
+    visit.number("Steps", 2)
 
 
 def test_a_second_tab_says_that_it_waits(browser, address, visit):
@@ -174,9 +201,9 @@ def test_a_second_tab_says_that_it_waits(browser, address, visit):
     other.page.get_by_role("tab", name="Compare").click()
     other.panel.get_by_label("Their values").fill("2")
     other.press("Compare")
-    other.status("Waiting")
+    other.status("Waiting for the model: number 2 in the queue")  # after the drawing that its page began with
     assert other.button("Stop").is_visible()
-    visit.press("Stop")
+    visit.page.keyboard.press("Escape")
     other.status("Done in")
     other.page.close()
     visit.number("Images", 16)
@@ -209,6 +236,9 @@ def test_the_moments_of_a_run_are_seen_on_its_images(visit):
 
 def test_a_student_draws_while_a_slider_moves(browser, quick_address):
     for visit in fresh(browser, quick_address):
+        assert visit.panel.get_by_label("range slider for Steps").get_attribute("max") == "2"
+        assert not visit.panel.get_by_text("needs few steps").count()
+        visit.page.evaluate(NOTE_STATUS)
         images = visit.panel.locator(".tile img")
         before = images.first.get_attribute("src")
         slider = visit.panel.get_by_label("range slider for Guidance")
@@ -216,6 +246,8 @@ def test_a_student_draws_while_a_slider_moves(browser, quick_address):
         slider.press("ArrowRight")
         visit.page.wait_for_function("location.hash.includes('guidance=1.1')")
         assert images.first.get_attribute("src") != before
+        visit.status("Done: 16 images")
+        assert "Drawing …" in visit.page.evaluate("window.said")
         visit.choose("Class", "class 1")
         visit.page.wait_for_function("location.hash.includes('label=class+1')")
         visit.panel.get_by_label("Draw at once when something changes").uncheck()

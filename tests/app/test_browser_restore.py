@@ -29,8 +29,8 @@ def test_restore_what_is_marked_after_another_damage_has_been_looked_at(visit, u
     before = pixels_of(visit.panel.get_by_alt_text("what was given"))
     assert (before[8, 4:12] == 128).all()  # lost pixels are grey
     assert before[2].std() > 20
-    visit.panel.get_by_label("uncertainty").check()
-    visit.panel.get_by_text("0.25+").wait_for()
+    visit.panel.get_by_label("differences").check()
+    visit.panel.get_by_text("25% of white and more").wait_for()
 
 
 def test_marks_are_seen_only_where_they_count_and_an_old_result_is_told_from_the_picture(visit):

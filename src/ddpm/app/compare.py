@@ -1,5 +1,6 @@
 """The Compare tab: one seed, drawn by several samplers with several numbers of steps or guidance weights."""
 
+import math
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,12 @@ import gradio as gr
 from torch import Tensor
 
 from ddpm.app import generate
-from ddpm.app.components import MOST_SEED, TempImages, bounded, choice, origin, sheet, slider, tile
-from ddpm.app.generate import EVERY_CLASS, SAMPLER_INFO, USUAL_GUIDANCE, has_guidance, most_steps
+from ddpm.app.components import MOST_SEED, TempImages, bounded, choice, figure, origin, sheet, slider, tile, write_png
+from ddpm.app.generate import EVERY_CLASS, USUAL_GUIDANCE, has_guidance, most_steps, sampler_info
 from ddpm.app.outcome import QUIET, Outcome, running
 from ddpm.app.press import buttons, connect, live
 from ddpm.common.errors import UserError
-from ddpm.common.pixels import made_by, make_grid, png_text, to_pillow
+from ddpm.common.pixels import made_by, make_grid, to_pillow
 from ddpm.model import Model, SamplingOptions
 from ddpm.samplers import SAMPLERS, Step
 
@@ -122,79 +123,84 @@ def finished(model: Model, name: str, grid: Grid, place: int, images: Tensor) ->
     return Cell(make_grid(images), sheet(images), file, origin(model, command, sampling, images=len(images)))
 
 
-def table(grid: Grid, cells: Sequence[Cell]) -> str:
-    """Return the HTML of the grid, with the cells that are finished."""
+def table(model: Model, grid: Grid, cells: Sequence[Cell], drawn: Tensor | None = None) -> str:
+    """Return the HTML of the grid, with the cells that are finished and the one that is being drawn.
+
+    Every cell has its size from the beginning, so that nothing moves while they are filled.
+    """
+    _, height, width = model.image_shape
+    across, gap = math.ceil(math.sqrt(grid.number)), 1 if grid.number > 1 else 0
+    down = math.ceil(grid.number / across)
+    shape = f"{across * (width + gap) + gap}/{down * (height + gap) + gap}"
     units = [f"{value:g} {grid.axis[:-1] if grid.axis == STEPS and value == 1 else grid.axis}" for value in grid.values]
     head = "".join(f'<th scope="col">{unit}</th>' for unit in units)
     rows = []
     for row, sampler in enumerate(grid.samplers):
         shown = []
         for column, unit in enumerate(units):
-            place, inside = row * len(units) + column, ""
+            place, inside = row * len(units) + column, f'<div class="spot" style="aspect-ratio:{shape}"></div>'
             if place < len(cells):
                 cell, words = cells[place], f"{sampler}, {unit}, seed {grid.seed}"
                 with made_by(cell.origin):
                     inside = tile(cell.picture, words, cell.file, shown=cell.shown)
+            elif place == len(cells) and drawn is not None:
+                inside = figure(sheet(drawn), f"{sampler}, {unit}, being drawn")
             shown.append(f"<td>{inside}</td>")
         rows.append(f'<tr><th scope="row">{escape(sampler)}</th>{"".join(shown)}</tr>')
     inside = f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="scroll"><table class="compare">{inside}</table></div>'
+    return f'<div class="scroll"><table class="compare" style="--columns:{len(units)}">{inside}</table></div>'
 
 
 def save(cells: Sequence[Cell], path: Path) -> Path:
     """Write a ZIP of the cells, a PNG each."""
     with zipfile.ZipFile(path, "w") as archive:
         for cell in cells:
-            with made_by(cell.origin), archive.open(cell.file, "w") as entry:
-                to_pillow(cell.picture).save(entry, format="png", pnginfo=png_text())
+            with made_by(cell.origin):
+                write_png(archive, cell.file, to_pillow(cell.picture))
     return path
 
 
 def tab(model: Model, name: str) -> list[Any]:
     """Build the tab and connect its events; endpoint /compare. Return its settings."""
     guided, names = has_guidance(model), [EVERY_CLASS, *(model.class_names or [])]
-    usual = [steps for steps in (5, 10, 20, 50) if steps <= most_steps(model)] or [most_steps(model)]
+    some = (1, 2, 4, 8) if model.student else (5, 10, 20, 50)
+    usual = [steps for steps in some if steps <= most_steps(model)] or [most_steps(model)]
+    rows = [model.student.sampler] if model.student else ["ancestral", "ddim", "dpm++sde"]
     with gr.Column(elem_classes="room"):
-        with gr.Row():
-            samplers = gr.CheckboxGroup(
-                list(SAMPLERS),
-                value=["ancestral", "ddim", "dpm++sde"],
-                label="Rows: samplers",
-                info=SAMPLER_INFO,
-                scale=2,
-                min_width=300,
-            )
-            axis = choice([STEPS, GUIDANCE], STEPS, "Columns", visible=guided, min_width=110)
-            values = gr.Textbox(", ".join(map(str, usual)), label="Their values", min_width=140)
-            fixed = gr.Number(USUAL_GUIDANCE if guided else 1, label="Guidance", visible=guided, min_width=90)
-        with gr.Row():
-            label = choice(names, EVERY_CLASS, "Class", visible=len(names) > 1, min_width=140)
-            number = slider(1, MOST_IMAGES, 4, step=1, label="Images in a cell", min_width=140)
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
-        pressed = buttons("Compare")
-        outcome = Outcome(
-            "compare", "Every cell begins with the same noise. Press Compare.", ["All pictures, ZIP"], moves=False
-        )
+        with gr.Column(elem_classes="controls"):
+            samplers = gr.CheckboxGroup(list(SAMPLERS), value=rows, label="Rows: samplers", info=sampler_info(model))
+            with gr.Row(elem_classes=["fields", "many"]):
+                axis = choice([STEPS, GUIDANCE], STEPS, "Columns", visible=guided, min_width=140)
+                values = gr.Textbox(", ".join(map(str, usual)), label="Their values", min_width=140)
+                fixed = gr.Number(USUAL_GUIDANCE if guided else 1, label="Guidance", visible=guided, min_width=90)
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90)
+                label = choice(names, EVERY_CLASS, "Class", visible=len(names) > 1, elem_classes="double")
+                number = slider(1, MOST_IMAGES, 4, step=1, label="Images", min_width=140)
+            pressed = buttons("Compare")
+        empty = table(model, Grid(rows, STEPS, usual, 1), [])
+        hint = "Every cell begins with the same noise. Press Compare."
+        outcome = Outcome("compare", hint, ["All pictures, ZIP"], moves=False, before=empty)
     outcome.code()
 
     def run(samplers, axis, values, fixed, label, number, seed):
         grid = Grid(samplers, axis, read_values(values), fixed, label, number, seed)
         done: list[Cell] = []
         began, count = time.monotonic(), len(grid.cells())
-        yield running("Starting …"), table(grid, done), *outcome.unfinished[1:]
+        yield running("Starting …"), table(model, grid, done), *outcome.unfinished[1:]
         for place, event in compare(model, grid):
-            said = f"Cell {place + 1} of {count}"
+            said, drawn = f"Cell {place + 1} of {count}", None
             if isinstance(event, Step):
                 said += f", step {event.index + 1} of {event.steps}"
+                drawn = event.x_t
             else:
                 done.append(finished(model, name, grid, place, event))
-            yield running(said), table(grid, done), *outcome.unfinished[1:]
+            yield running(said), table(model, grid, done, drawn), *outcome.unfinished[1:]
         equivalents = [write(model, name, grid) for write in (as_command, as_python)]
         with TempImages() as out:
             archive = save(done, out.folder / "compared.zip")
             yield (
                 f"Done in {time.monotonic() - began:.0f} s, seed {seed}.",
-                table(grid, done),
+                table(model, grid, done),
                 str(archive),
                 *equivalents,
             )

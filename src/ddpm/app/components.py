@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import shlex
+import zipfile
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -84,7 +85,7 @@ def origin(model: Model, command: str, sampling: SamplingOptions, **more: Any) -
 
 TITLES = {  # alternative text: caption
     "x_t": "x<sub>t</sub>: noise that becomes less",
-    "predicted x_0": "predicted x<sub>0</sub>: what the network expects",
+    "predicted x_0": "x<sub>0</sub>: what the network expects",
 }
 Shot = tuple[Sequence[Image.Image], str]  # the pictures of one moment, and its words
 
@@ -119,6 +120,12 @@ def tile(pixels: Tensor, caption: str, file: str, name: str = "", shown: str = "
     )
 
 
+def write_png(archive: zipfile.ZipFile, name: str, image: Image.Image, **more: Any) -> None:
+    """Write a picture into a ZIP as a PNG that says how it was made, inside `made_by`; `more` is of this picture."""
+    with archive.open(name, "w") as entry:
+        image.save(entry, format="png", pnginfo=png_text(**more))
+
+
 def film(shots: Sequence[Shot], *, last: bool = False, tiles: bool = False) -> str:
     """Return the HTML of shots with a slider through them, at the first or the last.
 
@@ -133,11 +140,11 @@ def film(shots: Sequence[Shot], *, last: bool = False, tiles: bool = False) -> s
     before = (
         '<button type="button" class="small play">Play</button>' if tiles else f'<div class="pair">{pictures}</div>'
     )
-    after = '<label class="guess"><input type="checkbox"> what the network expects (predicted x<sub>0</sub>)</label>'
     return (
         f'<div class="film{" on-tiles" * tiles}" data-frames="{escape(json.dumps(told))}">{before}'
         f'<label><span class="film-words">{escape(words)}</span><input type="range" min="0" '
-        f'max="{len(told) - 1}" value="{place}" aria-label="moment"></label>{after * tiles}</div>'
+        f'max="{len(told) - 1}" value="{place}" style="--range_progress:{100 * last}%" aria-label="moment"></label>'
+        "</div>"
     )
 
 
@@ -245,14 +252,18 @@ def class_field(model: Model, label: str = "Class", **options: Any) -> gr.HTML:
     return choice(known or [NO_CLASS], known[0] if known else NO_CLASS, label, visible=bool(known), **options)
 
 
-def live_pictures(step: Step, log_snr: float, columns: int | None = None) -> str:
+def live_pictures(step: Step, log_snr: float) -> str:
     """Return the HTML of x_t and the predicted x_0, side by side, and how far the run is."""
     noisy, clean = (
-        figure(sheet(images, columns), *title)
-        for images, title in zip((step.x_t, step.x_0), TITLES.items(), strict=True)
+        figure(sheet(images), *title) for images, title in zip((step.x_t, step.x_0), TITLES.items(), strict=True)
     )
+    return f'<div class="pair">{noisy}{clean}</div>{progress(step, log_snr)}'
+
+
+def progress(step: Step, log_snr: float) -> str:
+    """Return the HTML of a bar that says how far a run is, and of its moment."""
     bar = f'<progress max="{step.steps}" value="{step.index + 1}" aria-label="steps done"></progress>'
-    return f'{bar}<div class="pair">{noisy}{clean}</div><p class="moment">{moment(step.t, log_snr)}</p>'
+    return f'<div class="live">{bar}<p class="moment">{moment(step.t, log_snr)}</p></div>'
 
 
 def _own_files(component: Any, preprocess: Callable[[Any], Any]) -> Any:

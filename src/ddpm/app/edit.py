@@ -178,9 +178,10 @@ def curve_html(points: Sequence[CurvePoint]) -> str:
 
 def report_edit(edited: Tensor, original: Tensor, done: str) -> str:
     """Say how close an edited image is to the original, (C, H, W) both."""
-    report = f"{done}: PSNR {psnr(edited[None], original[None])[0]:.1f} dB to the original"
+    report = f"{done}: PSNR {psnr(edited[None], original[None])[0]:.1f} dB"
     similarity = ssim_or_none(edited[None], original[None])
-    return report + ("" if similarity is None else f", SSIM {float(similarity[0]):.3f}") + " (more is closer)."
+    report += "" if similarity is None else f", SSIM {float(similarity[0]):.3f}"
+    return f"{report} to the original (more is closer)."
 
 
 def between(
@@ -232,68 +233,49 @@ def tab(model: Model, name: str) -> list[Any]:
     guided = has_guidance(model)
     log_snr = model.diffusion.schedule.log_snr
 
-    def fields() -> list[Any]:
-        """Create the fields of `Settings`, in its order."""
-        with gr.Row():
-            label = class_field(model, min_width=110)
-            guidance = slider(
-                0,
-                8,
-                USUAL_GUIDANCE if guided else 1,
-                step=0.1,
-                label="Guidance",
-                visible=guided,
-                min_width=120,
-                info="1 is off.",
-            )
-        with gr.Row():
-            steps = slider(
-                1,
-                most_steps,
-                min(50, most_steps),
-                step=1,
-                label="Steps",
-                info="Of a whole run.",
-                min_width=120,
-            )
-            seed = gr.Number(0, label="Seed", info="Same seed, same result.", precision=0, minimum=0, min_width=120)
+    def fields(shown: str) -> list[Any]:
+        """Create the fields of `Settings`, in its order; `shown` says what the class is of."""
+        label = class_field(model, info=shown, min_width=200)
+        guidance = slider(0, 8, USUAL_GUIDANCE if guided else 1, step=0.1, label="Guidance", visible=guided,
+                          info="1 is off.", min_width=200)  # fmt: skip
+        steps = slider(1, most_steps, min(50, most_steps), step=1, label="Steps", info="Of a whole run.", min_width=200)
+        seed = gr.Number(0, label="Seed", info="Same seed, same result.", precision=0, minimum=0, min_width=200)
         return [label, guidance, steps, seed]
 
     with gr.Row(elem_classes="room"):
-        with gr.Column(scale=1, min_width=300):
+        with gr.Column(scale=1, min_width=300, elem_classes="controls"):
             pad, image = picture_pad(model, "edit", "Picture to edit", "edit"), program_file("Image")
             ways = [RENOISE, *([TRANSLATE] if model.class_names else []), CURVE]
             way = choice(ways, RENOISE, "What to do", chips={})
             strength = slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
             with gr.Column(visible=False) as target:
                 to = class_field(model, "Translate to")
-            own, pressed = fields(), buttons("Edit")
+            with gr.Row(elem_classes="fields"):
+                own = fields("What to draw.")
+            pressed = buttons("Edit")
         with gr.Column(scale=1, min_width=300):
             outcome = Outcome(
                 "edit", "Choose a strength and a class, then press Edit.", ["Picture, PNG", "Result, PNG"]
             )
     outcome.code()
-    gr.Markdown("### From one picture to another")
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            first_pad, first = picture_pad(model, "first", "First picture", "interpolate"), program_file("First")
-        with gr.Column(scale=1, min_width=300):
-            second_pad, second = (
-                picture_pad(model, "second", "Second picture", "interpolate", filled=1),
-                program_file("Second"),
-            )
-    with gr.Row(elem_classes="room"):
-        with gr.Column(scale=1, min_width=300):
-            depth = slider(0, 1, 0.5, step=0.05, label="Depth", info="How far both are noised before they are mixed")
-            number = slider(2, MOST_BETWEEN, 7, step=1, label="Images between")
-            walk_own = fields()
+    gr.Markdown("## From one picture to another")
+    with gr.Column(elem_classes="room"):
+        with gr.Column(elem_classes="controls"):
+            with gr.Row():
+                with gr.Column(min_width=300):
+                    first_pad = picture_pad(model, "first", "First picture", "interpolate")
+                    first = program_file("First")
+                with gr.Column(min_width=300):
+                    second_pad = picture_pad(model, "second", "Second picture", "interpolate", filled=1)
+                    second = program_file("Second")
+            with gr.Row(elem_classes=["fields", "few"]):
+                depth = slider(0, 1, 0.5, step=0.05, label="Depth", info="How far both are noised.", min_width=200)
+                number = slider(2, MOST_BETWEEN, 7, step=1, label="Images between", info="Of a row.", min_width=200)
+                walk_own = fields("What both show.")
             walk = buttons("Interpolate")
-        with gr.Column(scale=1, min_width=300):
-            row = Outcome(
-                "interpolate",
-                "Choose two pictures, then press Interpolate.",
-                ["First, PNG", "Second, PNG", "Row, PNG"],
-            )
+        row = Outcome(
+            "interpolate", "Choose two pictures, then press Interpolate.", ["First, PNG", "Second, PNG", "Row, PNG"]
+        )
     row.code()
 
     def edit(image, pad, way, strength, to, label, guidance, steps, seed):
@@ -367,7 +349,7 @@ def tab(model: Model, name: str) -> list[Any]:
                 tile(to_uint8(image), caption, f"between_{index:02d}.png")
                 for index, (image, caption) in enumerate(zip(event, captions, strict=True))
             )
-            html = f'<div class="tiles" style="--columns:{min(len(event), 7)}">{tiles}</div>'
+            html = f'<div class="tiles" style="--columns:{len(event)}">{tiles}</div>'
             with TempImages() as out:
                 paths = [
                     save_picture(to_uint8(event[place]), out.folder / f"{called}.png")

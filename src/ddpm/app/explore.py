@@ -98,24 +98,23 @@ def tab(model: Model) -> list[Any]:
             frames = noise_upload(model, pixels, name, asked, path)
             yield "Done. Move the slider from the picture to noise.", film(shots(frames)), str(path)
 
-    with gr.Row():
-        chosen = gr.CheckboxGroup(list(NAMES), value=FIRST, label="Schedules", scale=2, min_width=300)
-        timesteps: Any = slider(
-            2, MOST_TIMESTEPS, 1000, step=1, label="T", info="Steps from picture to noise.", min_width=200
-        )
-        # checked in `Range.schedule`: the field may be empty or half typed
-        timesteps.preprocess = lambda value: value
-        beta_start = gr.Number(
-            1e-4, label="First β", info="Noise of the first step.", minimum=1e-6, maximum=0.5, step=1e-4, min_width=90
-        )
-        beta_end = gr.Number(
-            0.02, label="Last β", info="Noise of the last step.", minimum=1e-5, maximum=0.999, step=1e-3, min_width=90
-        )
-        zero = gr.Checkbox(False, label="End in pure noise (zero terminal SNR)", min_width=140)
+    with gr.Column(elem_classes="controls"):
+        chosen = gr.CheckboxGroup(list(NAMES), value=FIRST, label="Schedules")
+        with gr.Row(elem_classes="fields"):
+            timesteps: Any = slider(2, MOST_TIMESTEPS, 1000, step=1, label="T", info="Steps to noise.", min_width=200)
+            # checked in `Range.schedule`: the field may be empty or half typed
+            timesteps.preprocess = lambda value: value
+            beta_start = gr.Number(
+                1e-4, label="First β", info="Noise of step 1.", minimum=1e-6, maximum=0.5, step=1e-4, min_width=120
+            )
+            beta_end = gr.Number(
+                0.02, label="Last β", info="Noise of step T.", minimum=1e-5, maximum=0.999, step=1e-3, min_width=120
+            )
+            zero = gr.Checkbox(False, label="End in pure noise (zero terminal SNR)", min_width=200)
     drawn = gr.HTML(schedules(FIRST, 1000, 1e-4, 0.02, False), js_on_load=None)
-    gr.Markdown("### From a picture to noise")
+    gr.Markdown("## From a picture to noise")
     with gr.Row(elem_classes="room"):
-        with gr.Column(scale=1, min_width=300):
+        with gr.Column(scale=1, min_width=300, elem_classes="controls"):
             pad, image = picture_pad(model, "forward", "Picture to noise", "forward"), program_file("Image")
             name = choice(NAMES, OWN, "Schedule")
             pressed = buttons("Noise it")

@@ -22,15 +22,17 @@ from ddpm.app.components import (
     bounded,
     choice,
     film,
-    live_pictures,
     origin,
+    progress,
+    sheet,
     shots,
     slider,
     tile,
+    write_png,
 )
 from ddpm.app.outcome import QUIET, Outcome, running
 from ddpm.app.press import buttons, connect, live, pace, run_after, show_user_errors
-from ddpm.common.pixels import made_by, origin_text, png_text, save_grid, to_pillow, to_uint8
+from ddpm.common.pixels import made_by, origin_text, save_grid, to_pillow, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.networks.inference import count_flops
 from ddpm.networks.unet import UNet
@@ -43,7 +45,6 @@ GIF_FRAMES, FILM_FRAMES = 40, 20
 EVERY_CLASS = "every class in turn"
 FILES = ("Grid, PNG", "Images, ZIP", "Animation, GIF", "Array, NPZ")
 MOST_CHIPS = 12  # classes that are shown side by side
-SAMPLER_INFO = "How noise is removed. dpm++sde needs few steps."
 SEED_INFO = "The same seed draws the same images."
 USUAL_GUIDANCE = 1.5  # more digits are read as asked for than with 1 (README)
 QUICK_FLOPS = 1e12  # about ten seconds of one processor core
@@ -94,8 +95,7 @@ class Samples:
         save_grid(self.images, grid)
         with zipfile.ZipFile(singles, "w") as archive:
             for index, pixels in enumerate(to_uint8(self.images)):
-                with archive.open(f"{index:06d}.png", "w") as entry:
-                    to_pillow(pixels).save(entry, format="png", pnginfo=png_text(index=index))
+                write_png(archive, f"{index:06d}.png", to_pillow(pixels), index=index)
             archive.comment = origin_text().encode()
         self.trajectory.save(gif)
         buffer = io.BytesIO()
@@ -107,8 +107,13 @@ class Samples:
 
 
 def most_steps(model: Model) -> int:
-    """Return the largest number of steps that the page allows."""
-    return min(MOST_STEPS, model.diffusion.schedule.timesteps)
+    """Return the largest number of steps that the page allows: for a student, those that it was made for."""
+    return model.student.steps if model.student else min(MOST_STEPS, model.diffusion.schedule.timesteps)
+
+
+def sampler_info(model: Model) -> str:
+    """Return the line that explains the choice of a sampler."""
+    return "How noise is removed." + ("" if model.student else " dpm++sde needs few steps.")
 
 
 def most_images(model: Model) -> int:
@@ -143,6 +148,34 @@ def tiles(images: Tensor, names: Sequence[str], settings: Settings, *, passing: 
     style = f"--columns:{columns(len(images))}"
     return (
         f'<div class="tiles" data-settings="{told}"{" data-passing" * passing} style="{style}">{"".join(buttons)}</div>'
+    )
+
+
+def drawing(step: Step, log_snr: float, names: Sequence[str]) -> str:
+    """Return the HTML of images that are being drawn, where the gallery will be: x_t, and x_0 if the visitor asks."""
+    number, (height, width) = len(step.x_t), step.x_t.shape[-2:]
+    across, gap = columns(number), 1 if number > 1 else 0
+    sizes = [(width, across), (height, math.ceil(number / across))]
+    scale = " ".join(f"{100 * (count * (size + gap) + gap) / size:.4f}%" for size, count in sizes)
+
+    def place(index: int) -> str:
+        """Return where the picture of all images lies behind one tile, as `background-position`."""
+        shares = []
+        for (size, count), at in zip(sizes, (index % across, index // across), strict=True):
+            rest = count * (size + gap) + gap - size
+            shares.append(100 * (gap + at * (size + gap)) / rest if rest else 0)
+        return " ".join(f"{share:.4f}%" for share in shares)
+
+    tiles = "".join(
+        f'<div class="spot" style="background-position:{place(index)}">{f"<span>{escape(name)}</span>" if name else ""}'
+        f"</div>"
+        for index, name in enumerate(names)
+    )
+    noisy, clean = (sheet(images, across) for images in (step.x_t, step.x_0))
+    style = f"--columns:{across};--noisy:url({noisy});--clean:url({clean});--scale:{scale};--shape:{width}/{height}"
+    return (
+        f'<figure class="tiles drawing" role="img" aria-label="{number} images, from noise" style="{style}">{tiles}'
+        f"</figure>{progress(step, log_snr)}"
     )
 
 
@@ -223,7 +256,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
     chips = {EVERY_CLASS: "all"} if len(choices) <= MOST_CHIPS else None
     kept: list[Samples] = []  # the first drawing, for those who open the page later
     with gr.Row(elem_classes=["room", "result-first"]):
-        with gr.Column(scale=2, min_width=280):
+        with gr.Column(scale=2, min_width=280, elem_classes="controls"):
             label = choice(choices, EVERY_CLASS, "Class", visible=has_classes, chips=chips)
             guidance = slider(
                 0, 8, first.guidance, step=0.1, label="Guidance", visible=has_guidance(model),
@@ -232,7 +265,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             steps = slider(1, most_steps(model), first.steps, step=1, label="Steps",
                            info="More is slower, and often finer.")  # fmt: skip
             number = slider(1, most_images(model), first.number, step=1, label="Images")
-            sampler = choice(list(SAMPLERS), first.sampler, "Sampler", SAMPLER_INFO)
+            sampler = choice(list(SAMPLERS), first.sampler, "Sampler", sampler_info(model))
             with gr.Row(elem_classes="seed"):
                 seed = gr.Number(0, label="Seed", info=SEED_INFO, precision=0, minimum=0, min_width=150)
                 dice = gr.Button("New seed", size="sm", min_width=90, scale=0)
@@ -258,7 +291,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         began = time.monotonic()
         for event in sample_live(model, settings):
             if isinstance(event, Step):
-                pictures = live_pictures(event, model.diffusion.schedule.log_snr(event.t), columns(len(event.x_t)))
+                pictures = drawing(event, model.diffusion.schedule.log_snr(event.t), class_names(model, settings))
                 yield pace(event, began), pictures, *outcome.unfinished
             else:
                 if settings == first and not kept:
@@ -301,8 +334,10 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
     press = connect(pressed, generate, fields, outcome, before=before)
     rolled = dice.click(None, None, seed, js="() => ddpm.random()", **QUIET)
     if model.student:
+        saying = [follows, outcome.status], outcome.status
         own = {"concurrency_id": "model", "trigger_mode": "always_last", **QUIET}
         sliders = [number.input, steps.input, guidance.input, seed.input, label.input, sampler.input]
+        gr.on([*sliders, dice.click], None, *saying, js="(on, now) => on ? 'Drawing …' : now", **QUIET)
         for run in (
             gr.on(sliders, show_user_errors(follow), [follows, *fields], outcome.outputs, **own),
             rolled.then(show_user_errors(follow), [follows, *fields], outcome.outputs, **own),

@@ -33,6 +33,7 @@ class Outcome:
         hint: the status before the first run.
         saves: the words of the links to the files that a run gives.
         moves: whether there are pictures while a run lasts.
+        before: the HTML that is seen before the first run.
         classes: the choices of the class field, for a gallery whose earlier results and settings can be brought back.
     """
 
@@ -43,6 +44,7 @@ class Outcome:
         saves: Sequence[str] = (),
         *,
         moves: bool = True,
+        before: str = "",
         classes: Sequence[str] | None = None,
     ):
         told = json.dumps({"name": name, "saves": saves, "classes": classes})
@@ -50,6 +52,7 @@ class Outcome:
         self.status = status_line(hint)
         self.moving = [gr.HTML(elem_classes="moving")] if moves else []
         self.result = gr.HTML(
+            before,
             html_template='<div class="result">${value}</div>',
             js_on_load=f"ddpm.result(element, props, watch, {told});",
             elem_classes="gallery" if classes else "",

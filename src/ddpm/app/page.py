@@ -12,9 +12,10 @@ from typing import Any
 
 import gradio as gr
 from gradio.themes.utils.fonts import Font
+from PIL import Image
 
 from ddpm.app import compare, edit, explore, generate, restore, runs, without_proxies
-from ddpm.app.components import ASSETS, knows_digits
+from ddpm.app.components import ASSETS, address, knows_digits
 from ddpm.app.models import Models
 from ddpm.app.outcome import QUIET
 from ddpm.app.press import stop_all
@@ -123,7 +124,9 @@ def remember(page: gr.Blocks, model: str, tab: str, fields: list[Any]) -> None:
 
 
 def masthead(words: str, name: str, models: Models | None) -> gr.HTML:
-    """Create the head of the page: HTML, and the switcher of models if there is one."""
+    """Create the head of the page: HTML beside the icon, and the switcher of models if there is one."""
+    with Image.open(ASSETS / "icon.png") as icon:
+        words = f'<div class="brand"><img src="{address(icon)}" alt="">{words}</div>'
     if models is None:
         return gr.HTML(words, js_on_load=None, elem_classes="masthead")
 
@@ -135,7 +138,7 @@ def masthead(words: str, name: str, models: Models | None) -> gr.HTML:
 
     return gr.HTML(
         words,
-        html_template='<div>${value}</div><div class="switch"></div>',
+        html_template='${value}<div class="switch"></div>',
         js_on_load=f"ddpm.models(element.querySelector('.switch'), server, {json.dumps(name)});",
         server_functions=[listing, open_model],
         elem_classes="masthead",
@@ -159,6 +162,13 @@ def describe(model: Model) -> str:
     return f"Draws {what} from noise, {steps}, on the {'CPU' if model.device.type == 'cpu' else 'GPU'}."
 
 
+# what is seen until Gradio has loaded, also while one model's page gives way to another's
+OPENING = """<style>
+body:not(:has(.masthead))::before { content: "Opening the page …"; position: fixed; inset: 40vh 0 auto;
+  text-align: center; font: 16px system-ui, sans-serif; color: #64748b; }
+</style>"""
+
+
 def look() -> dict[str, Any]:
     """Return what all pages have in common, as arguments of `gr.mount_gradio_app`."""
     return {
@@ -167,9 +177,8 @@ def look() -> dict[str, Any]:
         "max_file_size": MOST_BYTES,
         "theme": theme(),
         "css": (ASSETS / "page.css").read_text(),
-        "head": "".join(
-            f"<script>{(ASSETS / name).read_text()}</script>" for name in ("pad.js", "result.js", "page.js")
-        ),
+        "head": OPENING
+        + "".join(f"<script>{(ASSETS / name).read_text()}</script>" for name in ("pad.js", "result.js", "page.js")),
         "footer_links": [],
         "run_history": False,  # the page has its own
     }

@@ -1,4 +1,4 @@
-"""The Restore tab: a degraded image, its restoration and the uncertainty of it."""
+"""The Restore tab: a degraded image, its restoration, and where it may be otherwise."""
 
 import json
 import shlex
@@ -32,6 +32,7 @@ from ddpm.app.components import (
     program_file,
     sheet,
     slider,
+    write_png,
 )
 from ddpm.app.generate import SEED_INFO, in_lines
 from ddpm.app.outcome import QUIET, Outcome, running
@@ -39,7 +40,7 @@ from ddpm.app.press import buttons, connect, live, pace
 from ddpm.app.uploads import from_pad, mask_of, read_fitted, read_mask
 from ddpm.common.errors import UserError
 from ddpm.common.fidelity import psnr
-from ddpm.common.pixels import made_by, png_text, to_pillow, to_uint8
+from ddpm.common.pixels import made_by, to_pillow, to_uint8
 from ddpm.common.randomness import derive_seed
 from ddpm.model import Model, SamplingOptions
 from ddpm.restoration import METHODS, Inpainting, Restored, Task, restore
@@ -62,15 +63,14 @@ HEAT = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252,
 SCALE = (
     '<span class="scale" style="background:linear-gradient(to right, '
     + ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in HEAT.tolist())
-    + f')"></span><span class="ends"><span>0</span><span>how much the draws differ (σ)</span>'
-    f"<span>{UNCERTAINTY_WHITE}+</span></span>"
+    + f')"></span><span class="ends"><span>0%</span><span>{UNCERTAINTY_WHITE:.0%} of white and more</span></span>'
 )
 METHOD_INFO = "ddrm is quickest, ddnm better. repaint is for lost parts, dps for everything, slowly."
 VIEWS = {  # and their captions
     "one draw": "one picture that fits what is left",
     "mean": "the mean of all draws",
     "all draws": "all draws",
-    "uncertainty": SCALE,
+    "differences": "",  # see `Answer.html`
     "original": "the original",
 }
 # the slider's noise for each damage, so that there is something to restore
@@ -134,17 +134,14 @@ class Answer:
 
     def report(self) -> str:
         """Say in words how well the image is restored."""
-        number, spread, original = self.restored.samples.shape[1], self.spread, self.original
-        text = f"Done: {number} draws." if number > 1 else "Done: one draw; two or more show the uncertainty."
-        if number > 1:
-            text += f" They differ by {spread.mean():.3f} on average, {spread.max():.3f} at most (σ, of 1)."
+        number, original = self.restored.samples.shape[1], self.original
+        text = f"Done: {number} draws." if number > 1 else "Done: one draw. Two or more show where they differ."
         if original is not None:
             text += f" PSNR of their mean {psnr(self.restored.mean, original[None])[0]:.1f} dB"
-            seen = self.y[None].clamp(-1, 1)  # as shown, and as `ddpm restore` reports it
-            same = self.y.shape == original.shape
-            text += (
-                f", before {psnr(seen, original[None])[0]:.1f} dB (more is closer to the original)." if same else "."
-            )
+            if self.y.shape == original.shape:
+                seen = self.y[None].clamp(-1, 1)  # as shown, and as `ddpm restore` reports it
+                text += f", before {psnr(seen, original[None])[0]:.1f} dB"
+            text += "."
         return text + self.note
 
     def pictures(self) -> dict[str, Image.Image]:
@@ -153,7 +150,7 @@ class Answer:
         found = {"before": self.y, "one draw": draws[0], "mean": self.restored.mean[0]}
         if self.original is not None:
             found["original"] = self.original
-        return {view: to_pillow(to_uint8(image)) for view, image in found.items()} | {"uncertainty": heat(self.spread)}
+        return {view: to_pillow(to_uint8(image)) for view, image in found.items()} | {"differences": heat(self.spread)}
 
     def html(self) -> str:
         """Return what was given beside the restored image, of which one can choose the view."""
@@ -166,7 +163,11 @@ class Answer:
             f'<label><input type="radio" name="view" value="{view}"{" checked" * (view == order[0])}>{view}</label>'
             for view in order
         )
-        shown = "".join(f'<div data-view="{view}">{figure(sources[view], view, VIEWS[view])}</div>' for view in order)
+        apart = f"{self.spread.mean():.1%} on average, {self.spread.max():.1%} at most"
+        captions = VIEWS | {"differences": f"{SCALE}how much the draws differ: {apart}"}
+        shown = "".join(
+            f'<div data-view="{view}">{figure(sources[view], view, captions[view])}</div>' for view in order
+        )
         return (
             f'<div class="views">{before}<div>{shown}</div></div>'
             f'<fieldset class="choices" aria-label="Shown on the right">{choices}</fieldset>'
@@ -175,14 +176,15 @@ class Answer:
     def save(self, path: Path, picture: Tensor, lost: Tensor | None) -> Path:
         """Write a ZIP of all pictures, with the ones that the command reads."""
         draws = {f"draw_{index:03d}": to_pillow(to_uint8(draw)) for index, draw in enumerate(self.restored.samples[0])}
-        given = {PICTURE: to_pillow(to_uint8(picture))} | (
-            {} if lost is None else {MASK: to_pillow(255 * lost[None].byte())}
-        )
+        given = {PICTURE: to_pillow(to_uint8(picture))}
+        if lost is not None:
+            given[MASK] = to_pillow(255 * lost[None].byte())
         with zipfile.ZipFile(path, "w") as archive:
-            for name, image in (self.pictures() | draws | given).items():
-                told = None if name in given else png_text()
-                with archive.open(name if name.endswith(".png") else f"{name.replace(' ', '_')}.png", "w") as entry:
-                    image.save(entry, format="png", pnginfo=told)
+            for name, image in (self.pictures() | draws).items():
+                write_png(archive, f"{name.replace(' ', '_')}.png", image)
+            with made_by(None):
+                for name, image in given.items():
+                    write_png(archive, name, image)
         return path
 
 
@@ -290,7 +292,7 @@ def tab(model: Model, name: str) -> list[Any]:
     kinds = damages(model)
     most = min(MOST_STEPS, len(model.diffusion.schedule))
     with gr.Row(elem_classes="room"):
-        with gr.Column(scale=1, min_width=300):
+        with gr.Column(scale=1, min_width=300, elem_classes="controls"):
             pad = picture_pad(model, "restore", "Picture to restore", "restore", marks=True)
             image, mask = program_file("Image"), program_file("Mask")
             kind = choice(kinds, PAINTED, "Damage")
@@ -303,32 +305,14 @@ def tab(model: Model, name: str) -> list[Any]:
             pressed = buttons("Restore")
         with gr.Column(scale=1, min_width=300):
             outcome = Outcome("restore", "Mark what is lost, then press Restore.", ["All pictures, ZIP"])
-    with gr.Accordion("Noise, class and method", open=False), gr.Row(elem_classes="more"):
-        noise = slider(
-            0,
-            0.5,
-            0,
-            step=0.01,
-            label="Noise (σ)",
-            info="On the damaged picture: 0 is none, 0.5 hides it.",
-            min_width=240,
-        )
-        label = class_field(model, info="What it shows, if you know.", min_width=240)
-        method = choice(list(METHODS), "ddnm", "Method", METHOD_INFO, min_width=240)
-        steps = slider(
-            1, most, min(100, most), step=1, label="Steps", info="More is slower, and often finer.", min_width=240
-        )
-        draws = slider(
-            1,
-            MOST_DRAWS,
-            4,
-            step=1,
-            label="Draws",
-            info="Each is another picture that fits what is left.",
-            min_width=240,
-        )
-        seed = gr.Number(0, label="Seed", info=SEED_INFO, precision=0, minimum=0, min_width=240)
-        clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=240)
+    with gr.Accordion("Noise, class and method", open=False), gr.Row(elem_classes=["fields", "few"]):
+        noise = slider(0, 0.5, 0, step=0.01, label="Noise (σ)", info="0 is none, 0.5 hides it.", min_width=200)
+        label = class_field(model, info="What it shows, if you know.", min_width=200)
+        method = choice(list(METHODS), "ddnm", "Method", METHOD_INFO, min_width=200)
+        steps = slider(1, most, min(100, most), step=1, label="Steps", info="More is slower.", min_width=200)
+        draws = slider(1, MOST_DRAWS, 4, step=1, label="Draws", info="Each is another fit.", min_width=200)
+        seed = gr.Number(0, label="Seed", info=SEED_INFO, precision=0, minimum=0, min_width=200)
+        clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=200)
     outcome.code()
 
     def restore(image, pad, kind, mask, share, scale, blur, noise, clean, method, steps, draws, seed, label):

@@ -28,7 +28,7 @@ MOST_RUNS, MOST_POINTS, MOST_PREVIEWS = 200, 2000, 24
 MOST_LOG_BYTES = 2**26
 LARGEST_GRID = 480  # pixels a side, as shown
 SMOOTHING = 20  # points per running mean of a long curve
-WIDE = 560
+WIDE = 440
 AXES = ("step", "images", "epoch", "seconds")
 
 
@@ -157,7 +157,11 @@ def _row(run: Path, name: str, switches: bool, trains: bool) -> str:
         buttons += f'<button type="button" class="small" data-use="{escape(str(run))}">Use this model</button>'
     if trains and state.active:
         buttons += f'<button type="button" class="small" data-stop="{escape(name)}">Stop</button>'
-    cells = "".join(f"<td>{word}</td>" for word in state.words())
+    units = ("", "", "images a second", "left")  # seen on a phone, which has no room for the head
+    cells = "".join(
+        f'<td data-unit="{unit}">{word}</td>' if word else "<td></td>"
+        for word, unit in zip(state.words(), units, strict=True)
+    )
     last = f"<td>{buttons}</td>" if switches or trains else ""
     return f"<tr><th scope='row'>{escape(name)}</th>{cells}{last}</tr>"
 
@@ -184,17 +188,20 @@ FIRST = 4  # runs selected at first
 def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool = False) -> None:
     """Build the tab and connect its events; endpoint /runs. See `table` for the options."""
     where = gr.Markdown(elem_classes="hint")
-    with gr.Row(elem_classes="chooser"):
-        chosen: Any = gr.CheckboxGroup([], label="Runs", scale=3, min_width=280)
-        quantity: Any = gr.Dropdown(["loss"], value="loss", label="Quantity", scale=1, min_width=160)
+    with gr.Column(elem_classes="chooser"):
+        chosen: Any = gr.CheckboxGroup([], label="Runs")
+        states = gr.HTML()
+        with gr.Row(elem_classes="room"):
+            with gr.Column(min_width=300):
+                quantity: Any = gr.Dropdown(["loss"], value="loss", label="Quantity")
+                drawn = gr.HTML()
+            with gr.Column(min_width=300):
+                pictures = gr.HTML()
     # The choices appear after the page has polled, which a program never does. So Gradio's own check of the choice is
     # replaced, and `run_path` refuses unknown names.
     chosen.preprocess, quantity.preprocess = list, str
     if trains:
         train(folder)
-    states = gr.HTML()
-    drawn = gr.HTML()
-    pictures = gr.HTML()
     seen = gr.State(None)  # not polled yet
 
     def runs(names, quantity):
@@ -209,7 +216,7 @@ def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool =
         return (
             table(folder, names, switches=switches, trains=trains),
             plot,
-            f'<div class="strip films">{"".join(films)}</div>',
+            f'<div class="title">Previews</div><div class="films">{"".join(films) or "<p>No previews yet.</p>"}</div>',
         )
 
     def look(names, quantity, seen):
@@ -251,7 +258,7 @@ def train(folder: Path) -> None:
     """Build the fields that start a training, and connect the buttons of the table that stop one."""
     trainings = Trainings(folder)
     with gr.Accordion("Train a model", open=not find_runs(folder)):
-        with gr.Row():
+        with gr.Row(elem_classes="fields"):
             preset = choice(presets(), "digits", "Preset", min_width=140)
             data = gr.Textbox("", label="Images", placeholder="the preset's own, or a folder", min_width=180)
             minutes = gr.Number(10, label="Minutes", minimum=0.1, min_width=90)

@@ -69,7 +69,7 @@ window.ddpmPad = (() => {
     const examples = make("div", { class: "pad-examples", role: "group", "aria-label": "Examples" });
     const names = marks ? { draw: "Draw", mark: "Mark", erase: "Unmark" } : { draw: "Draw", erase: "Erase" };
     const tools = Object.entries(names).map(([name, text]) =>
-      make("button", { type: "button", "data-tool": name, onclick: () => choose(tool === name && touch ? null : name) }, text));
+      make("button", { type: "button", class: "tool", "data-tool": name, onclick: () => pickUp(tool === name && touch ? null : name) }, text));
     Object.assign(canvas, { tabIndex: 0 });
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-label", `${options.label}, ${width} by ${height} pixels. ` +
@@ -78,16 +78,25 @@ window.ddpmPad = (() => {
     element.replaceChildren(
       make("div", { class: "pad-stage" }, canvas),
       make("div", { class: "pad-tools" },
-        make("button", { type: "button", onclick: () => chooser.click() }, "Open a file"), chooser,
-        ...tools, ...(colour ? [colour] : []),
-        make("button", { type: "button", onclick: clear }, "Clear"),
-        make("label", {}, invert, " Invert")),
+        make("div", { class: "brushes", role: "group", "aria-label": "Brushes" }, ...tools, ...(colour ? [colour] : [])),
+        make("div", {}, make("button", { type: "button", class: "tool", onclick: () => chooser.click() }, "Open a file"), chooser,
+          make("button", { type: "button", class: "tool", onclick: clear }, "Clear"),
+          make("label", { class: "tool" }, invert, "Invert"))),
       examples, note);
 
     function choose(name) {
       tool = name;
       tools.forEach((button) => button.setAttribute("aria-pressed", button.dataset.tool === name));
       canvas.style.touchAction = name ? "none" : "auto";
+    }
+
+    // A finger scrolls until one takes a brush, so say what it does now.
+    const hint = () => !touch ? "" : tool ? "The brush is on: swipe over the picture. Press it again to scroll."
+      : "Tap the picture, or take a brush, to paint.";
+
+    function pickUp(name) {
+      choose(name);
+      note.textContent = hint();
     }
 
     function render() {
@@ -134,7 +143,7 @@ window.ddpmPad = (() => {
       ink.drawImage(image, 0, 0, width, height);
       empty = false;
       invert.checked = false;
-      note.textContent = say;
+      note.textContent = say || hint();
       const edge = border(ink, width, height);
       if (guess && options.grey && Math.abs(edge - background) > 128) {
         invert.checked = true;
@@ -191,7 +200,7 @@ window.ddpmPad = (() => {
       lost.fill(0);
       empty = true;
       invert.checked = false;
-      note.textContent = "";
+      pickUp("draw"); // there is nothing else to do on an empty pad
       changed();
     }
 
@@ -262,8 +271,7 @@ window.ddpmPad = (() => {
     // A finger scrolls until one chooses a brush, or taps the picture.
     canvas.addEventListener("click", (event) => {
       if (tool) return;
-      choose(marking ? "mark" : "draw");
-      note.textContent = `The brush is on: swipe over the picture. Press ${names[tool]} to scroll again.`;
+      pickUp(marking ? "mark" : "draw");
       begin(...place(event));
       end();
     });
@@ -290,7 +298,7 @@ window.ddpmPad = (() => {
       } else render();
     });
     chooser.addEventListener("change", () => ((arriving = read(chooser.files[0])), (chooser.value = "")));
-    invert.addEventListener("change", () => (flip(), (empty = false), (note.textContent = ""), changed()));
+    invert.addEventListener("change", () => (flip(), (empty = false), (note.textContent = hint()), changed()));
     element.addEventListener("dragover", (event) => event.preventDefault());
     element.addEventListener("drop", (event) => (event.preventDefault(), (arriving = read(event.dataTransfer.files[0]))));
 

@@ -21,8 +21,10 @@ window.ddpm = (() => {
     };
     watch(["value", "label"], show);
     show();
+    // the first choice is "all" of them
+    const even = options.choices.slice(1).every((name) => name.length < 3);
     element.querySelector(".choice").replaceChildren(options.chips
-      ? make("div", { class: "chips", role: "radiogroup", "aria-label": options.label }, title, ...info,
+      ? make("div", { class: even ? "chips even" : Object.keys(options.short).length ? "chips" : "chips wide", style: `--count:${options.choices.length + 1}`, role: "radiogroup", "aria-label": options.label }, title, ...info,
         ...radios.map((radio) => make("label", { title: radio.value }, radio, options.short[radio.value] ?? radio.value)))
       : make("label", {}, title, ...info, select));
   }
@@ -31,8 +33,12 @@ window.ddpm = (() => {
   const room = () => [...document.querySelectorAll("[role=tabpanel]")].find((panel) => panel.offsetParent) || document;
   const seen = (selector) => [...room().querySelectorAll(selector)].find((element) => element.offsetParent);
 
-  // Press the button of the open tab, unless a run lasts.
-  const press = () => seen(".start")?.click();
+  // Press the button of the open tab, unless a run lasts. A number that one still types is judged first, as after leaving it.
+  function press() {
+    const field = document.activeElement;
+    if (field?.type === "number") field.dispatchEvent(new Event("change", { bubbles: true }));
+    seen(".start")?.click();
+  }
 
   function openTab(name) {
     [...document.querySelectorAll("[role=tab]")].find((tab) => tab.textContent.trim() === name)?.click();
@@ -53,7 +59,7 @@ window.ddpm = (() => {
   // The switcher of models. `use` opens the page of one, which the server makes when it is asked for the first time.
   let use = () => {};
   function models(element, server, current) {
-    const select = make("select"), note = make("span", { role: "status" });
+    const select = make("select"), said = make("span", { role: "status" }, "Model"), note = make("span", { role: "alert" });
     let known = "";
     async function refresh() {
       const groups = await server.listing("");
@@ -66,17 +72,19 @@ window.ddpm = (() => {
     }
     use = async (name, elsewhere = true) => {
       if (elsewhere) sessionStorage.removeItem(TAB);
-      note.textContent = `Loading ${name} …`;
+      said.textContent = "Loading …";
+      note.textContent = "";
       select.disabled = true;
       const answer = await server.open_model(name).catch(() => ({ error: "The server does not answer." }));
       if (answer.path) return location.assign(location.pathname.replace(/\/(models\/\d+\/?)?$/, "") + answer.path);
       note.textContent = answer.error;
+      said.textContent = "Model";
       select.disabled = false;
       select.value = current;
     };
     select.addEventListener("change", () => use(select.value));
     for (const event of ["pointerenter", "focus"]) select.addEventListener(event, refresh);
-    element.replaceChildren(make("label", {}, "Model ", select), note);
+    element.replaceChildren(make("label", {}, said, select), note);
     const wanted = sessionStorage.getItem(MODEL);
     sessionStorage.removeItem(MODEL);
     if (wanted && wanted !== current) use(wanted, false);
@@ -120,6 +128,10 @@ window.ddpm = (() => {
     if (field.type !== "number") return;
     const block = field.closest(".block") ?? field.parentElement;
     block.querySelector(".field-note")?.remove();
+    if (typed !== "" && field.min !== "" && +typed < +field.min && !field.closest(".tab-like-container")) {
+      field.value = field.min; // a slider's field does so itself
+      field.dispatchEvent(new Event("input", { bubbles: true }));
+    }
     setTimeout(() => {
       const { min, max } = field, became = +typed === +field.value ? "" : `${typed} became ${field.value}.`;
       const outside = (min !== "" && +typed < +min) || (max !== "" && +typed > +max);
@@ -136,6 +148,27 @@ window.ddpm = (() => {
       button.textContent = await server.stop_training(button.dataset.stop);
     };
   }
+
+  // Gradio tells the place in its queue in a part of the page that is not shown: say it in the status.
+  function queued() {
+    for (const told of document.querySelectorAll(".status-block .progress-text")) {
+      const place = /queue: (\d+)/.exec(told.textContent)?.[1];
+      const status = told.closest(".status-block").querySelector(".running");
+      if (place && status?.textContent.startsWith("Waiting")) {
+        const words = `Waiting for the model: number ${place} in the queue …`;
+        if (status.textContent !== words) status.textContent = words;
+      }
+    }
+  }
+
+  // One stop of the Tab key for all tabs: the open one. Arrow keys move between them.
+  function rove() {
+    for (const tab of document.querySelectorAll("[role=tablist] [role=tab]")) {
+      const stop = tab.getAttribute("aria-selected") === "true" ? 0 : -1;
+      if (tab.tabIndex !== stop) tab.tabIndex = stop;
+    }
+  }
+  new MutationObserver(() => (rove(), queued())).observe(document, { childList: true, characterData: true, subtree: true, attributeFilter: ["aria-selected"] });
 
   const random = () => Math.floor(Math.random() * 2 ** 32);
 
@@ -156,9 +189,10 @@ window.ddpm = (() => {
     const tab = event.target.closest?.("[role=tab]");
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) press();
     else if (event.key === "Escape" && !document.querySelector("dialog[open]")) seen(".stop")?.click();
-    else if (tab && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
-      const tabs = [...tab.parentElement.querySelectorAll("[role=tab]")];
-      const next = tabs[(tabs.indexOf(tab) + (event.key === "ArrowRight" ? 1 : -1) + tabs.length) % tabs.length];
+    else if (tab && ["ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key)) {
+      event.preventDefault();
+      const tabs = [...tab.parentElement.querySelectorAll("[role=tab]")], last = tabs.length - 1, at = tabs.indexOf(tab);
+      const next = tabs[{ ArrowLeft: at ? at - 1 : last, ArrowRight: at === last ? 0 : at + 1, Home: 0, End: last }[event.key]];
       next.focus();
       next.click();
     }

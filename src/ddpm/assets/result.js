@@ -70,7 +70,8 @@ window.ddpmResult = (() => {
   // What a run gave, with links to its files. classes: the choice of all classes, then every class; null for no gallery
   function result(element, props, watch, { name, saves, classes }) {
     const row = make("div", { class: "saves" });
-    element.after(row);
+    const guess = make("label", { class: "guess" }, make("input", { type: "checkbox" }), "Show what the network expects (predicted x₀)");
+    element.after(...(classes ? [guess, row] : [row]));
     const note = make("p", { class: "stale-note", role: "status" });
     element.before(note);
     const place = Object.assign((places[name] ??= { codes: {} }), { saves, last: null });
@@ -107,6 +108,13 @@ window.ddpmResult = (() => {
     const strip = make("div", { class: "history", role: "group", "aria-label": "Earlier results" });
     row.after(strip);
     const results = [];
+    const inShort = ({ label, steps, seed }) =>
+      `${classes.length < 2 ? "" : label === classes[0] ? "all, " : `${label}, `}${steps} step${steps === 1 ? "" : "s"}\nseed ${seed}`;
+    place.again = ({ given }) => {
+      const status = `Stopped. Shown again: ${inShort(given).replace("\n", ", ")}.`;
+      fill({ ...given, status }); // the fields tell of the pictures that are seen
+      return status;
+    };
     place.shown = (shown) => {
       const parsed = make("template");
       parsed.innerHTML = shown.html;
@@ -123,8 +131,8 @@ window.ddpmResult = (() => {
       strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
         const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
         return make("button", { type: "button", title: words, "aria-label": `Back to ${words}`,
-          "aria-current": result.html === shown.html, onclick: () => (place.show(result), fill(result.given)) },
-          make("img", { src: result.image, alt: "" }));
+          "aria-current": result.html === shown.html && "true", onclick: () => (place.show(result), fill(result.given)) },
+          make("img", { src: result.image, alt: "" }), make("span", {}, inShort(result.given)));
       }));
     };
     const panel = element.closest("[role=tabpanel]") ?? element;
@@ -147,9 +155,10 @@ window.ddpmResult = (() => {
     const range = film.querySelector("[type=range]"), frame = JSON.parse(film.dataset.frames)[range.value];
     film.querySelectorAll(".pair img").forEach((image, index) => (image.src = frame.pictures[index]));
     film.querySelector(".film-words").textContent = frame.words;
+    range.style.setProperty("--range_progress", `${(100 * range.value) / range.max}%`);
     range.setAttribute("aria-valuetext", frame.words);
     if (film.classList.contains("on-tiles")) {
-      const guess = film.querySelector(".guess input").checked;
+      const guess = film.closest("[role=tabpanel]").querySelector(".guess input").checked;
       project(film.previousElementSibling, range.value === range.max ? null : frame.pictures[guess ? 1 : 0] ?? frame.pictures[0]);
     }
   }
@@ -182,7 +191,8 @@ window.ddpmResult = (() => {
   }
 
   document.addEventListener("input", (event) => {
-    const film = event.target.closest?.(".film");
+    const guess = event.target.closest?.(".guess");
+    const film = guess ? guess.closest("[role=tabpanel]").querySelector(".on-tiles") : event.target.closest?.(".film");
     if (!film) return;
     playing++;
     seek(film);
@@ -198,13 +208,14 @@ window.ddpmResult = (() => {
     if (!status.startsWith("Stopped")) return status;
     if (!place.last) return "Stopped. These pictures are unfinished.";
     place.show(place.last);
-    return "Stopped. These are the pictures of the run before, with its settings.";
+    return place.again?.(place.last) ?? "Stopped. These are the pictures of the run before.";
   }
 
   // The message of an error that has just come, for the status line. Gradio shows it a moment after it tells of the error.
   async function refused(name) {
     await new Promise((resolve) => setTimeout(resolve, 100));
     const said = [...document.querySelectorAll("[data-testid=toast-text]")].map((toast) => toast.textContent.trim());
+    document.querySelectorAll("[data-testid=toast-close]").forEach((button) => button.click()); // once is enough
     if (places[name]?.last) places[name].show(places[name].last);
     return text(said.pop() || "That did not work.");
   }
