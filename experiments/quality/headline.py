@@ -58,7 +58,6 @@ LOG_SNR = {"sampler": "dpm++", "spacing": "log_snr"}
 TRAILING = {"sampler": "dpm++", "spacing": "trailing"}
 FLOWERS32 = "ddpm train folder32 --data flowers --data.labels true --training.steps 5000 --out runs/flowers32_muon"
 CIFAR10_BY_CLASS = "ddpm train cifar10_small --data.labels true --training.steps 3900 --out runs/cifar10"
-CIFAR10_MUON = "ddpm train cifar10_small --data.labels true --training.steps 12500 --out runs/cifar10_muon"
 
 HEADLINES = {
     "mnist": Headline(
@@ -88,13 +87,11 @@ HEADLINES = {
         sampling={"guidance": 0.0} | TRAILING,
         run="cifar10",
     ),
-    "cifar10_muon": Headline("CIFAR-10 32×32, by class, the present recipe (bundled)", CIFAR10_MUON, "cifar10"),
-    "cifar10_muon_guided": Headline(
-        "CIFAR-10 32×32, by class, the same, guided",
-        CIFAR10_MUON,
+    "cifar10_muon": Headline(
+        "CIFAR-10 32×32, by class, guided, the present recipe (bundled)",
+        "ddpm train cifar10_small --data.labels true --training.steps 12500 --out runs/cifar10_muon",
         "cifar10",
         sampling={"guidance": 1.5},
-        run="cifar10_muon",
     ),
     "cifar10_gpu": Headline(
         "CIFAR-10 32×32, the paper's network, on a GPU",
@@ -217,7 +214,7 @@ def complete_card(folder: Path, result: dict[str, Any], picture: Path) -> None:
     add_metrics(folder, {metric["title"]: metric["value"] for metric in metrics.values()})
     settings = result["standard"]["settings"]
     caption = f"The first samples of seed 0, not selected: {settings['steps']} steps of {settings['sampler']}, "
-    caption += f"spacing {settings['spacing']}."
+    caption += f"spacing {settings['spacing']}, guidance {settings.get('guidance', 1):g}."
     add_samples(folder, picture, caption)
 
 
