@@ -33,8 +33,8 @@ def test_every_cell_is_what_the_model_samples(served_model):
     )
     first = compare.finished(served_model, "a model", grid, 0, cells[0])
     assert np.array_equal(first.picture, make_grid(cells[0]))
-    assert compare.table(grid, [first]).count("<img") == 1
-    assert compare.table(grid, []).count("<td>") == 5
+    assert compare.table(served_model, grid, [first]).count("<img") == 1
+    assert compare.table(served_model, grid, []).count("<td>") == 5
 
 
 @pytest.mark.parametrize("axis", [compare.STEPS, compare.GUIDANCE])

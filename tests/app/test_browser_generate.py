@@ -17,7 +17,7 @@ pytest.importorskip("playwright.sync_api")
 NOTE_STATUS = """() => {
     const status = document.querySelector(".status-block");
     window.said = [];
-    const note = () => window.said.push(status.innerText.trim());
+    const note = () => window.said.push(status.querySelector(".status").textContent.trim());
     new MutationObserver(note).observe(status, {childList: true, subtree: true});
 }"""
 

@@ -10,6 +10,9 @@ from typing import Any
 import anyio.from_thread
 import gradio as gr
 from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ddpm.app.press import as_sentence
 from ddpm.app.runs import find_runs, run_path
@@ -20,6 +23,43 @@ from ddpm.model import BUNDLED, find_model
 
 MOST_OPEN = 4  # pages beside the first; the one opened first is closed for the next
 MOST_CHECKPOINTS = 20  # of a run: the newest
+
+
+# seen until Gradio has loaded, also while one model's page gives way to another's
+WORDS = b"""<style>
+body:not(:has(.masthead))::before {
+  content: "Opening the page \\2026"; position: fixed; inset: 40vh 0 auto; text-align: center;
+  font: 16px system-ui, sans-serif;
+}
+</style>"""
+
+
+class Opening:
+    """ASGI middleware that ends every page of HTML with `WORDS`: what Gradio adds comes later."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        html = False
+
+        async def send_more(message: Message) -> None:
+            nonlocal html
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                html = headers.get("content-type", "").startswith("text/html")
+                if html and "content-length" in headers:
+                    headers["content-length"] = str(int(headers["content-length"]) + len(WORDS))
+            elif html and not message.get("more_body"):
+                message = {**message, "body": message.get("body", b"") + WORDS}
+            await send(message)
+
+        await self.app(scope, receive, send_more)
+
+
+def opening() -> dict[str, Any]:
+    """Return what the server of a page is made with; Gradio changes it, so each page takes its own."""
+    return {"middleware": [Middleware(Opening)]}
 
 
 @dataclass(frozen=True)
@@ -95,7 +135,7 @@ class Models:
     async def _mount(self, page: gr.Blocks, path: str, version: float) -> Opened:
         """Add a page to the running server, before the route of the first page, which takes every address."""
         parent, ready = FastAPI(), asyncio.Event()
-        gr.mount_gradio_app(parent, page, path, **self.look)
+        gr.mount_gradio_app(parent, page, path, app_kwargs=opening(), **self.look)
         opened = Opened(path, version, asyncio.Event(), parent.routes[-1])
 
         async def serve() -> None:

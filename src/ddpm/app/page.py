@@ -16,7 +16,7 @@ from PIL import Image
 
 from ddpm.app import compare, edit, explore, generate, restore, runs, without_proxies
 from ddpm.app.components import ASSETS, address, knows_digits
-from ddpm.app.models import Models
+from ddpm.app.models import Models, opening
 from ddpm.app.outcome import QUIET
 from ddpm.app.press import stop_all
 from ddpm.app.uploads import MOST_BYTES
@@ -162,13 +162,6 @@ def describe(model: Model) -> str:
     return f"Draws {what} from noise, {steps}, on the {'CPU' if model.device.type == 'cpu' else 'GPU'}."
 
 
-# what is seen until Gradio has loaded, also while one model's page gives way to another's
-OPENING = """<style>
-body:not(:has(.masthead))::before { content: "Opening the page …"; position: fixed; inset: 40vh 0 auto;
-  text-align: center; font: 16px system-ui, sans-serif; color: #64748b; }
-</style>"""
-
-
 def look() -> dict[str, Any]:
     """Return what all pages have in common, as arguments of `gr.mount_gradio_app`."""
     return {
@@ -177,8 +170,9 @@ def look() -> dict[str, Any]:
         "max_file_size": MOST_BYTES,
         "theme": theme(),
         "css": (ASSETS / "page.css").read_text(),
-        "head": OPENING
-        + "".join(f"<script>{(ASSETS / name).read_text()}</script>" for name in ("pad.js", "result.js", "page.js")),
+        "head": "".join(
+            f"<script>{(ASSETS / name).read_text()}</script>" for name in ("pad.js", "result.js", "page.js")
+        ),
         "footer_links": [],
         "run_history": False,  # the page has its own
     }
@@ -197,6 +191,7 @@ def launch(
             quiet=True,
             favicon_path=ASSETS / "icon.png",
             prevent_thread_lock=True,
+            app_kwargs=opening(),
             **look(),
         )
     if models is not None:
