@@ -320,3 +320,8 @@ def test_class_proportions_differ_by_a_fraction_of_the_larger_one(monkeypatch, c
     other.dataset, other.class_names = SimpleNamespace(labels=real), names
     note = EvaluationInputs.proportions_note.func(SimpleNamespace(candidate=candidate, reference=other))
     assert f"{others} of 3 classes" in note
+
+
+def test_metrics_over_all_classes_at_once_carry_the_note_on_proportions():
+    """Those within classes, and those of one image at a time, do not change with the proportions."""
+    assert {name for name, metric in METRICS.items() if metric.mixes_classes} == {"fid", "kid", "drift", "levels"}
