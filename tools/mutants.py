@@ -199,7 +199,7 @@ class Judge:
         limit = PATIENCE * sum(self.record[test][0] for test in tests) + 10
         if tests:
             return _fails(lambda: self._run(tests, pairs=pairs), limit)
-        tests = _quickest_first(list(self.record), self.record, Path(mutant.file).stem.rstrip("s"))
+        tests = _quickest_first(self.record, self.record, Path(mutant.file).stem.rstrip("s"))
         tests = self._as_long_as_allowed(tests)
         limit = PATIENCE * sum(self.record[test][0] for test in tests) + 60
         source = self.scratch / "src"
@@ -282,15 +282,12 @@ def entering(mutant: Mutant, record: Record) -> list[str]:
     """Return the tests that run the statement of a mutant, the quickest first."""
     first, last = mutant.lines or (0, -1)
     wanted = {(str(ROOT / mutant.file), line) for line in range(first, last + 1)}
-    return _quickest_first([test for test, (_, lines) in record.items() if wanted & lines], record)
+    return _quickest_first((test for test, (_, lines) in record.items() if wanted & lines), record)
 
 
-def _quickest_first(tests: list[str], record: Record, name: str = "") -> list[str]:
-    """Sort tests, one file after another, because tests of a file share fixtures; files with `name` in theirs first."""
-    seconds: Counter[str] = Counter()
-    for test in tests:
-        seconds[_file(test)] += record[test][0]
-    return sorted(tests, key=lambda test: (name not in _file(test), seconds[_file(test)], _file(test), record[test][0]))
+def _quickest_first(tests: Iterable[str], record: Record, name: str = "") -> list[str]:
+    """Sort tests by the time they take; those in files with `name` in theirs come first."""
+    return sorted(tests, key=lambda test: (name not in _file(test), record[test][0]))
 
 
 def _file(test: str) -> str:

@@ -141,7 +141,7 @@ def mutants(path: Path) -> list[Mutant]:
                 source = (text[:start] + code.encode() + text[end:]).decode()
                 place = str(path.relative_to(ROOT)), node.lineno
                 line = text.splitlines()[node.lineno - 1].decode().strip()
-                found.append(Mutant(*place, was[:160], became[:160], line, source, lines.get(node)))
+                found.append(Mutant(*place, was[:400], became[:400], line, source, lines.get(node)))
     return found
 
 

@@ -57,6 +57,13 @@ def test_loss_aware_sampler_stays_below_the_last_timestep(monkeypatch):
     assert weight.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("sampler", [UniformSampler, StratifiedSampler])
+def test_draws_are_as_fine_as_float64(sampler):
+    """With more timesteps than float32 can tell apart, not all are multiples of a large power of two."""
+    t, _ = sampler(2**40).draw(0, 0, torch.arange(4), 4)
+    assert (t % 2**16 != 0).all()
+
+
 def test_schedule_keeps_float64_whatever_it_is_given():
     for betas in (torch.linspace(0.01, 0.2, 7), [0.1, 0.2], torch.linspace(0.01, 0.2, 7, dtype=torch.float16)):
         assert NoiseSchedule(betas).alphas_cumprod.dtype == torch.float64

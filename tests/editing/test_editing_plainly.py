@@ -241,17 +241,21 @@ def test_a_round_trip_spends_half_its_evaluations_each_way():
     assert list(DEPTHS) == [i / 10 for i in range(1, 11)]
 
 
-def test_translation_inverts_as_one_class_and_generates_as_another():
-    editor = Editor(MODEL, guidance=2.0, clip="static", seed=4)
+@pytest.mark.parametrize("clip", ["static", None])
+def test_translation_inverts_as_one_class_and_generates_as_another(clip):
+    """What leaves [-1, 1] without a limit to x_0 is cut off at the end."""
+    editor, plain = Editor(MODEL, guidance=2.0, clip=clip, seed=4), Plain(EXACT, guidance=2.0, clip=clip)
     source, target, how = [0, 1, 2, 0, 1], ["c", "b", "a", "b", "c"], {"depth": 0.7, "evaluations": 6, "order": 1}
-    found = translate(editor, IMAGES, source, target, **how)
+    found, beyond = translate(editor, IMAGES, source, target, **how), []
     for i, (start, end) in enumerate(zip(source, [2, 1, 0, 1, 2], strict=True)):
         latent = turned(Plain(EXACT), IMAGES[i].double(), rising(0.7, 6), 1, start)
-        back = turned(Plain(EXACT, guidance=2.0, clip="static"), latent, rising(0.7, 6)[::-1], 1, end)
+        back = turned(plain, latent, rising(0.7, 6)[::-1], 1, end)
+        beyond.append(bool((back.abs() > 1.01).any()))
         close(found[i], back.clamp(-1, 1), 1e-3)
+    assert any(beyond) == (clip is None)
     from_none = translate(editor, IMAGES[:1], None, 1, **how)[0]
     latent = turned(Plain(EXACT), IMAGES[0].double(), rising(0.7, 6), 1, CLASSES)
-    back = turned(Plain(EXACT, guidance=2.0, clip="static"), latent, rising(0.7, 6)[::-1], 1, 1)
+    back = turned(plain, latent, rising(0.7, 6)[::-1], 1, 1)
     close(from_none, back.clamp(-1, 1), 1e-3)
 
 

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch_fidelity.defaults import DEFAULTS
 
@@ -302,6 +303,35 @@ def test_normalise_gives_three_channels_of_the_classifiers_size():
     torch.testing.assert_close(normalise(stripes)[..., 2:-2], torch.full((1, 3, 32, 28), -1 / 3), atol=1e-4, rtol=0)
     exact = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(normalise(exact), exact.float() / 127.5 - 1)
+
+
+def test_classifier_is_two_halvings_each_with_a_residual_block_and_a_mean():
+    """He et al. 2016's block, written out in float64 with the statistics that evaluation uses."""
+    model = Classifier(5).double().eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.ndim == 1:  # of the norms, and the last bias
+                tensor.copy_(torch.rand(len(tensor)) + (0.1 if "var" in name else -0.4))
+    weights, x = model.state_dict(), torch.linspace(-20, 30, 2 * 3 * 13 * 10).double().sin().view(2, 3, 13, 10)
+
+    def layer(h, conv, norm, stride):
+        h = F.conv2d(h, weights[f"{conv}.weight"], stride=stride, padding=1)
+        mean, variance, gain, bias = (
+            weights[f"{norm}.{name}"][:, None, None] for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (h - mean) / (variance + 1e-5).sqrt() * gain + bias
+
+    h = x
+    for first in (0, 2):
+        h = layer(h, f"trunk.{first}.0", f"trunk.{first}.1", 2).relu()
+        block = f"trunk.{first + 1}"
+        inner = layer(h, f"{block}.conv1", f"{block}.norm1", 1).relu()
+        h = (h + layer(inner, f"{block}.conv2", f"{block}.norm2", 1)).relu()
+    assert h.shape == (2, 64, 4, 3)
+    features = h.mean((2, 3))
+    assert (features > 0.01).double().mean() > 0.3
+    torch.testing.assert_close(model.features(x), features)
+    torch.testing.assert_close(model(x), features @ weights["head.weight"].T + weights["head.bias"])
 
 
 @pytest.mark.parametrize("batch", [1, 4, 9, 100])

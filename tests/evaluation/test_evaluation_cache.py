@@ -43,6 +43,25 @@ def test_columns_load_only_their_own_values():
     assert found.base is None
 
 
+def test_chunks_read_rows_where_others_are_missing_and_no_rows_at_all():
+    chunks = Chunks("features", {"of": "a test"}, total=5, chunk=2)
+    chunks.write(2, np.array([[2.0, 20.0], [3.0, 30.0]]))
+    assert chunks[[3, 2]].tolist() == [[3, 30], [2, 20]]
+    assert chunks[[3]].tolist() == [[3, 30]]
+    small = Chunks("features", {"of": "one chunk"}, total=1, chunk=2)
+    small.write(0, np.ones((1, 3), dtype=np.float16))
+    for nothing in ([], slice(1, None)):
+        found = small[nothing]
+        assert (found.shape, found.dtype) == ((0, 3), np.float16)
+
+
+def test_chunks_wait_for_the_other_processes_before_they_look(monkeypatch):
+    chunks = Chunks("features", {"of": "a test"}, total=3, chunk=2)
+    chunks.write(0, np.arange(2))
+    monkeypatch.setattr("ddpm.evaluation.cache.barrier", lambda: chunks.write(2, np.arange(1)))
+    chunks.wait()
+
+
 def test_cache_folder_ignores_empty_variables(monkeypatch):
     """Otherwise an empty variable would mean the current folder."""
     monkeypatch.setenv("HOME", "/home/me")

@@ -226,3 +226,15 @@ def test_generated_images_have_the_labels_that_they_were_sampled_with(model):
         alone = to_uint8(model.sample(7, labels=label, steps=2, batch_size=3, precision="fp32"))
         rows = np.flatnonzero(images.labels.numpy() == label)
         assert torch.equal(images[rows], alone[torch.from_numpy(rows)])
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, images_module.CHUNK, images_module.CHUNK + 1])
+def test_generated_images_come_in_chunks_of_whole_batches(model, size):
+    """The least multiple of the batch size that reaches the usual chunk; one image is enough, none is not."""
+    images = GeneratedImages(model, 1, "mine", steps=2, batch_size=size)
+    assert (len(images), images.title) == (1, "mine")
+    assert images.chunk % size == 0
+    assert images_module.CHUNK <= images.chunk < images_module.CHUNK + size
+    assert GeneratedImages(model, 2).title == f"model {model.weights_hash}"
+    with pytest.raises(UserError, match="at least 1, not 0"):
+        GeneratedImages(model, 0)

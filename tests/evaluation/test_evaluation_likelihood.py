@@ -290,6 +290,35 @@ def test_plot_likelihood_saves_a_picture(tmp_path):
         assert len(picture.convert("L").getcolors()) > 10
 
 
+def test_plot_likelihood_shows_bits_and_errors_by_timestep_and_rate(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    saved, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (saved.append(figure), savefig(figure, *a, **k)))
+    result = evaluate(model_of(), pixels(3))
+    plot_likelihood(result, tmp_path / "nll.png")
+    bits, errors, curve = saved[0].axes
+    middle = [(term.first + term.last + 2) / 2 for term in result.terms]
+    per_timestep = [term.bits / len(range(term.first, term.last + 1)) for term in result.terms]
+    assert bits.lines[0].get_xydata().tolist() == [
+        [t, pytest.approx(b)] for t, b in zip(middle, per_timestep, strict=True)
+    ]
+    assert errors.lines[0].get_xydata().tolist() == [
+        [t, term.rmse] for t, term in zip(middle, result.terms, strict=True)
+    ]
+    assert curve.lines[0].get_xydata().tolist() == [list(point) for point in result.rate_distortion]
+    assert (bits.get_xscale(), bits.get_yscale(), errors.get_yscale()) == ("log", "log", "linear")
+    assert ["dim" in axes.get_ylabel() for axes in (bits, errors, curve)] == [True, False, False]
+    assert ["RMSE" in axes.get_ylabel() for axes in (bits, errors, curve)] == [False, True, True]
+    assert f"{result.bits_per_dim:.3f}" in bits.get_title()
+
+
+def test_likelihood_takes_two_images():
+    result = evaluate(model_of(), pixels(2))
+    assert math.isfinite(result.bits_per_dim)
+    assert result.standard_error > 0
+
+
 def test_likelihood_refuses_other_shapes_and_single_images():
     with pytest.raises(UserError, match="1×6×8"):
         evaluate(model_of(), pixels(4, (1, 6, 8)))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from ddpm.evaluation import inputs as inputs_module
 from ddpm.evaluation import metrics as metrics_module
 from ddpm.evaluation.distances import Moments, frechet_distance, kernel_distance, manifold_metrics, moments_of
 from ddpm.evaluation.features import FeatureNetwork, extract
-from ddpm.evaluation.image_sets import ImageSet, subset_rows
-from ddpm.evaluation.inputs import EvaluationInputs
+from ddpm.evaluation.image_sets import DatasetImages, GeneratedImages, ImageSet, subset_rows
+from ddpm.evaluation.inputs import REQUIREMENTS, EvaluationInputs
 from ddpm.evaluation.likelihood import Likelihood, Term
 from ddpm.evaluation.metrics import METRICS, choose_metrics
 
@@ -299,3 +300,28 @@ def test_two_images_have_moments_and_one_has_none():
     assert moments_of([np.eye(2)]).n == 2
     with pytest.raises(UserError, match="at least two images, not 1"):
         moments_of([np.eye(2)[:1]])
+
+
+def test_classes_of_the_candidate_are_compared_with_the_images_in_question(monkeypatch):
+    monkeypatch.setattr("ddpm.evaluation.inputs._class_problem", lambda mine, others: f"{mine} and {others}")
+    inputs = SimpleNamespace(candidate="samples", real="training images", test="test images")
+    assert REQUIREMENTS["classes"](inputs) == "samples and training images"
+    assert REQUIREMENTS["held-out classes"](inputs) == "samples and test images"
+
+
+@pytest.mark.parametrize(("counts", "others"), [([29, 30, 141], 0), ([20, 30, 150], 1), ([5, 2, 193], 3)])
+def test_class_proportions_differ_by_a_fraction_of_the_larger_one(monkeypatch, counts, others):
+    """A third less is less, however rare the class is; the whole difference decides whether there is a note."""
+    monkeypatch.setattr("ddpm.evaluation.inputs.PROPORTIONS_DIFFER", 0.0)
+    names, reference = ["a", "b", "c"], [30, 30, 140]
+    sampled, real = (torch.arange(3).repeat_interleave(torch.tensor(each)) for each in (counts, reference))
+    candidate, other = object.__new__(GeneratedImages), object.__new__(DatasetImages)
+    candidate.labels, candidate.class_names, candidate.title = sampled, names, "samples"
+    other.dataset, other.class_names = SimpleNamespace(labels=real), names
+    note = EvaluationInputs.proportions_note.func(SimpleNamespace(candidate=candidate, reference=other))
+    assert f"{others} of 3 classes" in note
+
+
+def test_metrics_over_all_classes_at_once_carry_the_note_on_proportions():
+    """Those within classes, and those of one image at a time, do not change with the proportions."""
+    assert {name for name, metric in METRICS.items() if metric.mixes_classes} == {"fid", "kid", "drift", "levels"}

@@ -141,3 +141,13 @@ def test_open_images_opens_the_source_once(samples, monkeypatch):
     monkeypatch.setattr("ddpm.data.sources.find_stored", None)  # not through another way either
     open_images(samples)
     assert opened == [samples]
+
+
+def test_open_images_says_what_it_leaves_out(tmp_path, capsys):
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 255)).save(tmp_path / f"{number}.png")
+    open_images(str(tmp_path))
+    assert capsys.readouterr().out == ""
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    assert len(open_images(str(tmp_path))) == 2
+    assert "1.png" in capsys.readouterr().out

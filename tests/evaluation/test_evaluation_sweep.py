@@ -1,5 +1,6 @@
 """Quality against network evaluations, and the evaluation during training."""
 
+import json
 import tarfile
 
 import numpy as np
@@ -14,8 +15,10 @@ from ddpm.common.errors import UserError
 from ddpm.common.pixels import to_uint8
 from ddpm.data import DataConfig, open_dataset, stored
 from ddpm.evaluation import training_eval
+from ddpm.evaluation.evaluate import Report
 from ddpm.evaluation.features import load_features
-from ddpm.evaluation.sweep import sweep
+from ddpm.evaluation.metrics import MetricValue
+from ddpm.evaluation.sweep import Point, save_points, sweep
 from ddpm.evaluation.training_eval import real_images, training_evaluator
 from ddpm.interop.diffusers import Student
 from ddpm.model import Model
@@ -156,3 +159,20 @@ def test_training_evaluator_gives_the_numbers_of_one_process_in_several(model, t
     asked = {"sampler": "ddim", "steps": 2, "seed": 0}
     expected = load_features("builtin", torch.device("cpu"))(to_uint8(student.sample(35, **asked)))[0]
     np.testing.assert_allclose(np.concatenate([part for share in shares for part in share]), expected, atol=1e-4)
+
+
+def test_points_are_saved_with_their_reports_in_a_folder_that_is_made(tmp_path):
+    report = Report({"candidate": "Füchse"}, [MetricValue("kid", "KID × 1000", 0.25)], [])
+    points = [Point("ddim", 2, 3, report), Point("heun", 2, 5, report)]
+    path = tmp_path / "of" / "mine" / "sweep.json"
+    for _ in range(2):
+        save_points(points, path)
+    text = path.read_text(encoding="utf-8")
+    assert "Füchse" in text
+    assert "KID × 1000" in text
+    rows = json.loads(text)
+    assert [(row.pop("sampler"), row.pop("steps"), row.pop("evaluations")) for row in rows] == [
+        ("ddim", 2, 3),
+        ("heun", 2, 5),
+    ]
+    assert rows == [report.as_dict()] * 2

@@ -7,12 +7,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm.networks import NetworkConfig, UNet, count_flops
 
 
-def test_equals_the_operations_that_run() -> None:
+def test_equals_the_operations_that_run(capsys) -> None:
     config = NetworkConfig(channels=96, channel_mult=[1, 2], attention=[4], head_dim=32)  # too wide to fold Upsample
     network = UNet(config, (8, 8), num_classes=2)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     assert count_flops(network) == counter.get_total_flops()
+    assert capsys.readouterr().out == ""
 
 
 def test_grows_with_the_pixels() -> None:

@@ -74,6 +74,14 @@ def test_the_smallest_batch_holds_the_images_exactly_if_it_can(model, monkeypatc
     assert found == [1, 2, 4, 4, 8, 8, 8, 8, FULL]
 
 
+def test_batches_are_compared_with_the_full_one_of_their_guidance(model, monkeypatch):
+    """Four rows are one thing beside 16, and another beside the 32 that guidance makes of them."""
+    monkeypatch.setattr(inference, "layer_outputs", lambda network, dtype, rows: [torch.full((rows,), rows > FULL)])
+    assert model._copies.smallest_batch(torch.float32, 4, FULL) == 4
+    assert model._copies.smallest_batch(torch.float32, 2, FULL, rows=2) == FULL
+    assert model._copies.smallest_batch(torch.float32, 4, FULL) == 4
+
+
 def test_batches_are_compared_again_when_the_weights_have_changed(model, monkeypatch):
     """Weights of 0 give the same bits in every shape, and others need not."""
     bias = model.network.conv_out.bias

@@ -5,10 +5,11 @@ import shutil
 import pytest
 import torch
 
-from ddpm.common.errors import UserError
+from ddpm.common.errors import RunStopped, UserError
 from ddpm.training import train
 from ddpm.training.batches import BatchSource
 from ddpm.training.checkpoint import Checkpoints
+from ddpm.training.step import train_step
 from ddpm.training.trainer import Trainer
 
 PARTS = {"network": {"w": torch.arange(6.0).reshape(2, 3)}, "ema": {"w": torch.ones(3)}}
@@ -61,6 +62,44 @@ def test_checkpoints_keep_one_saved_before_a_damaged_one(tmp_path):
     truncate(tmp_path / "000004" / "ema.safetensors")
     checkpoints.save(3, PARTS, {})
     assert checkpoints.steps() == [3]
+
+
+def test_checkpoints_that_cannot_be_removed_do_not_end_the_run(tmp_path, monkeypatch):
+    """On a network disk a file that is still open elsewhere stays; the next save tries again."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+
+    def busy(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError("busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        for step in (1, 2):
+            checkpoints.save(step, PARTS, {})
+    assert checkpoints.steps() == [2]
+    checkpoints.save(3, PARTS, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["000003"]
+
+
+@pytest.mark.parametrize("part", ["network", "ema", "optimizer"])
+def test_save_says_why_it_writes_nothing(tiny, tmp_path, part):
+    """Also where no step came before, as at the start of a fine-tuned run."""
+    trainer = Trainer(tiny(), tmp_path / "run")
+    train_step(trainer.learner, trainer.batches.at(0), 1e-3)
+    next(iter(trainer._tensors()[part].values())).view(-1)[0] = torch.nan
+    with pytest.raises(RunStopped, match=f"{part}: .* is not finite, so neither checkpoint nor model was written"):
+        trainer.save()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_process_counts_the_images_of_all_and_draws_its_share(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddpm.training.trainer.my_share", lambda size: range(2, size - 3))
+    trainer = Trainer(tiny(batch_size=8), tmp_path / "run")
+    whole = BatchSource(trainer.dataset, trainer.batches.timestep_sampler, batch_size=8, seed=0, random_flip=True)
+    batch = trainer.batches.at(0)
+    assert torch.equal(batch.x_0, whole.at(0).x_0[2:5])
+    trainer.step(batch)
+    assert trainer.progress.images == 8
 
 
 def test_checkpoints_survive_a_failed_save(tmp_path):

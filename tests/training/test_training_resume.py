@@ -9,6 +9,7 @@ from PIL import Image
 
 from ddpm.common.errors import UserError
 from ddpm.data.datasets import epoch_order
+from ddpm.data.stream import StreamDataset
 from ddpm.model import load
 from ddpm.training import train
 from ddpm.training.checkpoint import Checkpoints
@@ -60,6 +61,27 @@ def test_resume_is_bitwise_from_every_step(tiny, files, tmp_path, cut_off, varia
     train(config, run, resume=True)
     assert files.tensors(run, STEPS) == files.tensors(undisturbed, STEPS)
     assert files.records(run, *keys) == files.records(undisturbed, *keys)
+
+
+def test_streamed_run_goes_on_at_its_place_in_the_shards(tiny, files, tmp_path, monkeypatch, broken_tar):
+    """Bit for bit, and without reading again what has gone by."""
+    source = {"data.source": str(broken_tar(40, broken=[])), "data.labels": False}
+    config = tiny(steps=4, checkpoint_every=2, **source, **{"data.streaming": True, "data.shuffle_buffer": 5})
+    whole, run = train(config, tmp_path / "whole"), tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "000004")
+    place = Checkpoints(run / "checkpoints", 3).newest().state["data"]["position"]
+    given, load_state_dict = [], StreamDataset.load_state_dict
+
+    def watched(dataset, state):
+        given.append(state)
+        load_state_dict(dataset, state)
+
+    monkeypatch.setattr(StreamDataset, "load_state_dict", watched)
+    train(config, run, resume=True)
+    assert given == [place]
+    assert place
+    assert files.tensors(run, 4) == files.tensors(whole, 4)
 
 
 def test_resume_cuts_the_log_back_to_the_checkpoint(tiny, files, tmp_path):
