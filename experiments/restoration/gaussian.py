@@ -77,9 +77,8 @@ class GaussianPrior:
 
     def posterior(self, matrix: Tensor, y: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """Mean (n,) and covariance (n, n) of x given y = matrix x + σ n, with y (m,) and matrix (m, n)."""
-        gain_t = torch.linalg.lstsq(
-            matrix @ self.covariance @ matrix.T + sigma**2 * torch.eye(len(matrix)), matrix @ self.covariance
-        ).solution
+        of_y = matrix @ self.covariance @ matrix.T + sigma**2 * torch.eye(len(matrix))  # singular if pixels are lost
+        gain_t = torch.linalg.pinv(of_y, hermitian=True) @ matrix @ self.covariance
         mean = self.mean.flatten() + gain_t.T @ (y - matrix @ self.mean.flatten())
         return mean, self.covariance - gain_t.T @ matrix @ self.covariance
 

@@ -80,8 +80,12 @@ def test_the_page_draws_at_once_and_asks_nobody(place, width, scheme, browser, p
     address = (page_folder / "index.html").as_uri() if place == "file" else request.getfixturevalue("host")
     page = visit(browser, address, width, scheme)
     assert "Drew cat, seed 0" in page.locator("#status").inner_text()
+    place_of_the_gallery = "document.querySelector('#gallery').getBoundingClientRect().top"
+    before = page.evaluate(place_of_the_gallery)
     page.get_by_role("button", name="One of each").click()
     page.locator("#gallery li").nth(3).wait_for()
+    page.evaluate("last")
+    assert page.evaluate(place_of_the_gallery) == before
     drawn = ["cat · seed 1", "</script> · seed 1", "dog, wet · seed 1", "cat · seed 0"]
     assert page.locator("#gallery li").all_inner_texts() == drawn
     assert page.locator("#bar").evaluate("bar => bar.value") == 1

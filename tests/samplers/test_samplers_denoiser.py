@@ -341,9 +341,10 @@ def test_an_eta_outside_0_to_1_is_refused(network, eta):
 
 def test_the_dynamic_limit_is_a_quantile_of_each_image():
     """99.5% of an image's own pixels, but never below 1; the limited image is divided by it (Saharia et al. 2022)."""
-    x_0 = torch.cat([random(1, 3, 30, 30), 3 * random(1, 3, 30, 30, seed=1), 0.01 * random(1, 3, 30, 30, seed=2)])
+    # 2,001 pixels: the quantile is the 1,991st of them, whatever the precision in which PyTorch finds its rank
+    x_0 = torch.cat([random(1, 3, 23, 29), 3 * random(1, 3, 23, 29, seed=1), 0.01 * random(1, 3, 23, 29, seed=2)])
     denoiser = Denoiser(lambda x, t, labels: x_0, GaussianDiffusion(SCHEDULE, "x_0"), clip="dynamic")
-    found = denoiser(random(3, 3, 30, 30, seed=3), 20.0).x_0
+    found = denoiser(random(3, 3, 23, 29, seed=3), 20.0).x_0
     for image, expected in zip(found.double(), x_0.double(), strict=True):
         limit = max(1.0, float(np.quantile(expected.abs().numpy(), 0.995)))
         torch.testing.assert_close(image, expected.clamp(-limit, limit) / limit, rtol=1e-6, atol=1e-6)
