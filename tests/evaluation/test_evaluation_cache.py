@@ -55,7 +55,7 @@ def test_chunks_read_rows_where_others_are_missing_and_no_rows_at_all():
         assert (found.shape, found.dtype) == ((0, 3), np.float16)
 
 
-def test_chunks_wait_for_the_other_processes_before_they_look(monkeypatch):
+def test_chunks_wait_for_all_others_before_they_look(monkeypatch):
     chunks = Chunks("features", {"of": "a test"}, total=3, chunk=2)
     chunks.write(0, np.arange(2))
     monkeypatch.setattr("ddpm.evaluation.cache.barrier", lambda: chunks.write(2, np.arange(1)))

@@ -1,5 +1,6 @@
 """Quality against network evaluations, and the evaluation during training."""
 
+import inspect
 import json
 import tarfile
 
@@ -14,7 +15,9 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import to_uint8
 from ddpm.data import DataConfig, open_dataset, stored
+from ddpm.data.datasets import epoch_order
 from ddpm.evaluation import training_eval
+from ddpm.evaluation.distances import kernel_distance
 from ddpm.evaluation.evaluate import Report
 from ddpm.evaluation.features import load_features
 from ddpm.evaluation.metrics import MetricValue
@@ -125,6 +128,25 @@ def test_real_images_repeats_no_image_of_a_short_stream(tmp_path):
             tar.add(path, path.name)
     data = DataConfig(source=str(tmp_path / "set.tar"), image_size=8, streaming=True)
     assert sorted(real_images(data, 12)[:, 0, 0, 0].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_training_evaluator_asks_for_what_its_text_says(model, tmp_path, monkeypatch):
+    """500 samples of 20 steps, 20 subsets of 250; the real images are the first of epoch 0 of seed 0."""
+    defaults = {name: p.default for name, p in inspect.signature(training_evaluator).parameters.items()}
+    assert (defaults["num"], defaults["steps"]) == (500, 20)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    data = DataConfig(source=save(tmp_path / "real.npz", pixels), image_size=8)
+    first = epoch_order(40, 0, range(6)).tolist()
+    assert torch.equal(real_images(data, 6), torch.from_numpy(pixels[first]).permute(0, 3, 1, 2))
+    asked = []
+
+    def watched(ours, theirs, **options):
+        asked.append(options)
+        return kernel_distance(ours, theirs, subsets=1, subset_size=5)
+
+    monkeypatch.setattr(training_eval, "kernel_distance", watched)
+    training_evaluator(data, num=6, steps=2)(model)
+    assert asked == [{"subsets": 20, "subset_size": 250}]
 
 
 @pytest.mark.parametrize("channels", [2, 4])

@@ -92,9 +92,15 @@ def test_blurfft_becomes_circular_blur():
 
 
 def test_from_deepinv_refuses_other_decompositions_and_nonlinear_physics():
-    skewed = physics.DecomposablePhysics(V_adjoint=lambda x: 2 * x, V=lambda x: 2 * x, mask=1.0, img_size=SHAPE)
-    with pytest.raises(UserError, match="not orthonormal"):
-        from_deepinv(skewed, SHAPE)
+    for factor in (2, 1.001):
+        skewed = physics.DecomposablePhysics(
+            V_adjoint=lambda x, factor=factor: factor * x,
+            V=lambda x, factor=factor: factor * x,
+            mask=1.0,
+            img_size=SHAPE,
+        )
+        with pytest.raises(UserError, match="not orthonormal"):
+            from_deepinv(skewed, SHAPE)
     with pytest.raises(UserError, match="not a linear"):
         from_deepinv(physics.Haze(), SHAPE)
 
