@@ -45,7 +45,7 @@ for command in (sample, trace, evaluate, restore, edit, interpolate, info, data,
 app.add_typer(plot)
 app.command("app", context_settings=HELP_NAMES)(page)
 
-# Typer has its own copy of Click since 0.20; this leads to the class of either
+# of Typer's own copy of Click, which exports only some of its errors
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 

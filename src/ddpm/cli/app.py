@@ -19,7 +19,10 @@ def app(
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 accepts other machines")] = "127.0.0.1",
     browser: Annotated[bool, typer.Option("--open", help="open the page in the browser")] = False,
 ) -> None:
-    """Serve a web page for a model. It switches to others: those given, the bundled ones, and those of runs."""
+    """Serve a web page for a model.
+
+    The page switches to other models: those given, the bundled ones, and those of runs.
+    """
     print("starting …", flush=True)  # the imports alone take seconds
     from ddpm.app import without_proxies
 

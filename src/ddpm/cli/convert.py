@@ -24,7 +24,10 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace an existing model folder")] = False,
 ) -> None:
-    """Convert a model to a Diffusers pipeline folder (safetensors). ddpm opens it, too."""
+    """Convert a model to a Diffusers pipeline folder (safetensors).
+
+    ddpm opens that folder, too.
+    """
     from ddpm.interop import convert as conversion
     from ddpm.interop.diffusers_config import obstacle
 

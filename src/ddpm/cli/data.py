@@ -35,7 +35,10 @@ def data(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Count a source's images, sizes, classes and broken files. Save a contact sheet."""
+    """Count a source's images, sizes, classes and broken files.
+
+    Also save a contact sheet.
+    """
     from ddpm.common.pixels import save_grid, to_float
     from ddpm.data.datasets import make_ready
     from ddpm.data.folder import CONTACT_SHEET

@@ -45,9 +45,10 @@ def edit(
     overwrite: Overwrite = False,
     metadata: Metadata = True,
 ) -> None:
-    """Edit a picture or a folder of pictures. Give one of --strength, --curve, --invert and --to.
+    """Edit a picture or a folder of pictures.
 
-    SDEdit of strength S takes the last S × steps of a run. Picture i of a seed always gets the same noise.
+    Give one of --strength, --curve, --invert and --to. SDEdit of strength S takes the last S × steps of a run. Picture
+    i of a seed always gets the same noise.
     """
     from ddpm.common.pixels import made_by
     from ddpm.editing import Editor, fidelity_curve, reconstructions, sdedit, translate

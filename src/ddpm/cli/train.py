@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer._click.shell_completion import CompletionItem
 from typer.core import TyperCommand
 
 from ddpm.cli.options import PATH, complete_model, complete_preset, complete_run
@@ -15,11 +16,6 @@ from ddpm.distillation.config import StudentConfig
 from ddpm.training.config import Config, load_config, overridden, preset_names, read_yaml, validate
 from ddpm.training.config import find_file as find_configuration
 from ddpm.training.fields import fields, fields_help
-
-try:
-    from typer._click.shell_completion import CompletionItem
-except ImportError:  # Typer before 0.20 has no copy of Click
-    from click.shell_completion import CompletionItem  # type: ignore[assignment]
 
 # Every field of a configuration is a flag. Click passes on those that it does not know, and `parse_words` reads them.
 # Pydantic-settings and tyro would list them in --help too, but they know no presets and refuse [16, 8] without quotes.
