@@ -158,13 +158,15 @@ def test_every_tab_can_be_seen_and_nothing_is_read_out_that_means_nothing(phone)
 
 
 def test_the_wheel_scrolls_over_a_pad_and_a_picture(visit):
+    visit.page.set_viewport_size({"width": 1280, "height": 500})  # in which no tab fits
     visit.open("Edit")
-    visit.page.evaluate("scrollTo(0, 0)")
     for picture in (visit.pad().locator("canvas"), visit.pad().locator(".pad-examples img").first):
-        before = visit.page.evaluate("scrollY")
+        visit.page.evaluate("scrollTo(0, 0)")
         picture.hover()
+        before = visit.page.evaluate("scrollY")
         visit.page.mouse.wheel(0, 60)
         visit.until(lambda before=before: visit.page.evaluate("scrollY") > before)
+    visit.page.set_viewport_size({"width": 1280, "height": 900})
 
 
 def test_a_page_that_opens_says_so(browser, address):
