@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from visiting import PATIENCE, Visit, fresh, shrunk
+from visiting import PATIENCE, fresh, shrunk
 
 from ddpm.common.pixels import read_origin
 
@@ -65,11 +65,23 @@ def test_generate_a_class_and_go_back_to_what_was_before(visit):
     visit.panel.locator(".history button").last.click()
     visit.until(lambda: visit.panel.get_by_label("Seed").first.input_value() == "0")
     assert "seed=0" in visit.page.url
+    visit.status("Shown again: all, ")
     assert "--seed 0" in command.inner_text()  # files and code come back with their pictures
     with visit.page.expect_download() as first:
         visit.panel.get_by_text("Grid, PNG").click()
     assert Path(first.value.path()).read_bytes() != Path(download.value.path()).read_bytes()
     visit.panel.get_by_text("Command line and Python").click()
+
+
+def test_a_seed_that_is_typed_is_the_one_that_is_drawn(visit):
+    visit.panel.get_by_label("A new seed at each press").check()
+    seed = visit.panel.get_by_label("Seed").first
+    seed.fill("4242")
+    seed.press("Tab")
+    visit.press("Generate")
+    visit.status("Done: 16 images, seed 4242.")
+    assert visit.panel.locator(".field-note").count() == 0
+    visit.panel.get_by_label("A new seed at each press").check()
 
 
 def test_after_stop_pictures_keep_their_own_settings(visit):
@@ -256,3 +268,10 @@ def test_a_student_draws_while_a_slider_moves(browser, quick_address):
         visit.press("Generate")
         visit.page.wait_for_function("location.hash.includes('guidance=1.2')")
         assert visit.joined <= joined + 2  # the slider asks once, and nothing is drawn
+
+
+def test_an_address_of_another_model_gives_what_this_one_can(browser, address):
+    for visit in fresh(browser, f"{address}#steps=123456&number=3&label=nobody&sampler=magic&seed=-2"):
+        visit.status("Done: 3 images, seed 0.")
+        steps = visit.panel.get_by_label("number input for Steps")
+        assert steps.input_value() == visit.panel.get_by_label("range slider for Steps").get_attribute("max")

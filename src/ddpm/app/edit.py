@@ -249,9 +249,10 @@ def tab(model: Model, name: str) -> list[Any]:
             way = choice(ways, RENOISE, "What to do", chips={})
             strength = slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
             with gr.Column(visible=False) as target:
-                to = class_field(model, "Translate to")
+                names = model.class_names or [NO_CLASS]
+                to = choice(names, names[0], "Translate to")
             with gr.Row(elem_classes="fields"):
-                own = fields("What to draw.")
+                own = fields("")
             pressed = buttons("Edit")
         with gr.Column(scale=1, min_width=300):
             outcome = Outcome(

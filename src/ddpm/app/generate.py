@@ -332,6 +332,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
     names, values = json.dumps(list(asdict(first))), json.dumps(list(asdict(first).values()))
     before = [seed, again], [seed], "(seed, again) => [again ? ddpm.random() : seed]"
     press = connect(pressed, generate, fields, outcome, before=before)
+    seed.input(None, None, again, js="() => false", **QUIET)  # who types a seed wants that one
     rolled = dice.click(None, None, seed, js="() => ddpm.random()", **QUIET)
     if model.student:
         saying = [follows, outcome.status], outcome.status
@@ -347,5 +348,15 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         label.input(None, None, None, js="() => ddpm.press()", **QUIET)
     filled, all_names = [*fields, again, outcome.status], json.dumps([*asdict(first), "again", "status"])
     told.submit(None, [told, *filled], filled, js=f"(text, ...own) => ddpm.fields(text, {all_names}, own)", **QUIET)
-    script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values})]"
+    limits = json.dumps(
+        {
+            "label": choices,
+            "sampler": list(SAMPLERS),
+            "steps": [1, most_steps(model)],
+            "guidance": [0, 8],
+            "seed": [0, MOST_SEED],
+            "number": [1, most_images(model)],
+        }
+    )
+    script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values}, {limits})]"
     run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outcome)

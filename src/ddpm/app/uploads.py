@@ -29,7 +29,7 @@ def read_upload(
     colour `background`. Raises UserError with the reason if the file cannot be used.
     """
     if source is None:
-        raise UserError(f"{what} is missing: choose an image first")
+        raise UserError(f"{what} is missing: draw one, open a file or choose an example")
     try:
         data = source if isinstance(source, bytes) else _bytes(Path(source))
         return decode(data, channels, background, smallest=1)

@@ -43,15 +43,20 @@ window.ddpmResult = (() => {
   })();
 
   // Settings: in the address, in a picture's text, and in the history; `fill` puts them into the fields.
-  let fill = () => {};
+  let fill = () => {}, limits = {};
 
-  function fromAddress(names, usual) {
-    const given = new URLSearchParams(location.hash.slice(1));
-    return names.map((name, index) => {
-      if (!given.has(name)) return usual[index];
-      const text = given.get(name);
-      return typeof usual[index] === "number" ? (Number.isFinite(+text) ? +text : usual[index]) : text;
-    });
+  // An address or a picture may be of another model. limits: by name, the least and the largest number, or all choices
+  function allowed(name, value, usual) {
+    const limit = limits[name];
+    if (!limit) return value;
+    if (typeof usual !== "number") return limit.includes(value) ? value : usual;
+    return Number.isFinite(+value) ? Math.min(Math.max(+value, limit[0]), limit[1]) : usual;
+  }
+
+  function fromAddress(names, usual, given) {
+    limits = given;
+    const address = new URLSearchParams(location.hash.slice(1));
+    return names.map((name, index) => (address.has(name) ? allowed(name, address.get(name), usual[index]) : usual[index]));
   }
 
   function settings(element, props, trigger) {
@@ -64,7 +69,7 @@ window.ddpmResult = (() => {
   // The values of the named fields in what `fill` was given; a field that is not named keeps its own.
   function fields(text, names, own) {
     const given = JSON.parse(text);
-    return names.map((name, index) => given[name] ?? own[index]);
+    return names.map((name, index) => (name in given ? allowed(name, given[name], own[index]) : own[index]));
   }
 
   // What a run gave, with links to its files. classes: the choice of all classes, then every class; null for no gallery
@@ -115,6 +120,10 @@ window.ddpmResult = (() => {
       fill({ ...given, status }); // the fields tell of the pictures that are seen
       return status;
     };
+    const back = (result) => {
+      place.show(result);
+      fill({ ...result.given, status: `Shown again: ${inShort(result.given).replace("\n", ", ")}.` });
+    };
     place.shown = (shown) => {
       const parsed = make("template");
       parsed.innerHTML = shown.html;
@@ -131,7 +140,7 @@ window.ddpmResult = (() => {
       strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
         const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
         return make("button", { type: "button", title: words, "aria-label": `Back to ${words}`,
-          "aria-current": result.html === shown.html && "true", onclick: () => (place.show(result), fill(result.given)) },
+          "aria-current": result.html === shown.html && "true", onclick: () => back(result) },
           make("img", { src: result.image, alt: "" }), make("span", {}, inShort(result.given)));
       }));
     };
