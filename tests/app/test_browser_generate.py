@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from visiting import PATIENCE, fresh, shrunk
+from visiting import PATIENCE, Visit, fresh, shrunk
 
 from ddpm.common.pixels import read_origin
 
