@@ -5,6 +5,7 @@ import socket
 import time
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from ddpm.app import models, runs, training
@@ -85,11 +86,47 @@ def test_a_training_is_a_process_of_its_own_that_stops_when_told(tmp_path, stub_
     assert runs.state_of(run).words()[:2] == ["training", "5 of 100"]
     assert 'data-stop="new"' in runs.table(tmp_path / "runs", ["new"], trains=True)
     assert training.Trainings(tmp_path / "runs").stop("new").startswith("new saves a checkpoint")  # another page, too
-    until(lambda: training.process_of(run) is None)
+    until(lambda: training.process_of(run) is None and trainings.started["new"].poll() is not None)
     assert trainings.stop("new") == "new is not training."
     assert trainings.news() == {}
     with pytest.raises(UserError, match="exists"):
         trainings.start("new", "digits", "", 5)
+
+
+@pytest.fixture
+def preparing(tmp_path, monkeypatch):
+    """A small program in place of `ddpm train` that has not made its run yet."""
+    script = tmp_path / "prepare"
+    script.write_text('#!/bin/sh\necho "$@"\nexec sleep 30\n')
+    script.chmod(0o755)
+    monkeypatch.setattr("ddpm.app.training.sys.executable", str(script))
+
+
+def parts(folder):
+    """What the fields of a training are connected to: the functions and the components, by their names."""
+    with gr.Blocks() as page:
+        runs.train(folder)
+    functions = {function.name: function.fn for function in page.fns.values()}
+    return functions, {getattr(block, "label", None): block for block in page.blocks.values()}
+
+
+def test_a_name_that_is_being_prepared_is_refused(tmp_path, preparing):
+    folder = tmp_path / "runs"
+    trainings = training.trainings_in(folder)
+    trainings.start("new", "digits", "", 5)
+    first = trainings.started["new"]
+    log = folder / "new.log"
+    until(lambda: log.read_text())
+    with pytest.raises(UserError, match="new is being prepared"):
+        trainings.start("new", "digits", "", 5)
+    with pytest.raises(gr.Error, match="new is being prepared"):  # by the page of another model, too
+        parts(folder)[0]["begin"]("new", "digits", "", 5)
+    assert trainings.started["new"] is first
+    assert log.read_text()
+    first.kill()
+    first.wait()
+    assert trainings.start("new", "digits", "", 5).startswith("Started new.")
+    trainings.started["new"].kill()
 
 
 def test_a_training_that_cannot_begin_says_why(tmp_path):

@@ -17,7 +17,7 @@ from ddpm.app.components import choice, film
 from ddpm.app.figures import Curve, chart, figure
 from ddpm.app.outcome import QUIET, status_line
 from ddpm.app.press import show_user_errors
-from ddpm.app.training import Trainings, presets, process_of
+from ddpm.app.training import presets, process_of, trainings_in
 from ddpm.app.uploads import read_upload
 from ddpm.common.errors import UserError
 from ddpm.common.files import is_model, is_run
@@ -256,7 +256,7 @@ def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool =
 
 def train(folder: Path) -> None:
     """Build the fields that start a training, and connect the buttons of the table that stop one."""
-    trainings = Trainings(folder)
+    trainings = trainings_in(folder)
     with gr.Accordion("Train a model", open=not find_runs(folder)):
         with gr.Row(elem_classes="fields"):
             preset = choice(presets(), "digits", "Preset", min_width=140)

@@ -1,5 +1,6 @@
 """Trainings that the page starts and stops, each in a process of its own, which outlives the page."""
 
+import functools
 import re
 import signal
 import socket
@@ -56,6 +57,8 @@ class Trainings:
         run, log = self.folder / name, self.folder / f"{name}.log"
         if run.exists():
             raise UserError(f"{run} exists: give the run another name")
+        if name in self.started and self.started[name].poll() is None:
+            raise UserError(f"{name} is being prepared: give the run another name")
         if preset not in preset_names():
             raise UserError(f"no preset {preset!r}")
         if minutes is None or not 0 < minutes <= MOST_MINUTES:
@@ -101,3 +104,9 @@ class Trainings:
         log = self.folder / f"{name}.log"
         lines = re.split(r"[\r\n]+", log.read_bytes()[-MOST_LOG_BYTES:].decode(errors="replace").strip())
         return lines[-1] or "ended"
+
+
+@functools.cache
+def trainings_in(folder: Path) -> Trainings:
+    """Return the trainings in a folder, which the pages of all models share."""
+    return Trainings(folder)
