@@ -117,9 +117,9 @@ def test_a_name_that_is_being_prepared_is_refused(tmp_path, preparing):
     first = trainings.started["new"]
     log = folder / "new.log"
     until(lambda: log.read_text())
-    with pytest.raises(UserError, match="new is being prepared"):
+    with pytest.raises(UserError, match="run new is being prepared"):
         trainings.start("new", "digits", "", 5)
-    with pytest.raises(gr.Error, match="new is being prepared"):  # by the page of another model, too
+    with pytest.raises(gr.Error, match="run new is being prepared"):  # by the page of another model, too
         parts(folder)[0]["begin"]("new", "digits", "", 5)
     assert trainings.started["new"] is first
     assert log.read_text()

@@ -58,7 +58,7 @@ class Trainings:
         if run.exists():
             raise UserError(f"{run} exists: give the run another name")
         if name in self.started and self.started[name].poll() is None:
-            raise UserError(f"{name} is being prepared: give the run another name")
+            raise UserError(f"a run {name} is being prepared: give this one another name")
         if preset not in preset_names():
             raise UserError(f"no preset {preset!r}")
         if minutes is None or not 0 < minutes <= MOST_MINUTES:
