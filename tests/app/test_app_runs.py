@@ -129,6 +129,21 @@ def test_a_name_that_is_being_prepared_is_refused(tmp_path, preparing):
     trainings.started["new"].kill()
 
 
+def test_the_line_about_a_training_goes_when_its_run_is_there(tmp_path, preparing):
+    folder = tmp_path / "runs"
+    functions, _ = parts(folder)
+    functions["begin"]("new", "digits", "", 5)
+    said, going = functions["news"]("")
+    assert said == ""  # not "Started" any more
+    assert going.startswith("new: prepares")
+    assert functions["news"](going) == (gr.skip(), gr.skip())  # a refusal can be read, a button pressed
+    (folder / "new").mkdir()
+    (folder / "new" / "metrics.jsonl").touch()
+    assert functions["news"](going) == ("", "")
+    assert functions["news"]("") == (gr.skip(), gr.skip())
+    training.trainings_in(folder).started["new"].kill()
+
+
 def test_a_training_that_cannot_begin_says_why(tmp_path):
     trainings = training.Trainings(tmp_path)
     trainings.start("new", "digits", str(tmp_path / "nowhere"), 5)

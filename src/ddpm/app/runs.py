@@ -264,26 +264,28 @@ def train(folder: Path) -> None:
             minutes = gr.Number(10, label="Minutes", minimum=0.1, min_width=90)
             name = gr.Textbox("my-run", label="Name of the run", min_width=120)
         start = gr.Button("Start training", variant="primary", min_width=120)
-        said = status_line("")
+        said, going = status_line(""), status_line("")
 
     def begin(*fields):
-        return escape(trainings.start(*fields))
+        return escape(trainings.start(*fields)), ""
 
     def stop_training(name: str) -> str:
         return trainings.stop(name)
 
-    def news():
-        lines = [f"{name}: {words}" for name, words in trainings.news().items()]
-        return escape("; ".join(lines)) if lines else gr.skip()
+    def news(going):
+        """Poll the trainings; send nothing if nothing has changed, because `said` may be a refusal."""
+        lines = escape("; ".join(f"{name}: {words}" for name, words in trainings.news().items()))
+        return (gr.skip(), gr.skip()) if lines == going else ("", lines)
 
     gr.HTML(
         html_template="<span hidden></span>",
         js_on_load="ddpm.stopper(element, server);",
         server_functions=[stop_training],
     )
-    run = start.click(show_user_errors(begin), [name, preset, data, minutes], said, concurrency_id="runs", **QUIET)
+    fields, told = [name, preset, data, minutes], [said, going]
+    run = start.click(show_user_errors(begin), fields, told, concurrency_id="runs", **QUIET)
     run.failure(None, None, said, js="() => ddpm.refused()", **QUIET)
-    gr.Timer(EVERY).tick(news, None, said, concurrency_id="runs", **QUIET)
+    gr.Timer(EVERY).tick(news, going, told, concurrency_id="runs", **QUIET)
 
 
 def nothing_in(folder: Path, trains: bool) -> str:
