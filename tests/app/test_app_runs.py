@@ -144,6 +144,26 @@ def test_the_line_about_a_training_goes_when_its_run_is_there(tmp_path, preparin
     training.trainings_in(folder).started["new"].kill()
 
 
+@pytest.mark.parametrize("minutes", [0, -3])
+def test_impossible_minutes_are_refused_and_not_replaced(tmp_path, minutes):
+    functions, fields = parts(tmp_path / "runs")
+    field = fields["Minutes"]
+    assert field.minimum is None  # a browser would raise what is below it, without a word
+    with pytest.raises(gr.Error, match="minutes must be more than 0"):
+        functions["begin"]("new", "digits", "", field.preprocess(minutes))
+
+
+@pytest.mark.parametrize("made", ["", 'touch "$2/metrics.jsonl"; '])
+def test_a_training_that_fails_says_its_last_line(tmp_path, preparing, made):
+    script = tmp_path / "prepare"
+    out = 'while [ "$1" != --out ]; do shift; done; mkdir "$2"'
+    script.write_text(f"#!/bin/sh\n{out}; {made}echo a line; echo 'ddpm: error: too short'; exit 2\n")
+    functions, _ = parts(tmp_path / "runs")
+    functions["begin"]("new", "digits", "", 5)
+    until(lambda: training.trainings_in(tmp_path / "runs").started["new"].poll() is not None)
+    assert functions["news"]("") == ("", "new: ddpm: error: too short")
+
+
 def test_a_training_that_cannot_begin_says_why(tmp_path):
     trainings = training.Trainings(tmp_path)
     trainings.start("new", "digits", str(tmp_path / "nowhere"), 5)

@@ -261,7 +261,7 @@ def train(folder: Path) -> None:
         with gr.Row(elem_classes="fields"):
             preset = choice(presets(), "digits", "Preset", min_width=140)
             data = gr.Textbox("", label="Images", placeholder="the preset's own, or a folder", min_width=180)
-            minutes = gr.Number(10, label="Minutes", minimum=0.1, min_width=90)
+            minutes = gr.Number(10, label="Minutes", min_width=90)
             name = gr.Textbox("my-run", label="Name of the run", min_width=120)
         start = gr.Button("Start training", variant="primary", min_width=120)
         said, going = status_line(""), status_line("")

@@ -15,6 +15,7 @@ from ddpm.common.errors import UserError
 from ddpm.common.files import is_run
 from ddpm.training.checkpoint import LOCK
 from ddpm.training.config import preset_about, preset_names
+from ddpm.training.guards import TERMINATED
 
 CLOCK = 2.0  # seconds; psutil knows when a process began to about one
 MOST_MINUTES = 7 * 24 * 60
@@ -89,14 +90,14 @@ class Trainings:
         return f"{name} is not training."
 
     def news(self) -> dict[str, str]:
-        """Return what the started trainings do of which there is no run yet: prepare, or why they ended."""
+        """Return what the started trainings do that their runs do not show: prepare, or why they ended."""
         found = {}
         for name, process in self.started.items():
             code = process.poll()
-            if not is_run(self.folder / name):
-                found[name] = (
-                    "prepares: reads the images and measures this machine" if code is None else self._why(name)
-                )
+            if code is None and not is_run(self.folder / name):
+                found[name] = "prepares: reads the images and measures this machine"
+            elif code not in (None, 0, TERMINATED):
+                found[name] = self._why(name)
         return found
 
     def _why(self, name: str) -> str:
