@@ -164,6 +164,18 @@ def test_a_training_that_fails_says_its_last_line(tmp_path, preparing, made):
     assert functions["news"]("") == ("", "new: ddpm: error: too short")
 
 
+def test_a_training_can_be_stopped_while_it_prepares(tmp_path, preparing):
+    functions, _ = parts(tmp_path / "runs")
+    functions["begin"]("new", "digits", "", 5)
+    until(lambda: (tmp_path / "runs" / "new.log").read_text())
+    _, going = functions["news"]("")
+    assert 'data-stop="new"' in going
+    own = training.trainings_in(tmp_path / "runs").started["new"]
+    assert training.trainings_in(tmp_path / "runs").stop("new") == "new stops."
+    until(lambda: own.poll() is not None)
+    assert functions["news"](going) == ("", "new: stopped")
+
+
 def test_a_training_that_cannot_begin_says_why(tmp_path):
     trainings = training.Trainings(tmp_path)
     trainings.start("new", "digits", str(tmp_path / "nowhere"), 5)

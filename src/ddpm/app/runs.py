@@ -156,7 +156,7 @@ def _row(run: Path, name: str, switches: bool, trains: bool) -> str:
     if switches and is_model(run / "model"):
         buttons += f'<button type="button" class="small" data-use="{escape(str(run))}">Use this model</button>'
     if trains and state.active:
-        buttons += f'<button type="button" class="small" data-stop="{escape(name)}">Stop</button>'
+        buttons += _stop_button(name)
     units = ("", "", "images a second", "left")  # seen on a phone, which has no room for the head
     cells = "".join(
         f'<td data-unit="{unit}">{word}</td>' if word else "<td></td>"
@@ -164,6 +164,10 @@ def _row(run: Path, name: str, switches: bool, trains: bool) -> str:
     )
     last = f"<td>{buttons}</td>" if switches or trains else ""
     return f"<tr><th scope='row'>{escape(name)}</th>{cells}{last}</tr>"
+
+
+def _stop_button(name: str) -> str:
+    return f'<button type="button" class="small" data-stop="{escape(name)}">Stop</button>'
 
 
 def _changed(run: Path) -> float:
@@ -274,7 +278,10 @@ def train(folder: Path) -> None:
 
     def news(going):
         """Poll the trainings; send nothing if nothing has changed, because `said` may be a refusal."""
-        lines = escape("; ".join(f"{name}: {words}" for name, words in trainings.news().items()))
+        lines = "<br>".join(
+            escape(f"{name}: {words}") + (f" {_stop_button(name)}" if trainings.prepares(name) else "")
+            for name, words in trainings.news().items()
+        )
         return (gr.skip(), gr.skip()) if lines == going else ("", lines)
 
     gr.HTML(

@@ -58,7 +58,7 @@ class Trainings:
         run, log = self.folder / name, self.folder / f"{name}.log"
         if run.exists():
             raise UserError(f"{run} exists: give the run another name")
-        if name in self.started and self.started[name].poll() is None:
+        if self.prepares(name):
             raise UserError(f"a run {name} is being prepared: give this one another name")
         if preset not in preset_names():
             raise UserError(f"no preset {preset!r}")
@@ -89,15 +89,19 @@ class Trainings:
                 return f"{name} stops."
         return f"{name} is not training."
 
+    def prepares(self, name: str) -> bool:
+        """Whether a training was started of which there is no run yet."""
+        return name in self.started and self.started[name].poll() is None and not is_run(self.folder / name)
+
     def news(self) -> dict[str, str]:
         """Return what the started trainings do that their runs do not show: prepare, or why they ended."""
         found = {}
-        for name, process in self.started.items():
+        for name, process in list(self.started.items()):  # another page may start one
             code = process.poll()
-            if code is None and not is_run(self.folder / name):
+            if self.prepares(name):
                 found[name] = "prepares: reads the images and measures this machine"
             elif code not in (None, 0, TERMINATED):
-                found[name] = self._why(name)
+                found[name] = "stopped" if code == -signal.SIGTERM else self._why(name)
         return found
 
     def _why(self, name: str) -> str:
