@@ -5,6 +5,7 @@ import socket
 import time
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from ddpm.app import models, runs, training
@@ -85,11 +86,94 @@ def test_a_training_is_a_process_of_its_own_that_stops_when_told(tmp_path, stub_
     assert runs.state_of(run).words()[:2] == ["training", "5 of 100"]
     assert 'data-stop="new"' in runs.table(tmp_path / "runs", ["new"], trains=True)
     assert training.Trainings(tmp_path / "runs").stop("new").startswith("new saves a checkpoint")  # another page, too
-    until(lambda: training.process_of(run) is None)
+    until(lambda: training.process_of(run) is None and trainings.started["new"].poll() is not None)
     assert trainings.stop("new") == "new is not training."
     assert trainings.news() == {}
     with pytest.raises(UserError, match="exists"):
         trainings.start("new", "digits", "", 5)
+
+
+@pytest.fixture
+def preparing(tmp_path, monkeypatch):
+    """A small program in place of `ddpm train` that has not made its run yet."""
+    script = tmp_path / "prepare"
+    script.write_text('#!/bin/sh\necho "$@"\nexec sleep 30\n')
+    script.chmod(0o755)
+    monkeypatch.setattr("ddpm.app.training.sys.executable", str(script))
+
+
+def parts(folder):
+    """What the fields of a training are connected to: the functions and the components, by their names."""
+    with gr.Blocks() as page:
+        runs.train(folder)
+    functions = {function.name: function.fn for function in page.fns.values()}
+    return functions, {getattr(block, "label", None): block for block in page.blocks.values()}
+
+
+def test_a_name_that_is_being_prepared_is_refused(tmp_path, preparing):
+    folder = tmp_path / "runs"
+    trainings = training.trainings_in(folder)
+    trainings.start("new", "digits", "", 5)
+    first = trainings.started["new"]
+    log = folder / "new.log"
+    until(lambda: log.read_text())
+    with pytest.raises(UserError, match="run new is being prepared"):
+        trainings.start("new", "digits", "", 5)
+    with pytest.raises(gr.Error, match="run new is being prepared"):  # by the page of another model, too
+        parts(folder)[0]["begin"]("new", "digits", "", 5)
+    assert trainings.started["new"] is first
+    assert log.read_text()
+    first.kill()
+    first.wait()
+    assert trainings.start("new", "digits", "", 5).startswith("Started new.")
+    trainings.started["new"].kill()
+
+
+def test_the_line_about_a_training_goes_when_its_run_is_there(tmp_path, preparing):
+    folder = tmp_path / "runs"
+    functions, _ = parts(folder)
+    functions["begin"]("new", "digits", "", 5)
+    said, going = functions["news"]("")
+    assert said == ""  # not "Started" any more
+    assert going.startswith("new: prepares")
+    assert functions["news"](going) == (gr.skip(), gr.skip())  # a refusal can be read, a button pressed
+    (folder / "new").mkdir()
+    (folder / "new" / "metrics.jsonl").touch()
+    assert functions["news"](going) == ("", "")
+    assert functions["news"]("") == (gr.skip(), gr.skip())
+    training.trainings_in(folder).started["new"].kill()
+
+
+@pytest.mark.parametrize("minutes", [0, -3])
+def test_impossible_minutes_are_refused_and_not_replaced(tmp_path, minutes):
+    functions, fields = parts(tmp_path / "runs")
+    field = fields["Minutes"]
+    assert field.minimum is None  # a browser would raise what is below it, without a word
+    with pytest.raises(gr.Error, match="minutes must be more than 0"):
+        functions["begin"]("new", "digits", "", field.preprocess(minutes))
+
+
+@pytest.mark.parametrize("made", ["", 'touch "$2/metrics.jsonl"; '])
+def test_a_training_that_fails_says_its_last_line(tmp_path, preparing, made):
+    script = tmp_path / "prepare"
+    out = 'while [ "$1" != --out ]; do shift; done; mkdir "$2"'
+    script.write_text(f"#!/bin/sh\n{out}; {made}echo a line; echo 'ddpm: error: too short'; exit 2\n")
+    functions, _ = parts(tmp_path / "runs")
+    functions["begin"]("new", "digits", "", 5)
+    until(lambda: training.trainings_in(tmp_path / "runs").started["new"].poll() is not None)
+    assert functions["news"]("") == ("", "new: ddpm: error: too short")
+
+
+def test_a_training_can_be_stopped_while_it_prepares(tmp_path, preparing):
+    functions, _ = parts(tmp_path / "runs")
+    functions["begin"]("new", "digits", "", 5)
+    until(lambda: (tmp_path / "runs" / "new.log").read_text())
+    _, going = functions["news"]("")
+    assert 'data-stop="new"' in going
+    own = training.trainings_in(tmp_path / "runs").started["new"]
+    assert training.trainings_in(tmp_path / "runs").stop("new") == "new stops."
+    until(lambda: own.poll() is not None)
+    assert functions["news"](going) == ("", "new: stopped")
 
 
 def test_a_training_that_cannot_begin_says_why(tmp_path):

@@ -17,7 +17,7 @@ from ddpm.app.components import choice, film
 from ddpm.app.figures import Curve, chart, figure
 from ddpm.app.outcome import QUIET, status_line
 from ddpm.app.press import show_user_errors
-from ddpm.app.training import Trainings, presets, process_of
+from ddpm.app.training import presets, process_of, trainings_in
 from ddpm.app.uploads import read_upload
 from ddpm.common.errors import UserError
 from ddpm.common.files import is_model, is_run
@@ -156,7 +156,7 @@ def _row(run: Path, name: str, switches: bool, trains: bool) -> str:
     if switches and is_model(run / "model"):
         buttons += f'<button type="button" class="small" data-use="{escape(str(run))}">Use this model</button>'
     if trains and state.active:
-        buttons += f'<button type="button" class="small" data-stop="{escape(name)}">Stop</button>'
+        buttons += _stop_button(name)
     units = ("", "", "images a second", "left")  # seen on a phone, which has no room for the head
     cells = "".join(
         f'<td data-unit="{unit}">{word}</td>' if word else "<td></td>"
@@ -164,6 +164,10 @@ def _row(run: Path, name: str, switches: bool, trains: bool) -> str:
     )
     last = f"<td>{buttons}</td>" if switches or trains else ""
     return f"<tr><th scope='row'>{escape(name)}</th>{cells}{last}</tr>"
+
+
+def _stop_button(name: str) -> str:
+    return f'<button type="button" class="small" data-stop="{escape(name)}">Stop</button>'
 
 
 def _changed(run: Path) -> float:
@@ -256,34 +260,39 @@ def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool =
 
 def train(folder: Path) -> None:
     """Build the fields that start a training, and connect the buttons of the table that stop one."""
-    trainings = Trainings(folder)
+    trainings = trainings_in(folder)
     with gr.Accordion("Train a model", open=not find_runs(folder)):
         with gr.Row(elem_classes="fields"):
             preset = choice(presets(), "digits", "Preset", min_width=140)
             data = gr.Textbox("", label="Images", placeholder="the preset's own, or a folder", min_width=180)
-            minutes = gr.Number(10, label="Minutes", minimum=0.1, min_width=90)
+            minutes = gr.Number(10, label="Minutes", min_width=90)
             name = gr.Textbox("my-run", label="Name of the run", min_width=120)
         start = gr.Button("Start training", variant="primary", min_width=120)
-        said = status_line("")
+        said, going = status_line(""), status_line("")
 
     def begin(*fields):
-        return escape(trainings.start(*fields))
+        return escape(trainings.start(*fields)), ""
 
     def stop_training(name: str) -> str:
         return trainings.stop(name)
 
-    def news():
-        lines = [f"{name}: {words}" for name, words in trainings.news().items()]
-        return escape("; ".join(lines)) if lines else gr.skip()
+    def news(going):
+        """Poll the trainings; send nothing if nothing has changed, because `said` may be a refusal."""
+        lines = "<br>".join(
+            escape(f"{name}: {words}") + (f" {_stop_button(name)}" if trainings.prepares(name) else "")
+            for name, words in trainings.news().items()
+        )
+        return (gr.skip(), gr.skip()) if lines == going else ("", lines)
 
     gr.HTML(
         html_template="<span hidden></span>",
         js_on_load="ddpm.stopper(element, server);",
         server_functions=[stop_training],
     )
-    run = start.click(show_user_errors(begin), [name, preset, data, minutes], said, concurrency_id="runs", **QUIET)
+    fields, told = [name, preset, data, minutes], [said, going]
+    run = start.click(show_user_errors(begin), fields, told, concurrency_id="runs", **QUIET)
     run.failure(None, None, said, js="() => ddpm.refused()", **QUIET)
-    gr.Timer(EVERY).tick(news, None, said, concurrency_id="runs", **QUIET)
+    gr.Timer(EVERY).tick(news, going, told, concurrency_id="runs", **QUIET)
 
 
 def nothing_in(folder: Path, trains: bool) -> str:

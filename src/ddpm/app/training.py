@@ -1,5 +1,6 @@
 """Trainings that the page starts and stops, each in a process of its own, which outlives the page."""
 
+import functools
 import re
 import signal
 import socket
@@ -14,6 +15,7 @@ from ddpm.common.errors import UserError
 from ddpm.common.files import is_run
 from ddpm.training.checkpoint import LOCK
 from ddpm.training.config import preset_about, preset_names
+from ddpm.training.guards import TERMINATED
 
 CLOCK = 2.0  # seconds; psutil knows when a process began to about one
 MOST_MINUTES = 7 * 24 * 60
@@ -56,6 +58,8 @@ class Trainings:
         run, log = self.folder / name, self.folder / f"{name}.log"
         if run.exists():
             raise UserError(f"{run} exists: give the run another name")
+        if self.prepares(name):
+            raise UserError(f"a run {name} is being prepared: give this one another name")
         if preset not in preset_names():
             raise UserError(f"no preset {preset!r}")
         if minutes is None or not 0 < minutes <= MOST_MINUTES:
@@ -85,15 +89,19 @@ class Trainings:
                 return f"{name} stops."
         return f"{name} is not training."
 
+    def prepares(self, name: str) -> bool:
+        """Whether a training was started of which there is no run yet."""
+        return name in self.started and self.started[name].poll() is None and not is_run(self.folder / name)
+
     def news(self) -> dict[str, str]:
-        """Return what the started trainings do of which there is no run yet: prepare, or why they ended."""
+        """Return what the started trainings do that their runs do not show: prepare, or why they ended."""
         found = {}
-        for name, process in self.started.items():
+        for name, process in list(self.started.items()):  # another page may start one
             code = process.poll()
-            if not is_run(self.folder / name):
-                found[name] = (
-                    "prepares: reads the images and measures this machine" if code is None else self._why(name)
-                )
+            if self.prepares(name):
+                found[name] = "prepares: reads the images and measures this machine"
+            elif code not in (None, 0, TERMINATED):
+                found[name] = "stopped" if code == -signal.SIGTERM else self._why(name)
         return found
 
     def _why(self, name: str) -> str:
@@ -101,3 +109,9 @@ class Trainings:
         log = self.folder / f"{name}.log"
         lines = re.split(r"[\r\n]+", log.read_bytes()[-MOST_LOG_BYTES:].decode(errors="replace").strip())
         return lines[-1] or "ended"
+
+
+@functools.cache
+def trainings_in(folder: Path) -> Trainings:
+    """Return the trainings in a folder, which the pages of all models share."""
+    return Trainings(folder)
