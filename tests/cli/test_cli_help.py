@@ -61,7 +61,14 @@ def test_the_overview_begins_somewhere_and_cuts_no_sentence(capsys, monkeypatch)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sample"], ["Missing argument 'MODEL'", "'digits', 'digits4', a run directory", "see 'ddpm sample --help'"]),
+        (
+            ["sample"],
+            [
+                "Missing argument 'MODEL'",
+                "'digits', 'digits4', 'photos32', a run directory",
+                "see 'ddpm sample --help'",
+            ],
+        ),
         (["export", "digits", "--to", "web"], ["Missing option '--out': the folder to write; see"]),
         (["plot"], ["Missing command", "see 'ddpm plot --help'"]),
         (["smaple"], ["see 'ddpm --help'"]),

@@ -19,7 +19,7 @@ from ddpm.training import step
 from ddpm.training.batches import Batch
 from ddpm.training.config import TrainingConfig
 from ddpm.training.optimizer import EMA, Optimizer, learning_rate
-from ddpm.training.step import Learner, agree_on_micro_batch, build_learner, train_step
+from ddpm.training.step import COMPILER, Learner, agree_on_micro_batch, build_learner, train_step
 from ddpm.training.tracking import Progress, Timer, log_record
 
 T = 900  # more than bf16 can count to, 256
@@ -222,7 +222,7 @@ def test_steps_are_those_of_the_reference(case, dtype):
 def test_build_learner_passes_the_configuration_and_the_plan_on(monkeypatch):
     """Each field where it belongs; a network that is to be compiled is, its average is not."""
     compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, options: compiled.append((self, options)))
     config = DiffusionConfig(betas=BETAS.tolist(), prediction="v", variance="fixed_large", weighting="min_snr")
     training = TrainingConfig(batch_size=11, grad_clip=0.7, ema_decay=0.31, ema_warmup=False)
     for dtype, scales in ((torch.bfloat16, False), (torch.float16, True)):
@@ -239,7 +239,7 @@ def test_build_learner_passes_the_configuration_and_the_plan_on(monkeypatch):
         assert torch.equal(learner.diffusion.schedule.betas, BETAS)
         assert learner.objective.diffusion.prediction == "v"
         assert learner.objective._weight is not None
-    assert compiled == [network]
+    assert compiled == [(network, COMPILER)]
 
 
 @pytest.mark.parametrize(
