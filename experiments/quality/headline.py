@@ -88,8 +88,9 @@ HEADLINES = {
         run="cifar10",
     ),
     "cifar10_muon": Headline(
-        "CIFAR-10 32×32, by class, guided, the present recipe (bundled)",
-        "ddpm train cifar10_small --data.labels true --training.steps 12500 --out runs/cifar10_muon",
+        "CIFAR-10 32×32, by class, guided, Muon and a small network",
+        "ddpm train cifar10_small --data.labels true --network.channels 24 --training.steps 12500 "
+        "--out runs/cifar10_muon",
         "cifar10",
         sampling={"guidance": 1.5},
     ),

@@ -65,7 +65,7 @@ def test_the_overview_begins_somewhere_and_cuts_no_sentence(capsys, monkeypatch)
             ["sample"],
             [
                 "Missing argument 'MODEL'",
-                "'digits', 'digits4', 'photos32', a run directory",
+                "'digits', 'digits4', a run directory",
                 "see 'ddpm sample --help'",
             ],
         ),

@@ -201,6 +201,11 @@ def test_diffusers_draws_the_same_digits_with_the_bundled_student():
     assert (x - ddpm.load("digits4").sample(10, precision="fp32")).abs().max() < 2 / 255
 
 
+def test_both_bundled_models_fit_in_six_megabytes():
+    files = [file for folder in BUNDLED.values() for file in folder.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 6_000_000
+
+
 @pytest.mark.parametrize("classes", [None, 3])
 def test_first_prediction_of_the_student_is_that_of_a_teacher_with_v(data, tmp_path, classes):
     model = tiny_model(classes=classes, prediction="v")

@@ -22,7 +22,7 @@ PROVENANCE = {
 }
 
 
-@pytest.mark.parametrize(("name", "config"), [("digits", Config), ("digits4", StudentConfig), ("photos32", Config)])
+@pytest.mark.parametrize(("name", "config"), [("digits", Config), ("digits4", StudentConfig)])
 def test_the_card_of_a_bundled_model_speaks_todays_language(name, config):
     folder = BUNDLED[name]
     card, extra = (folder / "README.md").read_text(), read_json(folder / "ddpm.json")

@@ -4,7 +4,7 @@ from typing import Literal
 
 VERSION = "0.2.0"  # of the package; pyproject.toml reads it here
 
-BUNDLED_NAMES = ("digits", "digits4", "photos32")  # of the models in the package, each in assets/NAME_model
+BUNDLED_NAMES = ("digits", "digits4")  # of the models in the package, each in assets/NAME_model
 
 ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid", "constant"]
 PredictionName = Literal["epsilon", "x_0", "v"]
