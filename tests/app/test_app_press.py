@@ -36,7 +36,7 @@ def test_a_bad_upload_is_refused_in_one_line(uploads, name, said):
 
 
 def test_no_upload_is_said_so():
-    with pytest.raises(UserError, match="choose an image"):
+    with pytest.raises(UserError, match="draw one, open a file"):
         read_upload(None, 3)
 
 
