@@ -17,7 +17,7 @@ from ema_pytorch import EMA
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ddpm.common.hardware import bf16_speedup
+from ddpm.common.hardware import compute_dtype
 from ddpm.interop.diffusers_config import to_unet2d
 from ddpm.networks import NetworkConfig, UNet
 from ddpm.training.compute import reproducible_kernels
@@ -242,7 +242,7 @@ def line_up(problem: Problem, device: torch.device) -> list[Contestant]:
     ours = Ours(problem, device)
     randomise(ours.network)
     weights = {name: tensor.clone() for name, tensor in ours.network.state_dict().items()}
-    settings = (False, True) if device.type == "cuda" or bf16_speedup() > 1 else (False,)
+    settings = (False,) if compute_dtype("auto", device) == torch.float32 else (False, True)
     theirs = [Diffusers(problem, device, weights, best=best) for best in settings]
     for other in theirs:
         check_equal(ours.network, other.network, problem, device)

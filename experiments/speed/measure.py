@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm.common.hardware import bf16_speedup
+from ddpm.common.hardware import compute_dtype
 from ddpm.networks import count_flops
 from experiments.speed.contestants import Contestant, Lucidrains, Problem
 
@@ -93,7 +93,7 @@ def ceilings(device: torch.device, *, small: bool = False) -> dict[str, float]:
     batch, channels, side, order = (1, 16, 8, 64) if small else (512, 256, 32, 8192) if large else (16, 256, 32, 2048)
     found = {}
     for name, dtype in DTYPES.items():
-        if device.type == "cpu" and dtype != torch.float32 and bf16_speedup() < 1:
+        if dtype != torch.float32 and compute_dtype("auto", device) == torch.float32:
             continue  # emulated: it takes minutes and cannot be the limit
         x = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
         x = x.contiguous(memory_format=torch.channels_last)

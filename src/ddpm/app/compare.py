@@ -1,6 +1,5 @@
 """The Compare tab: one seed, drawn by several samplers with several numbers of steps or guidance weights."""
 
-import math
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,19 @@ import gradio as gr
 from torch import Tensor
 
 from ddpm.app import generate
-from ddpm.app.components import MOST_SEED, TempImages, bounded, choice, figure, origin, sheet, slider, tile, write_png
+from ddpm.app.components import (
+    MOST_SEED,
+    TempImages,
+    bounded,
+    choice,
+    figure,
+    origin,
+    sheet,
+    sheet_layout,
+    slider,
+    tile,
+    write_png,
+)
 from ddpm.app.generate import EVERY_CLASS, USUAL_GUIDANCE, has_guidance, most_steps, sampler_info
 from ddpm.app.outcome import QUIET, Outcome, running
 from ddpm.app.press import buttons, connect, live
@@ -129,8 +140,7 @@ def table(model: Model, grid: Grid, cells: Sequence[Cell], drawn: Tensor | None 
     Every cell has its size from the beginning, so that nothing moves while they are filled.
     """
     _, height, width = model.image_shape
-    across, gap = math.ceil(math.sqrt(grid.number)), 1 if grid.number > 1 else 0
-    down = math.ceil(grid.number / across)
+    across, down, gap = sheet_layout(grid.number)
     shape = f"{across * (width + gap) + gap}/{down * (height + gap) + gap}"
     units = [f"{value:g} {grid.axis[:-1] if grid.axis == STEPS and value == 1 else grid.axis}" for value in grid.values]
     head = "".join(f'<th scope="col">{unit}</th>' for unit in units)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import shlex
 import zipfile
 from collections.abc import Callable, Sequence
@@ -64,11 +65,17 @@ def address(image: Image.Image, kind: str = "png", **more: Any) -> str:
 
 def sheet(images: Tensor, columns: int | None = None) -> str:
     """Return images (N, C, H, W) in [-1, 1] as the address of one picture, with transparent gaps between them."""
-    gap = 1 if len(images) > 1 else 0
+    columns, _, gap = sheet_layout(len(images), columns)
     picture = to_pillow(make_grid(images, columns, gap))
     images_only = 255 - make_grid(torch.full_like(images[:, :1], -1), columns, gap)
     picture.putalpha(to_pillow(images_only))
     return address(picture)
+
+
+def sheet_layout(number: int, columns: int | None = None) -> tuple[int, int, int]:
+    """Return the columns and rows of a sheet, as square as possible, and the pixels between and around its images."""
+    columns = columns or math.ceil(math.sqrt(number))
+    return columns, math.ceil(number / columns), 1 if number > 1 else 0
 
 
 def figure(source: str, alt: str, caption: str = "") -> str:

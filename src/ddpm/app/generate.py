@@ -25,6 +25,7 @@ from ddpm.app.components import (
     origin,
     progress,
     sheet,
+    sheet_layout,
     shots,
     slider,
     tile,
@@ -154,8 +155,8 @@ def tiles(images: Tensor, names: Sequence[str], settings: Settings, *, passing: 
 def drawing(step: Step, log_snr: float, names: Sequence[str]) -> str:
     """Return the HTML of images that are being drawn, where the gallery will be: x_t, and x_0 if the visitor asks."""
     number, (height, width) = len(step.x_t), step.x_t.shape[-2:]
-    across, gap = columns(number), 1 if number > 1 else 0
-    sizes = [(width, across), (height, math.ceil(number / across))]
+    across, down, gap = sheet_layout(number, columns(number))
+    sizes = [(width, across), (height, down)]
     scale = " ".join(f"{100 * (count * (size + gap) + gap) / size:.4f}%" for size, count in sizes)
 
     def place(index: int) -> str:
@@ -348,15 +349,8 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         label.input(None, None, None, js="() => ddpm.press()", **QUIET)
     filled, all_names = [*fields, again, outcome.status], json.dumps([*asdict(first), "again", "status"])
     told.submit(None, [told, *filled], filled, js=f"(text, ...own) => ddpm.fields(text, {all_names}, own)", **QUIET)
-    limits = json.dumps(
-        {
-            "label": choices,
-            "sampler": list(SAMPLERS),
-            "steps": [1, most_steps(model)],
-            "guidance": [0, 8],
-            "seed": [0, MOST_SEED],
-            "number": [1, most_images(model)],
-        }
-    )
-    script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values}, {limits})]"
+    ranges = {"steps": steps, "guidance": guidance, "number": number}
+    limits: dict[str, list[Any]] = {"label": choices, "sampler": list(SAMPLERS), "seed": [0, MOST_SEED]}
+    limits |= {field: [each.minimum, each.maximum] for field, each in ranges.items()}
+    script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values}, {json.dumps(limits)})]"
     run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outcome)

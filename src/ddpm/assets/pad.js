@@ -299,8 +299,7 @@ window.ddpmPad = (() => {
     });
     chooser.addEventListener("change", () => ((arriving = read(chooser.files[0])), (chooser.value = "")));
     invert.addEventListener("change", () => (flip(), (empty = false), (note.textContent = hint()), changed()));
-    element.addEventListener("dragover", (event) => event.preventDefault());
-    element.addEventListener("drop", (event) => (event.preventDefault(), (arriving = read(event.dataTransfer.files[0]))));
+    element.addEventListener("drop", (event) => (arriving = read(event.dataTransfer.files[0])));
 
     async function offer(sources) {
       if (examples.children.length || !sources.length) return;

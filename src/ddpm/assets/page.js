@@ -170,7 +170,7 @@ window.ddpm = (() => {
   }
   new MutationObserver(() => (rove(), queued())).observe(document, { childList: true, characterData: true, subtree: true, attributeFilter: ["aria-selected"] });
 
-  // What is dropped beside the places for it must not make the browser leave the page.
+  // A file can be dropped, and one that is dropped beside the places for it must not make the browser leave the page.
   for (const event of ["dragover", "drop"]) document.addEventListener(event, (dropped) => dropped.preventDefault());
 
   const random = () => Math.floor(Math.random() * 2 ** 32);

@@ -115,14 +115,12 @@ window.ddpmResult = (() => {
     const results = [];
     const inShort = ({ label, steps, seed }) =>
       `${classes.length < 2 ? "" : label === classes[0] ? "all, " : `${label}, `}${steps} step${steps === 1 ? "" : "s"}\nseed ${seed}`;
-    place.again = ({ given }) => {
-      const status = `Stopped. Shown again: ${inShort(given).replace("\n", ", ")}.`;
-      fill({ ...given, status }); // the fields tell of the pictures that are seen
-      return status;
-    };
-    const back = (result) => {
+    // The fields and the status tell of the pictures that are seen.
+    place.back = (result, why = "") => {
+      const status = `${why}Shown again: ${inShort(result.given).replace("\n", ", ")}.`;
       place.show(result);
-      fill({ ...result.given, status: `Shown again: ${inShort(result.given).replace("\n", ", ")}.` });
+      fill({ ...result.given, status });
+      return status;
     };
     place.shown = (shown) => {
       const parsed = make("template");
@@ -140,14 +138,12 @@ window.ddpmResult = (() => {
       strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
         const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
         return make("button", { type: "button", title: words, "aria-label": `Back to ${words}`,
-          "aria-current": result.html === shown.html && "true", onclick: () => back(result) },
+          "aria-current": result.html === shown.html && "true", onclick: () => place.back(result) },
           make("img", { src: result.image, alt: "" }), make("span", {}, inShort(result.given)));
       }));
     };
     const panel = element.closest("[role=tabpanel]") ?? element;
-    panel.addEventListener("dragover", (event) => event.preventDefault());
     panel.addEventListener("drop", async (event) => {
-      event.preventDefault();
       const file = event.dataTransfer.files[0];
       if (!file) return;
       const told = texts(await file.arrayBuffer()).ddpm;
@@ -216,8 +212,9 @@ window.ddpmResult = (() => {
     }
     if (!status.startsWith("Stopped")) return status;
     if (!place.last) return "Stopped. These pictures are unfinished.";
+    if (place.back) return place.back(place.last, "Stopped. ");
     place.show(place.last);
-    return place.again?.(place.last) ?? "Stopped. These are the pictures of the run before.";
+    return "Stopped. These are the pictures of the run before.";
   }
 
   // The message of an error that has just come, for the status line. Gradio shows it a moment after it tells of the error.

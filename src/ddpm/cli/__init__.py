@@ -114,6 +114,9 @@ def complain(message: str, code: int) -> int:
 def usage_line(error: Any) -> str:
     """Return Click's message, what a missing argument takes, and the command that shows help."""
     message = error.format_message().rstrip(".")
-    about = error.param.help if type(error).__name__ == "MissingParameter" and error.param else None
     see = f"see '{error.ctx.command_path if error.ctx else 'ddpm'} --help'"
-    return f"{message}{f': {about}' if about else ''}{' (' + see + ')' if message.endswith('?') else '; ' + see}"
+    if message.endswith("?"):
+        return f"{message} ({see})"
+    if type(error).__name__ == "MissingParameter" and error.param and error.param.help:
+        message += f": {error.param.help}"
+    return f"{message}; {see}"
