@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddpm.common.hardware import bf16_speedup, compute_dtype, default_device, precision_name
+from ddpm.common.hardware import bf16_speedup, compute_dtype, cpu_prefers_bf16, default_device, precision_name
 
 
 def test_float32_on_a_card_takes_no_tf32(monkeypatch):
@@ -25,10 +25,25 @@ def test_auto_is_what_the_hardware_multiplies_in(monkeypatch):
     for capability, dtype in (((7, 5), torch.float16), ((8, 0), bf16), ((9, 0), bf16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         assert compute_dtype("auto", cuda) == dtype
-    for speedup in (0.2, 0.9, 1.8):
-        monkeypatch.setattr("ddpm.common.hardware.bf16_speedup", lambda found=speedup: found)
-        assert compute_dtype("auto", torch.device("cpu")) == (bf16 if speedup > 1 else torch.float32)
+    for prefers in (False, True):
+        monkeypatch.setattr("ddpm.common.hardware.cpu_prefers_bf16", lambda found=prefers: found)
+        assert compute_dtype("auto", torch.device("cpu")) == (bf16 if prefers else torch.float32)
         assert compute_dtype("auto", torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize(
+    "instructions, speedup, prefers",
+    [
+        *[(True, 2.0, True), (False, 0.3, False)],  # as measured on such processors
+        *[(True, 0.8, True), (False, 1.2, False)],  # the clock of a busy machine errs, and bits must not depend on it
+        *[(True, 0.3, False), (False, 2.0, True)],  # kernels held to AVX2; instructions that PyTorch does not ask for
+    ],
+)
+def test_only_a_clear_measurement_overrules_the_instructions(instructions, speedup, prefers, monkeypatch):
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda: instructions and "amx" in probe, raising=False)
+    monkeypatch.setattr("ddpm.common.hardware.bf16_speedup", lambda: speedup)
+    assert cpu_prefers_bf16() == prefers
 
 
 def test_the_speed_of_bf16_is_measured_by_the_clock_and_once(monkeypatch):
@@ -42,13 +57,14 @@ def test_the_speed_of_bf16_is_measured_by_the_clock_and_once(monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: now)
     monkeypatch.setattr("torch.nn.functional.conv2d", convolve)
     bf16_speedup.cache_clear()
-    state = torch.get_rng_state()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     assert bf16_speedup() == 3.0
     monkeypatch.undo()
     assert bf16_speedup() == 3.0  # not measured again
     bf16_speedup.cache_clear()
     assert 0 < bf16_speedup() < float("inf")
     assert torch.equal(torch.get_rng_state(), state), "the random numbers of the caller are not touched"
+    assert torch.get_num_threads() == threads
 
 
 def test_each_process_takes_the_gpu_of_its_number(monkeypatch):
