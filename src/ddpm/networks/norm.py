@@ -77,18 +77,9 @@ class _ByChannel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, added, gamma, beta, groups, eps, silu):
         size = x.shape[2] * x.shape[3]
-        sum_x = sums = x.sum((2, 3), dtype=gamma.dtype)
+        sum_x = x.sum((2, 3), dtype=gamma.dtype)
         squares = torch.linalg.vector_norm(x, dim=(2, 3), dtype=gamma.dtype).square()
-        if added is not None:  # Σ(x + added) and Σ(x + added)²
-            squares = squares + added * (2 * sums + size * added)
-            sums = sums + size * added
-        # E[x²] - E[x]² loses digits only through float32 sums: the difference itself is in float64
-        mean, second = (_of_groups(each.double(), groups) / size for each in (sums, squares))
-        r = (second - mean.square()).clamp(min=0).add(eps).rsqrt()
-        mean, r = (_spread(each.to(gamma.dtype), x.shape[1]) for each in (mean, r))
-        offset = -mean if added is None else added - mean
-        a = r * gamma
-        b = beta + a * offset
+        offset, r, a, b = _affine(sum_x, squares, added, gamma, beta, groups, eps, size)
         z = torch.addcmul(b[:, :, None, None], x, a[:, :, None, None])
         ctx.save_for_backward(x, gamma, sum_x, offset, r, a, b)
         ctx.groups, ctx.silu = groups, silu
@@ -112,6 +103,34 @@ class _ByChannel(torch.autograd.Function):
         return dx.to(x.dtype), *parts, None, None, None
 
 
+def _affine(
+    sum_x: Tensor,
+    squares: Tensor,
+    added: Tensor | None,
+    gamma: Tensor,
+    beta: Tensor,
+    groups: int,
+    eps: float,
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return `offset`, `r`, `a` and `b`, (N, C) each, from Σx and Σx² over the `size` pixels of each channel.
+
+    Per image and channel, everything before SiLU is affine in x: with r = 1/√(var + ε) of the group,
+    x̂ = r·(x + offset), z = a·x + b and y = silu(z).
+    """
+    # E[x²] - E[x]² loses digits only through float32 sums: the difference itself is in float64
+    sums = torch.stack([sum_x, squares]).double()
+    if added is not None:  # Σ(x + added) and Σ(x + added)²
+        sums = torch.stack([sums[0] + size * added, sums[1] + added * (2 * sums[0] + size * added)])
+    mean, second = sums.unflatten(-1, (groups, -1)).mean(-1) / size
+    rsqrt = (second - mean.square()).clamp(min=0).add(eps).rsqrt()
+    offset, r = (_spread(each, sum_x.shape[1]).to(gamma.dtype) for each in (-mean, rsqrt))
+    if added is not None:
+        offset = offset + added
+    a = r * gamma
+    return offset, r, a, torch.addcmul(beta, a, offset)
+
+
 def _slopes(
     d_beta: Tensor, d_gamma: Tensor, gamma: Tensor, offset: Tensor, r: Tensor, groups: int, size: int
 ) -> tuple[Tensor, Tensor]:
@@ -129,9 +148,6 @@ def _slopes(
 class _Fused(torch.autograd.Function):
     """`_plain` and its derivative, as sums and multiply-adds over the (N, H·W, C) view, a few images at a time.
     `gamma` and `beta` (N or 1, C) are the whole affine map.
-
-    Per image and channel, everything before SiLU is affine in x: with r = 1/√(var + ε) of the group,
-    x̂ = r·(x + offset), z = a·x + b and y = silu(z).
     """
 
     @staticmethod
@@ -144,21 +160,11 @@ class _Fused(torch.autograd.Function):
         for rows in _chunks(pixels):
             h, work = (buffer[: rows.stop - rows.start] for buffer in buffers)
             h.copy_(pixels[rows])
-            sums = torch.stack([h.sum(1), torch.mul(h, h, out=work).sum(1)]).double()
-            sum_x, offset, r, a, b = kept[:, rows].unbind()
-            sum_x.copy_(sums[0])
-            t = None if added is None else _of(added, rows)
-            if t is not None:  # Σ(x + t) and Σ(x + t)²
-                sums = torch.stack([sums[0] + size * t, sums[1] + t * (2 * sums[0] + size * t)])
-            mean, second = sums.reshape(2, -1, groups, channels // groups).mean(-1) / size
-            # E[x²] - E[x]² loses digits only through float32 sums: the difference itself is in float64
-            rsqrt = (second - mean.square()).clamp_(min=0).add_(eps).rsqrt_()
-            offset.copy_(_spread(-mean, channels))
-            if t is not None:
-                offset += t
-            r.copy_(_spread(rsqrt, channels))
-            torch.mul(r, _of(gamma, rows), out=a)
-            torch.addcmul(_of(beta, rows), a, offset, out=b)
+            sum_x, squares = h.sum(1), torch.mul(h, h, out=work).sum(1)
+            shift = None if added is None else _of(added, rows)
+            factors = _affine(sum_x, squares, shift, _of(gamma, rows), _of(beta, rows), groups, eps, size)
+            torch.stack([sum_x, *factors], out=kept[:, rows])
+            _, _, a, b = factors
             torch.addcmul(b[:, None], h, a[:, None], out=work)
             out[rows].copy_(F.silu(work, inplace=True) if silu else work)
         ctx.save_for_backward(x, gamma, kept)
@@ -204,11 +210,6 @@ def _pixels(x: Tensor) -> Tensor:
 def _image(pixels: Tensor, like: Tensor) -> Tensor:
     n, channels, height, width = like.shape
     return pixels.reshape(n, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _of_groups(per_channel: Tensor, groups: int) -> Tensor:
-    """(N, C) -> (N, G): the mean of each group's channels."""
-    return per_channel.unflatten(1, (groups, -1)).mean(-1)
 
 
 def _spread(per_group: Tensor, channels: int) -> Tensor:
