@@ -30,6 +30,15 @@ def test_no_ids(name):
         hub.check_id(name)
 
 
+@pytest.fixture(autouse=True)
+def sessions():
+    """A connection that was opened offline stays offline, so it must not be used by the next test."""
+    close = getattr(huggingface_hub.utils, "close_session", None) or huggingface_hub.utils.reset_sessions
+    close()
+    yield
+    close()
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """The Hub's cache with one model, as snapshot_download lays it out."""
@@ -71,7 +80,8 @@ def test_a_hub_that_hangs_up_is_one_line(monkeypatch):
     with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-        with pytest.raises(UserError, match="user/other: the Hub did not answer") as caught:
+        # old versions of huggingface_hub do not tell it from a Hub that cannot be reached
+        with pytest.raises(UserError, match=r"user/other.* the Hub (did not answer|cannot be reached)") as caught:
             hub.download("user/other")
         server.shutdown()
     assert "\n" not in str(caught.value)
