@@ -332,6 +332,14 @@ def test_metrics_over_all_classes_at_once_carry_the_note_on_proportions():
     assert {name for name, metric in METRICS.items() if metric.mixes_classes} == {"fid", "kid", "drift", "levels"}
 
 
+@pytest.mark.parametrize("standard", [True, False])
+@pytest.mark.parametrize("name", ["fid", "kid", "class_kid", "prdc"])
+def test_only_numbers_of_the_standard_network_bear_the_published_name(tmp_path, name, standard):
+    """Others name their features, so that nobody compares them with a paper."""
+    for one in METRICS[name].evaluate(inputs_of(tmp_path, standard)):
+        assert ("(plain features)" in one.title) == (not standard)
+
+
 def test_the_guide_names_the_numbers_that_are_used():
     text = (Path(__file__).parents[2] / "docs" / "guides" / "evaluation.md").read_text(encoding="utf-8")
     guide = " ".join(text.split())
