@@ -77,7 +77,7 @@ ROOMS = {  # files to change, and the tests that mirror them
     "model": (
         ["model.py", "generate.py", "export", "common"],
         ["tests/test_model.py", "tests/test_generation.py", "tests/test_wiring_sampling.py", "tests/export",
-         "tests/common", "tests/test_fidelity.py", "tests/cli/test_cli_info.py"],
+         "tests/common", "tests/test_fidelity.py", "tests/test_hardware.py", "tests/cli/test_cli_info.py"],
     ),
 }  # fmt: skip
 LIBRARIES = ("hypothesis", "scipy.stats", "diffusers.schedulers.scheduling_dpmsolver_multistep",
