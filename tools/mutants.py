@@ -10,9 +10,10 @@ the seed.
 The tests of a room are collected once, by a process that forks for every mutant. Where the mutant changes a function,
 the fork gives that function its new code and runs the tests that enter the statement, the quickest first. What is
 changed elsewhere (a default, a table, a field) needs the package imported again, and all tests of the room: first those
-in files named after the changed one. Tests stop at the first failure, or when they take longer than `--seconds` in all.
-Which test enters what, and how long it takes, is recorded before, and kept in .mutants/ until the source or the test
-changes. Tests that start other processes are left out, because these do not have the mutant.
+in files named after the changed one, then those that enter it. Tests stop at the first failure, or when they take
+longer than `--seconds` in all. Which test enters what, and how long it takes, is recorded before, and kept in .mutants/
+until the source or the test changes. Tests that start other processes are left out, because these do not have the
+mutant.
 
 A mutant that no test notices is a survivor: write a test for it, or explain in mutants_equivalent.json why it changes
 nothing. A report at `--out` is continued: its files are not judged again, unless `--again` plants its survivors once
@@ -76,7 +77,7 @@ ROOMS = {  # files to change, and the tests that mirror them
     "model": (
         ["model.py", "generate.py", "export", "common"],
         ["tests/test_model.py", "tests/test_generation.py", "tests/test_wiring_sampling.py", "tests/export",
-         "tests/common", "tests/test_fidelity.py", "tests/cli/test_cli_info.py"],
+         "tests/common", "tests/test_fidelity.py", "tests/test_hardware.py", "tests/cli/test_cli_info.py"],
     ),
 }  # fmt: skip
 LIBRARIES = ("hypothesis", "scipy.stats", "diffusers.schedulers.scheduling_dpmsolver_multistep",
@@ -199,8 +200,7 @@ class Judge:
         limit = PATIENCE * sum(self.record[test][0] for test in tests) + 10
         if tests:
             return _fails(lambda: self._run(tests, pairs=pairs), limit)
-        tests = _quickest_first(self.record, self.record, Path(mutant.file).stem.rstrip("s"))
-        tests = self._as_long_as_allowed(tests)
+        tests = self._as_long_as_allowed(nearest(mutant, self.record))
         limit = PATIENCE * sum(self.record[test][0] for test in tests) + 60
         source = self.scratch / "src"
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
@@ -282,12 +282,14 @@ def entering(mutant: Mutant, record: Record) -> list[str]:
     """Return the tests that run the statement of a mutant, the quickest first."""
     first, last = mutant.lines or (0, -1)
     wanted = {(str(ROOT / mutant.file), line) for line in range(first, last + 1)}
-    return _quickest_first((test for test, (_, lines) in record.items() if wanted & lines), record)
+    return sorted((test for test, (_, lines) in record.items() if wanted & lines), key=lambda test: record[test][0])
 
 
-def _quickest_first(tests: Iterable[str], record: Record, name: str = "") -> list[str]:
-    """Sort tests by the time they take; those in files with `name` in theirs come first."""
-    return sorted(tests, key=lambda test: (name not in _file(test), record[test][0]))
+def nearest(mutant: Mutant, record: Record) -> list[str]:
+    """Return all tests: those in files named after the changed one, then those that enter it, the quickest first."""
+    name, place = Path(mutant.file).stem.rstrip("s"), str(ROOT / mutant.file)
+    inside = {test for test, (_, lines) in record.items() if any(file == place for file, _ in lines)}
+    return sorted(record, key=lambda test: (name not in _file(test), test not in inside, record[test][0]))
 
 
 def _file(test: str) -> str:

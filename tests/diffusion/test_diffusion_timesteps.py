@@ -53,6 +53,13 @@ def test_each_stratum_is_hit_exactly_once(batch, timesteps, step):
         assert (t.bincount(minlength=timesteps) == batch // timesteps).all()
 
 
+@pytest.mark.parametrize("draw", [UniformSampler(2**50), StratifiedSampler(2**50)], ids=["uniform", "stratified"])
+def test_timesteps_are_drawn_in_double_precision(draw):
+    """Numbers of float32 would all be multiples of 2^20 here, and a large batch would miss some of its strata."""
+    t, _ = whole(draw, 0, 6)
+    assert (t % 2**20 != 0).all()
+
+
 @pytest.mark.parametrize("draw", [UniformSampler(10), StratifiedSampler(10)], ids=["uniform", "stratified"])
 def test_the_marginal_of_one_position_is_uniform(draw):
     t = torch.cat([draw.draw(1, step, torch.tensor([3]), 6)[0] for step in range(4000)])

@@ -48,6 +48,13 @@ def check_gallery(figure, rows: int) -> None:
     assert all(axis.get_label_text() for axis in (chart.xaxis, chart.yaxis))
 
 
+def check_told_apart(lines) -> None:
+    """No two curves look alike without colours: each has dashes or a marker that no other has, and the points show."""
+    looks = [(line.get_linestyle(), line.get_marker()) for line in lines]
+    assert len(set(looks)) == len(looks)
+    assert all(line.get_marker() not in ("None", None, "") for line in lines if line.get_linestyle() != ":")
+
+
 @pytest.mark.parametrize(("number", "channels"), [(2, 1), (3, 3), (9, 3)])
 def test_a_curve_shows_images_psnr_and_loss(number, channels):
     points = [
@@ -68,6 +75,11 @@ def test_a_curve_shows_images_psnr_and_loss(number, channels):
     assert "PSNR" in left.get_ylabel()
     assert "loss" in right.get_ylabel()
     assert left.lines[0].get_color() != right.lines[0].get_color()
+    check_told_apart([*left.lines, *right.lines])
+    assert right.lines[1].get_linestyle() == ":"  # as the axis says
+    assert left.yaxis.get_label().get_color() == left.lines[0].get_color()
+    assert {line.get_color() for line in right.lines} == {right.yaxis.get_label().get_color()}
+    assert not any(line.get_visible() for line in right.get_ygridlines())
 
 
 def test_reconstructions_show_errors_in_levels_of_255():
@@ -89,6 +101,9 @@ def test_reconstructions_show_errors_in_levels_of_255():
     assert largest.get_xydata().tolist() == [[0.2, pytest.approx(1.275)], [0.7, pytest.approx(38.25)]]
     assert [line.get_label() for line in figure.axes[1].lines] == ["root mean square", "largest"]
     assert figure.axes[1].get_yscale() == "log"
+    check_told_apart([root, largest])
+    assert root.get_color() != largest.get_color()
+    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["root mean square", "largest"]
 
 
 class Shape:
@@ -116,3 +131,12 @@ def test_pictures_are_read_as_in_training(tmp_path, fit, background):
     assert "sub" in failures[0]
     torch.testing.assert_close(pictures, trained.float() / 127.5 - 1)
     assert torch.equal(pictures[1:], read_fitted(tmp_path / "b.png", model))
+
+
+def test_a_picture_of_one_row_of_pixels_is_edited_too(tmp_path):
+    """A data set leaves it out; here somebody asked for this very picture."""
+    Image.fromarray(np.full((1, 5, 3), (9, 100, 250), np.uint8)).save(tmp_path / "thin.png")
+    names, pictures, failures = read_folder(tmp_path, Shape((3, 4, 4), ("crop", 255)))
+    assert (names, failures) == (["thin"], [])
+    levels = (torch.tensor([9, 100, 250]) / 127.5 - 1)[:, None, None].expand(3, 4, 4)
+    torch.testing.assert_close(pictures[0], levels)

@@ -1,5 +1,6 @@
 """Edits against the same edits written plainly in float64, one image at a time, with inputs that have no symmetry."""
 
+import inspect
 import math
 from itertools import pairwise
 
@@ -267,5 +268,9 @@ def test_defaults_of_an_inversion():
     assert torch.equal(latents, invert(one, x, depth=1.0, evaluations=100, order=2))
     assert torch.equal(generate(one, latents), generate(one, latents, depth=1.0, evaluations=100, order=2))
     assert torch.equal(round_trip(one, x).images, round_trip(one, x, depth=1.0, evaluations=200, order=2).images)
+    published = {"depth": 1.0, "evaluations": 100, "order": 2}
+    for function, changed in ((invert, {}), (generate, {}), (translate, {}), (round_trip, {"evaluations": 200})):
+        given = {name: given.default for name, given in inspect.signature(function).parameters.items()}
+        assert {name: given[name] for name in published} == published | changed
     default = translate(one, x, 0, 2)
     assert torch.equal(default, translate(one, x, 0, 2, depth=1.0, evaluations=100, order=2))

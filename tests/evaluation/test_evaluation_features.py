@@ -1,5 +1,6 @@
 """The feature networks: the resize bit for bit, preprocessing, engines, and refusals."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -80,6 +81,18 @@ def test_inception_with_logits_is_torch_fidelitys_own_forward(monkeypatch, tmp_p
         theirs = torch.cat(extractor(images), dim=1)
     assert theirs.std() > 0
     assert torch.equal(ours, theirs)
+    weights = tmp_path / "checkpoints" / features_module.WEIGHTS_FILE
+    weights.parent.mkdir()
+    torch.save({}, weights)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    torch.manual_seed(0)
+    network = load_features("inception", CPU)
+    found, logits = network(images)
+    assert (found.shape[1], logits.shape[1]) == (network.dimensions, network.classes) == (2048, 1008)
+    np.testing.assert_allclose(np.hstack([found, logits]), theirs, rtol=1e-5, atol=1e-6)
+    assert network.distance_name == "FID"
+    assert network.fingerprint == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def test_load_features_preprocesses_for_torchscript(tmp_path):

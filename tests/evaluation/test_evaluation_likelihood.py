@@ -309,6 +309,7 @@ def test_plot_likelihood_shows_bits_and_errors_by_timestep_and_rate(tmp_path, mo
     assert curve.lines[0].get_xydata().tolist() == [list(point) for point in result.rate_distortion]
     assert (bits.get_xscale(), bits.get_yscale(), errors.get_yscale()) == ("log", "log", "linear")
     assert ["dim" in axes.get_ylabel() for axes in (bits, errors, curve)] == [True, False, False]
+    assert [limits[0] for limits in (errors.get_ylim(), curve.get_xlim(), curve.get_ylim())] == [0, 0, 0]
     assert ["RMSE" in axes.get_ylabel() for axes in (bits, errors, curve)] == [False, True, True]
     assert f"{result.bits_per_dim:.3f}" in bits.get_title()
 

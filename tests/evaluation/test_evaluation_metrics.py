@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,15 +10,19 @@ import pytest
 import torch
 
 from ddpm.common.errors import UserError
+from ddpm.evaluation import distances as distances_module
 from ddpm.evaluation import features as features_module
 from ddpm.evaluation import inputs as inputs_module
+from ddpm.evaluation import memorisation as memorisation_module
 from ddpm.evaluation import metrics as metrics_module
 from ddpm.evaluation.distances import Moments, frechet_distance, kernel_distance, manifold_metrics, moments_of
+from ddpm.evaluation.evaluate import DEFAULT_NUM
 from ddpm.evaluation.features import FeatureNetwork, extract
 from ddpm.evaluation.image_sets import DatasetImages, GeneratedImages, ImageSet, subset_rows
 from ddpm.evaluation.inputs import REQUIREMENTS, EvaluationInputs
 from ddpm.evaluation.likelihood import Likelihood, Term
 from ddpm.evaluation.metrics import METRICS, choose_metrics
+from ddpm.evaluation.sweep import BUDGETS
 
 SHAPE = (3, 4, 6)
 CLASSES = ["cat", "dog", "emu"]
@@ -325,3 +330,31 @@ def test_class_proportions_differ_by_a_fraction_of_the_larger_one(monkeypatch, c
 def test_metrics_over_all_classes_at_once_carry_the_note_on_proportions():
     """Those within classes, and those of one image at a time, do not change with the proportions."""
     assert {name for name, metric in METRICS.items() if metric.mixes_classes} == {"fid", "kid", "drift", "levels"}
+
+
+@pytest.mark.parametrize("standard", [True, False])
+@pytest.mark.parametrize("name", ["fid", "kid", "class_kid", "prdc"])
+def test_only_numbers_of_the_standard_network_bear_the_published_name(tmp_path, name, standard):
+    """Others name their features, so that nobody compares them with a paper."""
+    for one in METRICS[name].evaluate(inputs_of(tmp_path, standard)):
+        assert ("(plain features)" in one.title) == (not standard)
+
+
+def test_the_guide_names_the_numbers_that_are_used():
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "evaluation.md").read_text(encoding="utf-8")
+    guide = " ".join(text.split())
+    *budgets, last = BUDGETS
+    names = [f"`{name}`" for name in metrics_module.DEFAULT]
+    for words in (
+        f"from a model, by default {DEFAULT_NUM:,}.",
+        f"The default is {', '.join(map(str, budgets))} and {last}, up to",
+        f"By default {', '.join(names[:-1])} and {names[-1]} are computed",
+        f"among the real images (k = {distances_module.PRECISION_NEIGHBOURS})",
+        f"*Density* and *coverage* (k = {distances_module.DENSITY_NEIGHBOURS})",
+        f"At most {metrics_module.MANIFOLD_IMAGES:,} images per side",
+        f"Two sets of equal size, up to {distances_module.SUBSET_SIZE:,} images",
+        f"nearer than {1 - memorisation_module.QUANTILE:.0%} of the test images; {memorisation_module.QUANTILE:.0%} if",
+        f"by more than {inputs_module.PROPORTIONS_DIFFER:.0%} (total variation)",
+        f"{inputs_module.LIKELIHOOD_IMAGES:,} test images are used",
+    ):
+        assert words in guide

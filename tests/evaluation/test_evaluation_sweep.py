@@ -192,6 +192,7 @@ def test_points_are_saved_with_their_reports_in_a_folder_that_is_made(tmp_path):
     text = path.read_text(encoding="utf-8")
     assert "Füchse" in text
     assert "KID × 1000" in text
+    assert text.endswith("]\n")
     rows = json.loads(text)
     assert [(row.pop("sampler"), row.pop("steps"), row.pop("evaluations")) for row in rows] == [
         ("ddim", 2, 3),

@@ -46,6 +46,8 @@ def test_from_deepinv_operator_equals_the_physics(name):
     assert torch.allclose(ours.H(ours.H_pinv(y)), y, atol=1e-4)
     inside = ours.Vt(x) * ours.seen
     assert torch.allclose(ours.Vt(ours.V(inside)) * ours.seen, inside, atol=1e-5)
+    assert ours.singulars.ndim <= inside.ndim - 1  # one for each coordinate of an image, or one for several
+    assert torch.broadcast_shapes(ours.singulars.shape, inside.shape[1:]) == inside.shape[1:]
 
 
 @pytest.mark.parametrize("method", ["ddrm", "ddnm"])

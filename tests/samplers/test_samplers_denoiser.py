@@ -231,6 +231,24 @@ def test_t_reaches_the_network_exactly(dtype, integer_t, t):
         assert torch.equal(x, torch.cat([x_t] * (len(expected) // 2)).to(x.dtype))
 
 
+@pytest.mark.parametrize("given", [torch.int64, torch.int32])
+@pytest.mark.parametrize("integer_t", [False, True])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_timestep_of_each_image_reaches_the_network_like_a_number(integer_t, given, batch_size):
+    """A network is asked for t in one format, however the caller gives it."""
+    seen = []
+    denoiser = Denoiser(
+        lambda x, t, labels: seen.append(t) or x,
+        GaussianDiffusion(NoiseSchedule(make_betas("linear", 1000))),
+        integer_t=integer_t,
+        batch_size=batch_size,
+    )
+    denoiser(random(3, 3, 4, 4), torch.tensor([999, 3, 0]).to(given))
+    denoiser(random(3, 3, 4, 4), 999)
+    assert {t.dtype for t in seen} == {torch.int64 if integer_t else torch.float32}
+    assert seen[0].tolist()[:2] == [999, 3]
+
+
 @pytest.mark.parametrize("batch_size", [None, 2])
 @pytest.mark.parametrize("guidance", [1.0, 0.0, 2.3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
