@@ -10,6 +10,7 @@ import copy
 import functools
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,22 @@ def export_onnx(model: Model, folder: str | Path, options: SamplingOptions, *, o
         UserError: the model or the options cannot be exported, a package is missing, or a file exists.
         RunStopped: onnxruntime's output differs by more than 1e-5.
     """
-    folder = user_path(folder)
-    for name in ("model.onnx", "model.json"):
-        refuse_existing(folder / name, overwrite)
+    folder = checked_folder(folder, ("model.onnx", "model.json"), overwrite)
     graph, description, difference = onnx_model(model, options)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / "model.onnx", graph)
     atomic_write(folder / "model.json", json.dumps(description, indent=1, ensure_ascii=False) + "\n")
     return difference
+
+
+def checked_folder(folder: str | Path, names: Sequence[str], overwrite: bool) -> Path:
+    """Return the folder to write in; UserError if it is a file, or holds one of the names and not `overwrite`."""
+    folder = user_path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder")
+    for name in names:
+        refuse_existing(folder / name, overwrite)
+    return folder
 
 
 def onnx_model(model: Model, options: SamplingOptions) -> tuple[bytes, dict[str, Any], float]:

@@ -13,8 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from ddpm.common.errors import UserError, first_line
-from ddpm.common.files import atomic_write, refuse_existing, user_path
-from ddpm.export.onnx_files import check_packages, onnx_model
+from ddpm.common.files import atomic_write
+from ddpm.export.onnx_files import check_packages, checked_folder, onnx_model
 from ddpm.model import Model, SamplingOptions
 
 RUNTIME = "onnxruntime-web@1.30.0"
@@ -34,9 +34,7 @@ def export_web(model: Model, folder: str | Path, options: SamplingOptions, *, ov
 
     Returns and raises what `export_onnx` does.
     """
-    folder = user_path(folder)
-    for name in NAMES:
-        refuse_existing(folder / name, overwrite)
+    folder = checked_folder(folder, NAMES, overwrite)
     check_packages()
     runtimes = runtime_scripts(fetched_runtime())
     graph, description, difference = onnx_model(model, options)

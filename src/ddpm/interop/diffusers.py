@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 from safetensors import SafetensorError
 
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import atomic_write, is_model, user_path
+from ddpm.common.files import atomic_write, is_model, is_run, user_path
 from ddpm.common.names import SamplerName
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.interop.card import model_card
@@ -167,6 +167,8 @@ def unet_prefix(files: ModelFolder) -> str:
         return ""
     checkpoint = newest_checkpoint(files.path)
     hint = f"; to open its last checkpoint give {checkpoint}" if checkpoint else ""
+    if is_run(files.path.parent):
+        hint = f"; to open the model of its run give {files.path.parent}"
     raise UserError(f"{files.path} is no model folder: it has neither unet/config.json nor config.json{hint}")
 
 

@@ -19,6 +19,8 @@ def model_folder(path: Path) -> Path:
     """
     if path.is_file() and path.name in MEMBERS:
         path = path.parent
+    if path.name == "unet" and (path.parent / "model_index.json").is_file():  # of a whole pipeline
+        path = path.parent
     if path.name == "snapshots" and path.parent.name.startswith("models--"):
         path = path.parent
     if path.name.startswith("models--") and (path / "snapshots").is_dir():
