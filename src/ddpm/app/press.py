@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.outcome import QUIET, Outcome, running, stopped
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.samplers.algorithms import Callback, Step
 
@@ -165,7 +165,7 @@ def until_stopped(function: Callable) -> Callable:
                 except StopIteration:
                     return
                 except Cancelled:
-                    yield ["Stopped.", *values[1:]]
+                    yield [stopped(values[0]), *values[1:]]
                     return
                 yield values
 
