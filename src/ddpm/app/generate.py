@@ -33,7 +33,7 @@ from ddpm.app.components import (
     write_png,
 )
 from ddpm.app.outcome import QUIET, Outcome, running
-from ddpm.app.press import Cancelled, buttons, connect, live, pace, run_after, show_user_errors
+from ddpm.app.press import WAITING, Cancelled, buttons, connect, live, pace, run_after, show_user_errors
 from ddpm.common.pixels import made_by, origin_text, save_grid, to_pillow, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.networks.inference import count_flops
@@ -378,5 +378,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
     ranges = {"steps": steps, "guidance": guidance, "number": number}
     limits: dict[str, list[Any]] = {"label": choices, "sampler": list(SAMPLERS), "seed": [0, MOST_SEED]}
     limits |= {field: [each.minimum, each.maximum] for field, each in ranges.items()}
-    script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values}, {json.dumps(limits)})]"
-    run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outcome)
+    asked = f"ddpm.fromAddress({names}, {values}, {json.dumps(limits)})"
+    script = f"() => [ddpm.random(), {json.dumps(WAITING)}, ...{asked}]"
+    opened = page.load(None, None, [press, outcome.status, *fields], js=script, **QUIET)
+    run_after(opened, begin, press, fields, outcome)

@@ -100,7 +100,8 @@ def pace(step: Step, began: float) -> str:
     """Say how far a run is that began at `time.monotonic()` = `began`."""
     done, left = step.index + 1, step.steps - step.index - 1
     seconds = (time.monotonic() - began) / done * left
-    return running(f"Step {done} of {step.steps}" + (f", {seconds:.0f} s left" if seconds >= 1 else ""))
+    time_left = f", {seconds:.0f} s left" if seconds < 100 else f", {seconds / 60:.0f} min left"
+    return running(f"Step {done} of {step.steps}" + (time_left if seconds >= 1 else ""))
 
 
 def buttons(text: str) -> tuple[gr.Button, gr.Button]:

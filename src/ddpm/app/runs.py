@@ -102,7 +102,8 @@ def previews(folder: Path, name: str) -> list[tuple[Image.Image, str]]:
             image = read_upload(str(path), 3, path.name)
         except UserError:
             continue
-        image = without_gaps(image, size, size)
+        if size:
+            image = without_gaps(image, size, size)
         image.thumbnail((LARGEST_GRID, LARGEST_GRID), Image.Resampling.LANCZOS)
         found.append((image, f"{name}, step {int(path.stem):,}"))
     return found
