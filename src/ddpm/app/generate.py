@@ -138,7 +138,7 @@ def sample_live(model: Model, settings: Settings) -> Iterator[Step | Samples]:
         images = model.sample(**options, callback=recording(recorder, callback))
         return Samples(images, Trajectory(recorder.frames, images))
 
-    step = None
+    step: Step | None = None
     with closing(live(work)) as events:
         try:
             for event in events:

@@ -6,7 +6,7 @@ import json
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing, suppress
 from contextvars import ContextVar
@@ -33,7 +33,7 @@ _press: ContextVar[float | None] = ContextVar("press", default=None)  # the numb
 _stopped: deque[float] = deque(maxlen=1000)  # numbers of presses, also of those that still wait
 
 
-def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
+def live(work: Callable[[Callback], T]) -> Generator[Step | T, None, None]:
     """Run `work(callback)` in a thread; yield the newest `Step` a few times per second, then the result of `work`.
 
     Closing the iterator stops the work at its next step, without waiting for it. Stop does the same from the page, and
