@@ -89,6 +89,12 @@ def test_a_curve_of_one_point_is_a_dot_in_its_colour():
     assert figures.LEFT < float(dot[0]) < figures.WIDTH
     assert figures.TOP < float(dot[1]) < figures.HEIGHT - figures.BOTTOM
     assert dot[2] == figures.COLOURS[0]
+    assert re.findall(r">([\d.]+)</text>", drawn) == ["0.1", "5"]  # both axes tell its place and nothing else
+
+
+def test_steps_are_told_in_whole_numbers():
+    drawn = figures.chart("y", "x", [figures.Curve("run", np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.4, 0.3]), 0)])
+    assert re.findall(r'text-anchor="middle" .*?>([\d.]+)</text>', drawn) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("values", [[], [np.nan], [3.0], [0.0, 0.0]])

@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 
 from ddpm.app import generate
+from ddpm.app.components import examples
+from ddpm.app.page import describe
 from ddpm.cli import run as command_line
 from ddpm.common.errors import UserError
+from ddpm.model import load
 from ddpm.samplers.algorithms import Step
 
 
@@ -101,6 +104,23 @@ def test_the_page_begins_with_a_drawing_only_if_that_is_quick(served_model):
     usual = generate.usual(served_model)
     assert generate.is_quick(served_model, usual)
     assert not generate.is_quick(served_model, replace(usual, steps=10**9))
+
+
+def test_a_slower_model_begins_with_fewer_images(served_model, monkeypatch):
+    own = generate.count_flops(served_model.network) * generate.usual(served_model).steps
+    monkeypatch.setattr(generate, "QUICK_FLOPS", 5 * own)
+    assert generate.usual(served_model).number == 4
+    monkeypatch.setattr(generate, "QUICK_FLOPS", own / 2)
+    assert generate.usual(served_model).number == 16  # when the visitor asks for them
+
+
+def test_only_a_model_of_digits_is_said_to_draw_digits():
+    digits, blank = load("digits"), load("digits")
+    assert "handwritten digits" in describe(digits)
+    blank.provenance = {"config": {"data": {"source": "/pictures/signs"}}}
+    assert "28×28 grey images of 10 classes (0, 1," in describe(blank)
+    assert examples(digits)
+    assert not examples(blank)
 
 
 def test_guidance_suits_the_model(served_model, plain_model, strict_model):

@@ -103,7 +103,9 @@ def test_what_is_left_is_judged_as_it_is_seen():
     """Noise leaves [-1, 1], and no picture does."""
     white = torch.ones(1, 16, 16)
     answer = restoring.Answer(3 * white, Restored(torch.zeros(1, 2, 1, 16, 16)), white)
-    assert "before inf dB" in answer.report()
+    assert "before inf dB: worse than what was given." in answer.report()
+    better = restoring.Answer(torch.zeros(1, 16, 16), Restored(white.expand(1, 2, 1, 16, 16)), 0.9 * white)
+    assert "worse" not in better.report()
 
 
 def test_nothing_painted_is_said_so(served_model, uploads):

@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pytest
+import torch
 
 from ddpm.app import models, runs, training
 from ddpm.common.errors import UserError
-from ddpm.model import BUNDLED
+from ddpm.common.pixels import save_grid
+from ddpm.model import BUNDLED, Model
 
 
 def test_runs_are_read_while_they_are_written(runs_folder):
@@ -43,6 +46,18 @@ def test_the_state_of_a_run(tmp_path):
     assert "<b>" not in runs.table(tmp_path, []) + runs.nothing_in(tmp_path, True)
 
 
+def test_previews_have_no_white_gaps_and_no_white_rest(tmp_path):
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    (run / "config.yaml").write_text("data: {image_size: 8}\n")
+    (run / "metrics.jsonl").touch()
+    save_grid(-torch.ones(5, 1, 8, 8), run / "samples" / "000010.png", columns=3)
+    [(picture, _)] = runs.previews(tmp_path, "run")
+    pixels = np.asarray(picture)
+    assert (pixels[..., 3] > 0).sum() == 5 * 64
+    assert pixels[pixels[..., 3] > 0][:, :3].max() == 0
+
+
 def test_the_switcher_offers_what_there_is_and_nothing_else(served_model, tmp_path):
     (tmp_path / "runs" / "empty").mkdir(parents=True)
     for name in ("empty", "trained"):
@@ -63,6 +78,9 @@ def test_the_switcher_offers_what_there_is_and_nothing_else(served_model, tmp_pa
             str(trained / "checkpoints" / "000500"): "trained, step 500",
         },
     }
+    same = Model(served_model.network, served_model.diffusion, image_shape=(1, 16, 16), provenance={"steps": 1000})
+    same.save(trained / "model")
+    assert list(offered.groups()["Checkpoints"].values()) == ["trained, step 500"]  # the run's own is not told twice
     for name in ("/etc", str(tmp_path / "runs" / "empty"), ""):
         assert "no model" in offered.open(name)["error"]
 

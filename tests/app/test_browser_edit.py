@@ -67,7 +67,7 @@ def test_a_picture_is_drawn(visit):
     visit.until(lambda: visit.drawn().std() > 10)
 
 
-def test_pictures_of_a_first_run_that_is_stopped_are_said_to_be_unfinished(browser, address):
+def test_pictures_of_a_run_that_is_stopped_stay(browser, address):
     for visit in fresh(browser, address):
         visit.open("Edit")
         visit.number("Steps", 250)
@@ -75,8 +75,22 @@ def test_pictures_of_a_first_run_that_is_stopped_are_said_to_be_unfinished(brows
         visit.press("Edit")
         visit.panel.locator(".moving figure").first.wait_for()
         visit.press("Stop")
-        visit.status("Stopped. These pictures are unfinished.")
+        visit.status("Stopped at step")
         assert visit.panel.locator(".moving figure").first.is_visible()
+        visit.panel.get_by_label("noise it and remove").check()
+        visit.number("Steps", 2)
+        visit.press("Edit")
+        visit.status("Strength 0.5: PSNR")
+        visit.number("Steps", 250)
+        visit.press("Edit")
+        visit.panel.locator(".moving figure").first.wait_for()
+        visit.press("Stop")
+        visit.status("Stopped at step")
+        assert visit.panel.locator(".moving figure").first.is_visible()
+        assert not visit.panel.get_by_text("Result, PNG").filter(visible=True).count()
+        visit.press("Show the result before")
+        visit.panel.get_by_alt_text("after", exact=True).wait_for()
+        visit.panel.get_by_text("Result, PNG").filter(visible=True).wait_for()
 
 
 def test_a_grid_offers_its_images(visit, tmp_path):

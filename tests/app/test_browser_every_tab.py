@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from PIL import Image
 from visiting import TABS, fresh
 
 pytest.importorskip("gradio")
@@ -38,17 +39,31 @@ def test_the_page_switches_to_another_model_and_to_that_of_a_run(browser, switch
 
 
 def test_a_number_that_is_not_possible_is_said_beside_its_field(visit):
-    for label, typed, said in (("Images", 1000, "From 1 to 64. 1000 became 64."), ("Steps", 0, "0 became 1.")):
+    for label, typed, said in (("Images", 1000, "from 1 to 64. 1000 became 64."), ("Steps", 0, "0 became 1.")):
         visit.number(label, typed)
         field = visit.page.get_by_label(f"number input for {label}")
         visit.panel.locator(".block", has=field).last.get_by_text(said).wait_for()
-    visit.panel.get_by_label("Seed").first.fill("-4")
-    visit.panel.get_by_label("Seed").first.press("Tab")
-    visit.panel.get_by_text("At least 0. -4 became 0.").wait_for()
-    assert visit.panel.get_by_label("Seed").first.input_value() == "0"
-    visit.panel.get_by_label("Seed").first.fill("4")
-    visit.panel.get_by_label("Seed").first.press("Tab")
-    visit.panel.get_by_text("At least 0.").wait_for(state="detached")
+    seed, dice = visit.panel.get_by_label("Seed").first, visit.places(".seed button")
+    seed.fill("-4")
+    visit.panel.get_by_text("A whole number, at least 0.").wait_for()  # before one leaves it
+    assert visit.places(".seed button") == dice
+    seed.press("Tab")
+    visit.panel.get_by_text("A whole number, at least 0. -4 became 0.").wait_for()
+    assert seed.input_value() == "0"
+    seed.fill("4")
+    visit.panel.get_by_text("at least 0.").wait_for(state="detached")
+    field = visit.panel.get_by_label("number input for Images")
+    field.fill("1.5")
+    visit.panel.get_by_text("A whole number from 1 to 64.").wait_for()
+    field.press("Tab")
+    visit.panel.get_by_text("A whole number from 1 to 64. 1.5 became 2.").wait_for()
+    field.focus()
+    field.press("Control+a")
+    field.press_sequentially("e")  # of "abc", Chromium takes no letter but this
+    visit.panel.get_by_text("This is not a number.").wait_for()
+    field.press("Tab")
+    visit.panel.get_by_text("This is not a number. 2 is kept.").wait_for()
+    assert field.input_value() == "2"
     visit.number("Images", 16)
     visit.number("Steps", 2)
     visit.until(lambda: not visit.panel.locator(".field-note").count())
@@ -122,6 +137,7 @@ def test_on_a_phone_picture_and_button_are_on_the_first_screen_and_a_swipe_scrol
     phone.status("Done: 4 draws.")
     picture = phone.panel.get_by_alt_text("one draw", exact=True).bounding_box()
     assert phone.button("Restore").bounding_box()["y"] < picture["y"] < 800
+    phone.pad().get_by_role("button", name="Scroll", pressed=True).wait_for()
     # a finger only scrolls until one chooses to paint
     assert phone.pad().locator("canvas").evaluate("canvas => getComputedStyle(canvas).touchAction") == "auto"
     phone.press("Mark")
@@ -137,14 +153,17 @@ def test_a_run_is_told_whole_on_a_phone(phone):
 def test_a_tap_takes_the_brush_on_a_phone(phone):
     phone.open("Edit")
     canvas = phone.pad().locator("canvas")
-    phone.pad().get_by_text("Tap the picture, or take a brush").wait_for()
-    phone.pad().get_by_role("button", name="Clear").tap()
-    phone.pad().get_by_text("The brush is on").wait_for()
-    phone.pad().get_by_role("button", name="Draw", pressed=True).tap()
+    phone.pad().get_by_text("A swipe scrolls the page.").wait_for()
     canvas.tap()
-    phone.pad().get_by_text("The brush is on").wait_for()
-    phone.until(lambda: phone.drawn().std() > 0)
+    phone.pad().get_by_role("button", name="Draw", pressed=True).wait_for()
+    phone.pad().get_by_role("button", name="Clear").tap()
+    phone.pad().get_by_text("A swipe paints.").wait_for()
     phone.pad().get_by_role("button", name="Draw", pressed=True).tap()
+    phone.pad().get_by_role("button", name="Draw", pressed=True).wait_for()  # it is not put down
+    canvas.tap()
+    phone.until(lambda: phone.drawn().std() > 0)
+    phone.pad().get_by_role("button", name="Scroll").tap()
+    phone.pad().get_by_role("button", name="Scroll", pressed=True).wait_for()
     assert canvas.evaluate("canvas => getComputedStyle(canvas).touchAction") == "auto"
 
 
@@ -207,3 +226,37 @@ def test_nothing_keeps_anybody_out(browser, address, axe, scheme):
                 for node in rule["nodes"]
             ]
             assert not serious, f"{tab}: {json.dumps(serious, indent=1)}"
+
+
+def test_a_reload_in_the_middle_of_a_drawing_keeps_earlier_results(browser, address):
+    for visit in fresh(browser, address):
+        visit.number("Steps", 2)
+        visit.press("Generate")
+        visit.panel.locator(".history button").nth(1).wait_for()
+        labels = visit.panel.locator(".history button").all_inner_texts()
+        visit.number("Steps", 1000)
+        visit.press("Generate")
+        visit.status("of 1000")
+        visit.page.reload()
+        visit.panel.locator(".history button").nth(1).wait_for()
+        visit.status("Done:")
+        assert visit.panel.locator(".history button").all_inner_texts() == labels
+        visit.panel.locator(".history button").last.click()
+        visit.status("Shown again:")
+        with visit.page.expect_download() as download:
+            visit.panel.get_by_text("Grid, PNG").click()
+        assert Image.open(download.value.path()).size == (74, 74)
+        visit.wrong.clear()  # Gradio logs that its connection ends when one leaves a page
+
+
+def test_a_server_that_is_stopped_in_the_middle_of_a_drawing_is_said_so(browser, served_model, tmp_path, port):
+    from ddpm.app.page import build, launch
+
+    page = build(served_model, "model", tmp_path)
+    for visit in fresh(browser, launch(page, "127.0.0.1", port, block=False)):
+        visit.number("Steps", 1000)
+        visit.press("Generate")
+        visit.status("of 1000")
+        page.close()
+        visit.status("The server was stopped. Start it again in its terminal.")
+        visit.wrong.clear()  # the browser logs that nobody answers

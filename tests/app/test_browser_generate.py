@@ -61,7 +61,9 @@ def test_generate_a_class_and_go_back_to_what_was_before(visit):
     with visit.page.expect_download() as download:
         visit.panel.get_by_text("Grid, PNG").click()
     assert download.value.suggested_filename == "samples.png"
-    assert f"seed {seed}" in visit.panel.locator(".history button[aria-current]").inner_text()
+    label = visit.panel.locator(".history button[aria-current]").inner_text()
+    assert f"seed {seed}" in label
+    assert "guidance 1.5" in label
     visit.panel.locator(".history button").last.click()
     visit.until(lambda: visit.panel.get_by_label("Seed").first.input_value() == "0")
     assert "seed=0" in visit.page.url
@@ -84,7 +86,7 @@ def test_a_seed_that_is_typed_is_the_one_that_is_drawn(visit):
     visit.panel.get_by_label("A new seed at each press").check()
 
 
-def test_after_stop_pictures_keep_their_own_settings(visit):
+def test_stop_keeps_the_settings_and_what_was_drawn(visit):
     visit.number("Steps", 2)
     visit.press("Generate")
     visit.until(lambda: "steps=2&" in visit.page.url)
@@ -97,7 +99,20 @@ def test_after_stop_pictures_keep_their_own_settings(visit):
     visit.press("Generate")
     visit.status("of 1000")
     visit.press("Stop")
-    visit.status(f"Stopped. Shown again: all, 2 steps, seed {re.search(r'seed=([0-9]+)', before[0])[1]}.")
+    visit.status("Stopped at step")
+    step = re.search(r"step (\d+) of 1000, seed (\d+)", visit.panel.locator(".status").inner_text())
+    assert visit.panel.get_by_label("number input for Steps").input_value() == "1000"
+    assert f"steps=1000&guidance=1.5&seed={step[2]}" in visit.page.url
+    tile = visit.panel.locator(".tile").nth(15)
+    assert (
+        tile.get_attribute("data-caption")
+        == f"image 15, class class 0, seed {step[2]}, stopped at step {step[1]} of 1000"
+    )
+    assert command.inner_text() == "Appears with the result."  # nothing gives this picture
+    assert not visit.panel.get_by_text("Grid, PNG").count()
+    stopped, finished = (visit.panel.locator(".history button").nth(place) for place in (0, 1))
+    assert f"stopped at step {step[1]}" in stopped.inner_text()
+    finished.click()
     visit.until(lambda: visit.panel.get_by_label("number input for Steps").input_value() == "2")
     assert (visit.page.url, visit.panel.locator(".tile img").first.get_attribute("src")) == before
     assert command.inner_text() == code != ""
@@ -129,8 +144,13 @@ def test_a_dropped_picture_gives_its_settings_and_is_drawn_again(visit, uploads,
     assert visit.panel.get_by_label("Seed").first.input_value() == seed
     assert draw() == seed  # and not a new one
     assert np.array_equal(save("again.png"), first)
-    visit.drop(uploads / "broken.png")
-    visit.status("broken.png does not say how it was made.")
+    for name, said in (
+        ("broken.png", "is not a picture."),
+        ("good.png", "does not say how it was made."),
+        ("heavy.png", "is too large: it has 21 MB, and the limit is 20 MB."),
+    ):
+        visit.drop(uploads / name)
+        visit.status(f"{name} {said}")
     visit.panel.get_by_label("A new seed at each press").check()
 
 
@@ -142,7 +162,7 @@ def test_a_double_press_is_one_run_and_stop_leaves_the_result_before(visit):
     assert visit.joined == before + 1
     assert not visit.button("Generate").is_visible()
     visit.press("Stop")
-    visit.status("Stopped.")
+    visit.status("Stopped")
     visit.panel.locator(".tile").nth(15).wait_for()
     visit.number("Steps", 2)
     visit.press("Generate")  # the model is free again
@@ -171,7 +191,7 @@ def test_keys_start_and_stop_and_move_between_tabs(visit):
     visit.panel.get_by_label("Seed").first.press("Control+Enter")
     visit.status("of 1000")
     visit.page.keyboard.press("Escape")
-    visit.status("Stopped.")
+    visit.status("Stopped at step")
     visit.number("Steps", 2)
     visit.page.get_by_role("tab", name="Generate").focus()
     for key, tab in (("ArrowRight", "Restore"), ("End", "Runs"), ("ArrowRight", "Generate"), ("ArrowRight", "Restore")):
@@ -183,21 +203,23 @@ def test_keys_start_and_stop_and_move_between_tabs(visit):
 
 
 def test_images_come_about_where_they_stay(visit):
-    def places() -> list[dict]:
-        return [tile.bounding_box() for tile in visit.panel.locator(":is(.tile, .spot):visible").all()]
-
+    visit.panel.locator(".tile").nth(15).wait_for()
     visit.number("Steps", 1000)
-    before = places()
+    before = visit.places(".tile, .spot")
     visit.press("Generate")
-    visit.panel.locator(".drawing").wait_for()
-    assert places() == before
+    visit.panel.locator(".drawing .spot").nth(15).wait_for()
+    visit.laid_out()
+    assert len(before) == 16
+    assert visit.places(".tile, .spot") == before
     tile = visit.panel.locator(".spot").first
     noise = tile.evaluate("tile => getComputedStyle(tile).backgroundImage")
     visit.panel.get_by_label("what the network expects").check()
     visit.until(lambda: tile.evaluate("tile => getComputedStyle(tile).backgroundImage") != noise)
-    visit.panel.get_by_label("what the network expects").uncheck()
     visit.press("Stop")
-    visit.status("Stopped.")
+    visit.status("Stopped at step")
+    visit.panel.locator(".projected .tile").nth(15).wait_for()  # what the network expects is still shown
+    visit.panel.get_by_label("what the network expects").uncheck()
+    visit.panel.locator(".projected").wait_for(state="detached")
     visit.number("Steps", 2)
 
 
@@ -241,9 +263,13 @@ def test_the_moments_of_a_run_are_seen_on_its_images(visit):
     visit.panel.get_by_label("what the network expects").check()
     visit.until(lambda: tile.evaluate("tile => tile.style.background") != noise)
     visit.panel.get_by_label("what the network expects").uncheck()
+    assert moment.evaluate("slider => getComputedStyle(slider).outlineStyle") == "none"  # it would cut the words
+    status = visit.panel.locator(".status").inner_text()
     visit.button("Play").click()
+    visit.status("Replay: how the images came about")
     visit.panel.locator(".projected").wait_for(state="detached")
     assert words.inner_text() == "the image itself"
+    visit.until(lambda: visit.panel.locator(".status").inner_text() == status)
 
 
 def test_a_student_draws_while_a_slider_moves(browser, quick_address):
@@ -275,3 +301,13 @@ def test_an_address_of_another_model_gives_what_this_one_can(browser, address):
         visit.status("Done: 3 images, seed 0.")
         steps = visit.panel.get_by_label("number input for Steps")
         assert steps.input_value() == visit.panel.get_by_label("range slider for Steps").get_attribute("max")
+
+
+def test_images_that_follow_a_slider_stay_in_sight_on_a_phone(browser, quick_address):
+    for visit in fresh(browser, quick_address, 390, has_touch=True, is_mobile=True):
+        slider = visit.panel.get_by_label("range slider for Images")
+        visit.page.evaluate("scrollTo(0, 400)")
+        visit.until(lambda visit=visit: 0 <= visit.places(".tile")[0][1] < 40)
+        tiles, [start] = visit.places(".tile"), visit.places(".start")
+        assert tiles[-1][1] + tiles[-1][3] < slider.bounding_box()["y"] < start[1]
+        assert start[1] + start[3] <= 844

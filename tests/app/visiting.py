@@ -92,6 +92,14 @@ class Visit:
         """Wait until the status of the open tab says a text."""
         self.panel.locator(".status").nth(place).filter(has_text=text).wait_for()
 
+    def places(self, selector: str) -> list[list[float]]:
+        """Left, top, width and height of the visible elements of the open tab, all of one moment."""
+        return self.panel.evaluate(
+            """(panel, selector) => [...panel.querySelectorAll(selector)].filter((e) => e.offsetParent)
+                .map((e) => e.getBoundingClientRect()).map((box) => [box.x, box.y, box.width, box.height])""",
+            selector,
+        )
+
     def laid_out(self) -> None:
         """Wait until nothing in the open tab changes its size any more."""
         self.page.evaluate("""async () => {

@@ -182,7 +182,9 @@ def tab(model: Model, name: str) -> list[Any]:
             with gr.Row(elem_classes=["fields", "many"]):
                 axis = choice([STEPS, GUIDANCE], STEPS, "Columns", visible=guided, min_width=140)
                 values = gr.Textbox(", ".join(map(str, usual)), label="Their values", min_width=140)
-                fixed = gr.Number(USUAL_GUIDANCE if guided else 1, label="Guidance", visible=guided, min_width=90)
+                fixed = gr.Number(
+                    USUAL_GUIDANCE if guided else 1, label="Guidance", step=0.1, visible=guided, min_width=90
+                )
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90)
                 label = choice(names, EVERY_CLASS, "Class", visible=len(names) > 1, elem_classes="double")
                 number = slider(1, MOST_IMAGES, 4, step=1, label="Images", min_width=140)
@@ -222,7 +224,7 @@ def tab(model: Model, name: str) -> list[Any]:
         return ", ".join(map(str, usual)), USUAL_GUIDANCE
 
     def name_fixed(axis):
-        return gr.Number(label="Steps" if axis == GUIDANCE else "Guidance")
+        return gr.Number(label="Steps", step=1) if axis == GUIDANCE else gr.Number(label="Guidance", step=0.1)
 
     axis.input(begin, axis, [values, fixed], queue=False, **QUIET)
     axis.change(name_fixed, axis, fixed, queue=False, **QUIET)

@@ -22,12 +22,14 @@ from ddpm.app.press import as_sentence
 from ddpm.app.uploads import MOST_BYTES, read_address, read_fitted, read_upload
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import make_grid, origin_of, png_text, to_pillow, to_uint8
+from ddpm.data.config import data_section
 from ddpm.model import Model, SamplingOptions
 from ddpm.plotting.animation import Frame
 from ddpm.samplers.algorithms import Step
 
 ASSETS = Path(__file__).parent.parent / "assets"
 MOST_CELLS = 64  # of a grid
+DIGITS = ("digits", "mnist")  # the sources of handwritten digits
 MOST_SEED = 2**53 - 1  # the largest integer that JavaScript represents exactly
 
 
@@ -200,14 +202,28 @@ def picture_pad(model: Model, name: str, label: str, run: str, *, marks: bool = 
 
 def cells(picture: Image.Image, width: int, height: int, gap: int = 2) -> list[Image.Image]:
     """Return the images of a grid that `save_grid` wrote, at most `MOST_CELLS`; none for any other picture."""
+    return [picture.crop(box) for box in _boxes(picture, width, height, gap)[:MOST_CELLS]]
+
+
+def without_gaps(picture: Image.Image, width: int, height: int, gap: int = 2) -> Image.Image:
+    """Return a grid that `save_grid` wrote with gaps that one sees through; any other picture as it is."""
+    if boxes := _boxes(picture, width, height, gap):
+        images_only = Image.new("L", picture.size)
+        for box in boxes:
+            images_only.paste(255, box)
+        picture.putalpha(images_only)
+    return picture
+
+
+def _boxes(picture: Image.Image, width: int, height: int, gap: int) -> list[tuple[int, int, int, int]]:
     (columns, over), (rows, under) = (
         divmod(a - gap, b + gap) for a, b in zip(picture.size, (width, height), strict=True)
     )
     if over or under or columns * rows < 2 or np.asarray(picture)[:gap].min() < 255:
         return []
     corners = [(gap + x * (width + gap), gap + y * (height + gap)) for y in range(rows) for x in range(columns)]
-    found = [picture.crop((left, top, left + width, top + height)) for left, top in corners[:MOST_CELLS]]
-    return [image for image in found if np.asarray(image).min() < 255]
+    found = [(left, top, left + width, top + height) for left, top in corners]
+    return [box for box in found if np.asarray(picture.crop(box)).min() < 255]
 
 
 def slider(*arguments: Any, **options: Any) -> gr.Slider:
@@ -216,8 +232,8 @@ def slider(*arguments: Any, **options: Any) -> gr.Slider:
 
 
 def knows_digits(model: Model) -> bool:
-    """Whether this is a model of handwritten digits, by its classes and its size."""
-    return model.image_shape == (1, 28, 28) and model.class_names == list("0123456789")
+    """Whether this is a model of handwritten digits: it says what it was trained on, at the size of the examples."""
+    return model.image_shape == (1, 28, 28) and data_section(model.provenance).get("source") in DIGITS
 
 
 def examples(model: Model) -> list[str]:

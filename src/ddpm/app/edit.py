@@ -47,6 +47,7 @@ from ddpm.samplers import Callback, Step
 from ddpm.samplers.denoiser import Denoiser, Prediction
 
 MOST_STEPS, MOST_BETWEEN = 250, 11
+USUAL_DEPTH = 0.6  # with less, strokes of both pictures lie on each other
 RENOISE, TRANSLATE, CURVE = "noise it and remove the noise", "translate it to another class", "try every strength"
 
 
@@ -270,7 +271,9 @@ def tab(model: Model, name: str) -> list[Any]:
                     second_pad = picture_pad(model, "second", "Second picture", "interpolate", filled=1)
                     second = program_file("Second")
             with gr.Row(elem_classes=["fields", "few"]):
-                depth = slider(0, 1, 0.5, step=0.05, label="Depth", info="How far both are noised.", min_width=200)
+                depth = slider(
+                    0, 1, USUAL_DEPTH, step=0.05, label="Depth", info="How far both are noised.", min_width=200
+                )
                 number = slider(2, MOST_BETWEEN, 7, step=1, label="Images between", info="Of a row.", min_width=200)
                 walk_own = fields("What both show.")
             walk = buttons("Interpolate")

@@ -1,7 +1,7 @@
 """Line charts as SVG in the page's own colours: drawn once, in milliseconds, for a desk, a phone, light and dark."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -61,13 +61,13 @@ def chart(title: str, xlabel: str, curves: Sequence[Curve], *, log: bool = False
         return HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - BOTTOM - TOP)
 
     parts = [f'<text x="{LEFT}" y="14" fill="currentColor" font-size="13">{escape(title)}</text>']
-    for y in _decades(low, high) if log else _ticks(low, high):
+    for y in _marks(ys, _decades if log else _ticks):
         words = _number(10**y if log else y)
         parts.append(
             f'<path d="M{LEFT} {down(y):.1f}H{width - RIGHT}" stroke="currentColor" opacity="0.15"/>'
             f'<text x="{LEFT - 6}" y="{down(y) + 4:.1f}" text-anchor="end" {SMALL}>{words}</text>'
         )
-    for x in _ticks(left, right):
+    for x in _marks(xs, _ticks):
         parts.append(
             f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle" {SMALL}>{_number(x)}</text>'
         )
@@ -96,6 +96,14 @@ def _points(curve: Curve, log: bool) -> tuple[np.ndarray, np.ndarray]:
 def _range(values: np.ndarray) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _marks(values: np.ndarray, ticks: Callable[[float, float], list[float]]) -> list[float]:
+    """Return where an axis has numbers: at a single value itself, and at none between whole numbers."""
+    if values.min() == values.max():
+        return [float(values[0])]
+    whole = bool((values == values.round()).all())
+    return [tick for tick in ticks(*_range(values)) if not whole or tick == round(tick)]
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -7,6 +7,7 @@ import shlex
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
@@ -32,12 +33,12 @@ from ddpm.app.components import (
     write_png,
 )
 from ddpm.app.outcome import QUIET, Outcome, running
-from ddpm.app.press import buttons, connect, live, pace, run_after, show_user_errors
+from ddpm.app.press import WAITING, Cancelled, buttons, connect, live, pace, run_after, show_user_errors
 from ddpm.common.pixels import made_by, origin_text, save_grid, to_pillow, to_uint8
 from ddpm.model import Model, SamplingOptions
 from ddpm.networks.inference import count_flops
 from ddpm.networks.unet import UNet
-from ddpm.plotting.animation import Recorder, Trajectory
+from ddpm.plotting.animation import Frame, Recorder, Trajectory, as_grid
 from ddpm.plotting.trace import recording
 from ddpm.samplers import DEFAULT_SAMPLER, SAMPLERS, Callback, Step, find_sampler
 
@@ -85,10 +86,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Samples:
-    """Sampled images, float (N, C, H, W) in [-1, 1], and their trajectory."""
+    """Sampled images, float (N, C, H, W) in [-1, 1], and their trajectory; `stopped`: the step at which both end."""
 
     images: Tensor
     trajectory: Trajectory
+    stopped: Step | None = None
 
     def save(self, folder: Path) -> tuple[Path, ...]:
         """Write samples.png (a grid), .zip (single images), .gif (the denoising) and .npz (`arr_0`, uint8, N,H,W,C)."""
@@ -123,7 +125,10 @@ def most_images(model: Model) -> int:
 
 
 def sample_live(model: Model, settings: Settings) -> Iterator[Step | Samples]:
-    """Sample images; yield steps while they happen, then the samples. Closing the iterator stops the sampler."""
+    """Sample images; yield steps while they happen, then the samples. Closing the iterator stops the sampler.
+
+    Stop gives the images as they are at that step.
+    """
     options = settings.options(model)
     chosen, schedule = find_sampler(options["sampler"]), model.diffusion.schedule
     timesteps = chosen.timesteps(schedule, options["steps"])
@@ -133,23 +138,33 @@ def sample_live(model: Model, settings: Settings) -> Iterator[Step | Samples]:
         images = model.sample(**options, callback=recording(recorder, callback))
         return Samples(images, Trajectory(recorder.frames, images))
 
-    return live(work)
+    step: Step | None = None
+    with closing(live(work)) as events:
+        try:
+            for event in events:
+                step = event if isinstance(event, Step) else None
+                yield event
+        except Cancelled:
+            if step is None:
+                raise
+            last = Frame("reverse", step.t, schedule.log_snr(step.t), as_grid(step.x_t), as_grid(step.x_0))
+            earlier = [frame for frame in recorder.frames if frame.t > step.t]
+            yield Samples(step.x_t.clamp(-1, 1), Trajectory([*earlier, last], step.x_t), stopped=step)
 
 
-def tiles(images: Tensor, names: Sequence[str], settings: Settings, *, passing: bool = False) -> str:
+def tiles(images: Tensor, names: Sequence[str], settings: Settings, *, passing: bool = False, stopped: str = "") -> str:
     """Return the HTML of a gallery: one button per image, with its class `names[i]` (may be empty) and its seed.
 
-    passing: drawn while a slider moves; the history keeps the last of such galleries.
+    passing: drawn while a slider moves; the history keeps the last of such galleries. stopped: where the run ended.
     """
-    buttons = []
+    buttons, about = [], f' data-stopped="{stopped}"' if stopped else " data-passing" * passing
     for index, (pixels, name) in enumerate(zip(to_uint8(images), names, strict=True)):
-        caption = ", ".join([f"image {index}", *([f"class {name}"] if name else []), f"seed {settings.seed}"])
+        said = [f"image {index}", f"class {name}" if name else "", f"seed {settings.seed}", stopped]
+        caption = ", ".join(filter(None, said))
         buttons.append(tile(pixels, caption, f"seed{settings.seed}_{index:06d}.png", name, index=index))
     told = escape(json.dumps(asdict(settings)))
     style = f"--columns:{columns(len(images))}"
-    return (
-        f'<div class="tiles" data-settings="{told}"{" data-passing" * passing} style="{style}">{"".join(buttons)}</div>'
-    )
+    return f'<div class="tiles" data-settings="{told}"{about} style="{style}">{"".join(buttons)}</div>'
 
 
 def drawing(step: Step, log_snr: float, names: Sequence[str]) -> str:
@@ -233,15 +248,6 @@ def has_guidance(model: Model) -> bool:
     return model.class_names is not None and model.null_label is not None
 
 
-def usual(model: Model) -> Settings:
-    """Return the settings that the page opens with."""
-    own = SamplingOptions().resolved(model)
-    # a student may have learnt its teacher's guidance
-    guidance = USUAL_GUIDANCE if has_guidance(model) and not model.student else 1.0
-    steps = min(own.steps or 1, most_steps(model))
-    return Settings(EVERY_CLASS, own.sampler or DEFAULT_SAMPLER, steps, guidance, 0, min(16, most_images(model)))
-
-
 def is_quick(model: Model, settings: Settings) -> bool:
     """Whether a drawing takes a few seconds at most, so that the page may begin with it unasked."""
     if not isinstance(model.network, UNet):
@@ -250,13 +256,24 @@ def is_quick(model: Model, settings: Settings) -> bool:
     return cost <= QUICK_FLOPS * (1 if model.device.type == "cpu" else 100)
 
 
+def usual(model: Model) -> Settings:
+    """Return the settings that the page opens with."""
+    own = SamplingOptions().resolved(model)
+    # a student may have learnt its teacher's guidance
+    guidance = USUAL_GUIDANCE if has_guidance(model) and not model.student else 1.0
+    steps = min(own.steps or 1, most_steps(model))
+    most = Settings(EVERY_CLASS, own.sampler or DEFAULT_SAMPLER, steps, guidance, 0, min(16, most_images(model)))
+    fewer = (replace(most, number=number) for number in (most.number, 9, 4, 1) if number <= most.number)
+    return next((settings for settings in fewer if is_quick(model, settings)), most)
+
+
 def tab(model: Model, name: str, page: gr.Blocks) -> None:
     """Build the tab and connect its events; endpoint /generate."""
     has_classes, first = model.class_names is not None, usual(model)
     choices = [EVERY_CLASS, *(model.class_names or [])]
     chips = {EVERY_CLASS: "all"} if len(choices) <= MOST_CHIPS else None
     kept: list[Samples] = []  # the first drawing, for those who open the page later
-    with gr.Row(elem_classes=["room", "result-first"]):
+    with gr.Row(elem_classes=["room", "result-first", *(["follows"] if model.student else [])]):
         with gr.Column(scale=2, min_width=280, elem_classes="controls"):
             label = choice(choices, EVERY_CLASS, "Class", visible=has_classes, chips=chips)
             guidance = slider(
@@ -274,7 +291,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             follows = gr.Checkbox(True, label="Draw at once when something changes", visible=model.student is not None)
             pressed = buttons("Generate")
         with gr.Column(scale=3, min_width=300):
-            outcome = Outcome("generate", "Press Generate.", FILES, classes=choices)
+            outcome = Outcome("generate", "Press Generate.", FILES, classes=choices, model=name)
     outcome.code()
     told = gr.HTML(
         html_template="<span hidden></span>", js_on_load="ddpm.settings(element, props, trigger); // 'submit'"
@@ -294,10 +311,19 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             if isinstance(event, Step):
                 pictures = drawing(event, model.diffusion.schedule.log_snr(event.t), class_names(model, settings))
                 yield pace(event, began), pictures, *outcome.unfinished
+            elif event.stopped:
+                yield unfinished(event, settings)
             else:
                 if settings == first and not kept:
                     kept.append(event)
                 yield from done(event, settings, options)
+
+    def unfinished(samples, settings):
+        """Return what there is of a run that was stopped: its images so far, without files and code."""
+        where = f"stopped at step {samples.stopped.index + 1} of {samples.stopped.steps}"
+        names = class_names(model, settings)
+        gallery = tiles(samples.images, names, settings, stopped=where) + steps_of(samples)
+        return [f"{where.capitalize()}, seed {settings.seed}.", "", gallery, *outcome.unfinished[1:]]
 
     def done(samples, settings, options, *, passing=False):
         number, equivalents = len(samples.images), (as_command(name, options), as_python(name, options))
@@ -327,7 +353,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
         elif is_quick(model, asked):
             yield from generate(label, sampler, steps, guidance, seed, number)
         else:
-            yield "Press Generate.", "", *outcome.unfinished
+            yield "Press Generate. This model takes a while to draw here.", "", *outcome.unfinished
 
     fields = [label, sampler, steps, guidance, seed, number]
     names, values = json.dumps(list(asdict(first))), json.dumps(list(asdict(first).values()))
@@ -352,5 +378,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
     ranges = {"steps": steps, "guidance": guidance, "number": number}
     limits: dict[str, list[Any]] = {"label": choices, "sampler": list(SAMPLERS), "seed": [0, MOST_SEED]}
     limits |= {field: [each.minimum, each.maximum] for field, each in ranges.items()}
-    script = f"() => [ddpm.random(), ...ddpm.fromAddress({names}, {values}, {json.dumps(limits)})]"
-    run_after(page.load(None, None, [press, *fields], js=script, **QUIET), begin, press, fields, outcome)
+    asked = f"ddpm.fromAddress({names}, {values}, {json.dumps(limits)})"
+    script = f"() => [ddpm.random(), {json.dumps(WAITING)}, ...{asked}]"
+    opened = page.load(None, None, [press, outcome.status, *fields], js=script, **QUIET)
+    run_after(opened, begin, press, fields, outcome)

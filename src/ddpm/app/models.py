@@ -20,6 +20,7 @@ from ddpm.common.errors import RunStopped, UserError
 from ddpm.common.files import is_model
 from ddpm.interop.layouts import is_checkpoint
 from ddpm.model import BUNDLED, find_model
+from ddpm.training.checkpoint import model_step
 
 MOST_OPEN = 4  # pages beside the first; the one opened first is closed for the next
 MOST_CHECKPOINTS = 20  # of a run: the newest
@@ -158,7 +159,7 @@ class Models:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return the newest checkpoints of a run that hold a model, the newest first."""
-    folder = run / "checkpoints"
-    found = sorted((path for path in folder.glob("*") if is_checkpoint(path)), reverse=True)
-    return found[:MOST_CHECKPOINTS]
+    """Return the newest checkpoints of a run that hold another model than the run's own, the newest first."""
+    own = model_step(run / "model")
+    found = [path for path in (run / "checkpoints").glob("*") if is_checkpoint(path) and int(path.name) != own]
+    return sorted(found, reverse=True)[:MOST_CHECKPOINTS]

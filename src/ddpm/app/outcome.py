@@ -1,11 +1,14 @@
 """What a tab shows of a run: its status, its pictures while it lasts, its result, files to save, and its code."""
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 import gradio as gr
+
+from ddpm.app.uploads import MOST_BYTES
 
 
 def status_line(text: str) -> gr.HTML:
@@ -19,6 +22,12 @@ def running(text: str) -> str:
     return f'<span class="running" aria-live="off">{escape(text)}</span>'
 
 
+def stopped(status: str) -> str:
+    """Return the status of a run that was stopped at the moment of an earlier status, such as "Step 3 of 20"."""
+    place = re.search(r">(.*step) (\d+ of \d+)", status, re.IGNORECASE)
+    return f"Stopped at {place[1].lower()} {place[2]}." if place else "Stopped."
+
+
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -26,7 +35,7 @@ class Outcome:
     """What a run shows. Its components are the outputs of the run, in this order.
 
     The browser keeps what the last run gave, with its files and its code. It shows them again after a run that was
-    stopped or refused, because the settings and files next to a picture must be its own.
+    refused, because the files and the code next to a picture must be its own. What a stopped run had drawn stays.
 
     Args:
         name: of the endpoint.
@@ -35,6 +44,7 @@ class Outcome:
         moves: whether there are pictures while a run lasts.
         before: the HTML that is seen before the first run.
         classes: the choices of the class field, for a gallery whose earlier results and settings can be brought back.
+        model: the name of the model, by which the browser keeps these results.
     """
 
     def __init__(
@@ -46,8 +56,10 @@ class Outcome:
         moves: bool = True,
         before: str = "",
         classes: Sequence[str] | None = None,
+        model: str = "",
     ):
-        told = json.dumps({"name": name, "saves": saves, "classes": classes})
+        kept = {"key": f"ddpm/{model}/{name}/results", "limit": MOST_BYTES} if classes else {}
+        told = json.dumps(kept | {"name": name, "saves": saves, "classes": classes})
         self.name = name
         self.status = status_line(hint)
         self.moving = [gr.HTML(elem_classes="moving")] if moves else []

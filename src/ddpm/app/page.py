@@ -136,10 +136,11 @@ def masthead(words: str, name: str, models: Models | None) -> gr.HTML:
     def open_model(name: str) -> dict[str, str]:
         return models.open(name)
 
+    known = f"{json.dumps(name)}, {json.dumps(models.groups())}"
     return gr.HTML(
         words,
         html_template='${value}<div class="switch"></div>',
-        js_on_load=f"ddpm.models(element.querySelector('.switch'), server, {json.dumps(name)});",
+        js_on_load=f"ddpm.models(element.querySelector('.switch'), server, {known});",
         server_functions=[listing, open_model],
         elem_classes="masthead",
     )

@@ -6,7 +6,7 @@ import json
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing, suppress
 from contextvars import ContextVar
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from ddpm.app.outcome import QUIET, Outcome, running
+from ddpm.app.outcome import QUIET, Outcome, running, stopped
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.samplers.algorithms import Callback, Step
 
@@ -33,7 +33,7 @@ _press: ContextVar[float | None] = ContextVar("press", default=None)  # the numb
 _stopped: deque[float] = deque(maxlen=1000)  # numbers of presses, also of those that still wait
 
 
-def live(work: Callable[[Callback], T]) -> Iterator[Step | T]:
+def live(work: Callable[[Callback], T]) -> Generator[Step | T, None, None]:
     """Run `work(callback)` in a thread; yield the newest `Step` a few times per second, then the result of `work`.
 
     Closing the iterator stops the work at its next step, without waiting for it. Stop does the same from the page, and
@@ -100,7 +100,8 @@ def pace(step: Step, began: float) -> str:
     """Say how far a run is that began at `time.monotonic()` = `began`."""
     done, left = step.index + 1, step.steps - step.index - 1
     seconds = (time.monotonic() - began) / done * left
-    return running(f"Step {done} of {step.steps}" + (f", {seconds:.0f} s left" if seconds >= 1 else ""))
+    time_left = f", {seconds:.0f} s left" if seconds < 100 else f", {seconds / 60:.0f} min left"
+    return running(f"Step {done} of {step.steps}" + (time_left if seconds >= 1 else ""))
 
 
 def buttons(text: str) -> tuple[gr.Button, gr.Button]:
@@ -165,7 +166,7 @@ def until_stopped(function: Callable) -> Callable:
                 except StopIteration:
                     return
                 except Cancelled:
-                    yield ["Stopped.", *values[1:]]
+                    yield [stopped(values[0]), *values[1:]]
                     return
                 yield values
 

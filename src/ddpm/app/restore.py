@@ -137,10 +137,14 @@ class Answer:
         number, original = self.restored.samples.shape[1], self.original
         text = f"Done: {number} draws." if number > 1 else "Done: one draw. Two or more show where they differ."
         if original is not None:
-            text += f" PSNR of their mean {psnr(self.restored.mean, original[None])[0]:.1f} dB"
+            after = psnr(self.restored.mean, original[None])[0]
+            text += f" PSNR of their mean {after:.1f} dB"
             if self.y.shape == original.shape:
                 seen = self.y[None].clamp(-1, 1)  # as shown, and as `ddpm restore` reports it
-                text += f", before {psnr(seen, original[None])[0]:.1f} dB"
+                before = psnr(seen, original[None])[0]
+                text += f", before {before:.1f} dB"
+                if after < before:
+                    text += ": worse than what was given. Try another method, or more draws"
             text += "."
         return text + self.note
 

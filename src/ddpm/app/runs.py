@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ddpm.app.components import choice, film
+from ddpm.app.components import choice, film, without_gaps
 from ddpm.app.figures import Curve, chart, figure
 from ddpm.app.outcome import QUIET, status_line
 from ddpm.app.press import show_user_errors
@@ -94,13 +94,16 @@ def curves(folder: Path, names: Sequence[str], quantity: str = "loss") -> list[C
 
 def previews(folder: Path, name: str) -> list[tuple[Image.Image, str]]:
     """Return previews of a run with captions, the oldest first; skip one that is still being written."""
-    found, paths = [], numbered(run_path(folder, name) / SAMPLES)
+    run = run_path(folder, name)
+    found, paths, size = [], numbered(run / SAMPLES), _configured(run, "data", "image_size") or 0
     chosen = sorted({round(place) for place in np.linspace(0, len(paths) - 1, min(len(paths), MOST_PREVIEWS))})
     for path in (paths[index] for index in chosen):
         try:
             image = read_upload(str(path), 3, path.name)
         except UserError:
             continue
+        if size:
+            image = without_gaps(image, size, size)
         image.thumbnail((LARGEST_GRID, LARGEST_GRID), Image.Resampling.LANCZOS)
         found.append((image, f"{name}, step {int(path.stem):,}"))
     return found
@@ -131,11 +134,16 @@ def state_of(run: Path) -> State:
     records = read_metrics(run)
     last = records[-1] if records else {}
     step, seconds = int(last.get("step", 0)), last.get("seconds")
-    total = None
-    with suppress(OSError, yaml.YAMLError, AttributeError, TypeError):
-        total = yaml.safe_load((run / CONFIG).read_text()).get("training", {}).get("steps")
+    total = _configured(run, "training", "steps")
     left = seconds / step * (total - step) if total and step and seconds else None
     return State(step, total, last.get("images_per_second"), left, process_of(run) is not None)
+
+
+def _configured(run: Path, section: str, field: str) -> int | None:
+    """Return a whole number of a run's configuration; None if it is not there."""
+    with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return int(yaml.safe_load((run / CONFIG).read_text())[section][field])
+    return None
 
 
 def table(folder: Path, names: Sequence[str], *, switches: bool = False, trains: bool = False) -> str:
@@ -193,11 +201,13 @@ def tab(folder: Path, page: gr.Blocks, *, switches: bool = False, trains: bool =
     """Build the tab and connect its events; endpoint /runs. See `table` for the options."""
     where = gr.Markdown(elem_classes="hint")
     with gr.Column(elem_classes="chooser"):
-        chosen: Any = gr.CheckboxGroup([], label="Runs")
+        with gr.Column(elem_classes="controls"):
+            chosen: Any = gr.CheckboxGroup([], label="Runs")
+            with gr.Row(elem_classes="fields"):
+                quantity: Any = gr.Dropdown(["loss"], value="loss", label="Quantity")
         states = gr.HTML()
         with gr.Row(elem_classes="room"):
             with gr.Column(min_width=300):
-                quantity: Any = gr.Dropdown(["loss"], value="loss", label="Quantity")
                 drawn = gr.HTML()
             with gr.Column(min_width=300):
                 pictures = gr.HTML()
@@ -265,9 +275,10 @@ def train(folder: Path) -> None:
         with gr.Row(elem_classes="fields"):
             preset = choice(presets(), "digits", "Preset", min_width=140)
             data = gr.Textbox("", label="Images", placeholder="the preset's own, or a folder", min_width=180)
-            minutes = gr.Number(10, label="Minutes", min_width=90)
+            minutes = gr.Number(10, label="Minutes", step=0.1, min_width=90)
             name = gr.Textbox("my-run", label="Name of the run", min_width=120)
-        start = gr.Button("Start training", variant="primary", min_width=120)
+        with gr.Row(elem_classes="action"):
+            start = gr.Button("Start training", variant="primary", min_width=120)
         said, going = status_line(""), status_line("")
 
     def begin(*fields):

@@ -60,16 +60,16 @@ window.ddpmPad = (() => {
     const [canvas, view] = blank(width * zoom, height * zoom);
     const lost = new Uint8Array(width * height);
     const touch = matchMedia("(pointer: coarse)").matches;
-    let tool = touch ? null : marks ? "mark" : "draw";
+    let tool = touch ? "scroll" : marks ? "mark" : "draw"; // one is always chosen; a finger scrolls until one takes a brush
     let marking = marks, background = 0, empty = true, stroke = null, cursor = null, stamp = 0, arriving = null;
 
     const note = make("p", { class: "pad-note", role: "status" });
     const chooser = make("input", { type: "file", accept: "image/*", hidden: true, "aria-label": `File for ${options.label}` });
     const invert = make("input", { type: "checkbox" });
     const examples = make("div", { class: "pad-examples", role: "group", "aria-label": "Examples" });
-    const names = marks ? { draw: "Draw", mark: "Mark", erase: "Unmark" } : { draw: "Draw", erase: "Erase" };
+    const names = { ...(touch && { scroll: "Scroll" }), draw: "Draw", ...(marks && { mark: "Mark" }), erase: marks ? "Unmark" : "Erase" };
     const tools = Object.entries(names).map(([name, text]) =>
-      make("button", { type: "button", class: "tool", "data-tool": name, onclick: () => pickUp(tool === name && touch ? null : name) }, text));
+      make("button", { type: "button", class: "tool", "data-tool": name, onclick: () => pickUp(name) }, text));
     Object.assign(canvas, { tabIndex: 0 });
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-label", `${options.label}, ${width} by ${height} pixels. ` +
@@ -87,12 +87,12 @@ window.ddpmPad = (() => {
     function choose(name) {
       tool = name;
       tools.forEach((button) => button.setAttribute("aria-pressed", button.dataset.tool === name));
-      canvas.style.touchAction = name ? "none" : "auto";
+      canvas.style.touchAction = name === "scroll" ? "auto" : "none";
     }
 
-    // A finger scrolls until one takes a brush, so say what it does now.
-    const hint = () => !touch ? "" : tool ? "The brush is on: swipe over the picture. Press it again to scroll."
-      : "Tap the picture, or take a brush, to paint.";
+    // Say what a finger does now.
+    const hint = () => !touch ? "" : tool === "scroll" ? "A swipe scrolls the page. Take a brush, or tap the picture, to paint."
+      : "A swipe paints. Choose Scroll to move the page.";
 
     function pickUp(name) {
       choose(name);
@@ -223,7 +223,6 @@ window.ddpmPad = (() => {
     }
 
     function begin(x, y) {
-      if (!tool) return;
       if (marking && tool !== "draw") stroke = { ink: false, x, y };
       else {
         const [layer, context] = blank(canvas.width, canvas.height);
@@ -268,15 +267,14 @@ window.ddpmPad = (() => {
       return [((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height];
     }
 
-    // A finger scrolls until one chooses a brush, or taps the picture.
     canvas.addEventListener("click", (event) => {
-      if (tool) return;
+      if (tool !== "scroll") return;
       pickUp(marking ? "mark" : "draw");
       begin(...place(event));
       end();
     });
     canvas.addEventListener("pointerdown", (event) => {
-      if (!tool || event.button) return;
+      if (tool === "scroll" || event.button) return;
       canvas.setPointerCapture(event.pointerId);
       begin(...place(event));
     });
@@ -288,7 +286,7 @@ window.ddpmPad = (() => {
       const move = ARROWS[event.key];
       if (!move && event.key !== " ") return;
       event.preventDefault();
-      if (!tool) choose(marking ? "mark" : "draw");
+      if (tool === "scroll") choose(marking ? "mark" : "draw");
       const from = [...cursor];
       if (move) cursor = [0, 1].map((axis) => Math.min([width, height][axis] - 1, Math.max(0, cursor[axis] + move[axis])));
       if (!move || event.shiftKey) {
@@ -316,7 +314,7 @@ window.ddpmPad = (() => {
       marking = marks && is;
       tools.forEach((button) => (button.hidden = !marking && button.dataset.tool === "mark"));
       tools.at(-1).textContent = marking ? "Unmark" : "Erase";
-      if (!touch) choose(marking ? "mark" : "draw");
+      if (!touch || (!marking && tool === "mark")) choose(marking ? "mark" : "draw");
       render();
       window.ddpmResult.stale(options.run);
     }
@@ -347,5 +345,5 @@ window.ddpmPad = (() => {
     await new Promise(requestAnimationFrame);
   }
 
-  return { make, text, ARROWS, pads, pad, offer, marking, ready };
+  return { make, text, loaded, ARROWS, pads, pad, offer, marking, ready };
 })();

@@ -58,11 +58,11 @@ window.ddpm = (() => {
 
   // The switcher of models. `use` opens the page of one, which the server makes when it is asked for the first time.
   let use = () => {};
-  function models(element, server, current) {
+  function models(element, server, current, groups) {
     const select = make("select"), said = make("span", { role: "status" }, "Model"), note = make("span", { role: "alert" });
     let known = "";
-    async function refresh() {
-      const groups = await server.listing("");
+    const refresh = async () => list(await server.listing(""));
+    function list(groups) {
       if (JSON.stringify(groups) === known) return;
       known = JSON.stringify(groups);
       select.replaceChildren(...Object.entries(groups).map(([kind, names]) =>
@@ -89,7 +89,7 @@ window.ddpm = (() => {
     sessionStorage.removeItem(MODEL);
     if (wanted && wanted !== current) use(wanted, false);
     model = current;
-    refresh();
+    list(groups);
   }
 
   // What outlives a reload, for as long as this tab of the browser is open: the settings of each tab, and which one is open.
@@ -103,14 +103,21 @@ window.ddpm = (() => {
   // The server may be stopped and started again. Say so, and go on when it is back. The page of a model that was opened with
   // the switcher is gone then, so the first page opens it again.
   const EVERY = 2000; // milliseconds
-  const lost = make("p", { class: "lost", role: "alert" }, "The connection to the server is lost. Waiting for it …");
+  const banner = make("p", { class: "lost", role: "alert" });
   let model = null, serverId = null;
+  const gone = () => {
+    const command = model && `, with: ddpm app ${model}${location.port === "7860" ? "" : ` --port ${location.port}`}`;
+    return `The server was stopped. Start it again in its terminal${command ?? ""}. This page then goes on.`;
+  };
+  const ask = () => fetch(`${window.gradio_config.root}${window.gradio_config.api_prefix}/app_id`, { cache: "no-store" }).catch(() => null);
   async function watchServer() {
     if (document.hidden || !window.gradio_config) return;
-    const { root, api_prefix } = window.gradio_config;
-    const answer = await fetch(`${root}${api_prefix}/app_id`, { cache: "no-store" }).catch(() => null);
-    if (!answer) return document.body.append(lost);
-    lost.remove();
+    const answer = await ask();
+    if (!answer) {
+      banner.textContent = gone();
+      return document.body.append(banner);
+    }
+    banner.remove();
     if (answer.status === 404) {
       sessionStorage.setItem(MODEL, model);
       return location.replace(location.pathname.replace(/models\/\d+\/?$/, "") + location.hash);
@@ -120,25 +127,47 @@ window.ddpm = (() => {
     serverId = now;
   }
   setInterval(watchServer, EVERY);
+
+  // What to do about a server that has gone; nothing if it answers. It may take a while to go.
+  async function lost(tries) {
+    for (; tries; tries--) {
+      if (!(await ask())) return gone();
+      if (tries > 1) await new Promise((resolve) => setTimeout(resolve, 200));
+    }
+  }
   document.addEventListener("visibilitychange", watchServer);
 
-  // A number that the field does not take is replaced when one leaves it: say so beside it.
+  // What is wrong with the number in a field is said beside it while one types. It is replaced when one leaves the field.
+  const good = new WeakMap(); // the last possible number of a field
+  function wrong({ value, min, max, step, validity }) {
+    if (value === "") return validity.badInput ? "This is not a number." : "";
+    const whole = step === "1" && !Number.isInteger(+value), outside = (min !== "" && +value < +min) || (max !== "" && +value > +max);
+    if (!whole && !outside) return "";
+    const range = min === "" && max === "" ? "" : max === "" ? `, at least ${min}` : ` from ${min || 0} to ${max}`;
+    return `${step === "1" ? "A whole number" : "A number"}${range}.`;
+  }
+  function note(field, words) {
+    const place = field.closest(".seed") ?? field.closest(".block") ?? field.parentElement;
+    place.querySelector(".field-note")?.remove();
+    if (words) place.append(make("small", { class: "field-note", role: "status" }, words));
+  }
+  document.addEventListener("focusin", ({ target }) => target.type === "number" && !wrong(target) && target.value !== "" && good.set(target, target.value));
+  document.addEventListener("input", (event) => {
+    const field = event.target;
+    if (field.type !== "number" || !event.isTrusted) return;
+    const why = wrong(field);
+    note(field, why);
+    if (!why && field.value !== "") good.set(field, field.value);
+  }, true);
   document.addEventListener("change", (event) => {
-    const field = event.target, typed = field.value;
-    if (field.type !== "number") return;
-    const block = field.closest(".block") ?? field.parentElement;
-    block.querySelector(".field-note")?.remove();
-    if (typed !== "" && field.min !== "" && +typed < +field.min && !field.closest(".tab-like-container")) {
-      field.value = field.min; // a slider's field does so itself
-      field.dispatchEvent(new Event("input", { bubbles: true }));
-    }
-    setTimeout(() => {
-      const { min, max } = field, became = +typed === +field.value ? "" : `${typed} became ${field.value}.`;
-      const outside = (min !== "" && +typed < +min) || (max !== "" && +typed > +max);
-      if (typed === "" || !(became || outside)) return;
-      const range = min === "" && max === "" ? "" : max === "" ? `At least ${min}.` : `From ${min || 0} to ${max}.`;
-      block.append(make("small", { class: "field-note", role: "status" }, `${range} ${became}`.trim()));
-    }, 100);
+    const field = event.target, typed = field.value, why = wrong(field);
+    if (field.type !== "number" || (typed !== "" && !why)) return;
+    const { min, max, step } = field, near = step === "1" ? Math.round(+typed) : +typed;
+    const possible = typed === "" ? good.get(field) : Math.min(Math.max(near, min === "" ? -Infinity : min), max === "" ? Infinity : max);
+    if (possible === undefined) return;
+    field.value = possible;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    note(field, `${why} ${typed === "" ? `${possible} is kept` : `${typed} became ${possible}`}.`.trim());
   }, true);
 
   let stop = () => {};
@@ -201,5 +230,5 @@ window.ddpm = (() => {
     }
   }, true);
 
-  return { ...results, press, pad, marking, ready, choice, sendTo, reopen, keep, recall, models, stopper, random };
+  return { ...results, press, pad, marking, ready, choice, sendTo, reopen, keep, recall, models, stopper, random, lost };
 })();

@@ -1,6 +1,6 @@
 // What runs give: results with their files and code, the gallery with its viewer and history, and settings in the address.
 window.ddpmResult = (() => {
-  const { make, ARROWS, offer, text } = window.ddpmPad;
+  const { make, ARROWS, offer, text, loaded } = window.ddpmPad;
   const MOST_RESULTS = 12;
   const places = {}; // by the name of the endpoint: what the page shows of its runs
 
@@ -72,8 +72,9 @@ window.ddpmResult = (() => {
     return names.map((name, index) => (name in given ? allowed(name, given[name], own[index]) : own[index]));
   }
 
-  // What a run gave, with links to its files. classes: the choice of all classes, then every class; null for no gallery
-  function result(element, props, watch, { name, saves, classes }) {
+  // What a run gave, with links to its files. classes: the choice of all classes, then every class; null for no gallery.
+  // key: where the browser keeps the results of a gallery. limit: bytes of a file that is dropped on it
+  function result(element, props, watch, { name, saves, classes, key, limit }) {
     const row = make("div", { class: "saves" });
     const guess = make("label", { class: "guess" }, make("input", { type: "checkbox" }), "Show what the network expects (predicted x₀)");
     element.after(...(classes ? [guess, row] : [row]));
@@ -95,64 +96,113 @@ window.ddpmResult = (() => {
     watch("value", () => {
       if (!props.value && place.last) element.querySelector(".result").innerHTML = place.last.html;
     });
+    // whether the images were seen while they came about
+    let drawn = false;
+    const moving = () => element.closest(".room")?.querySelector(".moving figure");
+    if (classes) new MutationObserver(() => (drawn ||= Boolean(moving()))).observe(element.closest(".column"), { childList: true, subtree: true });
     place.take = (shown) => {
-      const first = !place.last && classes, calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      const first = !place.last && classes && !drawn, calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
       mount((place.last = shown));
-      const film = first && !calm && element.querySelector(".film");
-      if (film) play(film); // what one sees first is how images come about
+      const film = element.querySelector(".film");
+      if (first && !calm && film) play(film); // what one sees first is how images come about
+      else if (classes && film) seek(film); // the visitor may want to see what the network expects
+    };
+    // Leave the pictures of a run that did not end, without files and code; those before can be brought back.
+    place.leave = () => {
+      const { last } = place;
+      if (!moving()) return false;
+      place.last = null;
+      props.value = element.querySelector(".result").innerHTML = "";
+      mount({ html: "", files: [], code: { Command: "", Python: "" } });
+      if (last) note.replaceChildren(make("button", { type: "button", class: "small", onclick: () => place.show(last) }, "Show the result before"));
+      return true;
     };
     place.stale = (is) => {
       element.querySelector(".result")?.classList.toggle("stale", is);
       note.textContent = is ? "This is of the picture before." : "";
     };
-    if (classes) gallery(element, row, place, classes);
+    if (classes) gallery(element, row, place, classes, key, limit);
   }
 
   // Earlier results, and the settings of a picture that is dropped on the tab.
-  function gallery(element, row, place, classes) {
+  function gallery(element, row, place, classes, key, limit) {
     const strip = make("div", { class: "history", role: "group", "aria-label": "Earlier results" });
     row.after(strip);
-    const results = [];
-    const inShort = ({ label, steps, seed }) =>
-      `${classes.length < 2 ? "" : label === classes[0] ? "all, " : `${label}, `}${steps} step${steps === 1 ? "" : "s"}\nseed ${seed}`;
+    const results = recalled(key);
+    const inShort = ({ given: { label, steps, seed, guidance }, stopped }) => [
+      [classes.length < 2 ? "" : label === classes[0] ? "all" : label, `${steps} step${steps === 1 ? "" : "s"}`, guidance === 1 ? "" : `guidance ${guidance}`],
+      [`seed ${seed}`, stopped?.replace(/ of .*/, "")]].map((words) => words.filter(Boolean).join(", "));
     // The fields and the status tell of the pictures that are seen.
-    place.back = (result, why = "") => {
-      const status = `${why}Shown again: ${inShort(result.given).replace("\n", ", ")}.`;
+    const back = (result) => {
       place.show(result);
-      fill({ ...result.given, status });
-      return status;
+      fill({ ...result.given, status: `Shown again: ${inShort(result).join(", ")}.` });
     };
+    const list = () => strip.replaceChildren(...(results.length < (place.last ? 2 : 1) ? [] : results).map((result) => {
+      const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).concat(result.stopped ?? []).join(", ");
+      return make("button", { type: "button", title: words, "aria-label": `Back to ${words}`,
+        "aria-current": result.html === place.last?.html && "true", onclick: () => back(result) },
+        make("img", { src: result.image, alt: "" }), make("span", {}, inShort(result).join("\n")));
+    }));
+    list();
     place.shown = (shown) => {
+      if (!shown.html) return list();
       const parsed = make("template");
       parsed.innerHTML = shown.html;
       const tiles = parsed.content.querySelector(".tiles");
       const images = [...tiles.querySelectorAll("img")].map((image) => image.src);
-      const given = JSON.parse(tiles.dataset.settings), passing = "passing" in tiles.dataset;
-      offer(images);
+      const given = JSON.parse(tiles.dataset.settings), passing = "passing" in tiles.dataset, { stopped } = tiles.dataset;
+      if (!stopped) offer(images);
       history.replaceState(null, "", "#" + new URLSearchParams(given));
-      if (!results.some((result) => result.html === shown.html)) {
+      const known = results.findIndex((result) => result.html === shown.html);
+      if (known >= 0) results[known].files = shown.files; // those of an earlier server are gone
+      else {
         if (passing && results[0]?.passing) results.shift();
-        results.unshift(Object.assign(shown, { given, passing, image: images[0] }));
+        results.unshift(Object.assign(shown, { given, passing, stopped, image: images[0] }));
         results.length = Math.min(results.length, MOST_RESULTS);
       }
-      strip.replaceChildren(...(results.length < 2 ? [] : results).map((result) => {
-        const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).join(", ");
-        return make("button", { type: "button", title: words, "aria-label": `Back to ${words}`,
-          "aria-current": result.html === shown.html && "true", onclick: () => place.back(result) },
-          make("img", { src: result.image, alt: "" }), make("span", {}, inShort(result.given)));
-      }));
+      store(key, results);
+      list();
     };
     const panel = element.closest("[role=tabpanel]") ?? element;
     panel.addEventListener("drop", async (event) => {
       const file = event.dataTransfer.files[0];
       if (!file) return;
-      const told = texts(await file.arrayBuffer()).ddpm;
-      const { options, images } = told ? JSON.parse(told) : {};
-      const name = text(file.name);
-      if (!options) return fill({ status: `${name} does not say how it was made.` });
+      const { options, images, why } = await originOf(file, limit), name = text(file.name);
+      if (!options) return fill({ status: `${name} ${why}` });
       const label = options.labels?.length === 1 ? classes[options.labels[0] + 1] : classes[0];
       fill({ ...options, number: images, label, again: false, status: `The settings of ${name}. Press Generate to draw it.` });
     });
+  }
+
+  // What a file says of how it was made; or why it says nothing.
+  async function originOf(file, limit) {
+    if (file.size > limit) return { why: `is too large: it has ${Math.ceil(file.size / 2 ** 20)} MB, and the limit is ${limit / 2 ** 20} MB.` };
+    try {
+      const told = JSON.parse(texts(await file.arrayBuffer()).ddpm);
+      if (told.options) return told;
+    } catch {
+      // no PNG, or one of another program
+    }
+    const address = URL.createObjectURL(file), picture = await loaded(address).catch(() => null);
+    URL.revokeObjectURL(address);
+    const hint = "Drop a PNG that was saved on this page.";
+    return { why: picture ? `does not say how it was made. ${hint}` : `is not a picture. ${hint}` };
+  }
+
+  // The results of a gallery outlive a reload, like the settings. Those that are too many for the browser are left out.
+  const server = () => window.gradio_config?.app_id;
+  function store(key, results) {
+    for (let number = results.length; number; number--)
+      try {
+        return sessionStorage.setItem(key, JSON.stringify({ server: server(), results: results.slice(0, number) }));
+      } catch {
+        sessionStorage.removeItem(key);
+      }
+  }
+  function recalled(key) {
+    const kept = JSON.parse(sessionStorage.getItem(key)) ?? { results: [] };
+    if (kept.server !== server()) for (const result of kept.results) result.files = [];
+    return kept.results;
   }
 
   // A film: the moments of a run, with a slider. One that follows a gallery shows its moments on the tiles there.
@@ -164,7 +214,8 @@ window.ddpmResult = (() => {
     range.setAttribute("aria-valuetext", frame.words);
     if (film.classList.contains("on-tiles")) {
       const guess = film.closest("[role=tabpanel]").querySelector(".guess input").checked;
-      project(film.previousElementSibling, range.value === range.max ? null : frame.pictures[guess ? 1 : 0] ?? frame.pictures[0]);
+      const [noisy, clean] = frame.pictures, last = range.value === range.max ? null : noisy;
+      project(film.previousElementSibling, guess ? clean ?? last : last);
     }
   }
 
@@ -185,21 +236,27 @@ window.ddpmResult = (() => {
   }
 
   const FRAME = 110; // milliseconds
-  let playing = 0;
+  const REPLAY = "Replay: how the images came about …";
+  let playing = null, said = "";
   async function play(film) {
-    const range = film.querySelector("[type=range]"), mine = ++playing;
+    const range = film.querySelector("[type=range]"), mine = (playing = {});
+    const status = film.closest("[role=tabpanel]").querySelector(".status");
+    if (status.textContent !== REPLAY) said = status.innerHTML;
+    status.textContent = REPLAY;
     for (let place = 0; place <= +range.max && playing === mine && film.isConnected; place++) {
       range.value = place;
       seek(film);
       await new Promise((resolve) => setTimeout(resolve, FRAME));
     }
+    // the status may tell of another run by now
+    if (status.textContent === REPLAY && (playing === mine || !playing)) status.innerHTML = said;
   }
 
   document.addEventListener("input", (event) => {
     const guess = event.target.closest?.(".guess");
     const film = guess ? guess.closest("[role=tabpanel]").querySelector(".on-tiles") : event.target.closest?.(".film");
     if (!film) return;
-    playing++;
+    playing = null;
     seek(film);
   });
 
@@ -211,10 +268,10 @@ window.ddpmResult = (() => {
       return status;
     }
     if (!status.startsWith("Stopped")) return status;
-    if (!place.last) return "Stopped. These pictures are unfinished.";
-    if (place.back) return place.back(place.last, "Stopped. ");
+    if (place.leave()) return status;
+    if (!place.last) return "Stopped before the first step.";
     place.show(place.last);
-    return "Stopped. These are the pictures of the run before.";
+    return "Stopped before the first step. This is the result before.";
   }
 
   // The message of an error that has just come, for the status line. Gradio shows it a moment after it tells of the error.
@@ -222,8 +279,9 @@ window.ddpmResult = (() => {
     await new Promise((resolve) => setTimeout(resolve, 100));
     const said = [...document.querySelectorAll("[data-testid=toast-text]")].map((toast) => toast.textContent.trim());
     document.querySelectorAll("[data-testid=toast-close]").forEach((button) => button.click()); // once is enough
-    if (places[name]?.last) places[name].show(places[name].last);
-    return text(said.pop() || "That did not work.");
+    const place = places[name], lost = await window.ddpm.lost(said.length ? 1 : 20);
+    if (!(lost && place?.leave()) && place?.last) place.show(place.last);
+    return text(lost || said.pop() || "That did not work.");
   }
 
   // A text to copy, which a result brings.
