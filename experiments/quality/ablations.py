@@ -42,6 +42,7 @@ ADAM = {
     "network.channels": 32,
     "network.channel_mult": [1, 2, 4],
     "network.groups": 32,
+    "network.conditioning": "add",
     "training.batch_size": 64,
     "training.optimizer": "adam",
     "training.learning_rate": 1e-3,

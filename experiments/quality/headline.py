@@ -56,7 +56,10 @@ class Headline:
 # the defaults at the time when these rows were sampled
 LOG_SNR = {"sampler": "dpm++", "spacing": "log_snr"}
 TRAILING = {"sampler": "dpm++", "spacing": "trailing"}
-FLOWERS32 = "ddpm train folder32 --data flowers --data.labels true --training.steps 5000 --out runs/flowers32_muon"
+FLOWERS32 = (
+    "ddpm train folder32 --data flowers --data.labels true --network.conditioning add --training.steps 5000 "
+    "--out runs/flowers32_muon"
+)
 CIFAR10_BY_CLASS = "ddpm train cifar10_small --data.labels true --training.steps 3900 --out runs/cifar10"
 
 HEADLINES = {
@@ -89,8 +92,15 @@ HEADLINES = {
     ),
     "cifar10_muon": Headline(
         "CIFAR-10 32×32, by class, guided, Muon and a small network",
-        "ddpm train cifar10_small --data.labels true --network.channels 24 --training.steps 12500 "
-        "--out runs/cifar10_muon",
+        "ddpm train cifar10_small --data.labels true --network.channels 24 --network.conditioning add "
+        "--training.steps 12500 --out runs/cifar10_muon",
+        "cifar10",
+        sampling={"guidance": 1.5},
+    ),
+    "cifar10_scaled": Headline(
+        "CIFAR-10 32×32, by class, guided, the same with scale and shift, half as long",
+        "ddpm train cifar10_small --data.labels true --network.channels 24 --training.steps 6250 "
+        "--out runs/cifar10_scaled",
         "cifar10",
         sampling={"guidance": 1.5},
     ),
