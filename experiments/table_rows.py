@@ -387,11 +387,12 @@ def mutants_equivalent(found: Result) -> Rows:
 
 def mutants_left(found: Result) -> Rows:
     """The planted errors that no test notices."""
-    return [
+    rows = [
         [f"`{row['file'].removeprefix('src/ddpm/')}:{mutant['line']}`", _code(mutant["was"]), _code(mutant["became"])]
         for row in found["files"]
         for mutant in row["survivors"]
     ]
+    return rows or [["nothing", "", ""]]
 
 
 def _code(text: str) -> str:
