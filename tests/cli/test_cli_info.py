@@ -2,7 +2,9 @@
 
 import json
 import shlex
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 import tqdm
 from PIL import Image
 
+import ddpm
 from ddpm.cli import run
 from ddpm.common.errors import UserError
 from ddpm.common.pixels import made_by, read_origin, save_grid
@@ -84,10 +87,28 @@ def test_another_file_is_refused_in_one_line(tmp_path, capsys, content):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["digits", "."])
+@pytest.mark.parametrize("name", ["missing", "."])
 def test_what_is_no_file_is_refused_with_what_is_read(folder, capsys, name):
     assert run(["info", name]) == 2
     assert capsys.readouterr().err == f"ddpm: error: {name} is no file: give a .png, a .gif or an .npz of ddpm\n"
+
+
+def test_a_model_is_told_by_its_card(folder, capsys):
+    shutil.copytree(ddpm.model.BUNDLED["digits"], folder / "run" / "model")
+    (folder / "run" / "metrics.jsonl").touch()
+    cards = {
+        "digits": ddpm.model.BUNDLED["digits"] / "README.md",
+        "run": Path("run/model/README.md"),
+        "run/model": Path("run/model/README.md"),
+    }
+    for name, card in cards.items():
+        assert card.is_file()
+        assert run(["info", name]) == 2
+        expected = f"ddpm: error: {name} is a model: {card} says what it is and how it was made\n"
+        assert capsys.readouterr().err == expected
+    (folder / "run" / "model" / "README.md").unlink()
+    assert run(["info", "run"]) == 2
+    assert "give a .png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["[1]", "nonsense", '"text"'])

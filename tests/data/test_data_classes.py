@@ -64,8 +64,31 @@ def test_dataset_json_gives_the_classes(edm_archive, pixels, shards, top):
 def test_dataset_json_with_null_labels_means_no_classes(edm_archive):
     for source in edm_archive(None):
         assert len(opened(source)) == 6
-        with pytest.raises(UserError, match="has no classes"):
+        with pytest.raises(UserError, match=r"has no classes: its dataset.json says so \(labels: null\)"):
             opened(source, labels=True)
+
+
+@pytest.mark.parametrize(
+    ("entries", "trouble"),
+    [
+        ([["00000/other.png", 1]], "labels other images, such as 00000/other.png; name these in it, as 1.png"),
+        ([["a\x1b[2J.png", 1]], r"labels other images, such as a\x1b[2J.png; name these in it, as 1.png"),
+        ([], "labels no image; name these in it, as 1.png"),
+        (3, 'is not of the form {"labels": [["NAME", CLASS], ...]}; mend it'),
+        ([["1.png", 1], ["2.png", -1]], "numbers classes other than 0..65535; mend it"),
+        ([["1.png", 1.5], ["2.png", 0]], "numbers classes other than 0..65535; mend it"),
+    ],
+)
+def test_what_is_wrong_with_a_dataset_json_is_said(image_folder, tmp_path, entries, trouble):
+    folder = image_folder(["1.png", "2.png"])
+    (folder / "dataset.json").write_text(json.dumps({"labels": entries}))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for path in folder.rglob("*.*"):
+            archive.write(path, path.relative_to(folder))
+    for source in (folder, tmp_path / "x.zip"):
+        with pytest.raises(UserError) as said:
+            opened(source, labels=True)
+        assert str(said.value) == f"{source} has no classes: its dataset.json {trouble}, or set --data.labels false"
 
 
 def test_dataset_json_that_leaves_out_an_image_is_refused_with_labels(edm_archive):

@@ -1,5 +1,9 @@
 """How sources are opened: grey or colour, images or moments, supported channels, and sizes."""
 
+import shlex
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +129,21 @@ def test_evaluate_without_fit_refuses_other_sizes_and_names_the_flag(network, ph
     np.savez(tmp_path / "colour.npz", arr_0=pixels(9, 3))
     with pytest.raises(UserError, match="holds grey images, and the images to evaluate are colour"):
         evaluate(str(tmp_path / "colour.npz"), photographs, metrics=["kid"], features=network, fit="crop")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_the_other_kind_are_taken_as_soon_as_the_given_command_converted_them(tmp_path, channels):
+    """A scan in colour of something grey, or the other way round."""
+    (tmp_path / "scans").mkdir()
+    random = np.random.default_rng(0)
+    shape = (8, 8, 3) if channels == 1 else (8, 8)
+    Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / "scans" / "a.png")
+    with pytest.raises(UserError, match=r"convert each, e\.g\. with ") as said:
+        open_reference(str(tmp_path / "scans"), untrained(channels))
+    command = str(said.value).partition("with ")[2]
+    command = command.replace("IN", "scans/a.png").replace("OUT.png", "scans/a.png")
+    subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), cwd=tmp_path, check=True)
+    assert len(open_reference(str(tmp_path / "scans"), untrained(channels))) == 1
 
 
 def test_open_reference_fit_replaces_that_of_the_models_training_data(photographs):

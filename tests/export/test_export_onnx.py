@@ -96,6 +96,16 @@ def test_weights_that_half_precision_holds_take_half_the_room_and_no_path_is_tol
     assert b"unet.py" not in path.read_bytes()
 
 
+def test_weights_that_half_precision_misses_by_a_hair_stay_as_they_are():
+    model = exportable_model()
+    weights = [parameter.detach() for parameter in model.network.parameters() if parameter.ndim == 4]
+    for weight in weights:
+        weight.add_(2**-27)
+    initializers = onnx.load_from_string(network_graph(model)).graph.initializer
+    stored = {onnx.numpy_helper.to_array(tensor).tobytes() for tensor in initializers if len(tensor.dims) == 4}
+    assert stored == {weight.numpy().tobytes() for weight in weights}
+
+
 SAMPLERS = [
     {"sampler": "ancestral", "steps": 50},
     {"sampler": "ancestral", "steps": 6},

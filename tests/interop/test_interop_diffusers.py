@@ -212,3 +212,9 @@ def test_what_diffusers_cannot_express_says_so_and_comes_back(tmp_path):
             DDPMPipeline.from_pretrained(folder)
         assert relative_difference(load_folder(folder).network, network) == 0
         assert load_folder(folder).network.config == network.config
+
+
+def test_a_shift_of_frequencies_between_whole_numbers_is_kept(tmp_path):
+    """Diffusers takes any number; cut to a whole one, every timestep would look like another."""
+    theirs = random_unet2d(**SMALL | {"freq_shift": 0.5})
+    assert relative_difference(load_folder(diffusers_folder(tmp_path / "theirs", theirs)).network, theirs) < 1e-5

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
+from ddpm.common.errors import UserError
 from ddpm.diffusion.config import DiffusionConfig
 from ddpm.interop.diffusers_config import SchedulerConfig, UNet2DConfig, to_process, to_scheduler
 
@@ -56,6 +57,17 @@ def test_theirs_is_read_as_they_mean_it(name, zero):
     theirs = DDPMScheduler(60, beta_schedule=name, rescale_betas_zero_snr=zero, prediction_type="v_prediction")
     diffusion = to_process(dict(theirs.config), False, "here")
     assert torch.allclose(diffusion.schedule.alphas_cumprod, theirs.alphas_cumprod.double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.5, 2.0])
+def test_images_of_another_range_are_refused(limit):
+    """Their scheduler clips x_0 to the range, so what it draws is not in [-1, 1]."""
+    theirs = DDPMScheduler(60, clip_sample_range=limit)
+    theirs.set_timesteps(60)
+    drawn = theirs.step(torch.zeros(1, 1, 2, 2), 0, torch.full((1, 1, 2, 2), 9.0)).pred_original_sample
+    assert drawn.amax() <= limit
+    with pytest.raises(UserError, match=f"clip_sample_range is {limit:g}"):
+        to_process(dict(theirs.config), False, "here")
 
 
 def test_a_range_that_nothing_is_clipped_to_is_no_obstacle():

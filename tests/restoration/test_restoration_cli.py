@@ -6,11 +6,14 @@ import torch
 from PIL import Image
 
 from ddpm import cli
+from ddpm.cli.restore import print_rounding
 from ddpm.diffusion.gaussian import GaussianDiffusion
 from ddpm.diffusion.schedule import NoiseSchedule, make_betas
 from ddpm.model import Model
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
+from ddpm.restoration.job import RestoreSettings
+from ddpm.restoration.tasks import Task
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,13 @@ def test_restore_prints_a_note_if_it_raises_the_noise(saved_model, pictures, tmp
 
     assert "note: σ is taken as 0.0011" in printed("0")
     assert "taken as" not in printed("0.0100004")
+
+
+@pytest.mark.parametrize("sigmas", [[0.0, 0.0011], [0.0011, 0.0]])
+def test_one_picture_of_a_folder_with_raised_noise_is_worth_the_note(capsys, sigmas):
+    """How much a blur amplifies depends on the size, and pictures of a folder differ in it."""
+    print_rounding([{"sigma": sigma, "error": ""} for sigma in sigmas], RestoreSettings(Task("deblur", kernel="box:3")))
+    assert "note: σ is taken as 0.0011" in capsys.readouterr().out
 
 
 def test_restore_folder_prints_what_it_leaves_out(saved_model, pictures, tmp_path, capsys):

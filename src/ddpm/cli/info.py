@@ -14,7 +14,13 @@ def info(file: Annotated[Path, typer.Argument(**PATH | {"metavar": "FILE"}, help
     from ddpm.common.errors import UserError
     from ddpm.common.pixels import read_origin
     from ddpm.data.images import printable
+    from ddpm.evaluation.opening import names_model
+    from ddpm.model import BUNDLED, find_model
 
+    if str(file) in BUNDLED or (file.exists() and names_model(file)):
+        card = find_model(str(file)) / "README.md"
+        if card.is_file():
+            raise UserError(f"{file} is a model: {card} says what it is and how it was made")
     if not file.is_file():
         raise UserError(f"{file} is no file: give a .png, a .gif or an .npz of ddpm")
     origin = read_origin(file)

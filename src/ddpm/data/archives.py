@@ -127,8 +127,8 @@ def open_tar(shards: list[Path]) -> EncodedSource:
 
     below = _undivided(names, shards[0])
     if names and None not in labels:
-        return EncodedSource(names, read, metadata, np.array(labels, np.int64), None, skipped)
-    return EncodedSource(names, read, metadata, *classes_from_paths(below), skipped)
+        return EncodedSource(names, read, metadata, np.array(labels, np.int64), skipped=skipped)
+    return EncodedSource(names, read, metadata, *classes_from_paths(below), skipped=skipped)
 
 
 def scan_tar(shard: Path, skip: Callable[[str, str], None]) -> Iterator[TarImage]:

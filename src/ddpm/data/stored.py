@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm.common.errors import UserError
-from ddpm.data.images import MOST_CLASSES, check_size, decode, in_mode
+from ddpm.data.images import MOST_CLASSES, check_size, decode, in_mode, printable
 
 
 class ImageSource(ABC):
@@ -21,8 +21,10 @@ class ImageSource(ABC):
         labels: int64 (N,), or None if the source has no classes.
         class_names: one per class, or None if the classes only have numbers.
         skipped: (name, reason) of every file that was refused while listing.
+        no_classes: why there are none, or what would give some.
     """
 
+    no_classes = "put the images of each class in a sub-folder of its own"
     labels: np.ndarray | None
     class_names: list[str] | None
     skipped: list[tuple[str, str]]
@@ -50,10 +52,7 @@ class ImageSource(ABC):
         Raises UserError if there are no classes, or a label is outside their range.
         """
         if self.labels is None:
-            raise UserError(
-                f"{source} has no classes: put the images of each class in a sub-folder of its own, "
-                "or set --data.labels false"
-            )
+            raise UserError(f"{source} has no classes: {self.no_classes}, or set --data.labels false")
         highest = len(self.class_names) if self.class_names else MOST_CLASSES
         outside = (self.labels < 0) | (self.labels >= highest)
         if outside.any():
@@ -107,6 +106,7 @@ class EncodedSource(ImageSource):
     metadata: Callable[[int], str]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
+    no_classes: str = ImageSource.no_classes
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ def classes_from_paths(names: Sequence[str]) -> tuple[np.ndarray | None, list[st
 
 def classes_of(
     names: Sequence[str], manifest: bytes | None, below: Sequence[str] | None = None
-) -> tuple[np.ndarray | None, list[str] | None]:
+) -> tuple[np.ndarray | None, list[str] | None, str]:
     """Return the labels and class names of images by a `dataset.json`, or by their folders if there is none.
 
     Such a file, as EDM's and StyleGAN's tools write it, holds {"labels": [[name, class], ...]}, or null if there are no
@@ -153,14 +153,23 @@ def classes_of(
         names: paths relative to the `dataset.json`.
         manifest: its content. None, or anything of another form: the first folders are the classes.
         below: the paths whose first folders are the classes; by default `names`.
+
+    The third value is what is wrong with the file, or else what would give classes; see `ImageSource.no_classes`.
     """
+    trouble = ImageSource.no_classes
     try:
         entries = json.loads(manifest or b"")["labels"]
         classes = dict(entries or {})
-        if entries is not None and classes.keys().isdisjoint(names):
-            raise ValueError("it is about other images")
+        if names and entries is not None and classes.keys().isdisjoint(names):
+            others = f"other images, such as {printable(str(next(iter(classes))))}" if classes else "no image"
+            trouble = f"its dataset.json labels {others}; name these in it, as {names[0]}"
+            return *classes_from_paths(names if below is None else below), trouble
     except (ValueError, KeyError, TypeError, RecursionError):
-        return classes_from_paths(names if below is None else below)
-    if not classes or not all(type(number) is int and 0 <= number < MOST_CLASSES for number in classes.values()):
-        return None, None
-    return np.array([classes.get(name, -1) for name in names], np.int64), None
+        if manifest is not None:
+            trouble = 'its dataset.json is not of the form {"labels": [["NAME", CLASS], ...]}; mend it'
+        return *classes_from_paths(names if below is None else below), trouble
+    if entries is None:
+        return None, None, "its dataset.json says so (labels: null); give them there"
+    if not all(type(number) is int and 0 <= number < MOST_CLASSES for number in classes.values()):
+        return None, None, f"its dataset.json numbers classes other than 0..{MOST_CLASSES - 1}; mend it"
+    return np.array([classes.get(name, -1) for name in names], np.int64), None, trouble

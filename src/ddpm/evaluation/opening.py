@@ -101,8 +101,11 @@ def open_images(source: str, options: dict[str, Any] | None = None) -> DatasetIm
     height, width, channels = native_shape(stored, source)
     options = {"image_size": (height, width), "channels": channels} if options is None else options
     if channels != options["channels"] and split_source(source)[0] != split_source(options.get("source") or "")[0]:
+        mode = "L" if options["channels"] == 1 else "RGB"
         raise UserError(
-            f"{source} holds {_colour(channels)} images, and the images to evaluate are {_colour(options['channels'])}"
+            f"{source} holds {_colour(channels)} images, and the images to evaluate are "
+            f"{_colour(options['channels'])}: convert each, e.g. with "
+            f"python -c \"from PIL import Image; Image.open('IN').convert('{mode}').save('OUT.png')\""
         )
     config = checked_config(**{**options, "source": source, "labels": stored.labels is not None})
     dataset = make_ready(stored, config)
