@@ -395,6 +395,16 @@ def mutants_left(found: Result) -> Rows:
     return rows or [["nothing", "", ""]]
 
 
+def fuzz(found: Result) -> Rows:
+    """Inputs of each target of the fuzzing campaign, the branches that they reached, and the failures."""
+    rows = [
+        [name, f"{row['inputs']:,}", f"{row['branches']:,}", str(row["findings"])]
+        for name, row in found["targets"].items()
+    ]
+    total, failures = (sum(row[key] for row in found["targets"].values()) for key in ("inputs", "findings"))
+    return [*rows, ["all", f"{total:,}", "", str(failures)]]
+
+
 def _code(text: str) -> str:
     return f"`{text.replace('|', chr(92) + '|')}`"
 

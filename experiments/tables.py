@@ -200,6 +200,7 @@ TABLES: dict[str, Table] = {
     ),
     # docs/reports/reliability.md and docs/guides/serving.md
     "torture": one_result("torture", ["disturbance", "times"], table_rows.torture),
+    "fuzz": one_result("fuzz", ["target", "inputs", "branches", "failures"], table_rows.fuzz),
     "mutants": one_result("mutants", ["room", "files", "planted", "noticed", "share"], table_rows.mutants),
     "mutants_equivalent": one_result("mutants", ["why nothing changes", "times"], table_rows.mutants_equivalent),
     "mutants_left": one_result("mutants", ["where", "was", "became"], table_rows.mutants_left),

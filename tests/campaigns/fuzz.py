@@ -39,9 +39,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch:
             inputs, branches, peak, finding = fuzz(name, arguments.seconds, Path(scratch), arguments.keep)
         failed += finding is not None
-        before = totals.get(name, {"inputs": 0, "findings": 0})
-        total = before["inputs"] + inputs
-        totals[name] = {"inputs": total, "branches": branches, "findings": before["findings"] + (finding is not None)}
+        before = totals.get(name, {"inputs": 0, "branches": 0, "findings": 0})
+        total, reached = before["inputs"] + inputs, max(before["branches"], branches)
+        totals[name] = {"inputs": total, "branches": reached, "findings": before["findings"] + (finding is not None)}
         store.write_text(json.dumps(totals, indent=2) + "\n")
         figures = f"{inputs:>12,}{total:>12,}{branches:>10,}{peak:>10,}"
         print(f"{name:<12}{figures}  {finding or 'nothing found'}", flush=True)

@@ -84,5 +84,6 @@ def test_a_stream_asked_for_another_seed_begins_again(tmp_path):
     assert sorted(fresh) == list(range(30))
     used = StreamDataset(TarShards(paths), config)
     first = drawn(used, 1, range(13, 22))
+    assert drawn(used, 2, range(21, 30)) == fresh[21:]  # beyond where the first seed stands
     assert drawn(used, 2, range(30)) == fresh
     assert drawn(used, 1, range(13, 22)) == first
