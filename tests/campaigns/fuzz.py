@@ -30,6 +30,8 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.keep = arguments.keep.resolve()
     known = subprocess.run([*TARGETS, "list"], capture_output=True, text=True, check=True).stdout.split()
+    if unknown := set(arguments.targets) - set(known):
+        parser.error(f"no target {min(unknown)}: there are {', '.join(known)}")
     arguments.keep.mkdir(parents=True, exist_ok=True)
     store = arguments.keep / "totals.json"
     totals = json.loads(store.read_text()) if store.exists() else {}
