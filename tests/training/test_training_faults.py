@@ -21,6 +21,7 @@ from ddpm.model import Model, load
 from ddpm.training import train
 from ddpm.training.checkpoint import claimed
 from ddpm.training.tracking import Previews
+from ddpm.training.trainer import Trainer
 
 DDPM = [sys.executable, "-m", "ddpm"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -255,6 +256,15 @@ def test_resume_writes_a_missing_model(tiny, tmp_path, monkeypatch):
     assert model.provenance["steps"] == 4
     assert model.provenance["metrics"] == {"step": model.provenance["steps"], "fid": 1.0}
     assert "After 4 steps" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_resume_leaves_a_model_that_is_up_to_date(tiny, tmp_path):
+    """Somebody may be reading it, or have written into its card."""
+    run = train(tiny(steps=2), tmp_path / "run")
+    (run / "model" / "README.md").write_text("my own words")
+    resumed = Trainer(tiny(steps=4), run, resume=True)
+    resumed.setup()
+    assert (run / "model" / "README.md").read_text() == "my own words"
 
 
 def test_resume_of_a_model_without_checkpoints_is_refused(tiny, tmp_path):
