@@ -224,7 +224,7 @@ def test_best_model_that_could_not_be_written_is_not_best(tiny, tmp_path, monkey
     assert load(tmp_path / "run" / "best").provenance["metrics"] == {"step": 3, "fid": 1.5}
 
 
-def test_first_signal_is_acknowledged_at_once(tiny, tmp_path, capfd):
+def test_first_signal_is_acknowledged_at_once(tiny, files, tmp_path, capfd):
     said = []
 
     def evaluator(model):
@@ -236,6 +236,7 @@ def test_first_signal_is_acknowledged_at_once(tiny, tmp_path, capfd):
         train(tiny(steps=4, checkpoint_every=4, evaluate_every=2), tmp_path / "run", evaluator=evaluator)
     assert "Stopping after this step" in said[0]
     assert (tmp_path / "run" / "checkpoints" / "000002").is_dir()
+    assert files.records(tmp_path / "run", "step", "loss")[-1]["step"] == 2  # not a step later
 
 
 def test_resume_writes_a_missing_model(tiny, tmp_path, monkeypatch):
