@@ -201,12 +201,13 @@ def test_processes_share_the_work_to_the_bit(model, expected, tmp_path, monkeypa
     assert np.array_equal(found, expected)
 
 
-def test_a_process_without_a_batch_may_come_when_all_is_done(model, expected, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")  # for three batches
-    for rank in ("2", "1", "0", "3"):
+@pytest.mark.parametrize(("num", "ranks"), [(5, "2103"), (4, "102")])  # three batches, and two full ones
+def test_a_process_without_a_batch_may_come_when_all_is_done(model, expected, tmp_path, monkeypatch, num, ranks):
+    monkeypatch.setenv("WORLD_SIZE", str(len(ranks)))
+    for rank in ranks:
         monkeypatch.setenv("RANK", rank)
-        generate(model, tmp_path / "a.npz", num=5, **OPTIONS)
-    assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], expected)
+        generate(model, tmp_path / "a.npz", num=num, **OPTIONS)
+    assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], expected[:num])
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 

@@ -53,18 +53,20 @@ def test_the_speed_of_bf16_is_measured_by_the_clock_and_once(monkeypatch):
     def convolve(x, kernel, padding):
         nonlocal now
         now += 1.0 if x.dtype == kernel.dtype == torch.bfloat16 else 3.0
+        assert torch.get_num_threads() == 1
 
     monkeypatch.setattr("time.perf_counter", lambda: now)
     monkeypatch.setattr("torch.nn.functional.conv2d", convolve)
     bf16_speedup.cache_clear()
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(3)
+    state = torch.get_rng_state()
     assert bf16_speedup() == 3.0
     monkeypatch.undo()
     assert bf16_speedup() == 3.0  # not measured again
     bf16_speedup.cache_clear()
     assert 0 < bf16_speedup() < float("inf")
     assert torch.equal(torch.get_rng_state(), state), "the random numbers of the caller are not touched"
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 3
 
 
 def test_each_process_takes_the_gpu_of_its_number(monkeypatch):

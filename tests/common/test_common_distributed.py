@@ -25,6 +25,7 @@ def test_a_plain_run_is_process_0_of_1(monkeypatch):
     assert distributed.all_sum(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     distributed.barrier()
     assert not torch.distributed.is_initialized()
+    assert not distributed.is_lost_process(RuntimeError("connection reset by peer"))  # of a download, say
 
 
 @pytest.mark.parametrize(("num", "processes"), [(0, 3), (2, 3), (7, 3), (9, 3), (1000, 7)])

@@ -10,7 +10,7 @@ import torch
 
 import ddpm
 from ddpm.common.errors import RunStopped, UserError
-from ddpm.common.files import atomic_path, atomic_write, check_output, content_key, file_lock, user_path
+from ddpm.common.files import atomic_path, atomic_write, check_output, content_key, file_lock, folder_lock, user_path
 from ddpm.generate import generate
 from ddpm.interop.convert import convert
 from ddpm.plotting.trace import trace
@@ -117,3 +117,15 @@ def test_an_output_has_one_of_the_endings_and_is_not_there(tmp_path):
     with pytest.raises(UserError, match="exists"):
         check_output(tmp_path / "x.gif", (".png", ".gif"))
     check_output(tmp_path / "x.gif", (".png", ".gif"), overwrite=True)
+
+
+def test_a_folder_that_is_locked_is_made_and_holds_nothing_else(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with folder_lock(folder):
+        other = os.open(folder, os.O_RDONLY)  # as another process would
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
+    with folder_lock(folder):  # which is there now
+        assert not list(folder.iterdir())

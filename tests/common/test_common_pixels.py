@@ -82,6 +82,8 @@ def test_what_is_there_is_kept(tmp_path):
     before = path.read_bytes()
     with pytest.raises(UserError, match="exists: give another --out"):
         save_grid(levels(9), path)
+    with pytest.raises(UserError, match="exists: give another --out"):
+        save_picture(torch.zeros(3, 5, 4, dtype=torch.uint8), path)
     assert path.read_bytes() == before
     save_grid(levels(9), path, overwrite=True)
     assert path.read_bytes() != before

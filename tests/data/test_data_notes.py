@@ -60,3 +60,12 @@ def test_data_notes_tell_of_12_bit_data_in_16_bit_files(tmp_path, monkeypatch, l
         Image.fromarray(values).save(tmp_path / f"{seed}.png")
     (note,) = data_notes(opened(tmp_path, channels=channels, image_size=32))
     assert note.startswith("no pixel is above 6% of the range (level 16 of 255)")
+
+
+@pytest.mark.parametrize(("brightest", "told"), [(127, True), (128, False)])
+def test_a_set_whose_pixels_reach_the_upper_half_is_not_dark(tmp_path, brightest, told):
+    values = np.zeros((2, 8, 8, 1), np.uint8)
+    values[1, 3, 4] = brightest
+    np.savez(tmp_path / "x.npz", values)
+    notes = data_notes(open_dataset(str(tmp_path / "x.npz"), image_size=8, channels=1))
+    assert [f"(level {brightest} of 255)" in note for note in notes] == [True] * told

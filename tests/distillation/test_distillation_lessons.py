@@ -267,8 +267,8 @@ def test_consistency_begins_with_large_steps_of_the_teacher_and_ends_with_every_
 @pytest.mark.parametrize(
     ("changes", "made_for", "said"),
     [
-        ({"steps": 3}, None, "3 steps does not fit 1,000 timesteps.* are 2 and 4"),
-        ({"steps": 600}, None, "600 steps does not fit 1,000 timesteps.* are 500"),
+        ({"steps": 3}, None, "3 steps does not fit 1,000 timesteps.* are 2 and 4$"),
+        ({"steps": 600}, None, "600 steps does not fit 1,000 timesteps.* are 500$"),
         ({"steps": 8}, 4, "a teacher of 4 steps can have students of 1, 2, not 8"),
         ({"steps": 4}, 4, "can have students of 1, 2, not 4"),
         ({"steps": 1}, 1, "can have students of none"),

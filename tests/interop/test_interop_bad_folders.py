@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ddpm.common.errors import UserError
 from ddpm.diffusion.config import DiffusionConfig
 from ddpm.interop.diffusers import load_folder, save_folder
+from ddpm.interop.storage import read_json
 
 
 @pytest.fixture
@@ -245,3 +246,14 @@ def test_a_network_alone_says_what_is_missing(tmp_path):
     DDPMScheduler().save_pretrained(tmp_path / "unet")
     theirs = UNet2DModel.from_pretrained(tmp_path / "unet")
     assert relative_difference(load_folder(tmp_path / "unet").network, theirs) < 1e-5
+
+
+def test_json_of_more_than_16_mib_is_not_read(tmp_path):
+    file = tmp_path / "config.json"
+    with file.open("wb") as handle:
+        handle.write(b"{}" + b" " * (2**24 - 2))
+    assert read_json(file) == {}
+    with file.open("ab") as handle:
+        handle.write(b" ")
+    with pytest.raises(UserError, match="larger than 16 MiB"):
+        read_json(file)

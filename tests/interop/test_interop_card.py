@@ -46,6 +46,7 @@ def test_all_it_knows_is_there():
         "4317",
         "12.3457",
         "n \\| reference",
+        "data: {source: flowers, image_size: 8}",  # a section a line
         "3600.5",
         "2 cores",
         "daisy",

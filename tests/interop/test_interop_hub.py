@@ -113,3 +113,29 @@ def test_a_cached_model_without_safetensors_says_so(cache, monkeypatch):
         file.unlink()
     with pytest.raises(UserError, match="ddpm convert user/name"):
         hub.download("user/name")
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_only_the_files_of_a_model_are_asked_for(monkeypatch, tmp_path, pickled):
+    """Repositories hold checkpoints, other formats and pictures of many gigabytes."""
+    model = ["README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json"]
+    weights = [f"{folder}diffusion_pytorch_model{end}" for folder in ("", "unet/") for end in (
+        ".safetensors", "-00001-of-00002.safetensors", ".safetensors.index.json", ".fp16.safetensors")]  # fmt: skip
+    pickles = ["diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.bin"]
+    others = [
+        "checkpoint-500/unet/diffusion_pytorch_model.safetensors",
+        "checkpoint-500/optimizer.bin",
+        "samples/1.png",
+    ]
+    others += ["vae/diffusion_pytorch_model.safetensors", "optimizer.bin", "model.onnx", "flax_model.msgpack"]
+    asked = set()
+
+    def snapshot_download(name, allow_patterns=None):
+        files = [*model, *weights, *pickles, *others]
+        asked.update(huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns))
+        return tmp_path
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match="has no safetensors weights"):  # the folder is empty
+        hub.download("user/name", pickled=pickled)
+    assert asked == {*model, *weights, *(pickles if pickled else [])}

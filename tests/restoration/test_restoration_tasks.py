@@ -114,6 +114,21 @@ def test_painted_pixels_of_a_transparent_mask_are_lost(tmp_path, colour):
     assert torch.equal(operator.known[0] == 0, torch.from_numpy(painted[..., 1] == 255))
 
 
+@pytest.mark.parametrize("size", [(1, 12), (12, 1), (2, 1)])
+def test_a_mask_may_be_as_small_as_its_picture_and_must_have_its_size(tmp_path, size):
+    mask = np.zeros(size, np.uint8)
+    mask.flat[0] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    task = Task("inpaint", mask=str(tmp_path / "mask.png"))
+    image = 1 + torch.arange(float(mask.size)).reshape(1, 1, *size)
+    expected = image.clone()
+    expected.flatten()[0] = 0
+    assert torch.equal(task.operator((1, *size)).H(image).float(), expected)
+    assert read_picture(tmp_path / "mask.png", 1).shape == (1, *size)
+    with pytest.raises(UserError, match=f"the mask is {size[0]}×{size[1]}, the image 1×12×12: they must agree"):
+        task.operator((1, 12, 12))  # not repeated over the other rows
+
+
 def test_kernel_is_0_at_transparent_pixels(tmp_path):
     bar = np.full((5, 5, 2), 255, np.uint8)
     bar[[0, 1, 3, 4], :, 1] = 0

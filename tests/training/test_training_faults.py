@@ -21,6 +21,7 @@ from ddpm.model import Model, load
 from ddpm.training import train
 from ddpm.training.checkpoint import claimed
 from ddpm.training.tracking import Previews
+from ddpm.training.trainer import Trainer
 
 DDPM = [sys.executable, "-m", "ddpm"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -223,7 +224,7 @@ def test_best_model_that_could_not_be_written_is_not_best(tiny, tmp_path, monkey
     assert load(tmp_path / "run" / "best").provenance["metrics"] == {"step": 3, "fid": 1.5}
 
 
-def test_first_signal_is_acknowledged_at_once(tiny, tmp_path, capfd):
+def test_first_signal_is_acknowledged_at_once(tiny, files, tmp_path, capfd):
     said = []
 
     def evaluator(model):
@@ -235,6 +236,7 @@ def test_first_signal_is_acknowledged_at_once(tiny, tmp_path, capfd):
         train(tiny(steps=4, checkpoint_every=4, evaluate_every=2), tmp_path / "run", evaluator=evaluator)
     assert "Stopping after this step" in said[0]
     assert (tmp_path / "run" / "checkpoints" / "000002").is_dir()
+    assert files.records(tmp_path / "run", "step", "loss")[-1]["step"] == 2  # not a step later
 
 
 def test_resume_writes_a_missing_model(tiny, tmp_path, monkeypatch):
@@ -255,6 +257,15 @@ def test_resume_writes_a_missing_model(tiny, tmp_path, monkeypatch):
     assert model.provenance["steps"] == 4
     assert model.provenance["metrics"] == {"step": model.provenance["steps"], "fid": 1.0}
     assert "After 4 steps" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_resume_leaves_a_model_that_is_up_to_date(tiny, tmp_path):
+    """Somebody may be reading it, or have written into its card."""
+    run = train(tiny(steps=2), tmp_path / "run")
+    (run / "model" / "README.md").write_text("my own words")
+    resumed = Trainer(tiny(steps=4), run, resume=True)
+    resumed.setup()
+    assert (run / "model" / "README.md").read_text() == "my own words"
 
 
 def test_resume_of_a_model_without_checkpoints_is_refused(tiny, tmp_path):

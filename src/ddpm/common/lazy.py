@@ -34,4 +34,5 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
         setattr(sys.modules[package], name, value)
         return value
 
-    return __getattr__, lambda: sorted(home), sorted(home)
+    names = sorted(home)
+    return __getattr__, lambda: names, names
