@@ -153,7 +153,7 @@ def test_a_run_is_told_whole_on_a_phone(phone):
 def test_a_tap_takes_the_brush_on_a_phone(phone):
     phone.open("Edit")
     canvas = phone.pad().locator("canvas")
-    phone.pad().get_by_text("A swipe scrolls the page.").wait_for()
+    phone.pad().get_by_text("A swipe scrolls.").wait_for()
     canvas.tap()
     phone.pad().get_by_role("button", name="Draw", pressed=True).wait_for()
     phone.pad().get_by_role("button", name="Clear").tap()

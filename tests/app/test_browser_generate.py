@@ -305,7 +305,7 @@ def test_an_address_of_another_model_gives_what_this_one_can(browser, address):
 
 def test_images_that_follow_a_slider_stay_in_sight_on_a_phone(browser, quick_address):
     for visit in fresh(browser, quick_address, 390, has_touch=True, is_mobile=True):
-        slider = visit.panel.get_by_label("range slider for Images")
+        slider = visit.panel.get_by_label("range slider for Steps")
         visit.page.evaluate("scrollTo(0, 400)")
         visit.until(lambda visit=visit: 0 <= visit.places(".tile")[0][1] < 40)
         tiles, [start] = visit.places(".tile"), visit.places(".start")

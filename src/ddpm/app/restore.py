@@ -144,7 +144,7 @@ class Answer:
                 before = psnr(seen, original[None])[0]
                 text += f", before {before:.1f} dB"
                 if after < before:
-                    text += ": worse than what was given. Try another method, or more draws"
+                    text += ": worse than what was given. Try another method"
             text += "."
         return text + self.note
 

@@ -91,7 +91,7 @@ window.ddpmPad = (() => {
     }
 
     // Say what a finger does now.
-    const hint = () => !touch ? "" : tool === "scroll" ? "A swipe scrolls the page. Take a brush, or tap the picture, to paint."
+    const hint = () => !touch ? "" : tool === "scroll" ? "A swipe scrolls. Take a brush to paint."
       : "A swipe paints. Choose Scroll to move the page.";
 
     function pickUp(name) {
