@@ -110,7 +110,9 @@ TABLES: dict[str, Table] = {
         ["model", "samples", "guidance 1", "guidance 1.5", "the reader on MNIST's test images"],
         table_rows.digits_read,
     ),
-    "cifar10": headlines("cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_muon", "cifar10_scaled", "cifar10_gpu"),
+    "cifar10": headlines(
+        "cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_muon", "cifar10_scaled", "cifar10_gpu"
+    ),
     "photographs": headlines(
         "flowers32", "flowers32_muon", "flowers32_muon_guided", "flowers64", "emoji32", "emoji32_tuned"
     ),
