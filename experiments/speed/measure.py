@@ -92,9 +92,10 @@ def ceilings(device: torch.device, *, small: bool = False) -> dict[str, float]:
     large = device.type == "cuda"  # work that fills a CPU is over before a GPU has launched it
     batch, channels, side, order = (1, 16, 8, 64) if small else (512, 256, 32, 8192) if large else (16, 256, 32, 2048)
     found = {}
+    emulates = compute_dtype("auto", device) == torch.float32
     for name, dtype in DTYPES.items():
-        if dtype != torch.float32 and compute_dtype("auto", device) == torch.float32:
-            continue  # emulated: it takes minutes and cannot be the limit
+        if emulates and dtype != torch.float32:
+            continue  # it takes minutes and cannot be the limit
         x = torch.randn(batch, channels, side, side, device=device, dtype=dtype)
         x = x.contiguous(memory_format=torch.channels_last)
         weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)

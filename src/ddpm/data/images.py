@@ -143,6 +143,12 @@ def decode(data: bytes, channels: int, background=255, smallest: int = SMALLEST_
         raise BrokenFile(_unread_format(data, name) or _reason(error)) from error
 
 
+def convert_command(channels: int) -> str:
+    """Return a command that converts the image file IN to grey or RGB, for messages."""
+    mode = "L" if channels == 1 else "RGB"
+    return f"python -c \"from PIL import Image; Image.open('IN').convert('{mode}').save('OUT.png')\""
+
+
 def in_mode(image: Image.Image, channels: int, background=255) -> Image.Image:
     """Convert a Pillow image of any mode to L, LA, RGB or RGBA. Alpha is flattened if `channels` has no alpha."""
     image = _eight_bits(image)

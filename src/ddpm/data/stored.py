@@ -156,18 +156,18 @@ def classes_of(
 
     The third value is what is wrong with the file, or else what would give classes; see `ImageSource.no_classes`.
     """
-    trouble = ImageSource.no_classes
+    below, trouble = names if below is None else below, ImageSource.no_classes
     try:
         entries = json.loads(manifest or b"")["labels"]
         classes = dict(entries or {})
         if names and entries is not None and classes.keys().isdisjoint(names):
             others = f"other images, such as {printable(str(next(iter(classes))))}" if classes else "no image"
             trouble = f"its dataset.json labels {others}; name these in it, as {names[0]}"
-            return *classes_from_paths(names if below is None else below), trouble
+            return *classes_from_paths(below), trouble
     except (ValueError, KeyError, TypeError, RecursionError):
         if manifest is not None:
             trouble = 'its dataset.json is not of the form {"labels": [["NAME", CLASS], ...]}; mend it'
-        return *classes_from_paths(names if below is None else below), trouble
+        return *classes_from_paths(below), trouble
     if entries is None:
         return None, None, "its dataset.json says so (labels: null); give them there"
     if not all(type(number) is int and 0 <= number < MOST_CLASSES for number in classes.values()):

@@ -13,7 +13,7 @@ from ddpm.common.errors import UserError
 from ddpm.common.files import is_model, is_run, user_path
 from ddpm.data.config import checked_config, data_section
 from ddpm.data.datasets import make_ready
-from ddpm.data.images import FORMATS, BrokenFile
+from ddpm.data.images import FORMATS, BrokenFile, convert_command
 from ddpm.data.sources import find_stored, split_of
 from ddpm.data.stored import ArraySource, EncodedSource, ImageSource
 from ddpm.evaluation.distances import Moments, load_moments
@@ -101,11 +101,9 @@ def open_images(source: str, options: dict[str, Any] | None = None) -> DatasetIm
     height, width, channels = native_shape(stored, source)
     options = {"image_size": (height, width), "channels": channels} if options is None else options
     if channels != options["channels"] and split_source(source)[0] != split_source(options.get("source") or "")[0]:
-        mode = "L" if options["channels"] == 1 else "RGB"
         raise UserError(
             f"{source} holds {_colour(channels)} images, and the images to evaluate are "
-            f"{_colour(options['channels'])}: convert each, e.g. with "
-            f"python -c \"from PIL import Image; Image.open('IN').convert('{mode}').save('OUT.png')\""
+            f"{_colour(options['channels'])}: convert each, e.g. with {convert_command(options['channels'])}"
         )
     config = checked_config(**{**options, "source": source, "labels": stored.labels is not None})
     dataset = make_ready(stored, config)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddpm.common.errors import UserError
 from ddpm.common.files import user_path
 from ddpm.common.pixels import to_float, to_pillow
-from ddpm.data.images import ENDINGS, read_image, to_tensor
+from ddpm.data.images import ENDINGS, convert_command, read_image, to_tensor
 from ddpm.restoration import operators as kernels
 from ddpm.restoration.operator import SpectralOperator
 from ddpm.restoration.operators import (
@@ -176,8 +176,10 @@ def read_picture(path: str | Path, channels: int, background=255, *, toned: bool
     colour = read_image(path, 3, background, smallest=1)
     spread = colour.amax(0).int() - colour.amin(0).int()
     if not toned and (spread < TINT).float().mean() < TINTED_PIXELS:
-        command = "python -c \"from PIL import Image; Image.open('IN').convert('L').save('OUT.png')\""
-        raise UserError(f"{path} is a colour picture, but this model is for grey ones: convert it, e.g. with {command}")
+        raise UserError(
+            f"{path} is a colour picture, but this model is for grey ones: "
+            f"convert it, e.g. with {convert_command(channels)}"
+        )
     return to_float(to_tensor(to_pillow(colour).convert("L")))
 
 

@@ -306,10 +306,10 @@ def explain(error: ValidationError) -> str:
         line = f"{name or 'the configuration'}: {first['msg'].removeprefix('Value error, ')}"
     elif info is None:
         line = f"{name or 'the configuration'} must hold fields and their values, not {shortened(value)}"
-    elif words := only_words(info.annotation):
+    elif (words := only_words(info.annotation)) and first["type"] == "list_type":
+        line = f"{name} must be a list, such as [{value if value in words else words[0]}], not {shortened(value)}"
+    elif words:
         line = f"{name} cannot be {shortened(value)}; {nearest(str(value), words, NEAR)}"
-        if first["type"] == "list_type":
-            line = f"{name} must be a list, such as [{value if value in words else words[0]}], not {shortened(value)}"
     else:
         kind = kind_of(info)
         article = "a " if kind.startswith(("whole number", "number", "list")) else ""
