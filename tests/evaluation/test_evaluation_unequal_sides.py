@@ -1,4 +1,4 @@
-"""Two sets of unequal size: every image of the longer one counts. And what a sweep is told reaches each evaluation."""
+"""Sets of unequal size count all their images, and a sweep passes its options on to each evaluation."""
 
 import inspect
 
