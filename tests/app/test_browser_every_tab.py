@@ -98,10 +98,10 @@ def test_an_open_page_goes_on_when_its_server_is_back(browser, plain_model, tmp_
     for visit in fresh(browser, f"{address}#steps=3&seed=7&number=5"):
         visit.status("Done: 5 images, seed 7.")
         first.close()
-        visit.page.get_by_text("The connection to the server is lost.").wait_for()
+        visit.page.get_by_text("The server was stopped. Start it again in its terminal").wait_for()
         again = build(plain_model, "model", tmp_path)
         launch(again, "127.0.0.1", port, block=False)
-        visit.page.get_by_text("The connection to the server is lost.").wait_for(state="detached")
+        visit.page.get_by_text("The server was stopped. Start it again in its terminal").wait_for(state="detached")
         visit.status("Done: 5 images, seed 7.")
         visit.number("Images", 2)
         visit.press("Generate")

@@ -253,6 +253,9 @@ def test_the_address_holds_the_settings(browser, address):
 
 
 def test_the_moments_of_a_run_are_seen_on_its_images(visit):
+    visit.number("Steps", 2)
+    visit.press("Generate")
+    visit.status("Done: 16 images")
     moment = visit.panel.get_by_label("moment")
     moment.press("Home")
     visit.panel.locator(".projected").wait_for()
