@@ -136,17 +136,19 @@ def test_stop_ends_the_handler_of_its_press_and_no_other():
 
     def handler(number):
         for event in live(long_work(ended)):
-            yield f"step {event.index}", number
+            yield f"at {event.index}", number
 
     run = press.until_stopped(handler)
     first = run(2.0**40, "one")
-    assert next(first)[1] == "one"
+    shown = [next(first)]
     press.stop_press(2.0**40)
-    *_, last_values = first
-    assert last_values == ["Stopped.", "one"]
+    *shown, last_values = [*shown, *first]
+    step = int(shown[-1][0].removeprefix("at "))  # the page counts from 1
+    assert last_values == [f"Stopped at step {step + 1} of 10000.", "one"]
     assert ended.wait(5)
     waiting = list(run(2.0**40, "never begun"))
     assert waiting == [press.gr.skip()]
+    assert list(run(-1, "nothing to run")) == [press.gr.skip()]
     other = run(2.0**40 + 1, "other")
     assert [next(other)[1] for _ in range(3)] == ["other"] * 3
     other.close()

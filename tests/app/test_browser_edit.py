@@ -35,6 +35,7 @@ def test_a_picture_of_the_wrong_kind_is_refused_on_the_pad_and_a_negative_is_inv
 
 def test_edit_and_translate_and_interpolate(visit):
     visit.open("Edit")
+    visit.unfold("Guidance, steps and seed")
     visit.number("Steps", 4)
     visit.press("Edit")
     visit.status("Strength 0.5: PSNR")
@@ -70,6 +71,7 @@ def test_a_picture_is_drawn(visit):
 def test_pictures_of_a_run_that_is_stopped_stay(browser, address):
     for visit in fresh(browser, address):
         visit.open("Edit")
+        visit.unfold("Guidance, steps and seed")
         visit.number("Steps", 250)
         visit.panel.get_by_label("try every strength").check()
         visit.press("Edit")

@@ -153,8 +153,11 @@ def test_a_run_is_told_whole_on_a_phone(phone):
 def test_a_tap_takes_the_brush_on_a_phone(phone):
     phone.open("Edit")
     canvas = phone.pad().locator("canvas")
-    phone.pad().get_by_text("A swipe scrolls.").wait_for()
+    hint = phone.pad().get_by_text("Tap, then paint")
+    top, bottom = canvas.bounding_box()["y"], hint.bounding_box()["y"]  # where the finger goes
+    assert top < bottom < top + canvas.bounding_box()["height"]
     canvas.tap()
+    hint.wait_for(state="hidden")
     phone.pad().get_by_role("button", name="Draw", pressed=True).wait_for()
     phone.pad().get_by_role("button", name="Clear").tap()
     phone.pad().get_by_text("A swipe paints.").wait_for()
@@ -238,8 +241,8 @@ def test_a_reload_in_the_middle_of_a_drawing_keeps_earlier_results(browser, addr
         visit.press("Generate")
         visit.status("of 1000")
         visit.page.reload()
+        visit.status("Shown again: all, 2 steps")  # and nothing is drawn unasked
         visit.panel.locator(".history button").nth(1).wait_for()
-        visit.status("Done:")
         assert visit.panel.locator(".history button").all_inner_texts() == labels
         visit.panel.locator(".history button").last.click()
         visit.status("Shown again:")

@@ -177,7 +177,7 @@ def test_stop_ends_a_run_that_the_server_has_not_numbered_yet(visit):
     visit.press("Generate")
     visit.until(lambda: held)
     visit.press("Stop")
-    visit.status("Stopped.")
+    visit.status("Stopped while it waited.")
     visit.page.evaluate(NOTE_STATUS)
     held[0].continue_()
     visit.number("Steps", 2)
