@@ -33,7 +33,7 @@ def test_the_page_switches_to_another_model_and_to_that_of_a_run(browser, switch
         visit.status("Done: 16 images")
         models.select_option(str(folder / "one"))
         visit.page.get_by_role("heading", name="one").wait_for()
-        visit.status("Done: 16 images")
+        visit.status("Shown again:")  # what was drawn before
         assert "/models/" not in visit.page.url
         visit.wrong.clear()  # Gradio logs that its connection ends when one leaves a page
 
