@@ -255,10 +255,10 @@ def tab(model: Model, name: str) -> list[Any]:
             ways = [RENOISE, *([TRANSLATE] if model.class_names else []), CURVE]
             way = choice(ways, RENOISE, "What to do", chips={})
             strength = slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
+            label = class_field(model)
             with gr.Column(visible=False) as target:
                 names = model.class_names or [NO_CLASS]
                 to = choice(names, names[0], "Translate to")
-            label = class_field(model)
             pressed = buttons("Edit")
         with gr.Column(scale=1, min_width=300):
             outcome = Outcome(

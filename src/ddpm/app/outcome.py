@@ -6,8 +6,10 @@ from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import BadZipFile
 
 import gradio as gr
+from PIL import Image
 
 from ddpm.app.uploads import MOST_BYTES, read_address
 from ddpm.common.errors import UserError
@@ -33,9 +35,9 @@ def origin(data: str) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "file"
         try:
-            file.write_bytes(read_address(data))
+            file.write_bytes(read_address(data)[:MOST_BYTES])
             told = read_origin(file)
-        except (UserError, RecursionError):  # its text may be nested as deep as somebody likes
+        except (UserError, RecursionError, BadZipFile, Image.DecompressionBombError):  # whatever somebody sends
             return {}
     return {name: told[name] for name in ("options", "images") if name in told}
 

@@ -135,7 +135,7 @@ window.ddpmResult = (() => {
       place.stale("This is the result before.");
     };
     place.stale = (words) => {
-      element.querySelector(".result")?.classList.toggle("stale", Boolean(words));
+      note.classList.toggle("stale", Boolean(words)); // and so what follows it
       note.textContent = words;
     };
     if (classes) gallery(element, row, place, classes, key, limit, server);
