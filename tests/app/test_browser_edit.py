@@ -44,7 +44,7 @@ def test_edit_and_translate_and_interpolate(visit):
     visit.until(lambda: known.input_value() == "class 0")  # the model drew the example as such
     visit.pad().get_by_role("button", name="Example 2 (class 1)").click()
     visit.until(lambda: known.input_value() == "class 1")
-    visit.press("Clear")
+    visit.pad().get_by_role("button", name="Clear").click()
     visit.until(lambda: known.input_value() == "no class")
     visit.pad().get_by_role("button", name="Example 1 (class 0)").click()
     visit.until(lambda: known.input_value() == "class 0")

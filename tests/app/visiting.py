@@ -130,7 +130,7 @@ def fresh(browser, address: str, width: int = 1280, **options) -> Iterator[Visit
     visit = Visit(browser, address, width, **options)
     yield visit
     visit.page.close()
-    assert visit.wrong == []
+    assert not visit.wrong, visit.wrong
 
 
 def bytes_of(address: str) -> bytes:

@@ -160,8 +160,8 @@ def film(shots: Sequence[Shot], *, last: bool = False, tiles: bool = False) -> s
 def picture_pad(model: Model, name: str, label: str, run: str, *, marks: bool = False, filled: int = 0) -> gr.HTML:
     """Create a pad of the model's size: choose, drop or draw a picture; with `marks`, also mark a part of it.
 
-    Its value is JSON with two `data:` addresses, `image` and `mask`, and the class of an example, `label`.
-    `filled`: number of the example it begins with. `run`: the outcome that is of another picture when this one changes.
+    Its value is JSON with two `data:` addresses, `image` and `mask`. `filled`: number of the example it begins with.
+    `run`: the outcome that is of another picture when this one changes.
     """
 
     def fit(data: str) -> dict[str, Any]:

@@ -385,7 +385,5 @@ def tab(model: Model, name: str) -> list[Any]:
     )  # fmt: skip
     # the class of an example is known
     known = json.dumps([TRANSLATE, classes(model)[0] if model.class_names else ""])
-    gr.on(
-        [way.input, pad.change], None, [way, pad, label], label, js=f"(...all) => ddpm.shown({known}, ...all)", **QUIET
-    )
+    gr.on([way.input, pad.change], None, [way, label], label, js=f"(...all) => ddpm.shown({known}, ...all)", **QUIET)
     return [way, strength, to, *own, depth, number, *walk_own]

@@ -127,7 +127,7 @@ window.ddpmPad = (() => {
     }
 
     function send() {
-      const value = { image: empty ? "" : picture.toDataURL(), mask: "", label };
+      const value = { image: empty ? "" : picture.toDataURL(), mask: "" };
       if (marking && lost.some(Boolean)) {
         const [mask, context] = blank(width, height, "#000");
         context.fillStyle = "#fff";
@@ -334,7 +334,7 @@ window.ddpmPad = (() => {
     choose(tool);
     props.value = "";
     render();
-    pads[options.name] = { take, offer, send, setMarking, arriving: () => arriving };
+    pads[options.name] = { take, offer, send, setMarking, arriving: () => arriving, label: () => label };
     setMarking(marked[options.name] ?? true);
     arriving = offer(options.examples.length ? options.examples : samples);
   }

@@ -56,10 +56,8 @@ window.ddpm = (() => {
     pads[name]?.take(source);
   }
 
-  // The class that the picture on a pad shows, if it is known, for a way to edit that asks for it; else the present choice.
-  function shown([asking, unknown], way, pad, now) {
-    return way === asking ? JSON.parse(pad || "{}").label || unknown : now;
-  }
+  // The class that the picture to edit shows, if it is known, for a way to edit that asks for it; else the present choice.
+  const shown = ([asking, unknown], way, now) => (way === asking ? pads.edit?.label() || unknown : now);
 
   // The switcher of models. `use` opens the page of one, which the server makes when it is asked for the first time.
   let use = () => {};
