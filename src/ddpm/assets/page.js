@@ -147,7 +147,7 @@ window.ddpm = (() => {
     const log = console.error;
     console.error = () => {};
     setTimeout(() => (console.error = log), EVERY); // if one stays
-  });
+  }, true); // before Gradio's own listener
 
   // What is wrong with the number in a field is said beside it while one types. It is replaced when one leaves the field.
   function put(field, value) {
