@@ -36,7 +36,10 @@ def test_orthogonalized_of_nothing_is_nothing():
 
 
 def test_muon_steps_are_the_formulas_of_its_description():
-    """Nesterov momentum 0.95, orthogonalized, times 0.4·√(longer side); two weights of one shape, one of another."""
+    """Nesterov momentum 0.95, orthogonalized, times 0.4·√(longer side), and a tenth of the weight.
+
+    Two weights have one shape, one has another.
+    """
     torch.manual_seed(0)
     named = {
         "a": nn.Parameter(torch.randn(3, 2, 2, 2)),
@@ -53,7 +56,8 @@ def test_muon_steps_are_the_formulas_of_its_description():
             gradient = parameter.grad.flatten(1).double().numpy()
             momentum[name] = 0.95 * momentum[name] + 0.05 * gradient
             ahead = 0.95 * momentum[name] + 0.05 * gradient
-            weights[name] -= RATE * 0.4 * np.sqrt(max(ahead.shape)) * quintic(ahead)
+            update = 0.4 * np.sqrt(max(ahead.shape)) * quintic(ahead)
+            weights[name] -= RATE * (update + 0.1 * weights[name])
         muon.step(RATE, FINITE)
     for name, parameter in named.items():
         assert parameter.detach().flatten(1).numpy() == pytest.approx(weights[name], abs=1e-4)
@@ -61,12 +65,12 @@ def test_muon_steps_are_the_formulas_of_its_description():
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")
 def test_muon_agrees_with_pytorch():
-    """PyTorch computes in bf16 and scales by 0.2."""
+    """PyTorch computes in bf16 and scales by 0.2, so its rate is twice as high and its decay half as strong."""
     torch.manual_seed(0)
     ours = nn.Parameter(torch.randn(16, 40))
     theirs = nn.Parameter(ours.detach().clone())
     muon = Muon({"weight": ours}, torch.bfloat16)
-    peer = torch.optim.Muon([theirs], lr=2 * RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    peer = torch.optim.Muon([theirs], lr=2 * RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         ours.grad = torch.randn_like(ours)
         theirs.grad = ours.grad.clone()

@@ -83,6 +83,9 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a·x + b·x³ + c·x⁵,
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95
 MUON_SCALE = 0.4  # twice the root mean square of Adam's updates (0.2, Liu et al. 2025, section 2.2), by measurement
+# Decoupled, as of Liu et al. 2025. Without it weights grow with the square root of the steps: attention becomes a choice
+# of one pixel, and what is added to a kernel's output is lost beside it.
+MUON_WEIGHT_DECAY = 0.1
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -130,8 +133,10 @@ class Muon:
             average = momentum.lerp(gradients, 1 - MUON_MOMENTUM)
             torch.where(finite, average, momentum, out=momentum)
             ahead = gradients.lerp(average, MUON_MOMENTUM)  # Nesterov
-            rate = learning_rate * MUON_SCALE * math.sqrt(max(shape))
-            updates = torch.where(finite, orthogonalized(ahead.to(self.dtype)).float() * -rate, 0.0)
+            rate = MUON_SCALE * math.sqrt(max(shape))
+            updates = orthogonalized(ahead.to(self.dtype)).float() * rate
+            weights = torch.stack([p.flatten(1) for p in parameters])
+            updates = torch.where(finite, (updates + MUON_WEIGHT_DECAY * weights) * -learning_rate, 0.0)
             torch._foreach_add_(parameters, [u.view(p.shape) for u, p in zip(updates, parameters, strict=True)])
 
     def state_dict(self) -> dict[str, Tensor]:
