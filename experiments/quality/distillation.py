@@ -5,9 +5,10 @@
 
 Samples the teacher with 20 and 4 steps of the default sampler, with `--ancestral N` also with 1,000 ancestral steps,
 and each student with its own steps. A student with guidance is compared with the teacher with that guidance, too.
-Metrics are by the built-in features; with `--reference`, precomputed statistics of the training images, FID is added. The audit for copies takes the training images of `--data` and needs its test
-images, for the digits MNIST's in $DDPM_DATA; without them it is left out. Writes distillation_NAME.json after every
-row. Samples are kept in `--samples`, so a killed call is resumed by the same command.
+Metrics are by the built-in features; FID comes with `--reference`, precomputed statistics of the training images. The
+audit for copies takes the training images of `--data` and needs its test images, for the digits MNIST's in $DDPM_DATA;
+without them it is left out. Writes distillation_NAME.json after every row. Samples are kept in `--samples`, so a killed
+call is resumed by the same command.
 """
 
 from pathlib import Path
