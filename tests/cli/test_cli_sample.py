@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiny import tiny_model
 
 from ddpm.cli import run
 from ddpm.diffusion.gaussian import GaussianDiffusion
@@ -16,6 +17,15 @@ def test_sample_takes_20_steps_or_all_timesteps_if_there_are_fewer(model, tmp_pa
     Model(model.network, process, image_shape=model.image_shape).save(tmp_path / "model")
     assert run(["sample", str(tmp_path / "model"), "--num", "2", "--out", str(tmp_path / "drawn")]) == 0
     assert json.loads((tmp_path / "drawn" / "settings.json").read_text())["steps"] == steps
+
+
+def test_a_folder_with_a_guidance_interval_is_continued(tmp_path):
+    """The interval comes back from the folder's settings as it was given."""
+    tiny_model(classes=2).save(tmp_path / "model")
+    command = ["sample", str(tmp_path / "model"), "--guidance", "2", "--guidance-interval", "0.3", "5"]
+    command += ["--out", str(tmp_path / "drawn"), "--steps", "2", "--num"]
+    assert run([*command, "1"]) == run([*command, "2"]) == 0
+    assert json.loads((tmp_path / "drawn" / "settings.json").read_text())["guidance_interval"] == [0.3, 5.0]
 
 
 @pytest.mark.parametrize("rescale", ["-0.1", "1.5", "2"])
