@@ -216,8 +216,9 @@ def test_generated_images_refuse_a_model_with_damaged_weights(cache):
 
 def test_generated_images_default_options_are_those_left_at_their_default(model):
     images = GeneratedImages(model, 4, sampler="ddim", steps=3, guidance=1.5, seed=0, labels="all", clip=None)
-    left = {"spacing", "labels", "seed", "eta", "guidance_interval", "guidance_rescale", "batch_size", "precision"}
-    assert left == set(images.default_options)
+    assert {"spacing", "labels", "seed", "eta", "guidance_rescale", "batch_size", "precision"} == set(
+        images.default_options
+    )
 
 
 def test_generated_images_have_the_labels_that_they_were_sampled_with(model):
