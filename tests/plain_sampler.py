@@ -87,7 +87,7 @@ def predict(case, kept, x, t: float, label):
 
     raw = network(None if label is None else torch.tensor([label]))
     lowest, highest = case.interval
-    if case.guidance != 1 and lowest <= noise / signal < highest:
+    if case.guidance != 1 and noise >= lowest * signal and not noise >= highest * signal:  # no signal: above all
         null = network(torch.tensor([case.null_label]))[:channels]
         mean = raw[:channels]
         guided = null + case.guidance * (mean - null)
