@@ -9,6 +9,7 @@ from data_cases import as_array, opened
 from PIL import Image
 
 from ddpm.common.errors import UserError
+from ddpm.data.hub_datasets import HubShards
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("private_cache")
@@ -182,3 +183,15 @@ def test_hub_set_that_is_missing_is_one_line(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"not parquet")
     with pytest.raises(UserError, match="cannot be opened through the datasets library"):
         opened(tmp_path / "x.parquet")
+
+
+def test_streamed_hub_set_knows_its_length_where_the_set_says_it(tmp_path, pixels):
+    """A row filter leaves an unknown number of them."""
+    import datasets
+
+    table = datasets.load_dataset("parquet", data_dir=str(hub_set(tmp_path / "hub", pixels)), split="train")
+    streamed = table.to_iterable_dataset()
+    streamed.info.splits = datasets.SplitDict(train=datasets.SplitInfo("train", num_examples=12))
+    streamed._split = datasets.Split.TRAIN
+    assert HubShards("hub", "hub", streamed, {}).count == 12
+    assert HubShards("hub", "hub", streamed, {"label": ["dog"]}).count is None

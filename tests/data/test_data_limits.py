@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -116,3 +117,36 @@ def test_tar_that_is_compressed_is_refused(tmp_path, encode, pixels, write_tar):
 def test_shard_paths_bounds_brace_patterns():
     with little_memory(), pytest.raises(UserError, match="more than 100,000 shards"):
         opened("set-{0..99999999999}.tar")
+
+
+def test_tar_names_what_it_skips(tmp_path, encode, pixels, write_tar):
+    """An empty member is no image; one of which the end is missing is told apart from a damaged one."""
+    data = {"a.png": encode(pixels(0)), "b.png": b"", "c.png": encode(pixels(1, 64, 64))}
+    write_tar(tmp_path / "x.tar", data)
+    whole = opened(tmp_path / "x.tar")
+    ((name, reason),) = whole.report.skipped
+    assert name.endswith("b.png")
+    assert "size" not in reason
+    assert len(whole) == 2
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        last = archive.getmember("c.png")
+    for kept, reasons in ((last.size - 1, 1), (last.size, 0)):
+        cut = tmp_path / f"{kept}.tar"
+        cut.write_bytes((tmp_path / "x.tar").read_bytes()[: last.offset_data + kept])
+        skipped = opened(cut).report.skipped
+        cut_short = [name for name, reason in skipped if reason == "the archive ends before it does"]
+        assert cut_short == [f"{kept}.tar/c.png"] * reasons
+
+
+def test_cifar_batch_that_is_far_too_large_is_not_read(tmp_path):
+    """The largest that is distributed holds 155 MB; 2**28 bytes are read, not one more."""
+    path = tmp_path / "data_batch_1.bin"
+    for size, said in ((2**28 + 1, "far larger than any CIFAR batch"), (2**28 - 1, "not a whole number of")):
+        path.touch()
+        os.truncate(path, size)  # a hole: it takes no room
+        if size > 2**28:
+            with little_memory(), pytest.raises(UserError, match=said):
+                opened(tmp_path)
+        else:
+            with pytest.raises(UserError, match=said):
+                opened(tmp_path)

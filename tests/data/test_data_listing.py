@@ -1,12 +1,13 @@
 """The listing of images that every command shares: what it takes, passes over, and skips with a reason."""
 
 import os
+from pathlib import Path
 
 import pytest
 from data_cases import opened
 
 from ddpm.common.errors import UserError
-from ddpm.data.folder import list_images
+from ddpm.data.folder import list_images, picture_names
 
 
 def listed(folder, **options):
@@ -103,3 +104,8 @@ def test_snapshot_of_the_hubs_cache_is_read(image_folder, tmp_path):
 def test_contact_sheet_beside_a_wrapper_folder_changes_nothing(image_folder):
     folder = image_folder(["raw-img/cat/1.png", "raw-img/dog/2.png", "contact_sheet.png"])
     assert opened(folder, labels=True).class_names == ["cat", "dog"]
+
+
+def test_picture_names_keep_the_ending_where_two_would_be_one():
+    paths = [Path(name) for name in ("a.png", "b.png", "b.jpg", "c/b.png", "d.png.bmp", "d.png")]
+    assert picture_names(paths) == ["a", "b.png", "b.jpg", "c/b", "d.png.bmp", "d"]

@@ -6,6 +6,7 @@ from data_cases import opened
 from PIL import Image
 
 from ddpm.data import datasets as datasets_module
+from ddpm.data import notes as notes_module
 from ddpm.data import open_dataset
 from ddpm.data.notes import data_notes
 
@@ -51,7 +52,7 @@ def test_data_notes_name_numbers_in_the_order_of_text(image_folder):
 
 
 @pytest.mark.parametrize("limit", [2**32, 100])  # in memory, and decoded when needed
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_data_notes_tell_of_12_bit_data_in_16_bit_files(tmp_path, monkeypatch, limit, channels):
     monkeypatch.setattr(datasets_module, "MOST_MEMORY_BYTES", limit)
     for seed in range(3):
@@ -69,3 +70,28 @@ def test_a_set_whose_pixels_reach_the_upper_half_is_not_dark(tmp_path, brightest
     np.savez(tmp_path / "x.npz", values)
     notes = data_notes(open_dataset(str(tmp_path / "x.npz"), image_size=8, channels=1))
     assert [f"(level {brightest} of 255)" in note for note in notes] == [True] * told
+
+
+@pytest.mark.parametrize("limit", [2**32, 100])  # in memory, and decoded when needed
+@pytest.mark.parametrize("bright", [0, 69, None])
+def test_a_set_is_not_dark_if_one_image_or_one_channel_is_bright(tmp_path, monkeypatch, limit, bright):
+    """The first and the last image count as all others; so does blue alone."""
+    monkeypatch.setattr(datasets_module, "MOST_MEMORY_BYTES", limit)
+    values = np.zeros((70, 8, 8, 3), np.uint8)
+    if bright is not None:
+        values[bright, 2, 5, 2] = 255
+    np.savez(tmp_path / "x.npz", values)
+    notes = data_notes(open_dataset(str(tmp_path / "x.npz"), image_size=8, channels=3))
+    assert len(notes) == (bright is None)
+
+
+@pytest.mark.parametrize(("size", "looked_at"), [(9, range(9)), (40, range(40)), (1999, range(0, 1999, 27))])
+def test_a_large_set_is_looked_at_evenly_and_a_small_one_in_full(tmp_path, monkeypatch, size, looked_at):
+    monkeypatch.setattr(datasets_module, "MOST_MEMORY_BYTES", 1)
+    monkeypatch.setattr(notes_module, "LOOKED_AT", 75)
+    np.savez(tmp_path / "x.npz", np.full((size, 8, 8, 1), 255, np.uint8))
+    dataset, asked = open_dataset(str(tmp_path / "x.npz"), image_size=8, channels=1), []
+    batch = dataset.batch
+    monkeypatch.setattr(dataset, "batch", lambda indices: asked.extend(indices.tolist()) or batch(indices))
+    assert data_notes(dataset) == []
+    assert asked == list(looked_at)

@@ -78,6 +78,15 @@ def test_resize_to_pads_with_the_background_or_transparency():
     assert (grey[:8] == luma[0, 0]).all()
 
 
+@pytest.mark.parametrize(("width", "height"), [(1000, 2), (2, 1000)])
+def test_resize_to_pads_the_thinnest_picture_to_one_line(width, height):
+    """It would be a hundredth of a pixel thin; one line in the middle is left of it, and never two."""
+    out = np.asarray(resize_to(Image.new("L", (width, height), 200), (9, 9), "pad", background=0))
+    lines = out if width > height else out.T
+    assert (lines[4] == 200).all()
+    assert (np.delete(lines, 4, axis=0) == 0).all()
+
+
 def test_resize_to_keeps_the_aspect_ratio():
     y, x = np.mgrid[:60, :90]
     disc = Image.fromarray((((x - 44.5) ** 2 + (y - 29.5) ** 2 < 20**2) * 255).astype(np.uint8))

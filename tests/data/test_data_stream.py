@@ -3,8 +3,10 @@
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
+import tarfile
 import textwrap
 import threading
 
@@ -16,7 +18,7 @@ from PIL import Image
 
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import DataConfig, Report, StreamDataset, open_dataset
-from ddpm.data.stream import OPEN_SHARDS, BlockReader, Encoded, StreamPosition
+from ddpm.data.stream import OPEN_SHARDS, BlockReader, Encoded, StreamPosition, TarShards
 from ddpm.diffusion.timestep_samplers import UniformSampler
 from ddpm.training.batches import BatchSource
 
@@ -323,3 +325,39 @@ def test_stream_memory_stays_flat():
     early, late = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     scale = 1024 if sys.platform == "darwin" else 1
     assert (late - early) / scale < 8 * 1024  # KiB
+
+
+def test_resumed_stream_reads_what_lies_before_its_checkpoint_again():
+    """Also when it has gone on since: nothing but the start of all is sure to be known."""
+    first = stream([40, 40])
+    before = drawn(first, 0, 40)
+    drawn(first, 40, 60)
+    resumed = stream([40, 40])
+    resumed.load_state_dict(first.state_dict(56))
+    drawn(resumed, 56, 80)
+    assert drawn(resumed, 0, 40) == before
+
+
+@pytest.mark.parametrize("size", [32, 40])  # the last block is full, or not
+def test_each_epoch_counts_its_blocks_from_0(size):
+    """The shuffle of a block comes from (seed, epoch, block), so their numbers are a promise to resumed runs."""
+    reader = BlockReader(Numbered([size]), 16, Report("x"))
+    place, places = StreamPosition(), []
+    for _ in range(7):
+        block = reader.block(0, place)
+        places.append((block.place.epoch, block.place.block, block.place.first))
+        place = block.following
+    blocks = -(-size // 16)
+    assert places == [(n // blocks, n % blocks, n // blocks * size + n % blocks * 16) for n in range(7)]
+
+
+def test_tar_stream_names_the_image_whose_end_is_missing(tmp_path, write_tar):
+    """The file is cut while it is being read, so the listing cannot know."""
+    path = write_tar(tmp_path / "x.tar", {f"{number}.png": png_of(number) for number in range(3)})
+    shards, met = TarShards([path]), []
+    rows = shards.rows(0, 0, lambda name, reason: met.append(name))
+    assert next(rows).name == "x.tar/0.png"
+    with tarfile.open(path) as archive:
+        os.truncate(path, archive.getmember("1.png").offset_data + 5)
+    assert list(rows) == []
+    assert met[:1] == ["x.tar/1.png"]

@@ -202,7 +202,8 @@ def test_weights_can_be_stored_in_half_precision(tmp_path):
 
 
 def test_what_diffusers_cannot_express_says_so_and_comes_back(tmp_path):
-    for config in ({"mid_attention_norm": False}, {"heads": 2, "attention": [8, 4]}, {"time_channels": 16}):
+    two_heads = [{"heads": 2, "attention": attended} for attended in ([8, 4], [8])]  # the middle is as wide as level 4
+    for config in ({"mid_attention_norm": False}, *two_heads, {"time_channels": 16}):
         network = small_network(**config)
         with pytest.warns(UserWarning, match="Diffusers cannot open"):
             folder = save(tmp_path / "model", network)
