@@ -142,13 +142,6 @@ window.ddpm = (() => {
   }
   document.addEventListener("visibilitychange", watchServer);
 
-  // Gradio logs as errors that its connections end when one leaves the page.
-  addEventListener("beforeunload", () => {
-    const log = console.error;
-    console.error = () => {};
-    setTimeout(() => (console.error = log), EVERY); // if one stays
-  }, true); // before Gradio's own listener
-
   // What is wrong with the number in a field is said beside it while one types. It is replaced when one leaves the field.
   function put(field, value) {
     if (field.value === String(value)) return;
