@@ -437,6 +437,7 @@ def distillation(found: Result) -> Rows:
         [
             row["title"],
             f"{row['n']:,}",
+            f"{row['fid']:.1f}" if "fid" in row else NOTHING,
             f"{row['metrics']['frechet_distance']:.2f}",
             f"{row['metrics']['precision']:.2f} / {row['metrics']['recall']:.2f}",
             f"{row['metrics']['levels']:.2f}",

@@ -97,7 +97,7 @@ STUDY_HEAD = ["schedule", "prediction", "seeds", "distance (built-in)", "KID (bu
 STUDY_HEAD += ["misplaced levels"]
 ABLATIONS_HEAD = ["changed", "images seen", "distance (built-in)", "times the recipe's", "misplaced levels"]
 FEW_STEPS_HEAD = ["sampler", "spacing", "network evaluations"]  # if not run; otherwise the numbers of evaluations
-DISTILLATION_HEAD = ["", "samples", "distance (built-in)", "precision / recall"]
+DISTILLATION_HEAD = ["", "samples", "FID", "distance (built-in)", "precision / recall"]
 DISTILLATION_HEAD += ["misplaced levels", "suspected copies, pixels / features", "read as asked"]
 STUDENTS_HEAD = ["task", "pseudo-inverse", "method", "student (PSNR, dB)", "teacher (PSNR, dB)"]
 RESTORATION_HEAD = ["task", "PSNR (dB) / SSIM"]  # if not run; otherwise the methods
@@ -111,7 +111,13 @@ TABLES: dict[str, Table] = {
         table_rows.digits_read,
     ),
     "cifar10": headlines(
-        "cifar10", "cifar10_guided", "cifar10_unguided", "cifar10_muon", "cifar10_scaled", "cifar10_gpu"
+        "cifar10",
+        "cifar10_guided",
+        "cifar10_unguided",
+        "cifar10_muon",
+        "cifar10_scaled",
+        "cifar10_decayed",
+        "cifar10_gpu",
     ),
     "photographs": headlines(
         "flowers32", "flowers32_muon", "flowers32_muon_guided", "flowers64", "emoji32", "emoji32_tuned"

@@ -86,7 +86,8 @@ def predict(case, kept, x, t: float, label):
         return case.network(x[None], torch.tensor([t], dtype=torch.float64), given)[0]
 
     raw = network(None if label is None else torch.tensor([label]))
-    if case.guidance != 1:
+    lowest, highest = case.interval
+    if case.guidance != 1 and noise >= lowest * signal and not noise >= highest * signal:  # no signal: above all
         null = network(torch.tensor([case.null_label]))[:channels]
         mean = raw[:channels]
         guided = null + case.guidance * (mean - null)
@@ -212,6 +213,7 @@ class Plain:
     prediction: str = "epsilon"
     variance: str = "fixed_large"
     guidance: float = 1.0
+    interval: tuple[float, float] = (0.0, math.inf)
     rescale: float = 0.0
     clip: str | None = None
     eta: float = 0.0

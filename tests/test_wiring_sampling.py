@@ -1,6 +1,7 @@
 """Every sampling option reaches the sampler: every image against the plain sampler of plain_sampler.py."""
 
 import dataclasses
+import math
 
 import plain_sampler
 import pytest
@@ -17,6 +18,7 @@ DRAWN = {  # changes of the defaults
     "labels": {"labels": [2, 0], "steps": 4},
     "class_names": {"labels": ["b"], "steps": 4},
     "guidance": {"guidance": 2.2, "labels": [1, 2, 0], "steps": 5},
+    "guidance_interval": {"guidance": 2.2, "guidance_interval": (0.5, 1.5), "steps": 7},
     "guidance_rescale": {"guidance": 2.2, "guidance_rescale": 0.6, "steps": 5},
     "clip": {"clip": None, "steps": 5},
     "dynamic": {"clip": "dynamic", "guidance": 3.0, "steps": 5},
@@ -37,7 +39,10 @@ def test_sampling_option_reaches_the_sampler(option):
     given = {"sampler": "dpm++sde", "steps": 20, "clip": "static", "labels": [0, 1, 2], "seed": 0} | asked
     words = {"sampler", "guidance", "clip", "eta"} & set(given)
     case = plain_sampler.Plain(
-        model.network.double(), rescale=given.get("guidance_rescale", 0.0), **{word: given[word] for word in words}
+        model.network.double(),
+        interval=given.get("guidance_interval", (0.0, math.inf)),
+        rescale=given.get("guidance_rescale", 0.0),
+        **{word: given[word] for word in words},
     )
     labels = [["a", "b", "c"].index(label) if isinstance(label, str) else label for label in given["labels"]]
     spacing = given.get("spacing") or SPACINGS.get(given["sampler"], "trailing")

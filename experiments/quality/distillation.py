@@ -5,9 +5,10 @@
 
 Samples the teacher with 20 and 4 steps of the default sampler, with `--ancestral N` also with 1,000 ancestral steps,
 and each student with its own steps. A student with guidance is compared with the teacher with that guidance, too.
-Metrics are by the built-in features. The audit for copies takes the training images of `--data` and needs its test
-images, for the digits MNIST's in $DDPM_DATA; without them it is left out. Writes distillation_NAME.json after every
-row. Samples are kept in `--samples`, so a killed call is resumed by the same command.
+Metrics are by the built-in features; FID comes with `--reference`, precomputed statistics of the training images. The
+audit for copies takes the training images of `--data` and needs its test images, for the digits MNIST's in $DDPM_DATA;
+without them it is left out. Writes distillation_NAME.json after every row. Samples are kept in `--samples`, so a killed
+call is resumed by the same command.
 """
 
 from pathlib import Path
@@ -39,7 +40,9 @@ def held_out(data: str) -> str | None:
     return source
 
 
-def row(title: str, model: Model, samples: Path, data: str, num: int, **sampling: Any) -> dict[str, Any]:
+def row(
+    title: str, model: Model, samples: Path, data: str, reference: str | None, num: int, **sampling: Any
+) -> dict[str, Any]:
     """Sample a model, unless `samples` (.npz) holds the samples already, and return its metrics."""
     if not samples.exists():
         generate(model, samples, num=num, **sampling)
@@ -65,6 +68,10 @@ def row(title: str, model: Model, samples: Path, data: str, num: int, **sampling
     if data == "digits":
         asked = torch.arange(len(pixels)) % (model.num_classes or 1)
         found["read_as_asked"] = round((read_digits(pixels) == asked).double().mean().item(), 4)
+    if reference:
+        standard = evaluate(str(samples), reference, metrics=["fid"], pictures=samples.with_suffix(""))
+        assert standard is not None
+        found["fid"] = standard.metrics[0].value
     if model.student:
         found["training"] = {key: model.provenance[key] for key in ("steps", "images", "seconds", "engine")}
     return found
@@ -87,6 +94,7 @@ def main() -> None:
     parser.add_argument("--name", default="digits", help="the result is distillation_NAME.json (default: digits)")
     parser.add_argument("--teacher", default="digits", help="a model (default: digits)")
     parser.add_argument("--data", default="digits", help="SOURCE of the real images (default: digits)")
+    parser.add_argument("--reference", help="an .npz of the training images' mu, sigma and n, for FID")
     parser.add_argument("--num", type=int, default=2000, help="samples of each (default: 2000)")
     parser.add_argument("--ancestral", type=int, default=0, metavar="N", help="that many samples of 1,000 steps")
     parser.add_argument("--samples", type=Path, default=Path("distillation"), metavar="FOLDER", help="kept samples")
@@ -107,7 +115,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for title, model, num, sampling in chosen:
         name = f"{model.weights_hash}-{'-'.join(map(str, sampling.values()))}-{num}.npz"
-        rows.append(row(title, model, options.samples / name, options.data, num, **sampling))
+        rows.append(row(title, model, options.samples / name, options.data, options.reference, num, **sampling))
         result = {**about(), "reference": options.data, "rows": rows}
         print(save_result(f"distillation_{options.name}", result, options.out), rows[-1], flush=True)
 

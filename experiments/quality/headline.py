@@ -104,6 +104,13 @@ HEADLINES = {
         "cifar10",
         sampling={"guidance": 1.5},
     ),
+    "cifar10_decayed": Headline(
+        "CIFAR-10 32×32, by class, with weight decay, twice as long, guided in an interval",
+        "ddpm train cifar10_small --data.labels true --network.channels 24 --training.steps 12500 "
+        "--out runs/cifar10_decayed",
+        "cifar10",
+        sampling={"guidance": 2.0, "guidance_interval": (0.2, 3.0)},
+    ),
     "cifar10_gpu": Headline(
         "CIFAR-10 32×32, the paper's network, on a GPU",
         "ddpm train cifar10_fast --training.steps 1500 --training.learning_rate 8e-4 --training.lr_schedule cosine "

@@ -48,6 +48,7 @@ class SamplingOptions:
         spacing: see `timestep_grid`; default: the sampler's own.
         labels: classes that the images take in turn, see `Model.resolve_labels`; default: all classes.
         guidance: weight W of classifier-free guidance; 1 is off, 0 is unconditional.
+        guidance_interval: lowest and highest noise level at which guidance acts; see `Denoiser`.
         guidance_rescale: φ in [0, 1] of Lin et al. 2024; see `Denoiser`.
         clip: "static", "dynamic" or None; see `Denoiser`.
         eta: only for ddim: 0 is deterministic, 1 adds as much noise as ancestral sampling.
@@ -61,6 +62,7 @@ class SamplingOptions:
     spacing: Spacing | None = None
     labels: Labels = None
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
     clip: Clip = "static"
     eta: float | None = None
@@ -238,8 +240,8 @@ class Model:
         Args:
             labels: class of each image (N,) that will be denoised. Without labels, a class-conditional model predicts
                 for its null class.
-            options: its guidance, guidance_rescale, clip, batch_size and precision are used; the batch size stays None
-                (the batch as it comes) unless it is given.
+            options: its guidance with interval and rescale, clip, batch_size and precision are used; the batch size
+                stays None (the batch as it comes) unless it is given.
             changes: fields of `SamplingOptions` that replace those of `options`.
         """
         options = SamplingOptions.of(options, **changes)
@@ -250,17 +252,18 @@ class Model:
                 raise UserError("this model was trained with classes and without dropping them: it needs labels")
             network = _Unlabelled(network, self.null_label)
             guidance = 1.0 if guidance == 0 else guidance  # this network already predicts for the null class
-        size, halves = options.batch_size, 1 if labels is None or guidance in (0, 1) else 2
+        size = options.batch_size
         return Denoiser(
             network,
             self.diffusion,
             labels=None if labels is None else labels.to(self.device),
             null_label=self.null_label,
             guidance=guidance,
+            guidance_interval=options.guidance_interval,
             guidance_rescale=options.guidance_rescale,
             clip=options.clip,
             batch_size=size,
-            smallest_batch=None if size is None else lambda n: self._copies.smallest_batch(dtype, n, size, halves),
+            smallest_batch=None if size is None else lambda n, rows: self._copies.smallest_batch(dtype, n, size, rows),
             dtype=dtype,
             integer_t=not isinstance(self.network, UNet),
         )

@@ -1,5 +1,6 @@
 """Uploads, and what a press of a button does, without Gradio."""
 
+import base64
 import io
 import json
 import threading
@@ -8,14 +9,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ddpm.app import press
 from ddpm.app.components import address, cells, sheet
+from ddpm.app.outcome import origin
 from ddpm.app.press import live, stop_all
 from ddpm.app.uploads import from_pad, mask_of, read_address, read_fitted, read_mask, read_upload
 from ddpm.common.errors import UserError
-from ddpm.common.pixels import save_grid, to_uint8
+from ddpm.common.pixels import made_by, save_grid, to_uint8
 from ddpm.samplers.algorithms import Step
 
 
@@ -109,6 +111,28 @@ def test_a_grid_gives_its_images_and_no_other_picture_is_taken_for_one(tmp_path)
     assert cells(Image.new("L", (16, 20)), 12, 16) == []  # one image with a border
 
 
+def test_a_file_that_the_page_wrote_gives_its_options_and_any_other_nothing(tmp_path):
+    images, given = torch.zeros(2, 1, 8, 8), {"options": {"seed": 7}, "images": 2}
+
+    def told(content: bytes) -> dict:
+        return origin("data:;base64," + base64.b64encode(content).decode())
+
+    def png(text: str) -> bytes:
+        chunks, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+        chunks.add_text("ddpm", text)
+        Image.new("L", (8, 8)).save(buffer, format="png", pnginfo=chunks)
+        return buffer.getvalue()
+
+    with made_by({"command": "ddpm sample", **given}):
+        save_grid(images, tmp_path / "grid.png")
+    assert told((tmp_path / "grid.png").read_bytes()) == given
+    save_grid(images, tmp_path / "plain.png")
+    nested, no_zip = png("[" * 100_000), b"PK\1\2" + bytes(42) + b"PK\5\6" + bytes([0, 0, 0, 0, 9, 0, 9, 0]) + bytes(10)
+    for content in ((tmp_path / "plain.png").read_bytes(), png("[]"), png("{}"), nested, no_zip, b"words", b""):
+        assert told(content) == {}
+    assert origin("http://192.0.2.1/a.png") == {}
+
+
 def long_work(ended: threading.Event):
     """Ten seconds of steps; sets `ended` however it ends."""
 
@@ -136,17 +160,19 @@ def test_stop_ends_the_handler_of_its_press_and_no_other():
 
     def handler(number):
         for event in live(long_work(ended)):
-            yield f"step {event.index}", number
+            yield f"at {event.index}", number
 
     run = press.until_stopped(handler)
     first = run(2.0**40, "one")
-    assert next(first)[1] == "one"
+    shown = [next(first)]
     press.stop_press(2.0**40)
-    *_, last_values = first
-    assert last_values == ["Stopped.", "one"]
+    *shown, last_values = [*shown, *first]
+    step = int(shown[-1][0].removeprefix("at "))  # the page counts from 1
+    assert last_values == [f"Stopped at step {step + 1} of 10000.", "one"]
     assert ended.wait(5)
     waiting = list(run(2.0**40, "never begun"))
     assert waiting == [press.gr.skip()]
+    assert list(run(-1, "nothing to run")) == [press.gr.skip()]
     other = run(2.0**40 + 1, "other")
     assert [next(other)[1] for _ in range(3)] == ["other"] * 3
     other.close()

@@ -104,6 +104,8 @@ def test_what_is_left_is_judged_as_it_is_seen():
     white = torch.ones(1, 16, 16)
     answer = restoring.Answer(3 * white, Restored(torch.zeros(1, 2, 1, 16, 16)), white)
     assert "before inf dB: worse than what was given." in answer.report()
+    small = restoring.Answer(-torch.ones(1, 8, 8), Restored(torch.zeros(1, 2, 1, 16, 16)), white)
+    assert "mean 6.0 dB, before 0.0 dB" in small.report()  # of ½ and 1 from white, in large pixels
     better = restoring.Answer(torch.zeros(1, 16, 16), Restored(white.expand(1, 2, 1, 16, 16)), 0.9 * white)
     assert "worse" not in better.report()
 

@@ -81,7 +81,7 @@ def test_the_figure_shows_the_runs_that_are_ticked_however_quickly(visit):
     visit.panel.get_by_text("first, step 200").wait_for()
 
 
-def test_a_training_is_started_and_stopped(browser, switching, stub_trainer):
+def test_a_training_is_started_and_stopped(browser, switching, stub_trainer, monkeypatch):
     address, folder = switching
     for visit in fresh(browser, address):
         visit.open("Runs")
@@ -90,6 +90,20 @@ def test_a_training_is_started_and_stopped(browser, switching, stub_trainer):
         visit.press("Start training")
         visit.status("needs a name")
         visit.wrong.clear()  # Gradio logs the refusal
+        minutes = visit.panel.get_by_label("Minutes")
+        for typed, became in (("0.5", "1"), ("-3", "1"), ("1e12", "10080")):
+            minutes.fill(typed)
+            visit.panel.get_by_text("A number from 1 to 10080.").wait_for()
+            minutes.press("Tab")
+            visit.panel.get_by_text(f"{typed} became {became}.").wait_for()
+        minutes.fill("5")
+        with monkeypatch.context() as patch:
+            patch.setattr("ddpm.app.training.sys.executable", "/bin/false")
+            visit.panel.get_by_label("Name of the run").fill("bad")
+            visit.press("Start training")
+            visit.panel.get_by_text("bad: ended").wait_for()
+        visit.press("Dismiss")
+        visit.panel.get_by_text("bad: ended").wait_for(state="detached")
         visit.panel.get_by_label("Name of the run").fill("new")
         visit.press("Start training")
         visit.status("Started new.")

@@ -35,14 +35,23 @@ def test_a_picture_of_the_wrong_kind_is_refused_on_the_pad_and_a_negative_is_inv
 
 def test_edit_and_translate_and_interpolate(visit):
     visit.open("Edit")
+    visit.unfold("Guidance, steps and seed")
     visit.number("Steps", 4)
     visit.press("Edit")
     visit.status("Strength 0.5: PSNR")
     visit.panel.get_by_label("translate it to another class").check()
-    visit.panel.get_by_role("combobox", name="Class that it shows now").wait_for()
+    known = visit.panel.get_by_role("combobox", name="Class that it shows now")
+    visit.until(lambda: known.input_value() == "class 0")  # the model drew the example as such
+    visit.pad().get_by_role("button", name="Example 2 (class 1)").click()
+    visit.until(lambda: known.input_value() == "class 1")
+    visit.press("Clear")
+    visit.until(lambda: known.input_value() == "no class")
+    visit.pad().get_by_role("button", name="Example 1 (class 0)").click()
+    visit.until(lambda: known.input_value() == "class 0")
     visit.choose("Translate to", "class 1")
     visit.press("Edit")
-    visit.status("Translated to class 1")
+    visit.status("Translated to class 1.")
+    assert "PSNR" not in visit.panel.locator(".status").first.inner_text()  # it is not meant to be close
     visit.number("Steps", 2)
     visit.panel.get_by_label("try every strength").check()
     visit.press("Edit")
@@ -70,6 +79,7 @@ def test_a_picture_is_drawn(visit):
 def test_pictures_of_a_run_that_is_stopped_stay(browser, address):
     for visit in fresh(browser, address):
         visit.open("Edit")
+        visit.unfold("Guidance, steps and seed")
         visit.number("Steps", 250)
         visit.panel.get_by_label("try every strength").check()
         visit.press("Edit")
@@ -91,6 +101,30 @@ def test_pictures_of_a_run_that_is_stopped_stay(browser, address):
         visit.press("Show the result before")
         visit.panel.get_by_alt_text("after", exact=True).wait_for()
         visit.panel.get_by_text("Result, PNG").filter(visible=True).wait_for()
+
+
+def test_examples_stay_when_other_pictures_are_offered_while_they_load(visit):
+    shown = visit.page.evaluate("""async () => {
+        const paint = (colour) => {
+            const canvas = document.createElement("canvas");
+            canvas.width = canvas.height = 16;
+            const context = canvas.getContext("2d");
+            context.fillStyle = colour;
+            context.fillRect(0, 0, 16, 16);
+            return { image: canvas.toDataURL() };
+        };
+        const place = document.createElement("div"), own = [paint("black"), paint("white")];
+        const options = { name: "try", label: "Try", width: 16, height: 16, examples: own, filled: 0 };
+        ddpm.pad(place, {}, () => {}, {}, options);
+        window.ddpmPad.pads.try.offer([paint("red")]);
+        await ddpm.ready();
+        const images = () => [...place.querySelectorAll(".pad-examples img")].map((image) => image.src);
+        const before = images();
+        place.querySelectorAll("button").forEach((button) => button.textContent === "Clear" && button.click());
+        delete window.ddpmPad.pads.try;
+        return [own.map((one) => one.image), before, images()];
+    }""")
+    assert shown[0] == shown[1] == shown[2]
 
 
 def test_a_grid_offers_its_images(visit, tmp_path):

@@ -144,6 +144,22 @@ def test_a_dropped_picture_gives_its_settings_and_is_drawn_again(visit, uploads,
     assert visit.panel.get_by_label("Seed").first.input_value() == seed
     assert draw() == seed  # and not a new one
     assert np.array_equal(save("again.png"), first)
+    files = {}
+    for words in ("Animation, GIF", "Array, NPZ"):
+        with visit.page.expect_download() as download:
+            visit.panel.get_by_text(words).click()
+        files[words] = tmp_path / f"kept{Path(download.value.suggested_filename).suffix}"
+        download.value.save_as(files[words])
+    assert draw() == seed
+    visit.panel.get_by_label("A new seed at each press").check()
+    assert draw() != seed
+    visit.drop(files["Animation, GIF"])
+    visit.status("The settings of kept.gif.")
+    assert visit.panel.get_by_label("Seed").first.input_value() == seed
+    visit.number("Images", 3)
+    visit.panel.get_by_label("Saved file").set_input_files(files["Array, NPZ"])
+    visit.status("The settings of kept.npz.")
+    visit.until(lambda: visit.panel.get_by_label("number input for Images").input_value() == "16")
     for name, said in (
         ("broken.png", "is not a picture."),
         ("good.png", "does not say how it was made."),
@@ -177,7 +193,7 @@ def test_stop_ends_a_run_that_the_server_has_not_numbered_yet(visit):
     visit.press("Generate")
     visit.until(lambda: held)
     visit.press("Stop")
-    visit.status("Stopped.")
+    visit.status("Stopped while it waited.")
     visit.page.evaluate(NOTE_STATUS)
     held[0].continue_()
     visit.number("Steps", 2)
@@ -236,6 +252,10 @@ def test_a_second_tab_says_that_it_waits(browser, address, visit):
     other.panel.get_by_label("Their values").fill("2")
     other.press("Compare")
     other.status("Waiting for the model: number 2 in the queue")  # after the drawing that its page began with
+    other.press("Stop")
+    other.status("Stopped while it waited.")
+    other.press("Compare")
+    other.status("Waiting for the model: number")
     assert other.button("Stop").is_visible()
     visit.page.keyboard.press("Escape")
     other.status("Done in")
@@ -313,4 +333,10 @@ def test_images_that_follow_a_slider_stay_in_sight_on_a_phone(browser, quick_add
         visit.until(lambda visit=visit: 0 <= visit.places(".tile")[0][1] < 40)
         tiles, [start] = visit.places(".tile"), visit.places(".start")
         assert tiles[-1][1] + tiles[-1][3] < slider.bounding_box()["y"] < start[1]
+        covered = visit.panel.locator(".tile").evaluate_all("""tiles => tiles.filter((tile) => {
+            const box = tile.getBoundingClientRect();
+            return [4, box.width / 2, box.width - 4].some((x) => [4, box.height / 2, box.height - 4].some((y) =>
+                !tile.contains(document.elementFromPoint(box.x + x, box.y + y))));
+        }).length""")
+        assert covered == 0  # by what scrolls below them
         assert start[1] + start[3] <= 844

@@ -88,6 +88,12 @@ class Visit:
         field.fill(str(value))
         field.press("Tab")
 
+    def unfold(self, words: str) -> None:
+        """Open the first part of the open tab that has this name, unless it is open."""
+        head = self.panel.locator(".label-wrap", has_text=words).first
+        if head.get_attribute("aria-expanded") != "true" and "open" not in (head.get_attribute("class") or ""):
+            head.click()
+
     def status(self, text: str, place: int = 0) -> None:
         """Wait until the status of the open tab says a text."""
         self.panel.locator(".status").nth(place).filter(has_text=text).wait_for()

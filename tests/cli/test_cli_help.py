@@ -154,13 +154,15 @@ def test_sampling_flags_hand_over_what_is_given():
 
     tool = typer.Typer(rich_markup_mode=None)
     tool.command()(sampling_flags(steps=7, without=["labels"], sampler="ddim")(command))
-    result = CliRunner().invoke(tool, ["--num", "5", "--clip", "none", "--eta", "0.5", "--guidance", "0"])
+    given = "--num 5 --clip none --eta 0.5 --guidance 0 --guidance-interval 0.3 5"
+    result = CliRunner().invoke(tool, given.split())
     assert result.exit_code == 0, result.output
     assert received == [
         (
             5,
             {
                 "guidance": 0.0,
+                "guidance_interval": (0.3, 5.0),
                 "guidance_rescale": 0.0,
                 "sampler": "ddim",
                 "eta": 0.5,

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiny import tiny_model
 
 from ddpm.cli import run
 from ddpm.diffusion.gaussian import GaussianDiffusion
@@ -16,6 +17,21 @@ def test_sample_takes_20_steps_or_all_timesteps_if_there_are_fewer(model, tmp_pa
     Model(model.network, process, image_shape=model.image_shape).save(tmp_path / "model")
     assert run(["sample", str(tmp_path / "model"), "--num", "2", "--out", str(tmp_path / "drawn")]) == 0
     assert json.loads((tmp_path / "drawn" / "settings.json").read_text())["steps"] == steps
+
+
+def test_a_folder_with_a_guidance_interval_is_continued(tmp_path):
+    """The interval in the folder's settings is recognised as the one that is asked for."""
+    tiny_model(classes=2).save(tmp_path / "model")
+    drawn = tmp_path / "drawn"
+    command = ["sample", str(tmp_path / "model"), "--guidance", "2", "--guidance-interval", "0.3", "5"]
+    command += ["--out", str(drawn), "--steps", "2", "--num", "2"]
+    assert run(command) == 0
+    assert json.loads((drawn / "settings.json").read_text())["guidance_interval"] == [0.3, 5.0]
+    second = sorted(drawn.glob("*.png"))[1]
+    image = second.read_bytes()
+    second.unlink()
+    assert run(command) == 0
+    assert second.read_bytes() == image
 
 
 @pytest.mark.parametrize("rescale", ["-0.1", "1.5", "2"])

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -60,6 +61,33 @@ def test_guidance_moves_the_answer_along_class_minus_null(network, guidance, pre
     conditional, null = network(x_t, time, labels), network(x_t, time, torch.full_like(labels, NULL))
     expected = diffusion.predicted_x_0(null + guidance * (conditional - null), x_t, 20.0)
     torch.testing.assert_close(answer.x_0, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_acts_within_its_interval_of_noise_levels(network):
+    """Outside of it the class alone decides, in one network evaluation; each image has its own t, or all have one."""
+    diffusion = GaussianDiffusion(SCHEDULE)
+    sigmas = [math.sqrt(1 / SCHEDULE.alpha_bar(t) - 1) for t in range(SCHEDULE.timesteps)]
+    first, last = 11, 29
+    x_t, labels, times = random(4, 3, 8, 8), torch.tensor([0, 1, 2, 1]), torch.tensor([10, 11, 28, 29])
+    options = {"labels": labels, "null_label": NULL, "clip": None}
+    plain, guided = (Denoiser(network, diffusion, guidance=w, **options) for w in (1.0, 3.0))
+    interval = tuple(math.sqrt(sigmas[t - 1] * sigmas[t]) for t in (first, last))
+    limited = Denoiser(network, diffusion, guidance=3.0, guidance_interval=interval, **options)
+    expected = {t: (guided if first <= t < last else plain)(x_t, float(t)).x_0 for t in times.tolist()}
+    for t, x_0 in expected.items():
+        network.batch_sizes.clear()
+        torch.testing.assert_close(limited(x_t, float(t)).x_0, x_0)
+        assert network.batch_sizes == [8 if first <= t < last else 4]
+    mixed = torch.stack([expected[t][i] for i, t in enumerate(times.tolist())])
+    torch.testing.assert_close(limited(x_t, times).x_0, mixed, rtol=1e-4, atol=1e-4)
+    by_threes = Denoiser(network, diffusion, guidance=3.0, guidance_interval=interval, batch_size=3, **options)
+    torch.testing.assert_close(by_threes(x_t, times).x_0, mixed, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("interval", [(3.0, 1.0), (-1.0, 1.0), (1.0, 1.0), (0.1, math.nan)])
+def test_a_guidance_interval_that_is_none_is_refused(network, interval):
+    with pytest.raises(UserError, match="guidance_interval is a lowest and a highest noise level"):
+        Denoiser(network, GaussianDiffusion(SCHEDULE), guidance_interval=interval)
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.4, 1.0])
@@ -299,8 +327,8 @@ def test_each_image_may_have_its_own_timestep(batch_size, guidance, integer_t):
 def test_a_last_batch_is_padded_to_the_smallest_that_will_do(network, guidance):
     asked = []
 
-    def smallest(number: int) -> int:
-        asked.append(number)
+    def smallest(number: int, rows: int) -> int:
+        asked.append((number, rows))
         return number + 1
 
     labels, x_t = torch.tensor([0, 1, 2, 0, 1, 2, 0]), random(7, 3, 8, 8)
@@ -315,7 +343,7 @@ def test_a_last_batch_is_padded_to_the_smallest_that_will_do(network, guidance):
     assert network.batch_sizes[2:] == [4 * rows, 3 * rows]
     sized(x_t.requires_grad_(), 9.0)  # a backward pass keeps the full shape
     assert network.batch_sizes[4:] == [4 * rows, 4 * rows]
-    assert asked == [3, 2]
+    assert asked == [(3, rows), (2, rows)]
 
 
 def test_by_default_the_prediction_is_clamped_and_the_rest_is_off(network):

@@ -1,6 +1,7 @@
 """Every sampler with every option of the Denoiser, pair by pair, against the plain one of tests/plain_sampler.py."""
 
 import itertools
+import math
 import random
 from dataclasses import dataclass
 
@@ -83,6 +84,7 @@ class Case:
     steps: int
     batch_size: int | None
     null_label: int = CLASSES
+    interval: tuple[float, float] = (0.0, math.inf)
     eta: float = 0.0
 
     def __post_init__(self):

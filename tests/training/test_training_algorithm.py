@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from ddpm.diffusion.config import DiffusionConfig
+from ddpm.networks.config import NetworkConfig
+from ddpm.networks.unet import UNet
 from ddpm.training import step
 from ddpm.training.batches import Batch
 from ddpm.training.config import TrainingConfig
@@ -259,6 +261,25 @@ def test_build_learner_gives_muon_its_number_format(name, dtype, products):
     learner = build_learner(Plain(2, 3), DiffusionConfig(), TrainingConfig(optimizer=name), plan)
     found = learner.optimizer.muon
     assert (None if found is None else found.dtype) == products
+
+
+@pytest.mark.parametrize(("steps", "rate"), [(300, 3e-3), (1000, 1e-3)])
+def test_at_the_full_rate_a_run_forgets_the_weights_it_began_with_to_exp_minus_6(steps, rate):
+    """However many steps it has, and whatever the rate: without a gradient, only the decay is left."""
+    network = UNet(NetworkConfig(channels=4, channel_mult=[1], blocks=1, attention=[], groups=2), (4, 4), 1, 1)
+    plan = SimpleNamespace(
+        device=torch.device("cpu"), dtype=torch.float32, scales_loss=False, micro_batch=2, compile=False
+    )
+    training = TrainingConfig(optimizer="muon", steps=steps, learning_rate=rate)
+    muon = build_learner(network, DiffusionConfig(), training, plan).optimizer.muon
+    assert muon is not None
+    before = {name: p.detach().clone() for name, p in muon.parameters.items()}
+    for p in muon.parameters.values():
+        p.grad = torch.zeros_like(p)
+    for _ in range(steps):
+        muon.step(rate, torch.tensor(True))
+    for name, p in muon.parameters.items():
+        torch.testing.assert_close(p.detach(), before[name] * (1 - 6 / steps) ** steps, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("shares", [[7], [3, 4], [1, 4, 2]])

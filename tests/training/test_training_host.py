@@ -11,7 +11,7 @@ from ddpm.diffusion.config import DiffusionConfig
 from ddpm.networks.config import NetworkConfig
 from ddpm.networks.unet import UNet
 from ddpm.training.batches import Batch
-from ddpm.training.optimizer import EMA, Optimizer
+from ddpm.training.optimizer import EMA, Muon, Optimizer, muon_parameters
 from ddpm.training.step import Learner, train_step
 
 IMAGES, MICRO_BATCH = 3, 2
@@ -48,7 +48,8 @@ def learner_and_batch(
         outputs = 6 if config.variance == "learned_range" else 3
         network = UNet(NETWORK, (8, 8), in_channels=3, out_channels=outputs, num_classes=2)
         x_0, whole = torch.randn(IMAGES, 3, 8, 8), torch.ones(IMAGES, dtype=torch.int64)
-    optimizer = Optimizer(network, 1.0, dtype == torch.float16, torch.bfloat16 if muon else None)
+    by_muon = Muon(muon_parameters(network), 0.1, torch.bfloat16) if muon else None
+    optimizer = Optimizer(network, 1.0, dtype == torch.float16, by_muon)
     with no_dispatch():  # the schedule has values
         diffusion, loss = config.build(), config.build_loss()
     learner = Learner(network, network, diffusion, loss, optimizer, EMA(network), dtype, IMAGES, MICRO_BATCH)

@@ -36,7 +36,10 @@ def test_orthogonalized_of_nothing_is_nothing():
 
 
 def test_muon_steps_are_the_formulas_of_its_description():
-    """Nesterov momentum 0.95, orthogonalized, times 0.4·√(longer side); two weights of one shape, one of another."""
+    """Nesterov momentum 0.95, orthogonalized, times 0.4·√(longer side), and the decay.
+
+    Two weights have one shape, one has another.
+    """
     torch.manual_seed(0)
     named = {
         "a": nn.Parameter(torch.randn(3, 2, 2, 2)),
@@ -46,14 +49,15 @@ def test_muon_steps_are_the_formulas_of_its_description():
     named["a"].data = named["a"].data.contiguous(memory_format=torch.channels_last)
     weights = {name: p.detach().flatten(1).double().numpy() for name, p in named.items()}
     momentum = {name: np.zeros_like(w) for name, w in weights.items()}
-    muon = Muon(named)
+    muon = Muon(named, weight_decay=0.1)
     for _ in range(3):
         for name, parameter in named.items():
             parameter.grad = torch.randn_like(parameter)
             gradient = parameter.grad.flatten(1).double().numpy()
             momentum[name] = 0.95 * momentum[name] + 0.05 * gradient
             ahead = 0.95 * momentum[name] + 0.05 * gradient
-            weights[name] -= RATE * 0.4 * np.sqrt(max(ahead.shape)) * quintic(ahead)
+            update = 0.4 * np.sqrt(max(ahead.shape)) * quintic(ahead)
+            weights[name] -= RATE * (update + 0.1 * weights[name])
         muon.step(RATE, FINITE)
     for name, parameter in named.items():
         assert parameter.detach().flatten(1).numpy() == pytest.approx(weights[name], abs=1e-4)
@@ -61,12 +65,12 @@ def test_muon_steps_are_the_formulas_of_its_description():
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon since 2.9")
 def test_muon_agrees_with_pytorch():
-    """PyTorch computes in bf16 and scales by 0.2."""
+    """PyTorch computes in bf16 and scales by 0.2, so its rate is twice as high and its decay half as strong."""
     torch.manual_seed(0)
     ours = nn.Parameter(torch.randn(16, 40))
     theirs = nn.Parameter(ours.detach().clone())
-    muon = Muon({"weight": ours}, torch.bfloat16)
-    peer = torch.optim.Muon([theirs], lr=2 * RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    muon = Muon({"weight": ours}, 0.1, torch.bfloat16)
+    peer = torch.optim.Muon([theirs], lr=2 * RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         ours.grad = torch.randn_like(ours)
         theirs.grad = ours.grad.clone()
@@ -79,7 +83,7 @@ def test_muon_agrees_with_pytorch():
 def test_muon_leaves_everything_after_a_step_that_is_not_finite(bad):
     torch.manual_seed(0)
     network = nn.Linear(3, 4)
-    optimizer = Optimizer(network, 1.0, muon=torch.float32)
+    optimizer = Optimizer(network, 1.0, muon=Muon(muon_parameters(network)))
     network.weight.grad, network.bias.grad = torch.randn(4, 3), torch.randn(4)
     optimizer.step(RATE, torch.tensor(1.0))
     before = {**network.state_dict(), **optimizer.state_dict()}
@@ -107,6 +111,6 @@ def test_muon_takes_the_inner_kernels_and_matrices_alone():
         "time_emb_proj",
         "class_embedding",
     }
-    optimizer = Optimizer(network, None, muon=torch.float32)
+    optimizer = Optimizer(network, None, muon=Muon(muon_parameters(network)))
     keys = {name.rpartition(".")[0] for name in optimizer.state_dict()}
     assert keys == names  # Adam has no moments before its first step

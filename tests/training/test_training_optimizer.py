@@ -8,7 +8,7 @@ from torch import nn
 
 from ddpm.training import optimizer as optimizer_module
 from ddpm.training.config import TrainingConfig
-from ddpm.training.optimizer import Optimizer, learning_rate
+from ddpm.training.optimizer import Muon, Optimizer, learning_rate, muon_parameters
 
 
 def test_clipping_leaves_a_gradient_up_to_its_limit_alone():
@@ -118,7 +118,7 @@ def test_optimizer_state_is_restored_by_name_in_the_memory_order_of_the_paramete
 @pytest.mark.parametrize("scales", [False, True])
 def test_muon_gets_the_clipped_gradient_without_the_loss_scale(scales):
     network = nn.Linear(3, 2)
-    optimizer = Optimizer(network, 1.0, scales, torch.float32)
+    optimizer = Optimizer(network, 1.0, scales, Muon(muon_parameters(network)))
     draw = torch.Generator().manual_seed(1)
     gradients = [torch.randn(p.shape, generator=draw) for p in network.parameters()]
     length = float(torch.cat([g.flatten() for g in gradients]).norm())

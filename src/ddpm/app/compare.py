@@ -19,6 +19,7 @@ from ddpm.app.components import (
     choice,
     figure,
     origin,
+    seed_field,
     sheet,
     sheet_layout,
     slider,
@@ -185,7 +186,7 @@ def tab(model: Model, name: str) -> list[Any]:
                 fixed = gr.Number(
                     USUAL_GUIDANCE if guided else 1, label="Guidance", step=0.1, visible=guided, min_width=90
                 )
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90)
+                seed = seed_field(min_width=90)
                 label = choice(names, EVERY_CLASS, "Class", visible=len(names) > 1, elem_classes="double")
                 number = slider(1, MOST_IMAGES, 4, step=1, label="Images", min_width=140)
             pressed = buttons("Compare")

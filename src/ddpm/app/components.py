@@ -35,8 +35,8 @@ MOST_SEED = 2**53 - 1  # the largest integer that JavaScript represents exactly
 
 def bounded(name: str, value: float | None, low: int, high: int) -> int:
     """Return a whole number within its bounds, both included; raise UserError otherwise."""
-    if value is None or value != value or value != int(value) or not low <= value <= high:
-        given = "empty" if value is None else f"{value:g}"
+    if value is None or value != value // 1 or not low <= value <= high:
+        given = "empty" if value is None else f"{value:.0f}" if value == value // 1 else f"{value:g}"
         raise UserError(f"{name} must be a whole number from {low} to {high}, not {given}")
     return int(value)
 
@@ -160,8 +160,8 @@ def film(shots: Sequence[Shot], *, last: bool = False, tiles: bool = False) -> s
 def picture_pad(model: Model, name: str, label: str, run: str, *, marks: bool = False, filled: int = 0) -> gr.HTML:
     """Create a pad of the model's size: choose, drop or draw a picture; with `marks`, also mark a part of it.
 
-    Its value is JSON with two `data:` addresses, `image` and `mask`. `filled`: number of the example it begins with.
-    `run`: the outcome that is of another picture when this one changes.
+    Its value is JSON with two `data:` addresses, `image` and `mask`, and the class of an example, `label`.
+    `filled`: number of the example it begins with. `run`: the outcome that is of another picture when this one changes.
     """
 
     def fit(data: str) -> dict[str, Any]:
@@ -191,11 +191,12 @@ def picture_pad(model: Model, name: str, label: str, run: str, *, marks: bool = 
         "limit": MOST_BYTES,
         "examples": examples(model),
     }
+    own = f"element.querySelector('.pad') ?? element, props, trigger, server, {json.dumps(options)}"
     return gr.HTML(
         "",
         label=label,
         html_template='<div class="pad"></div>',
-        js_on_load=f"ddpm.pad(element.querySelector('.pad') ?? element, props, server, {json.dumps(options)});",
+        js_on_load=f"ddpm.pad({own}); // 'change'",
         server_functions=[fit],
     )
 
@@ -231,17 +232,35 @@ def slider(*arguments: Any, **options: Any) -> gr.Slider:
     return gr.Slider(*arguments, buttons=[], **options)
 
 
+def seed_field(info: str | None = None, **options: Any) -> gr.Number:
+    """Create the field of a seed. Its bounds are those of the browser's whole numbers."""
+    return gr.Number(0, label="Seed", info=info, precision=0, minimum=0, maximum=MOST_SEED, **options)
+
+
 def knows_digits(model: Model) -> bool:
     """Whether this is a model of handwritten digits: it says what it was trained on, at the size of the examples."""
     return model.image_shape == (1, 28, 28) and data_section(model.provenance).get("source") in DIGITS
 
 
-def examples(model: Model) -> list[str]:
-    """Return bundled pictures for a model of digits; for another, the page offers the model's own samples."""
+SHOWN = "723584"  # by the examples; see assets/digits.md
+
+
+def examples(model: Model) -> list[dict[str, str]]:
+    """Return bundled pictures with their classes for a model of digits.
+
+    For another model, the page offers the model's own samples.
+    """
     if not knows_digits(model):
         return []
+    known = model.class_names or []
     with Image.open(ASSETS / "examples.png") as strip:
-        return [address(strip.crop((left, 0, left + 28, 28))) for left in range(0, strip.width, 28)]
+        return [
+            {
+                "image": address(strip.crop((28 * place, 0, 28 * place + 28, 28))),
+                "label": label if label in known else "",
+            }
+            for place, label in enumerate(SHOWN)
+        ]
 
 
 def program_file(label: str) -> gr.Image:

@@ -1,5 +1,6 @@
 """The Edit tab: SDEdit and translation of a picture, and interpolation between two pictures."""
 
+import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +22,13 @@ from ddpm.app.components import (
     bounded,
     choice,
     class_field,
+    classes,
     figure,
     live_pictures,
     origin,
     picture_pad,
     program_file,
+    seed_field,
     slider,
     tile,
 )
@@ -234,14 +237,17 @@ def tab(model: Model, name: str) -> list[Any]:
     guided = has_guidance(model)
     log_snr = model.diffusion.schedule.log_snr
 
-    def fields(shown: str) -> list[Any]:
-        """Create the fields of `Settings`, in its order; `shown` says what the class is of."""
-        label = class_field(model, info=shown, min_width=200)
-        guidance = slider(0, 8, USUAL_GUIDANCE if guided else 1, step=0.1, label="Guidance", visible=guided,
-                          info="1 is off.", min_width=200)  # fmt: skip
-        steps = slider(1, most_steps, min(50, most_steps), step=1, label="Steps", info="Of a whole run.", min_width=200)
-        seed = gr.Number(0, label="Seed", info="Same seed, same result.", precision=0, minimum=0, min_width=200)
-        return [label, guidance, steps, seed]
+    def fields() -> list[Any]:
+        """Create the fields of `Settings` after the class, in its order."""
+        with (
+            gr.Accordion("Guidance, steps and seed" if guided else "Steps and seed", open=False),
+            gr.Row(elem_classes="fields"),
+        ):
+            guidance = slider(0, 8, USUAL_GUIDANCE if guided else 1, step=0.1, label="Guidance", visible=guided,
+                              info="1 is off.", min_width=200)  # fmt: skip
+            steps = slider(1, most_steps, min(50, most_steps), step=1, label="Steps", info="Of a whole run.",
+                           min_width=200)  # fmt: skip
+            return [guidance, steps, seed_field("Same seed, same result.", min_width=200)]
 
     with gr.Row(elem_classes="room"):
         with gr.Column(scale=1, min_width=300, elem_classes="controls"):
@@ -249,16 +255,16 @@ def tab(model: Model, name: str) -> list[Any]:
             ways = [RENOISE, *([TRANSLATE] if model.class_names else []), CURVE]
             way = choice(ways, RENOISE, "What to do", chips={})
             strength = slider(0, 1, 0.5, step=0.05, label="Strength", info="0 keeps the picture, 1 draws a new one")
+            label = class_field(model)
             with gr.Column(visible=False) as target:
                 names = model.class_names or [NO_CLASS]
                 to = choice(names, names[0], "Translate to")
-            with gr.Row(elem_classes="fields"):
-                own = fields("")
             pressed = buttons("Edit")
         with gr.Column(scale=1, min_width=300):
             outcome = Outcome(
                 "edit", "Choose a strength and a class, then press Edit.", ["Picture, PNG", "Result, PNG"]
             )
+    own = [label, *fields()]
     outcome.code()
     gr.Markdown("## From one picture to another")
     with gr.Column(elem_classes="room"):
@@ -275,11 +281,12 @@ def tab(model: Model, name: str) -> list[Any]:
                     0, 1, USUAL_DEPTH, step=0.05, label="Depth", info="How far both are noised.", min_width=200
                 )
                 number = slider(2, MOST_BETWEEN, 7, step=1, label="Images between", info="Of a row.", min_width=200)
-                walk_own = fields("What both show.")
+                both = class_field(model, info="What both show.", min_width=200)
             walk = buttons("Interpolate")
         row = Outcome(
             "interpolate", "Choose two pictures, then press Interpolate.", ["First, PNG", "Second, PNG", "Row, PNG"]
         )
+    walk_own = [both, *fields()]
     row.code()
 
     def edit(image, pad, way, strength, to, label, guidance, steps, seed):
@@ -308,7 +315,9 @@ def tab(model: Model, name: str) -> list[Any]:
                 source = as_labels(label)
                 flags = {"to": goal, "evaluations": 2 * steps}
                 call = f"translate(editor, picture, {source!r}, {goal!r}, evaluations={steps})"
-            report = report_edit(event, original, f"Strength {strength:g}" if goal is None else f"Translated to {goal}")
+            report = (
+                report_edit(event, original, f"Strength {strength:g}") if goal is None else f"Translated to {goal}."
+            )
             before, after = (address(to_pillow(to_uint8(one))) for one in (original, event))
             html = f'<div class="views">{figure(before, "before", "before")}{figure(after, "after", "after")}</div>'
             save = 'ddpm.save_grid(images, "edited.png", columns=1, gap=0)'
@@ -372,6 +381,11 @@ def tab(model: Model, name: str) -> list[Any]:
             gr.Column(visible=way == TRANSLATE),
             gr.HTML(label="Class that it shows now" if way == TRANSLATE else "Class"),
         ],
-        way, [strength, target, own[0]], queue=False, **QUIET,
+        way, [strength, target, label], queue=False, **QUIET,
     )  # fmt: skip
+    # the class of an example is known
+    known = json.dumps([TRANSLATE, classes(model)[0] if model.class_names else ""])
+    gr.on(
+        [way.input, pad.change], None, [way, pad, label], label, js=f"(...all) => ddpm.shown({known}, ...all)", **QUIET
+    )
     return [way, strength, to, *own, depth, number, *walk_own]

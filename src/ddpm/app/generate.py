@@ -25,6 +25,7 @@ from ddpm.app.components import (
     film,
     origin,
     progress,
+    seed_field,
     sheet,
     sheet_layout,
     shots,
@@ -138,14 +139,11 @@ def sample_live(model: Model, settings: Settings) -> Iterator[Step | Samples]:
         images = model.sample(**options, callback=recording(recorder, callback))
         return Samples(images, Trajectory(recorder.frames, images))
 
-    step: Step | None = None
     with closing(live(work)) as events:
         try:
-            for event in events:
-                step = event if isinstance(event, Step) else None
-                yield event
-        except Cancelled:
-            if step is None:
+            yield from events
+        except Cancelled as end:
+            if (step := end.step) is None:
                 raise
             last = Frame("reverse", step.t, schedule.log_snr(step.t), as_grid(step.x_t), as_grid(step.x_0))
             earlier = [frame for frame in recorder.frames if frame.t > step.t]
@@ -267,8 +265,8 @@ def usual(model: Model) -> Settings:
     return next((settings for settings in fewer if is_quick(model, settings)), most)
 
 
-def tab(model: Model, name: str, page: gr.Blocks) -> None:
-    """Build the tab and connect its events; endpoint /generate."""
+def tab(model: Model, name: str, page: gr.Blocks) -> list[Any]:
+    """Build the tab and connect its events; endpoint /generate. Return the settings that are not in the address."""
     has_classes, first = model.class_names is not None, usual(model)
     choices = [EVERY_CLASS, *(model.class_names or [])]
     chips = {EVERY_CLASS: "all"} if len(choices) <= MOST_CHIPS else None
@@ -285,7 +283,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
             number = slider(1, most_images(model), first.number, step=1, label="Images")
             sampler = choice(list(SAMPLERS), first.sampler, "Sampler", sampler_info(model))
             with gr.Row(elem_classes="seed"):
-                seed = gr.Number(0, label="Seed", info=SEED_INFO, precision=0, minimum=0, min_width=150)
+                seed = seed_field(SEED_INFO, min_width=150)
                 dice = gr.Button("New seed", size="sm", min_width=90, scale=0)
             again = gr.Checkbox(True, label="A new seed at each press")
             follows = gr.Checkbox(True, label="Draw at once when something changes", visible=model.student is not None)
@@ -378,7 +376,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> None:
     ranges = {"steps": steps, "guidance": guidance, "number": number}
     limits: dict[str, list[Any]] = {"label": choices, "sampler": list(SAMPLERS), "seed": [0, MOST_SEED]}
     limits |= {field: [each.minimum, each.maximum] for field, each in ranges.items()}
-    asked = f"ddpm.fromAddress({names}, {values}, {json.dumps(limits)})"
-    script = f"() => [ddpm.random(), {json.dumps(WAITING)}, ...{asked}]"
+    script = f"() => ddpm.opened({json.dumps(WAITING)}, {names}, {values}, {json.dumps(limits)})"
     opened = page.load(None, None, [press, outcome.status, *fields], js=script, **QUIET)
     run_after(opened, begin, press, fields, outcome)
+    return [again, follows]

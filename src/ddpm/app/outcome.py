@@ -1,14 +1,19 @@
 """What a tab shows of a run: its status, its pictures while it lasts, its result, files to save, and its code."""
 
 import json
-import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import BadZipFile
 
 import gradio as gr
+from PIL import Image
 
-from ddpm.app.uploads import MOST_BYTES
+from ddpm.app.uploads import MOST_BYTES, read_address
+from ddpm.common.errors import UserError
+from ddpm.common.pixels import read_origin
 
 
 def status_line(text: str) -> gr.HTML:
@@ -22,13 +27,19 @@ def running(text: str) -> str:
     return f'<span class="running" aria-live="off">{escape(text)}</span>'
 
 
-def stopped(status: str) -> str:
-    """Return the status of a run that was stopped at the moment of an earlier status, such as "Step 3 of 20"."""
-    place = re.search(r">(.*step) (\d+ of \d+)", status, re.IGNORECASE)
-    return f"Stopped at {place[1].lower()} {place[2]}." if place else "Stopped."
-
-
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def origin(data: str) -> dict[str, Any]:
+    """Return the options of a file that the page wrote, given as a `data:` address, and the number of its images."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "file"
+        try:
+            file.write_bytes(read_address(data)[:MOST_BYTES])
+            told = read_origin(file)
+        except (UserError, RecursionError, BadZipFile, Image.DecompressionBombError):  # whatever somebody sends
+            return {}
+    return {name: told[name] for name in ("options", "images") if name in told}
 
 
 class Outcome:
@@ -66,7 +77,8 @@ class Outcome:
         self.result = gr.HTML(
             before,
             html_template='<div class="result">${value}</div>',
-            js_on_load=f"ddpm.result(element, props, watch, {told});",
+            js_on_load=f"ddpm.result(element, props, watch, server, {told});",
+            server_functions=[origin] if classes else [],
             elem_classes="gallery" if classes else "",
         )
         # what a program gets; on the page there are links, which stay with their result

@@ -101,7 +101,7 @@ def build(model: Model, name: str, folder: Path, models: Models | None = None, *
         masthead(f"<h1>{escape(called)}</h1><p>{escape(describe(model))}</p>", name, models)
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Generate"):
-                generate.tab(model, name, page)
+                remember(page, name, "generate", generate.tab(model, name, page))
             with gr.Tab("Restore"):
                 remember(page, name, "restore", restore.tab(model, name))
             with gr.Tab("Edit"):
@@ -214,11 +214,13 @@ def _until_interrupted(page: gr.Blocks) -> None:
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        print("\nstopping …", flush=True)
         stop_all(PATIENCE)
         if page.server:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # about the open pages that it leaves
             page.server.config.timeout_graceful_shutdown = 1
         page.close(verbose=False)
+        print("the page has ended", flush=True)
         os._exit(0)  # threads of the server's pool may still wait for a step
 
 

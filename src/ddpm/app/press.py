@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from ddpm.app.outcome import QUIET, Outcome, running, stopped
+from ddpm.app.outcome import QUIET, Outcome, running
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.samplers.algorithms import Callback, Step
 
@@ -24,7 +24,14 @@ PAUSE = 0.2  # seconds between two updates
 
 
 class Cancelled(Exception):
-    """Raised inside a sampler after its iterator was closed, and in the handler of a press that was stopped."""
+    """Raised inside a sampler after its iterator was closed, and in the handler of a press that was stopped.
+
+    `step`: the last one that the handler was given; None before the first.
+    """
+
+    def __init__(self, step: Step | None = None):
+        super().__init__()
+        self.step = step
 
 
 _at_work: dict[Thread, Event] = {}
@@ -39,7 +46,7 @@ def live(work: Callable[[Callback], T]) -> Generator[Step | T, None, None]:
     Closing the iterator stops the work at its next step, without waiting for it. Stop does the same from the page, and
     raises `Cancelled` here.
     """
-    press = _press.get()
+    press, step = _press.get(), None
     newest: queue.Queue[Step] = queue.Queue(maxsize=1)
     outcome: Future[T] = Future()
     stop = Event()
@@ -69,9 +76,10 @@ def live(work: Callable[[Callback], T]) -> Generator[Step | T, None, None]:
     try:
         while not outcome.done():
             if press is not None and press in _stopped:
-                raise Cancelled
+                raise Cancelled(step)
             with suppress(queue.Empty):
-                yield newest.get(timeout=PAUSE / 4)
+                step = newest.get(timeout=PAUSE / 4)
+                yield step
                 wait([outcome], timeout=PAUSE)
         if isinstance(outcome.exception(), Cancelled):
             raise RunStopped("the server has ended")
@@ -113,6 +121,7 @@ def buttons(text: str) -> tuple[gr.Button, gr.Button]:
 
 
 WAITING = running("Waiting for the model …")
+WAITED = "Stopped while it waited."
 
 
 def connect(
@@ -132,7 +141,7 @@ def connect(
     name = outcome.name
     gr.on([], show_user_errors(function), inputs, outcome.outputs, api_name=name, concurrency_id="model")
     # Gradio's own way to stop a run fails before the server has numbered it, and leaves what it showed last
-    stopping = f"(now) => now === {json.dumps(WAITING)} ? 'Stopped.' : {json.dumps(running('Stopping …'))}"
+    stopping = f"(now) => now === {json.dumps(WAITING)} ? {json.dumps(WAITED)} : {json.dumps(running('Stopping …'))}"
     stop.click(None, status, status, js=stopping, **QUIET)
     stop.click(stop_press, press, None, queue=False, **QUIET)
     return press
@@ -151,12 +160,21 @@ def run_after(event: Any, function: Callable, press: gr.Number, inputs: list, ou
     outcome.keep(run)
 
 
+def stopped(step: Step | None) -> str:
+    """Return the status of a run that was stopped after a step, if there was one."""
+    return f"Stopped at step {step.index + 1} of {step.steps}." if step else "Stopped."
+
+
 def until_stopped(function: Callable) -> Callable:
-    """Wrap a generator so that its first argument is the number of a press, and that it ends if that was stopped."""
+    """Wrap a generator so that its first argument is the number of a press, and that it ends if that was stopped.
+
+    A negative number runs nothing.
+    """
 
     def run(press: float, *arguments: Any) -> Iterator[Any]:
-        if press in _stopped:
-            yield gr.skip()  # it was stopped while it waited, and the page says so already
+        if press < 0 or press in _stopped:
+            # there is nothing to run, or it was stopped while it waited; the page says so already
+            yield gr.skip()
             return
         with closing(function(*arguments)) as steps:
             while True:
@@ -165,8 +183,8 @@ def until_stopped(function: Callable) -> Callable:
                     values = next(steps)
                 except StopIteration:
                     return
-                except Cancelled:
-                    yield [stopped(values[0]), *values[1:]]
+                except Cancelled as end:
+                    yield [stopped(end.step), *values[1:]]
                     return
                 yield values
 

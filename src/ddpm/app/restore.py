@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ddpm.app.components import (
     MOST_SEED,
@@ -30,6 +31,7 @@ from ddpm.app.components import (
     origin,
     picture_pad,
     program_file,
+    seed_field,
     sheet,
     slider,
     write_png,
@@ -139,12 +141,13 @@ class Answer:
         if original is not None:
             after = psnr(self.restored.mean, original[None])[0]
             text += f" PSNR of their mean {after:.1f} dB"
-            if self.y.shape == original.shape:
-                seen = self.y[None].clamp(-1, 1)  # as shown, and as `ddpm restore` reports it
-                before = psnr(seen, original[None])[0]
-                text += f", before {before:.1f} dB"
-                if after < before:
-                    text += ": worse than what was given. Try another method"
+            seen = self.y[None].clamp(-1, 1)  # as shown, and as `ddpm restore` reports it
+            if self.y.shape != original.shape:  # a small picture is shown in large pixels, a grey one in grey
+                seen = interpolate(seen, original.shape[1:]).expand_as(original[None])
+            before = psnr(seen, original[None])[0]
+            text += f", before {before:.1f} dB"
+            if after < before:
+                text += ": worse than what was given. Try another method"
             text += "."
         return text + self.note
 
@@ -315,7 +318,7 @@ def tab(model: Model, name: str) -> list[Any]:
         method = choice(list(METHODS), "ddnm", "Method", METHOD_INFO, min_width=200)
         steps = slider(1, most, min(100, most), step=1, label="Steps", info="More is slower.", min_width=200)
         draws = slider(1, MOST_DRAWS, 4, step=1, label="Draws", info="Each is another fit.", min_width=200)
-        seed = gr.Number(0, label="Seed", info=SEED_INFO, precision=0, minimum=0, min_width=200)
+        seed = seed_field(SEED_INFO, min_width=200)
         clean = gr.Checkbox(True, label="The picture is clean: damage it first", min_width=200)
     outcome.code()
 

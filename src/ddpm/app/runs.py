@@ -17,7 +17,7 @@ from ddpm.app.components import choice, film, without_gaps
 from ddpm.app.figures import Curve, chart, figure
 from ddpm.app.outcome import QUIET, status_line
 from ddpm.app.press import show_user_errors
-from ddpm.app.training import presets, process_of, trainings_in
+from ddpm.app.training import FEWEST_MINUTES, MOST_MINUTES, presets, process_of, trainings_in
 from ddpm.app.uploads import read_upload
 from ddpm.common.errors import UserError
 from ddpm.common.files import is_model, is_run
@@ -162,9 +162,9 @@ def table(folder: Path, names: Sequence[str], *, switches: bool = False, trains:
 def _row(run: Path, name: str, switches: bool, trains: bool) -> str:
     state, buttons = state_of(run), ""
     if switches and is_model(run / "model"):
-        buttons += f'<button type="button" class="small" data-use="{escape(str(run))}">Use this model</button>'
+        buttons += _button("use", str(run), "Use this model")
     if trains and state.active:
-        buttons += _stop_button(name)
+        buttons += _button("stop", name, "Stop")
     units = ("", "", "images a second", "left")  # seen on a phone, which has no room for the head
     cells = "".join(
         f'<td data-unit="{unit}">{word}</td>' if word else "<td></td>"
@@ -174,8 +174,8 @@ def _row(run: Path, name: str, switches: bool, trains: bool) -> str:
     return f"<tr><th scope='row'>{escape(name)}</th>{cells}{last}</tr>"
 
 
-def _stop_button(name: str) -> str:
-    return f'<button type="button" class="small" data-stop="{escape(name)}">Stop</button>'
+def _button(does: str, name: str, words: str) -> str:
+    return f'<button type="button" class="small" data-{does}="{escape(name)}">{words}</button>'
 
 
 def _changed(run: Path) -> float:
@@ -275,7 +275,9 @@ def train(folder: Path) -> None:
         with gr.Row(elem_classes="fields"):
             preset = choice(presets(), "digits", "Preset", min_width=140)
             data = gr.Textbox("", label="Images", placeholder="the preset's own, or a folder", min_width=180)
-            minutes = gr.Number(10, label="Minutes", step=0.1, min_width=90)
+            minutes = gr.Number(
+                10, label="Minutes", minimum=FEWEST_MINUTES, maximum=MOST_MINUTES, step=0.1, min_width=90
+            )
             name = gr.Textbox("my-run", label="Name of the run", min_width=120)
         with gr.Row(elem_classes="action"):
             start = gr.Button("Start training", variant="primary", min_width=120)
@@ -287,10 +289,15 @@ def train(folder: Path) -> None:
     def stop_training(name: str) -> str:
         return trainings.stop(name)
 
+    def dismiss(name: str) -> None:
+        trainings.dismiss(name)
+
     def news(going):
         """Poll the trainings; send nothing if nothing has changed, because `said` may be a refusal."""
-        lines = "<br>".join(
-            escape(f"{name}: {words}") + (f" {_stop_button(name)}" if trainings.prepares(name) else "")
+        lines = "".join(
+            f'<div class="news"><span>{escape(f"{name}: {words}")}</span>'
+            + (_button("stop", name, "Stop") if trainings.prepares(name) else _button("dismiss", name, "Dismiss"))
+            + "</div>"
             for name, words in trainings.news().items()
         )
         return (gr.skip(), gr.skip()) if lines == going else ("", lines)
@@ -298,7 +305,7 @@ def train(folder: Path) -> None:
     gr.HTML(
         html_template="<span hidden></span>",
         js_on_load="ddpm.stopper(element, server);",
-        server_functions=[stop_training],
+        server_functions=[stop_training, dismiss],
     )
     fields, told = [name, preset, data, minutes], [said, going]
     run = start.click(show_user_errors(begin), fields, told, concurrency_id="runs", **QUIET)

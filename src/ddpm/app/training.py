@@ -18,7 +18,7 @@ from ddpm.training.config import preset_about, preset_names
 from ddpm.training.guards import TERMINATED
 
 CLOCK = 2.0  # seconds; psutil knows when a process began to about one
-MOST_MINUTES = 7 * 24 * 60
+FEWEST_MINUTES, MOST_MINUTES = 1, 7 * 24 * 60
 MOST_LOG_BYTES = 4096  # of the end of a log, for the reason of a failure
 
 
@@ -62,8 +62,8 @@ class Trainings:
             raise UserError(f"a run {name} is being prepared: give this one another name")
         if preset not in preset_names():
             raise UserError(f"no preset {preset!r}")
-        if minutes is None or not 0 < minutes <= MOST_MINUTES:
-            raise UserError(f"the minutes must be more than 0 and at most {MOST_MINUTES:,}")
+        if minutes is None or not FEWEST_MINUTES <= minutes <= MOST_MINUTES:
+            raise UserError(f"the minutes must be from {FEWEST_MINUTES} to {MOST_MINUTES:,}")
         command = [sys.executable, "-m", "ddpm", "train", preset, "--out", str(run), "--minutes", f"{minutes:g}"]
         self.folder.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
@@ -108,7 +108,12 @@ class Trainings:
         """Return the last line that a training printed."""
         log = self.folder / f"{name}.log"
         lines = re.split(r"[\r\n]+", log.read_bytes()[-MOST_LOG_BYTES:].decode(errors="replace").strip())
-        return lines[-1] or "ended"
+        return lines[-1].removeprefix("ddpm: error: ") or "ended"
+
+    def dismiss(self, name: str) -> None:
+        """Say no more of a training that has ended."""
+        if name in self.started and self.started[name].poll() is not None:
+            del self.started[name]
 
 
 @functools.cache

@@ -27,6 +27,15 @@ window.ddpmPad = (() => {
     });
   }
 
+  // A file as a `data:` address.
+  function address(file) {
+    return new Promise((resolve) => {
+      const reader = new FileReader();
+      reader.onload = () => resolve(reader.result);
+      reader.readAsDataURL(file);
+    });
+  }
+
   function blank(width, height, colour) {
     const canvas = make("canvas", { width, height });
     const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -52,8 +61,9 @@ window.ddpmPad = (() => {
   }
 
   // A picture of the model's size that can be chosen, drawn and inverted, and a mask over it if `marks` is true.
-  // options: name, label, width, height, grey, marks, examples (addresses of pictures), limit (bytes of a file)
-  function pad(element, props, server, options) {
+  // options: name, label, width, height, grey, marks, examples (pictures), limit (bytes of a file)
+  // A picture that is offered has an address `image` and perhaps a `label`, its class.
+  function pad(element, props, trigger, server, options) {
     const { width, height, marks } = options;
     const zoom = Math.max(1, Math.floor(336 / Math.max(width, height)));
     const [picture, ink] = blank(width, height, "#000");
@@ -61,7 +71,7 @@ window.ddpmPad = (() => {
     const lost = new Uint8Array(width * height);
     const touch = matchMedia("(pointer: coarse)").matches;
     let tool = touch ? "scroll" : marks ? "mark" : "draw"; // one is always chosen; a finger scrolls until one takes a brush
-    let marking = marks, background = 0, empty = true, stroke = null, cursor = null, stamp = 0, arriving = null;
+    let marking = marks, background = 0, empty = true, stroke = null, cursor = null, stamp = 0, arriving = null, offered = [], label = "";
 
     const note = make("p", { class: "pad-note", role: "status" });
     const chooser = make("input", { type: "file", accept: "image/*", hidden: true, "aria-label": `File for ${options.label}` });
@@ -76,7 +86,7 @@ window.ddpmPad = (() => {
       "Arrow keys move the brush, space paints, Shift with an arrow paints a line.");
     const colour = options.grey ? null : make("input", { type: "color", value: "#ffffff", "aria-label": "Colour" });
     element.replaceChildren(
-      make("div", { class: "pad-stage" }, canvas),
+      make("div", { class: "pad-stage" }, canvas, ...(touch ? [make("span", { class: "pad-tap", "aria-hidden": true }, "Tap, then paint")] : [])),
       make("div", { class: "pad-tools" },
         make("div", { class: "brushes", role: "group", "aria-label": "Brushes" }, ...tools, ...(colour ? [colour] : [])),
         make("div", {}, make("button", { type: "button", class: "tool", onclick: () => chooser.click() }, "Open a file"), chooser,
@@ -88,11 +98,11 @@ window.ddpmPad = (() => {
       tool = name;
       tools.forEach((button) => button.setAttribute("aria-pressed", button.dataset.tool === name));
       canvas.style.touchAction = name === "scroll" ? "auto" : "none";
+      element.classList.toggle("scrolls", name === "scroll");
     }
 
-    // Say what a finger does now.
-    const hint = () => !touch ? "" : tool === "scroll" ? "A swipe scrolls. Take a brush to paint."
-      : "A swipe paints. Choose Scroll to move the page.";
+    // Say what a finger does now. While it scrolls, the words on the picture say how to paint.
+    const hint = () => (touch && tool !== "scroll" ? "A swipe paints. Choose Scroll to move the page." : "");
 
     function pickUp(name) {
       choose(name);
@@ -117,7 +127,7 @@ window.ddpmPad = (() => {
     }
 
     function send() {
-      const value = { image: empty ? "" : picture.toDataURL(), mask: "" };
+      const value = { image: empty ? "" : picture.toDataURL(), mask: "", label };
       if (marking && lost.some(Boolean)) {
         const [mask, context] = blank(width, height, "#000");
         context.fillStyle = "#fff";
@@ -135,12 +145,13 @@ window.ddpmPad = (() => {
     }
 
     // Every new picture takes a number, so that one that is slow to arrive does not replace a later one.
-    async function show(source, { guess = false, say = "" } = {}) {
+    async function show(source, { guess = false, say = "", named = "" } = {}) {
       const number = ++stamp;
       const image = await loaded(source);
       if (number !== stamp) return;
       ink.imageSmoothingEnabled = true;
       ink.drawImage(image, 0, 0, width, height);
+      label = named;
       empty = false;
       invert.checked = false;
       note.textContent = say || hint();
@@ -151,6 +162,7 @@ window.ddpmPad = (() => {
         note.textContent = `Inverted: this model draws ${background < 128 ? "light on dark" : "dark on light"}. Untick Invert to keep it.`;
       }
       changed();
+      trigger("change");
     }
 
     function flip() {
@@ -164,12 +176,7 @@ window.ddpmPad = (() => {
       const number = ++stamp;
       if (file.size > options.limit) return refuse(`The upload cannot be used: it is larger than ${options.limit >> 20} MB.`);
       note.textContent = "Reading …";
-      const data = await new Promise((resolve) => {
-        const reader = new FileReader();
-        reader.onload = () => resolve(reader.result);
-        reader.readAsDataURL(file);
-      });
-      const answer = await server.fit(data).catch(() => ({ error: "The server does not answer." }));
+      const answer = await server.fit(await address(file)).catch(() => ({ error: "The server does not answer." }));
       if (number !== stamp) return;
       if (answer.error) return refuse(answer.error);
       lost.fill(0);
@@ -179,14 +186,14 @@ window.ddpmPad = (() => {
 
     // Offer the images of a grid in place of the examples.
     async function pick({ cells, note: said }) {
-      choices(cells, "Image");
+      choices(cells.map((image) => ({ image })), "Image");
       await show(cells[0], { say: said });
     }
 
     function choices(sources, word) {
       examples.replaceChildren(...sources.map((source, index) =>
-        make("button", { type: "button", "aria-label": `${word} ${index + 1}`, onclick: () => take(source) },
-          make("img", { src: source, alt: "" }))));
+        make("button", { type: "button", "aria-label": [word, index + 1, source.label && `(${source.label})`].filter(Boolean).join(" "), onclick: () => take(source) },
+          make("img", { src: source.image, alt: "" }))));
     }
 
     function refuse(reason) {
@@ -198,16 +205,19 @@ window.ddpmPad = (() => {
       ink.fillStyle = background < 128 ? "#000" : "#fff";
       ink.fillRect(0, 0, width, height);
       lost.fill(0);
+      label = "";
       empty = true;
       invert.checked = false;
+      choices(offered, "Example"); // those of a grid have gone with it
       pickUp("draw"); // there is nothing else to do on an empty pad
       changed();
+      trigger("change");
     }
 
     // Show a picture from the page itself, with its lower half marked if nothing is.
     function take(source) {
       if (marks && !lost.some(Boolean)) lost.fill(1, lost.length >> 1);
-      return (arriving = show(source));
+      return (arriving = show(source.image, { named: source.label }));
     }
 
     function shade() {
@@ -299,13 +309,15 @@ window.ddpmPad = (() => {
     invert.addEventListener("change", () => (flip(), (empty = false), (note.textContent = hint()), changed()));
     element.addEventListener("drop", (event) => (arriving = read(event.dataTransfer.files[0])));
 
+    // The first pictures that are offered stay, also if others come while they load.
     async function offer(sources) {
-      if (examples.children.length || !sources.length) return;
-      const first = await loaded(sources[0]);
+      if (offered.length || !sources.length) return;
+      offered = sources.slice(0, 6);
+      const first = await loaded(sources[0].image);
       const [, context] = blank(width, height);
       context.drawImage(first, 0, 0, width, height);
       background = border(context, width, height);
-      choices(sources.slice(0, 6), "Example");
+      if (!examples.children.length) choices(offered, "Example");
       if (empty && !stamp) await take(sources[options.filled] ?? sources[0]);
     }
 
@@ -345,5 +357,5 @@ window.ddpmPad = (() => {
     await new Promise(requestAnimationFrame);
   }
 
-  return { make, text, loaded, ARROWS, pads, pad, offer, marking, ready };
+  return { make, text, loaded, address, ARROWS, pads, pad, offer, marking, ready };
 })();

@@ -56,6 +56,11 @@ window.ddpm = (() => {
     pads[name]?.take(source);
   }
 
+  // The class that the picture on a pad shows, if it is known, for a way to edit that asks for it; else the present choice.
+  function shown([asking, unknown], way, pad, now) {
+    return way === asking ? JSON.parse(pad || "{}").label || unknown : now;
+  }
+
   // The switcher of models. `use` opens the page of one, which the server makes when it is asked for the first time.
   let use = () => {};
   function models(element, server, current, groups) {
@@ -115,6 +120,8 @@ window.ddpm = (() => {
     const answer = await ask();
     if (!answer) {
       banner.textContent = gone();
+      // nothing will be drawn any more
+      for (const running of document.querySelectorAll(".status .running")) running.parentElement.textContent = gone();
       return document.body.append(banner);
     }
     banner.remove();
@@ -137,7 +144,19 @@ window.ddpm = (() => {
   }
   document.addEventListener("visibilitychange", watchServer);
 
+  // Gradio logs as errors that its connections end when one leaves the page.
+  addEventListener("beforeunload", () => {
+    const log = console.error;
+    console.error = () => {};
+    setTimeout(() => (console.error = log), EVERY); // if one stays
+  });
+
   // What is wrong with the number in a field is said beside it while one types. It is replaced when one leaves the field.
+  function put(field, value) {
+    if (field.value === String(value)) return;
+    field.value = value;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  }
   const good = new WeakMap(); // the last possible number of a field
   function wrong({ value, min, max, step, validity }) {
     if (value === "") return validity.badInput ? "This is not a number." : "";
@@ -161,17 +180,21 @@ window.ddpm = (() => {
   }, true);
   document.addEventListener("change", (event) => {
     const field = event.target, typed = field.value, why = wrong(field);
-    if (field.type !== "number" || (typed !== "" && !why)) return;
+    if (field.type !== "number") return;
+    if (typed !== "" && !why) return put(field, +typed); // 1e3 is 1000
     const { min, max, step } = field, near = step === "1" ? Math.round(+typed) : +typed;
     const possible = typed === "" ? good.get(field) : Math.min(Math.max(near, min === "" ? -Infinity : min), max === "" ? Infinity : max);
     if (possible === undefined) return;
-    field.value = possible;
-    field.dispatchEvent(new Event("input", { bubbles: true }));
+    put(field, possible);
     note(field, `${why} ${typed === "" ? `${possible} is kept` : `${typed} became ${possible}`}.`.trim());
   }, true);
 
-  let stop = () => {};
+  let stop = () => {}, dismiss = () => {};
   function stopper(element, server) {
+    dismiss = async (button) => {
+      await server.dismiss(button.dataset.dismiss);
+      button.parentElement.remove();
+    };
     stop = async (button) => {
       button.disabled = true;
       button.textContent = await server.stop_training(button.dataset.stop);
@@ -213,8 +236,8 @@ window.ddpm = (() => {
     if (tab) sessionStorage.setItem(TAB, tab.textContent.trim());
     const player = event.target.closest?.(".play");
     if (player) play(player.closest(".film"));
-    const chosen = event.target.closest?.("[data-use], [data-stop]");
-    if (chosen) chosen.dataset.use ? use(chosen.dataset.use) : stop(chosen);
+    const chosen = event.target.closest?.("[data-use], [data-stop], [data-dismiss]")?.dataset;
+    if (chosen) chosen.use ? use(chosen.use) : (chosen.stop ? stop : dismiss)(event.target.closest("button"));
   }, true);
 
   document.addEventListener("keydown", (event) => {
@@ -230,5 +253,5 @@ window.ddpm = (() => {
     }
   }, true);
 
-  return { ...results, press, pad, marking, ready, choice, sendTo, reopen, keep, recall, models, stopper, random, lost };
+  return { ...results, press, pad, marking, ready, choice, sendTo, shown, reopen, keep, recall, models, stopper, random, lost };
 })();

@@ -1,8 +1,11 @@
 // What runs give: results with their files and code, the gallery with its viewer and history, and settings in the address.
 window.ddpmResult = (() => {
-  const { make, ARROWS, offer, text, loaded } = window.ddpmPad;
+  const { make, ARROWS, offer, text, loaded, address } = window.ddpmPad;
   const MOST_RESULTS = 12;
   const places = {}; // by the name of the endpoint: what the page shows of its runs
+
+  // An image of a gallery as a pad takes it.
+  const pictureOf = (tile) => ({ image: tile.querySelector("img").src, label: (tile.matches("[data-settings] *") && tile.querySelector("span")?.textContent) || "" });
 
   // One image of a gallery, large, with what can be done with it.
   const viewer = (() => {
@@ -10,7 +13,7 @@ window.ddpmResult = (() => {
     const save = make("a", { class: "button" }, "Save");
     const rooms = { restore: ["Restore", "Restore"], edit: ["Edit", "Edit"], first: ["Edit", "Interpolate from"], second: ["Edit", "Interpolate to"] };
     const sends = Object.entries(rooms).map(([name, [tab, text]]) =>
-      make("button", { type: "button", onclick: () => (dialog.close(), window.ddpm.sendTo(tab, name, image.src)) }, `→ ${text}`));
+      make("button", { type: "button", onclick: () => (dialog.close(), window.ddpm.sendTo(tab, name, pictureOf(tiles[index]))) }, `→ ${text}`));
     const dialog = make("dialog", { class: "viewer", "aria-label": "One image" },
       image, caption,
       make("div", { class: "row" }, make("button", { type: "button", onclick: () => step(-1) }, "Previous"),
@@ -59,6 +62,14 @@ window.ddpmResult = (() => {
     return names.map((name, index) => (address.has(name) ? allowed(name, address.get(name), usual[index]) : usual[index]));
   }
 
+  // What the page opens with: the number of a press, the status and the fields. A result of before a reload is shown again
+  // instead of being drawn again, which press -1 says.
+  function opened(waiting, names, usual, given) {
+    const values = fromAddress(names, usual, given);
+    const again = places.generate?.kept?.(Object.fromEntries(names.map((name, index) => [name, values[index]])));
+    return [again ? -1 : window.ddpm.random(), again ?? waiting, ...values];
+  }
+
   function settings(element, props, trigger) {
     fill = (values) => {
       props.value = JSON.stringify(values);
@@ -74,7 +85,7 @@ window.ddpmResult = (() => {
 
   // What a run gave, with links to its files. classes: the choice of all classes, then every class; null for no gallery.
   // key: where the browser keeps the results of a gallery. limit: bytes of a file that is dropped on it
-  function result(element, props, watch, { name, saves, classes, key, limit }) {
+  function result(element, props, watch, server, { name, saves, classes, key, limit }) {
     const row = make("div", { class: "saves" });
     const guess = make("label", { class: "guess" }, make("input", { type: "checkbox" }), "Show what the network expects (predicted x₀)");
     element.after(...(classes ? [guess, row] : [row]));
@@ -87,7 +98,7 @@ window.ddpmResult = (() => {
       mount(shown);
     };
     const mount = (shown) => {
-      place.stale(false);
+      place.stale("");
       row.replaceChildren(...shown.files.map((file, index) => file && make("a", { href: file.url, download: file.orig_name }, saves[index])).filter(Boolean));
       for (const [label, text] of Object.entries(shown.code)) place.codes[label]?.(text);
       place.shown?.(shown);
@@ -117,25 +128,34 @@ window.ddpmResult = (() => {
       if (last) note.replaceChildren(make("button", { type: "button", class: "small", onclick: () => place.show(last) }, "Show the result before"));
       return true;
     };
-    place.stale = (is) => {
-      element.querySelector(".result")?.classList.toggle("stale", is);
-      note.textContent = is ? "This is of the picture before." : "";
+    // Show the result before, and say that it is not of this press.
+    place.before = () => {
+      if (!place.last) return;
+      place.show(place.last);
+      place.stale("This is the result before.");
     };
-    if (classes) gallery(element, row, place, classes, key, limit);
+    place.stale = (words) => {
+      note.classList.toggle("stale", Boolean(words)); // and so what follows it
+      note.textContent = words;
+    };
+    if (classes) gallery(element, row, place, classes, key, limit, server);
   }
 
-  // Earlier results, and the settings of a picture that is dropped on the tab.
-  function gallery(element, row, place, classes, key, limit) {
+  // Earlier results, and the settings of a file that is opened here or dropped on the tab.
+  function gallery(element, row, place, classes, key, limit, server) {
     const strip = make("div", { class: "history", role: "group", "aria-label": "Earlier results" });
-    row.after(strip);
+    const chooser = make("input", { type: "file", accept: ".png,.gif,.npz", hidden: true, "aria-label": "Saved file" });
+    row.after(strip, make("div", { class: "reopen" }, make("button", { type: "button", class: "small", onclick: () => chooser.click() }, "Open a saved file"),
+      chooser, make("span", {}, "or drop it here: its settings come back.")));
     const results = recalled(key);
     const inShort = ({ given: { label, steps, seed, guidance }, stopped }) => [
-      [classes.length < 2 ? "" : label === classes[0] ? "all" : label, `${steps} step${steps === 1 ? "" : "s"}`, guidance === 1 ? "" : `guidance ${guidance}`],
-      [`seed ${seed}`, stopped?.replace(/ of .*/, "")]].map((words) => words.filter(Boolean).join(", "));
+      [classes.length < 2 ? "" : label === classes[0] ? "all" : label, `${steps} step${steps === 1 ? "" : "s"}`].filter(Boolean).join(", "),
+      guidance === 1 ? "" : `guidance ${guidance}`, `seed ${seed}`, stopped?.replace(/ of .*/, "")].filter(Boolean);
+    const said = (result) => `Shown again: ${inShort(result).join(", ")}.`;
     // The fields and the status tell of the pictures that are seen.
     const back = (result) => {
       place.show(result);
-      fill({ ...result.given, status: `Shown again: ${inShort(result).join(", ")}.` });
+      fill({ ...result.given, status: said(result) });
     };
     const list = () => strip.replaceChildren(...(results.length < (place.last ? 2 : 1) ? [] : results).map((result) => {
       const words = Object.entries(result.given).map(([name, value]) => `${name} ${value}`).concat(result.stopped ?? []).join(", ");
@@ -144,6 +164,14 @@ window.ddpmResult = (() => {
         make("img", { src: result.image, alt: "" }), make("span", {}, inShort(result).join("\n")));
     }));
     list();
+    // After a reload: the result with these settings, if it is kept with its files. Returns the status, or null.
+    place.kept = (given) => {
+      const same = (result) => Object.entries(given).every(([name, value]) => result.given[name] === value);
+      const result = results.find((one) => same(one) && (one.stopped || one.files.length));
+      if (!result) return null;
+      place.show(result);
+      return said(result);
+    };
     place.shown = (shown) => {
       if (!shown.html) return list();
       const parsed = make("template");
@@ -151,7 +179,7 @@ window.ddpmResult = (() => {
       const tiles = parsed.content.querySelector(".tiles");
       const images = [...tiles.querySelectorAll("img")].map((image) => image.src);
       const given = JSON.parse(tiles.dataset.settings), passing = "passing" in tiles.dataset, { stopped } = tiles.dataset;
-      if (!stopped) offer(images);
+      if (!stopped) offer([...tiles.querySelectorAll(".tile")].map(pictureOf));
       history.replaceState(null, "", "#" + new URLSearchParams(given));
       const known = results.findIndex((result) => result.html === shown.html);
       if (known >= 0) results[known].files = shown.files; // those of an earlier server are gone
@@ -164,28 +192,24 @@ window.ddpmResult = (() => {
       list();
     };
     const panel = element.closest("[role=tabpanel]") ?? element;
-    panel.addEventListener("drop", async (event) => {
-      const file = event.dataTransfer.files[0];
+    const reopen = async (file) => {
       if (!file) return;
-      const { options, images, why } = await originOf(file, limit), name = text(file.name);
+      const { options, images, why } = await originOf(file, limit, server), name = text(file.name);
       if (!options) return fill({ status: `${name} ${why}` });
       const label = options.labels?.length === 1 ? classes[options.labels[0] + 1] : classes[0];
       fill({ ...options, number: images, label, again: false, status: `The settings of ${name}. Press Generate to draw it.` });
-    });
+    };
+    panel.addEventListener("drop", (event) => reopen(event.dataTransfer.files[0]));
+    chooser.addEventListener("change", () => (reopen(chooser.files[0]), (chooser.value = "")));
   }
 
   // What a file says of how it was made; or why it says nothing.
-  async function originOf(file, limit) {
+  async function originOf(file, limit, server) {
     if (file.size > limit) return { why: `is too large: it has ${Math.ceil(file.size / 2 ** 20)} MB, and the limit is ${limit / 2 ** 20} MB.` };
-    try {
-      const told = JSON.parse(texts(await file.arrayBuffer()).ddpm);
-      if (told.options) return told;
-    } catch {
-      // no PNG, or one of another program
-    }
-    const address = URL.createObjectURL(file), picture = await loaded(address).catch(() => null);
-    URL.revokeObjectURL(address);
-    const hint = "Drop a PNG that was saved on this page.";
+    const data = await address(file), told = await server.origin(data).catch(() => ({}));
+    if (told.options) return told;
+    const picture = await loaded(data).catch(() => null);
+    const hint = "Take a PNG, GIF or NPZ that was saved on this page.";
     return { why: picture ? `does not say how it was made. ${hint}` : `is not a picture. ${hint}` };
   }
 
@@ -260,6 +284,8 @@ window.ddpmResult = (() => {
     seek(film);
   });
 
+  const WAITED = "Stopped while it waited.";  // as in press.py
+
   // The end of a run that was not refused: `html` is empty if it was stopped. Returns the status.
   function finished(name, status, html, ...given) {
     const place = places[name], code = given.slice(place.saves.length);
@@ -269,9 +295,8 @@ window.ddpmResult = (() => {
     }
     if (!status.startsWith("Stopped")) return status;
     if (place.leave()) return status;
-    if (!place.last) return "Stopped before the first step.";
-    place.show(place.last);
-    return "Stopped before the first step. This is the result before.";
+    place.before();
+    return status === WAITED ? status : "Stopped before the first step.";
   }
 
   // The message of an error that has just come, for the status line. Gradio shows it a moment after it tells of the error.
@@ -280,7 +305,7 @@ window.ddpmResult = (() => {
     const said = [...document.querySelectorAll("[data-testid=toast-text]")].map((toast) => toast.textContent.trim());
     document.querySelectorAll("[data-testid=toast-close]").forEach((button) => button.click()); // once is enough
     const place = places[name], lost = await window.ddpm.lost(said.length ? 1 : 20);
-    if (!(lost && place?.leave()) && place?.last) place.show(place.last);
+    if (!(lost && place?.leave())) place?.before();
     return text(lost || said.pop() || "That did not work.");
   }
 
@@ -304,19 +329,5 @@ window.ddpmResult = (() => {
     element.querySelector(".code").replaceChildren(make("div", { class: "code-head" }, make("span", {}, label), copy), box);
   }
 
-  // The uncompressed texts of a PNG, by keyword (PNG specification, 11.3.4.3 and 11.3.4.5).
-  function texts(buffer) {
-    const view = new DataView(buffer), found = {}, decoder = new TextDecoder();
-    for (let at = 8; at + 12 <= buffer.byteLength; ) {
-      const size = view.getUint32(at), kind = decoder.decode(new Uint8Array(buffer, at + 4, 4));
-      if (kind === "tEXt" || kind === "iTXt") {
-        const words = decoder.decode(new Uint8Array(buffer, at + 8, size)).split("\0");
-        found[words[0]] = words[words.length - 1];
-      }
-      at += size + 12;
-    }
-    return found;
-  }
-
-  return { viewer, play, result, finished, refused, code, settings, fields, fromAddress, stale: (name) => places[name]?.last && places[name].stale(true) };
+  return { viewer, play, result, finished, refused, code, settings, fields, opened, stale: (name) => places[name]?.last && places[name].stale("This is of the picture before.") };
 })();

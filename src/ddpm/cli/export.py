@@ -16,7 +16,7 @@ class Target(StrEnum):
     web = "web"
 
 
-@sampling_flags(without=("labels", "guidance_rescale", "clip", "seed", "batch_size", "precision"))
+@sampling_flags(without=("labels", "guidance_interval", "guidance_rescale", "clip", "seed", "batch_size", "precision"))
 def export(
     model: ModelName,
     to: Annotated[Target, typer.Option(help="onnx: model.onnx and model.json; web: a page that samples by itself")],

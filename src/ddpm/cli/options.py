@@ -57,6 +57,10 @@ PATH: dict[str, Any] = {"parser": user_path, "metavar": "PATH"}
 
 Labels = Annotated[str | None, typer.Option(help="classes that images take in turn: 3, or 0,1,2, or names, or all")]
 GuidanceRescale = Annotated[float, typer.Option(min=0, max=1, help="0 to 1: undo guidance's contrast")]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="LOWEST HIGHEST", help="noise levels σ between which guidance acts, such as 0.3 5"),
+]
 Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 1 is off, 0 is unconditional")]
 SAMPLERS = ", ".join(f"{name} (the usual one)" if name == DEFAULT_SAMPLER else name for name in get_args(SamplerName))
 Sampler = Annotated[str | None, typer.Option(help=SAMPLERS, autocompletion=complete_sampler)]
@@ -83,6 +87,7 @@ Metadata = Annotated[
 SAMPLING: dict[str, tuple[Any, Any]] = {  # the fields of `ddpm.SamplingOptions` that are flags, with type and default
     "labels": (Labels, None),
     "guidance": (Guidance, 1.0),
+    "guidance_interval": (GuidanceInterval, None),
     "guidance_rescale": (GuidanceRescale, 0.0),
     "sampler": (Sampler, None),
     "steps": (int | None, None),

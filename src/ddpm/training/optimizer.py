@@ -83,6 +83,10 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a·x + b·x³ + c·x⁵,
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95
 MUON_SCALE = 0.4  # twice the root mean square of Adam's updates (0.2, Liu et al. 2025, section 2.2), by measurement
+# A weight is the average of its updates over 1/6 of the run at the full rate, however long the run is (Wang & Aitchison
+# 2024). Without decay weights grow with the square root of the steps: attention becomes a choice of one pixel, and what
+# is added to a kernel's output is lost beside it.
+MUON_DECAY = 6.0
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -107,11 +111,12 @@ class Muon:
 
     Args:
         named: the parameters, by name.
+        weight_decay: the part of a weight that a step takes away, divided by its learning rate (Liu et al. 2025).
         dtype: in which the products are computed: bf16 is enough, and faster where the hardware has it.
     """
 
-    def __init__(self, named: dict[str, nn.Parameter], dtype: torch.dtype = torch.float32):
-        self.dtype = dtype
+    def __init__(self, named: dict[str, nn.Parameter], weight_decay: float = 0.0, dtype: torch.dtype = torch.float32):
+        self.weight_decay, self.dtype = weight_decay, dtype
         self.shapes: dict[torch.Size, list[str]] = {}  # of the matrix -> names
         for name, parameter in named.items():
             self.shapes.setdefault(parameter.flatten(1).shape, []).append(name)
@@ -130,8 +135,10 @@ class Muon:
             average = momentum.lerp(gradients, 1 - MUON_MOMENTUM)
             torch.where(finite, average, momentum, out=momentum)
             ahead = gradients.lerp(average, MUON_MOMENTUM)  # Nesterov
-            rate = learning_rate * MUON_SCALE * math.sqrt(max(shape))
-            updates = torch.where(finite, orthogonalized(ahead.to(self.dtype)).float() * -rate, 0.0)
+            rate = MUON_SCALE * math.sqrt(max(shape))
+            updates = orthogonalized(ahead.to(self.dtype)).float() * rate
+            weights = torch.stack([p.flatten(1) for p in parameters])
+            updates = torch.where(finite, (updates + self.weight_decay * weights) * -learning_rate, 0.0)
             torch._foreach_add_(parameters, [u.view(p.shape) for u, p in zip(updates, parameters, strict=True)])
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -168,21 +175,18 @@ class Optimizer:
         network: the network to train.
         clip: largest norm of the gradient, or None.
         scales_loss: whether the loss needs a scale.
-        muon: None, or the number format of Muon's products.
+        muon: takes its steps with those of Adam, which leaves its parameters alone.
     """
 
-    def __init__(
-        self, network: nn.Module, clip: float | None, scales_loss: bool = False, muon: torch.dtype | None = None
-    ):
+    def __init__(self, network: nn.Module, clip: float | None, scales_loss: bool = False, muon: Muon | None = None):
         named = dict(network.named_parameters())
         self.parameters = list(named.values())
         device = self.parameters[0].device
         self.clip, self.scales_loss = clip, scales_loss
         self.scale = torch.tensor(2.0**16 if scales_loss else 1.0, device=device)
         self.good_steps = torch.tensor(0.0, device=device)
-        matrices = muon_parameters(network) if muon else {}
-        self.muon = Muon(matrices, muon) if muon else None
-        self.named = {name: parameter for name, parameter in named.items() if name not in matrices}
+        self.muon = muon
+        self.named = {name: p for name, p in named.items() if muon is None or name not in muon.parameters}
         self.adam = torch.optim.Adam(list(self.named.values()), fused=True)
 
     def zero_grad(self) -> None:

@@ -24,7 +24,7 @@ from ddpm.networks.unet import UNet
 from ddpm.training.batches import Batch
 from ddpm.training.compute import ComputePlan
 from ddpm.training.config import TrainingConfig
-from ddpm.training.optimizer import EMA, Optimizer
+from ddpm.training.optimizer import EMA, MUON_DECAY, Muon, Optimizer, muon_parameters
 
 # PyTorch's compiler writes out, as an image in float32, what two kernels use and what has five inputs or more. In the
 # derivative of a norm that has up to seven, six of them tiny. So it computes that twice (docs/reports/speed.md).
@@ -72,8 +72,11 @@ class Learner:
 
 def build_learner(network: UNet, diffusion: DiffusionConfig, training: TrainingConfig, plan: ComputePlan) -> Learner:
     """Return a learner for a network that is on its device already, compiled and wrapped for several processes."""
-    products = torch.bfloat16 if plan.dtype == torch.bfloat16 else torch.float32
-    muon = products if training.optimizer == "muon" else None
+    muon = None
+    if training.optimizer == "muon":
+        weight_decay = MUON_DECAY / (training.learning_rate * training.steps)
+        products = torch.bfloat16 if plan.dtype == torch.bfloat16 else torch.float32
+        muon = Muon(muon_parameters(network), weight_decay, products)
     optimizer = Optimizer(network, training.grad_clip, plan.scales_loss, muon)
     ema = EMA(network, training.ema_decay, training.ema_warmup)
     if plan.compile:
