@@ -105,3 +105,14 @@ def test_trace_reports_bad_input_in_one_line_and_keeps_files(
     assert word in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photograph.png", "taken.gif"]
     assert (tmp_path / "taken.gif").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("timesteps", "left"), [(50, "60%"), (100, "36%"), (200, "13%"), (1000, None)])
+def test_trace_says_how_much_of_the_image_the_last_frame_keeps(photograph, tmp_path, capsys, timesteps, left):
+    """Beta from 1e-4 to 0.02 whatever T is: few steps never reach noise, and the strip alone does not say why."""
+    out = tmp_path / "strip.png"
+    code = run(["trace", "--forward", photograph, "--timesteps", str(timesteps), "--frames", "2", "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert (code, out.exists()) == (0, True)
+    note = f"note: x_T keeps {left} of the image's variance: use more --timesteps or --schedule cosine\n"
+    assert printed == f"{note if left else ''}{out}\n"

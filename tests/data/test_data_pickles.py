@@ -47,6 +47,7 @@ def test_cifar_batch_never_runs_code(tmp_path, protocol):
         b"\x80\x02}q\x01(U\x04datac__builtin__\neval\n(U\x011tRu.",
         b"\x80\x02})" + b"2\x86" * 60 + b"Ns.",  # nested pairs as a key
         b"\x80\x02})q\x00" + b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60)) + b"Ns.",
+        b"\x80\x02)q\x00" + b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60)) + b"}h<Ns.",  # 60 is <
         b"\x80\x02}()" + b"2\x86" * 60 + b"Nu.",
         b"\x80\x02()" + b"2\x86" * 60 + b"Nd.",
         b"\x80\x04\x8f()" + b"2\x86" * 60 + b"\x90.",

@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -18,6 +17,8 @@ from PIL import Image
 
 from ddpm.common.errors import RunStopped, UserError
 from ddpm.data import DataConfig, Report, StreamDataset, open_dataset
+from ddpm.data import stream as stream_module
+from ddpm.data.images import BrokenFile
 from ddpm.data.stream import OPEN_SHARDS, BlockReader, Encoded, StreamPosition, TarShards
 from ddpm.diffusion.timestep_samplers import UniformSampler
 from ddpm.training.batches import BatchSource
@@ -351,13 +352,21 @@ def test_each_epoch_counts_its_blocks_from_0(size):
     assert places == [(n // blocks, n % blocks, n // blocks * size + n % blocks * 16) for n in range(7)]
 
 
-def test_tar_stream_names_the_image_whose_end_is_missing(tmp_path, write_tar):
-    """The file is cut while it is being read, so the listing cannot know."""
-    path = write_tar(tmp_path / "x.tar", {f"{number}.png": png_of(number) for number in range(3)})
-    shards, met = TarShards([path]), []
-    rows = shards.rows(0, 0, lambda name, reason: met.append(name))
-    assert next(rows).name == "x.tar/0.png"
+def test_tar_stream_names_an_image_that_the_disk_does_not_give(tmp_path, write_tar, monkeypatch):
+    """Such as one that was cut off after it was listed; the stream goes on with the next."""
+    path = write_tar(tmp_path / "x.tar", {f"{number}.png": png_of(number) + bytes(99 * number) for number in range(3)})
+    read = stream_module.read_tar_image
+
+    def failing(shard, offset, size):
+        if size == sizes[1]:
+            raise BrokenFile("input/output error")
+        return read(shard, offset, size)
+
     with tarfile.open(path) as archive:
-        os.truncate(path, archive.getmember("1.png").offset_data + 5)
-    assert list(rows) == []
-    assert met[:1] == ["x.tar/1.png"]
+        sizes = [member.size for member in archive]
+    assert len(set(sizes)) == 3
+    monkeypatch.setattr(stream_module, "read_tar_image", failing)
+    met = []
+    rows = list(TarShards([path]).rows(0, 0, lambda name, reason: met.append((name, reason))))
+    assert [(row.name, row.following) for row in rows] == [("x.tar/0.png", 1), ("x.tar/2.png", 3)]
+    assert met == [("x.tar/1.png", "input/output error")]

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm.common.errors import UserError
 from ddpm.data import open_dataset
 from ddpm.editing.editor import CurvePoint
 from ddpm.editing.inversion import RoundTrip
@@ -140,3 +141,13 @@ def test_a_picture_of_one_row_of_pixels_is_edited_too(tmp_path):
     assert (names, failures) == (["thin"], [])
     levels = (torch.tensor([9, 100, 250]) / 127.5 - 1)[:, None, None].expand(3, 4, 4)
     torch.testing.assert_close(pictures[0], levels)
+
+
+def test_folder_without_a_picture_says_what_was_left_out(tmp_path):
+    model = Shape((3, 4, 4), ("crop", 255))
+    with pytest.raises(UserError, match=r"no pictures in .*: looked for [^;]*$"):
+        read_folder(tmp_path, model)
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "sub" / "a.png")
+    with pytest.raises(UserError, match=r"no pictures in .*: looked for .*; left out: .*sub: \S"):
+        read_folder(tmp_path, model)

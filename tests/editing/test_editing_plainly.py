@@ -274,3 +274,22 @@ def test_defaults_of_an_inversion():
         assert {name: given[name] for name in published} == published | changed
     default = translate(one, x, 0, 2)
     assert torch.equal(default, translate(one, x, 0, 2, depth=1.0, evaluations=100, order=2))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_reconstructions_are_round_trips_of_the_same_settings(order):
+    editor = Editor(MODEL, labels=1)
+    trips = reconstructions(editor, IMAGES[:2], (0.3, 0.8), evaluations=12, order=order)
+    for trip, depth in zip(trips, (0.3, 0.8), strict=True):
+        alone = round_trip(editor, IMAGES[:2], depth=depth, evaluations=12, order=order)
+        assert torch.equal(trip.images, alone.images)
+        assert (trip.depth, trip.error, trip.psnr) == (alone.depth, alone.error, alone.psnr)
+
+
+def test_the_last_images_are_edited_in_a_batch_as_large_as_the_others(monkeypatch):
+    """So that an image has the same bits wherever it stands, because kernels add in an order of their own per shape."""
+    forward, sizes = Waves.forward, []
+    monkeypatch.setattr(Waves, "forward", lambda self, x, *more: sizes.append(len(x)) or forward(self, x, *more))
+    monkeypatch.setattr(type(MODEL), "default_batch_size", 2)
+    assert len(sdedit(Editor(MODEL, seed=5, labels=1), IMAGES, 0.5, steps=4)) == 5
+    assert set(sizes) == {2}

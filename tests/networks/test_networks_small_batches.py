@@ -115,3 +115,10 @@ def test_full_and_gradient_batches_are_as_asked(model, monkeypatch):
     denoiser(x, 10)
     assert rows == [4]  # a backward pass is not compared
     assert model._copies.smallest_batch(torch.float32, 4, 4) == 4
+
+
+def test_what_was_found_with_guidance_is_not_taken_for_a_batch_without(model, monkeypatch):
+    """8 images of 16 are 16 of 32 rows with guidance; without, 8 of 32 images are 8 of 32 rows, and differ here."""
+    monkeypatch.setattr(inference, "layer_outputs", lambda network, dtype, rows: [torch.full((rows,), rows >= 16)])
+    assert model._copies.smallest_batch(torch.float32, 8, 16, rows=2) == 8
+    assert model._copies.smallest_batch(torch.float32, 8, 32) == 32

@@ -322,3 +322,10 @@ def test_tasks_make_the_operators_of_their_parameters():
     assert torch.equal(lost[0], lost[2])
     assert Task("superresolve", scale=3).restored_shape((1, 4, 5), 3) == (3, 12, 15)
     assert Task("denoise", scale=3).restored_shape((1, 4, 5), 3) == (3, 4, 5)
+
+
+def test_columns_of_a_report_come_as_in_its_fullest_row(tmp_path):
+    """A picture that failed first, whose row is short and in another order, does not move them."""
+    rows = [{"error": "no", "name": "a"}, {"name": "b", "seconds": 1, "error": ""}, {"name": "c", "error": "", "z": 2}]
+    write_report(tmp_path / "r.csv", rows)
+    assert (tmp_path / "r.csv").read_text().splitlines()[0] == "name,seconds,error,z"

@@ -237,9 +237,9 @@ def test_marked_pixels_begin_at_half_of_the_levels():
     assert marked(almost).all()  # one pixel that is not quite opaque makes it a mask with transparency
 
 
-@pytest.mark.parametrize(("opaque", "spread", "erased"), [(9, 8, True), (9, 4, False), (8, 8, False), (15, 8, True)])
+@pytest.mark.parametrize(("opaque", "spread", "erased"), [(9, 7, True), (9, 6, False), (8, 7, False), (15, 7, True)])
 def test_picture_with_an_erased_part_is_told_from_a_painted_mask(opaque, spread, erased):
-    """More than half is opaque, with many grey values; `spread` is their standard deviation, rounded."""
+    """More than half is opaque, with many grey values; `spread` + 1 is their standard deviation."""
     grey = torch.full((16,), 100)
     count = opaque // 2
     grey[:count], grey[count : 2 * count] = 100 - spread - 1, 100 + spread + 1

@@ -289,3 +289,40 @@ def test_load_config_accepts_or_refuses_any_tree_in_one_line(tmp_path_factory, t
         load_config(path)
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("process", "diffusion", {"timesteps": 100}),
+        ("diffusion.timestep_draw", "diffusion.timestep_sampler", "stratified"),
+        ("training.decay", "training.lr_schedule", "cosine"),
+        ("training.clip", "training.grad_clip", 1.0),
+        ("training.ema", "training.ema_decay", 0.99),
+        ("training.keep", "training.keep_checkpoints", 3),
+        ("training.track", "training.loggers", ["wandb"]),
+        ("training.skip_at_most", "training.max_bad_steps", 5),
+    ],
+)
+def test_a_field_by_its_former_name_is_answered_with_its_present_one(tmp_path, old, new, value):
+    """The names of version 0.1, in a file and on the command line; the present one takes the same value."""
+
+    def tree_of(name):
+        section, _, field = name.partition(".")
+        return {"data": {"source": "digits"}, section: {field: value} if field else value}
+
+    path = tmp_path / "old.yaml"
+    for name, error in ((old, rf"{old} is now called {new}$"), (new, None)):
+        path.write_text(yaml.safe_dump(tree_of(name)))
+        words = {f"{name}.timesteps": 100} if isinstance(value, dict) else {name: value}
+        if error:
+            with pytest.raises(UserError, match=error):
+                load_config(path)
+            with pytest.raises(UserError, match=rf"^{error}"):
+                load_config("digits", words)
+        else:
+            for found in (load_config(path), load_config("digits", words)):
+                dumped = found.model_dump()
+                for part in name.split("."):
+                    dumped = dumped[part]
+                assert (dumped["timesteps"] == 100) if isinstance(value, dict) else (dumped == value)
