@@ -292,9 +292,9 @@ def test_a_server_that_is_stopped_in_the_middle_of_a_drawing_is_said_so(browser,
         visit.press("Generate")
         visit.status("of 1000")
         page.close()
-        visit.status("The server was stopped. Start it again in its terminal.")
+        visit.status("The server was stopped. Start it again in its terminal, with the same command.")
         visit.press("Generate")
         visit.status("Waiting for the model")
-        visit.status("The server was stopped. Start it again in its terminal.")
+        visit.status("The server was stopped. Start it again in its terminal, with the same command.")
         assert visit.button("Generate").is_visible()
         visit.wrong.clear()  # the browser logs that nobody answers

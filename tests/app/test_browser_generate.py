@@ -131,16 +131,15 @@ def test_a_dropped_picture_gives_its_settings_and_is_drawn_again(visit, uploads,
         return np.asarray(Image.open(tmp_path / name))
 
     def draw() -> str:
-        before = visit.page.url
         visit.press("Generate")
-        visit.until(lambda: visit.page.url != before)
+        visit.status("Waiting for the model")
         visit.status("Done: 16 images")
         return re.search(r"seed=(\d+)", visit.page.url)[1]
 
     seed, first = draw(), save("first.png")
     assert draw() != seed
     visit.drop(tmp_path / "first.png")
-    visit.status("The settings of first.png.")
+    visit.status("The settings of first.png. Shown again: all,")  # it is among the earlier results
     assert visit.panel.get_by_label("Seed").first.input_value() == seed
     assert draw() == seed  # and not a new one
     assert np.array_equal(save("again.png"), first)
@@ -152,8 +151,12 @@ def test_a_dropped_picture_gives_its_settings_and_is_drawn_again(visit, uploads,
         download.value.save_as(files[words])
     visit.panel.get_by_label("A new seed at each press").check()
     assert draw() != seed
+    visit.page.evaluate("sessionStorage.clear()")
+    visit.page.reload()  # with another address, so that nothing is kept
+    visit.status("Done: 16 images")
     visit.drop(files["Animation, GIF"])
-    visit.status("The settings of kept.gif.")
+    visit.status("The settings of kept.gif. Press Generate to draw it.")
+    visit.panel.get_by_text("This is the result before.").wait_for()
     assert visit.panel.get_by_label("Seed").first.input_value() == seed
     visit.number("Images", 3)
     visit.panel.get_by_label("Saved file").set_input_files(files["Array, NPZ"])
@@ -287,8 +290,12 @@ def test_the_moments_of_a_run_are_seen_on_its_images(visit):
     visit.panel.get_by_label("what the network expects").uncheck()
     assert moment.evaluate("slider => getComputedStyle(slider).outlineStyle") == "none"  # it would cut the words
     status = visit.panel.locator(".status").inner_text()
+    moment.press("Home")
+    visit.button("Play").evaluate("button => { button.click(); if (button.textContent === 'Pause') button.click(); }")
+    visit.button("Play").wait_for()
+    visit.until(lambda: visit.panel.locator(".status").inner_text() == status)
+    assert words.inner_text() != "the image itself"  # it was paused at once
     visit.button("Play").click()
-    visit.status("Replay: how the images came about")
     visit.panel.locator(".projected").wait_for(state="detached")
     assert words.inner_text() == "the image itself"
     visit.until(lambda: visit.panel.locator(".status").inner_text() == status)

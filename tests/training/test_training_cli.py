@@ -181,7 +181,10 @@ def test_train_minutes_fit_the_run_to_a_measured_time(command, tmp_path, monkeyp
     [
         (["tiny.yaml", "--minutes", 5, "--training.steps", 10], "give one of --minutes and --training.steps"),
         (["--resume", "run", "--minutes", 5], "--resume takes everything from the run"),
-        (["tiny.yaml", "--minutes", 0.01], "0.01 minutes are too short"),
+        (
+            ["tiny.yaml", "--minutes", 0.01],
+            "a run of 0.01 min is too short: a step takes 0.5 s and a preview 27 s here; give it 1 min or more",
+        ),
     ],
 )
 def test_train_minutes_that_cannot_be_are_refused(command, monkeypatch, words, message):

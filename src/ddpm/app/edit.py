@@ -261,9 +261,7 @@ def tab(model: Model, name: str) -> list[Any]:
                 to = choice(names, names[0], "Translate to")
             pressed = buttons("Edit")
         with gr.Column(scale=1, min_width=300):
-            outcome = Outcome(
-                "edit", "Choose a strength and a class, then press Edit.", ["Picture, PNG", "Result, PNG"]
-            )
+            outcome = Outcome("edit", "Choose what to do, then press Edit.", ["Picture, PNG", "Result, PNG"])
     own = [label, *fields()]
     outcome.code()
     gr.Markdown("## From one picture to another")

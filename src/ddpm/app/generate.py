@@ -49,6 +49,7 @@ EVERY_CLASS = "every class in turn"
 FILES = ("Grid, PNG", "Images, ZIP", "Animation, GIF", "Array, NPZ")
 MOST_CHIPS = 12  # classes that are shown side by side
 SEED_INFO = "The same seed draws the same images."
+LIVE = '<span class="live">Drawing …</span>'  # the status while a slider moves
 USUAL_GUIDANCE = 1.5  # more digits are read as asked for than with 1 (README)
 QUICK_FLOPS = 1e12  # about ten seconds of one processor core
 
@@ -363,7 +364,7 @@ def tab(model: Model, name: str, page: gr.Blocks) -> list[Any]:
         saying = [follows, outcome.status], outcome.status
         own = {"concurrency_id": "model", "trigger_mode": "always_last", **QUIET}
         sliders = [number.input, steps.input, guidance.input, seed.input, label.input, sampler.input]
-        gr.on([*sliders, dice.click], None, *saying, js="(on, now) => on ? 'Drawing …' : now", **QUIET)
+        gr.on([*sliders, dice.click], None, *saying, js=f"(on, now) => on ? {json.dumps(LIVE)} : now", **QUIET)
         for run in (
             gr.on(sliders, show_user_errors(follow), [follows, *fields], outcome.outputs, **own),
             rolled.then(show_user_errors(follow), [follows, *fields], outcome.outputs, **own),

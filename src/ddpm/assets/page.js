@@ -2,7 +2,7 @@
 // keyboard. Gradio calls these functions when it has made their elements.
 window.ddpm = (() => {
   const { make, pads, pad, marking, ready } = window.ddpmPad;
-  const { viewer, play, ...results } = window.ddpmResult;
+  const { viewer, toggle, ...results } = window.ddpmResult;
 
   // A choice: a list, or buttons side by side. options: label, info (may be empty), choices, chips
   let groups = 0;
@@ -108,18 +108,15 @@ window.ddpm = (() => {
   const EVERY = 2000; // milliseconds
   const banner = make("p", { class: "lost", role: "alert" });
   let model = null, serverId = null;
-  const gone = () => {
-    const command = model && `, with: ddpm app ${model}${location.port === "7860" ? "" : ` --port ${location.port}`}`;
-    return `The server was stopped. Start it again in its terminal${command ?? ""}. This page then goes on.`;
-  };
+  const GONE = "The server was stopped. Start it again in its terminal, with the same command. This page then goes on.";
   const ask = () => fetch(`${window.gradio_config.root}${window.gradio_config.api_prefix}/app_id`, { cache: "no-store" }).catch(() => null);
   async function watchServer() {
     if (document.hidden || !window.gradio_config) return;
     const answer = await ask();
     if (!answer) {
-      banner.textContent = gone();
+      banner.textContent = GONE;
       // nothing will be drawn any more
-      for (const running of document.querySelectorAll(".status .running")) running.parentElement.textContent = gone();
+      for (const running of document.querySelectorAll(".status .running, .status .live")) running.parentElement.textContent = GONE;
       return document.body.append(banner);
     }
     banner.remove();
@@ -136,7 +133,7 @@ window.ddpm = (() => {
   // What to do about a server that has gone; nothing if it answers. It may take a while to go.
   async function lost(tries) {
     for (; tries; tries--) {
-      if (!(await ask())) return gone();
+      if (!(await ask())) return GONE;
       if (tries > 1) await new Promise((resolve) => setTimeout(resolve, 200));
     }
   }
@@ -226,7 +223,7 @@ window.ddpm = (() => {
     const tab = event.target.closest?.("[role=tab]");
     if (tab) sessionStorage.setItem(TAB, tab.textContent.trim());
     const player = event.target.closest?.(".play");
-    if (player) play(player.closest(".film"));
+    if (player) toggle(player.closest(".film"));
     const chosen = event.target.closest?.("[data-use], [data-stop], [data-dismiss]")?.dataset;
     if (chosen) chosen.use ? use(chosen.use) : (chosen.stop ? stop : dismiss)(event.target.closest("button"));
   }, true);

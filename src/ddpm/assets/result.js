@@ -197,7 +197,11 @@ window.ddpmResult = (() => {
       const { options, images, why } = await originOf(file, limit, server), name = text(file.name);
       if (!options) return fill({ status: `${name} ${why}` });
       const label = options.labels?.length === 1 ? classes[options.labels[0] + 1] : classes[0];
-      fill({ ...options, number: images, label, again: false, status: `The settings of ${name}. Press Generate to draw it.` });
+      const { sampler, steps, guidance, seed } = options;
+      const known = place.kept({ label, sampler, steps, guidance, seed, number: images });
+      if (!known) place.before();
+      const status = `The settings of ${name}. ${known ?? "Press Generate to draw it."}`;
+      fill({ ...options, number: images, label, again: false, status });
     };
     panel.addEventListener("drop", (event) => reopen(event.dataTransfer.files[0]));
     chooser.addEventListener("change", () => (reopen(chooser.files[0]), (chooser.value = "")));
@@ -263,18 +267,25 @@ window.ddpmResult = (() => {
   const REPLAY = "Replay: how the images came about …";
   let playing = null, said = "";
   async function play(film) {
-    const range = film.querySelector("[type=range]"), mine = (playing = {});
+    const range = film.querySelector("[type=range]"), button = film.querySelector(".play"), mine = (playing = { film });
+    if (button) button.textContent = "Pause";
     const status = film.closest("[role=tabpanel]").querySelector(".status");
     if (status.textContent !== REPLAY) said = status.innerHTML;
     status.textContent = REPLAY;
-    for (let place = 0; place <= +range.max && playing === mine && film.isConnected; place++) {
+    const start = range.value === range.max ? 0 : +range.value;
+    for (let place = start; place <= +range.max && playing === mine && film.isConnected; place++) {
       range.value = place;
       seek(film);
       await new Promise((resolve) => setTimeout(resolve, FRAME));
     }
+    if (playing === mine) playing = null;
+    if (button && playing?.film !== film) button.textContent = "Play";
     // the status may tell of another run by now
-    if (status.textContent === REPLAY && (playing === mine || !playing)) status.innerHTML = said;
+    if (status.textContent === REPLAY && !playing) status.innerHTML = said;
   }
+
+  // Play a film from where it stands, or pause it.
+  const toggle = (film) => (playing?.film === film ? (playing = null) : play(film));
 
   document.addEventListener("input", (event) => {
     const guess = event.target.closest?.(".guess");
@@ -329,5 +340,5 @@ window.ddpmResult = (() => {
     element.querySelector(".code").replaceChildren(make("div", { class: "code-head" }, make("span", {}, label), copy), box);
   }
 
-  return { viewer, play, result, finished, refused, code, settings, fields, opened, stale: (name) => places[name]?.last && places[name].stale("This is of the picture before.") };
+  return { viewer, toggle, result, finished, refused, code, settings, fields, opened, stale: (name) => places[name]?.last && places[name].stale("This is of the picture before.") };
 })();

@@ -138,7 +138,7 @@ def decode(data: bytes, channels: int, background=255, smallest: int = SMALLEST_
     except BrokenFile:
         raise
     except Image.DecompressionBombError as error:
-        raise BrokenFile("it would unpack to too many pixels") from error
+        raise BrokenFile(str(error).partition(",")[0]) from error
     except Exception as error:  # decoders raise anything at all on damaged data
         raise BrokenFile(_unread_format(data, name) or _reason(error)) from error
 

@@ -14,6 +14,7 @@ from ddpm.training.tracking import size_of
 from ddpm.training.trainer import Trainer
 
 WARM_UP, FEWEST = 3, 5  # steps
+FEWEST_STEPS = 10  # of a run that is fitted to a time
 LEAST_SECONDS = 2.0  # a GPU takes many steps in that time, and its queue of batches settles
 
 
@@ -54,17 +55,17 @@ def fitted(trainer: Trainer, minutes: float) -> TrainingConfig:
     The warm-up, the memory of the average, and the intervals of checkpoints and previews keep their proportion to the
     run. The time of starting and of evaluations comes on top.
 
-    Raises UserError if not even 10 steps fit.
+    Raises UserError if not even `FEWEST_STEPS` steps fit.
     """
     per_step, old = max(gather([seconds_per_step(trainer)])), trainer.config.training
     previews = old.steps // old.preview_every if old.preview_every else 0
     # a forward pass is a third of a training step's work
     preview = old.preview_images * old.preview_steps * per_step / old.batch_size / 3
     steps = round((60 * minutes - previews * preview) / per_step)
-    if steps < 10:
-        raise UserError(
-            f"{minutes:g} minutes are too short: one step takes {per_step:.2g} s, a preview {preview:.2g} s"
-        )
+    if steps < FEWEST_STEPS:
+        enough = math.ceil((FEWEST_STEPS * per_step + previews * preview) / 60)
+        times = f"a step takes {per_step:.2g} s and a preview {preview:.2g} s"
+        raise UserError(f"a run of {minutes:g} min is too short: {times} here; give it {enough} min or more")
     return scaled(old, steps)
 
 
