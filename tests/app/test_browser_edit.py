@@ -37,6 +37,7 @@ def test_edit_and_translate_and_interpolate(visit):
     visit.open("Edit")
     visit.unfold("Guidance, steps and seed")
     visit.number("Steps", 4)
+    visit.pad().get_by_role("button", name="Example 1 (class 0)").click()
     visit.press("Edit")
     visit.status("Strength 0.5: PSNR")
     visit.panel.get_by_label("translate it to another class").check()
