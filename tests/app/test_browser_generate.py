@@ -131,8 +131,9 @@ def test_a_dropped_picture_gives_its_settings_and_is_drawn_again(visit, uploads,
         return np.asarray(Image.open(tmp_path / name))
 
     def draw() -> str:
+        visit.page.evaluate("history.replaceState(null, '', '#')")
         visit.press("Generate")
-        visit.status("Waiting for the model")
+        visit.until(lambda: "seed=" in visit.page.url)  # a result writes its settings there
         visit.status("Done: 16 images")
         return re.search(r"seed=(\d+)", visit.page.url)[1]
 

@@ -120,7 +120,7 @@ def test_shard_paths_bounds_brace_patterns():
 
 
 def test_tar_names_what_it_skips(tmp_path, encode, pixels, write_tar):
-    """An empty member is no image; one of which the end is missing is told apart from a damaged one."""
+    """An empty member is no image; one that is cut off is reported as such, and not as damaged."""
     data = {"a.png": encode(pixels(0)), "b.png": b"", "c.png": encode(pixels(1, 64, 64))}
     write_tar(tmp_path / "x.tar", data)
     whole = opened(tmp_path / "x.tar")

@@ -353,7 +353,7 @@ def test_each_epoch_counts_its_blocks_from_0(size):
 
 
 def test_tar_stream_names_an_image_that_the_disk_does_not_give(tmp_path, write_tar, monkeypatch):
-    """Such as one that was cut off after it was listed; the stream goes on with the next."""
+    """For example, if the archive was cut off after it was listed. The stream continues with the next image."""
     path = write_tar(tmp_path / "x.tar", {f"{number}.png": png_of(number) + bytes(99 * number) for number in range(3)})
     read = stream_module.read_tar_image
 

@@ -49,7 +49,7 @@ EVERY_CLASS = "every class in turn"
 FILES = ("Grid, PNG", "Images, ZIP", "Animation, GIF", "Array, NPZ")
 MOST_CHIPS = 12  # classes that are shown side by side
 SEED_INFO = "The same seed draws the same images."
-LIVE = '<span class="live">Drawing …</span>'  # the status while a slider moves
+LIVE = '<span class="drawing">Drawing …</span>'  # the status while a slider moves
 USUAL_GUIDANCE = 1.5  # more digits are read as asked for than with 1 (README)
 QUICK_FLOPS = 1e12  # about ten seconds of one processor core
 

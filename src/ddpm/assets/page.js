@@ -116,7 +116,7 @@ window.ddpm = (() => {
     if (!answer) {
       banner.textContent = GONE;
       // nothing will be drawn any more
-      for (const running of document.querySelectorAll(".status .running, .status .live")) running.parentElement.textContent = GONE;
+      for (const running of document.querySelectorAll(".status .running, .status .drawing")) running.parentElement.textContent = GONE;
       return document.body.append(banner);
     }
     banner.remove();
@@ -139,12 +139,13 @@ window.ddpm = (() => {
   }
   document.addEventListener("visibilitychange", watchServer);
 
-  // What is wrong with the number in a field is said beside it while one types. It is replaced when one leaves the field.
+  // Give a field a value, as if it were typed.
   function put(field, value) {
     if (field.value === String(value)) return;
     field.value = value;
     field.dispatchEvent(new Event("input", { bubbles: true }));
   }
+  // What is wrong with the number in a field is said beside it while one types. It is replaced when one leaves the field.
   const good = new WeakMap(); // the last possible number of a field
   function wrong({ value, min, max, step, validity }) {
     if (value === "") return validity.badInput ? "This is not a number." : "";

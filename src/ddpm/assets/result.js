@@ -164,7 +164,7 @@ window.ddpmResult = (() => {
         make("img", { src: result.image, alt: "" }), make("span", {}, inShort(result).join("\n")));
     }));
     list();
-    // After a reload: the result with these settings, if it is kept with its files. Returns the status, or null.
+    // Show the result with these settings, if it is kept with its files. Returns the status, or null.
     place.kept = (given) => {
       const same = (result) => Object.entries(given).every(([name, value]) => result.given[name] === value);
       const result = results.find((one) => same(one) && (one.stopped || one.files.length));

@@ -46,7 +46,7 @@ def trace(
     from ddpm.model import load
     from ddpm.plotting.animation import check_animation
     from ddpm.plotting.trace import trace_forward, trace_model
-    from ddpm.training.config import VISIBLE_SIGNAL
+    from ddpm.training.config import visible_signal
 
     check_animation(out, fps=fps, hold=hold, overwrite=overwrite)
     shown = {"frames": frames or (10 if out.suffix.lower() == ".png" else 60), "frame_spacing": frame_spacing}
@@ -55,9 +55,8 @@ def trace(
         if forward is None:
             raise UserError("nothing to trace: give a MODEL, or --forward IMAGE, or both")
         diffusion = NoiseSchedule(make_betas(schedule, timesteps))
-        left = float(diffusion.alphas_cumprod[-1])
-        if left > VISIBLE_SIGNAL:
-            print(f"note: x_T keeps {left:.0%} of the image's variance: use more --timesteps or --schedule cosine")
+        if left := visible_signal(float(diffusion.alphas_cumprod[-1])):
+            print(f"note: {left}: use more --timesteps or --schedule cosine")
         trajectory = trace_forward(diffusion, prepared(forward), seed=sampling["seed"], **shown)
     else:
         loaded = load(model)

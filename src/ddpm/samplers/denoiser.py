@@ -140,11 +140,11 @@ class Denoiser:
     def _guided(self, x_t: Tensor, times: Tensor, labels: Tensor | None, weight: float | Tensor) -> Tensor:
         """Return the network's output, with classifier-free guidance (Ho & Salimans 2022), both halves in one batch."""
         x = x_t if self.dtype is None else x_t.to(self.dtype)
-        if labels is None or self.null_label is None or (_takes_one_row(weight) and weight == 1):
+        if labels is None or self.null_label is None:
             return self.network(x, times, labels)
         null = torch.full_like(labels, self.null_label)
         if _takes_one_row(weight):
-            return self.network(x, times, null)
+            return self.network(x, times, labels if weight else null)
         both = self.network(torch.cat([x, x]), torch.cat([times, times]), torch.cat([labels, null]))
         conditional, unconditional = both.to(x_t.dtype).chunk(2)
         channels = x.shape[1]  # guidance moves the mean; a learned variance stays the class's own

@@ -149,13 +149,17 @@ def config_notes(config: Config) -> list[str]:
             f"training.warmup ({training.warmup:,}) is longer than the run ({training.steps:,} steps): the learning "
             f"rate only reaches {reached:.2g} of {training.learning_rate:.2g}"
         )
-    left = float(diffusion.build_schedule().alphas_cumprod[-1])  # Var x_T = ᾱ_T Var x_0 + (1 - ᾱ_T), eq. 4
-    if left > VISIBLE_SIGNAL:
+    if left := visible_signal(float(diffusion.build_schedule().alphas_cumprod[-1])):
         notes.append(
-            f"x_T keeps {left:.0%} of the image's variance, but sampling starts from pure noise: use more "
+            f"{left}, but sampling starts from pure noise: use more "
             "diffusion.timesteps, a larger diffusion.beta_end or diffusion.schedule cosine"
         )
     return notes
+
+
+def visible_signal(alpha_bar: float) -> str | None:
+    """Say how much x_T keeps of the image, by ᾱ_T, if one can see it: Var x_T = ᾱ_T Var x_0 + (1 - ᾱ_T), eq. 4."""
+    return f"x_T keeps {alpha_bar:.0%} of the image's variance" if alpha_bar > VISIBLE_SIGNAL else None
 
 
 def preset_names() -> list[str]:
