@@ -79,6 +79,7 @@ def test_a_mask_is_painted_by_keys(visit):
 
 def test_a_refused_run_says_why_and_can_be_pressed_again(visit):
     visit.open("Restore")
+    visit.pad().locator(".pad-examples button").first.click()
     visit.choose("Damage", "random pixels are lost")
     visit.press("Restore")
     visit.status("Done: 4 draws.")
